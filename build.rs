@@ -1,0 +1,40 @@
+//! Generates both forms of the Diff service from `protos/`.
+//!
+//! gRPC: server code only, its messages are containerd-client's own structs. ttrpc: messages of
+//! rust-protobuf and a service trait. Neither needs `protoc`.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=protos");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    let files = protox::compile(["services/diff/v1/diff.proto"], ["protos/api"])?;
+    tonic_prost_build::configure()
+        .build_client(false)
+        .extern_path(".containerd.services.diff.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.types", "::containerd_client::types")
+        .compile_fds(files)?;
+
+    let generated = out.join("ttrpc");
+    fs::create_dir_all(&generated)?;
+    ttrpc_codegen::Codegen::new()
+        .out_dir(&generated)
+        .inputs([
+            "protos/api/services/diff/v1/diff.proto",
+            "protos/api/types/descriptor.proto",
+            "protos/api/types/mount.proto",
+        ])
+        .include("protos/api")
+        .rust_protobuf()
+        .customize(ttrpc_codegen::Customize { async_all: true, ..Default::default() })
+        .run()?;
+    // The generated files carry inner attributes, which `include!` refuses: they are modules of a file.
+    let mut modules = String::new();
+    for name in ["descriptor", "mount", "diff", "diff_ttrpc"] {
+        let file = generated.join(format!("{name}.rs"));
+        modules.push_str(&format!("#[path = {:?}]\npub mod {name};\n", file.display().to_string()));
+    }
+    fs::write(out.join("ttrpc_modules.rs"), modules)?;
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Who asks: the namespace and lease a request came with, and whether it is still wanted.
+//!
+//! A [`Call`] goes with every request from the edge down to the content store. [`Cancel`] is the one
+//! flag that every stage looks at, at least once a buffer and in every wait.
+
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::error::{Classify, Kind};
+
+/// A containerd namespace, checked against containerd's identifier grammar.
+///
+/// Source: containerd `pkg/identifiers/validate.go`: at most 76 bytes, runs of `[A-Za-z0-9]` joined
+/// by single `.`, `_` or `-`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Namespace(String);
+
+/// Why a namespace header is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NamespaceError {
+    /// The header is absent; the same status the daemon itself answers.
+    #[error("the request names no namespace")]
+    Missing,
+    /// Not an identifier.
+    #[error("namespace {0:?} is not an identifier of at most 76 bytes")]
+    Malformed(String),
+}
+
+impl Classify for NamespaceError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Missing => Kind::Conflict,
+            Self::Malformed(_) => Kind::Malformed,
+        }
+    }
+    fn reason(&self) -> &'static str {
+        "request.namespace"
+    }
+}
+
+impl Namespace {
+    /// Longest identifier containerd accepts, in bytes.
+    const MAX_LEN: usize = 76;
+
+    /// The identifier.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Namespace {
+    type Err = NamespaceError;
+
+    fn from_str(text: &str) -> Result<Self, NamespaceError> {
+        let runs = text.split(['.', '_', '-']);
+        let well_formed =
+            runs.into_iter().all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_alphanumeric()));
+        if text.len() > Self::MAX_LEN || !well_formed {
+            return Err(NamespaceError::Malformed(text.chars().take(80).collect()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One request's identity; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Forwarded on every call to the content store.
+    pub namespace: Namespace,
+    /// Forwarded when the request brought one.
+    pub lease: Option<String>,
+    /// Set when the client goes away, asks to stop, or its deadline passes.
+    pub cancel: Cancel,
+}
+
+impl Call {
+    /// A call without lease or deadline.
+    pub fn new(namespace: Namespace) -> Self {
+        Self { namespace, lease: None, cancel: Cancel::new() }
+    }
+}
+
+/// A flag shared by everything that works for one request.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+}
+
+/// Why work stopped early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cancelled {
+    /// The client cancelled or went away.
+    #[error("cancelled")]
+    ByCaller,
+    /// The client's deadline passed.
+    #[error("deadline exceeded")]
+    Deadline,
+}
+
+impl Classify for Cancelled {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::ByCaller => Kind::Cancelled,
+            Self::Deadline => Kind::DeadlineExceeded,
+        }
+    }
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::ByCaller => "call.cancelled",
+            Self::Deadline => "call.deadline",
+        }
+    }
+}
+
+impl Cancel {
+    /// How long any wait may last before it looks at the flag again.
+    pub const POLL: Duration = Duration::from_millis(100);
+
+    /// Not cancelled, no deadline.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancels itself at `deadline`.
+    pub fn with_deadline(deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..Self::default() }
+    }
+
+    /// Asks everything that shares this flag to stop.
+    pub fn cancel(&self) {
+        self.flag.store(true, Ordering::Release);
+    }
+
+    /// Errors when work should stop.
+    pub fn check(&self) -> Result<(), Cancelled> {
+        if self.flag.load(Ordering::Acquire) {
+            return Err(Cancelled::ByCaller);
+        }
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(Cancelled::Deadline),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_follow_containerds_identifier_grammar() {
+        for good in ["default", "k8s.io", "moby", "a_b-c.d0", &"a".repeat(76)] {
+            assert!(good.parse::<Namespace>().is_ok(), "{good}");
+        }
+        for bad in ["", ".", "a..b", "-a", "a-", "a/b", "a b", "é", &"a".repeat(77)] {
+            assert!(bad.parse::<Namespace>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_clone_shares_the_flag() {
+        let cancel = Cancel::new();
+        let seen = cancel.clone();
+        assert_eq!(seen.check(), Ok(()));
+        cancel.cancel();
+        assert_eq!(seen.check(), Err(Cancelled::ByCaller));
+    }
+
+    #[test]
+    fn a_passed_deadline_is_an_error_of_its_own() {
+        assert_eq!(Cancel::with_deadline(Instant::now()).check(), Err(Cancelled::Deadline));
+    }
+}

@@ -1,0 +1,193 @@
+//! Content digests: `algorithm:hex`, parsed before they name anything, and the hashers that make them.
+//!
+//! Source: OCI image specification, descriptor.md, section "Digests".
+
+use std::{fmt, str::FromStr};
+
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
+
+use crate::error::{Classify, Kind};
+
+/// The hash algorithms a descriptor may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// 32 bytes; what every registry uses.
+    Sha256,
+    /// 48 bytes.
+    Sha384,
+    /// 64 bytes.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The registered name, as it stands before the colon.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// Length of the digest in bytes; its hex form is twice as long.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Sha256 => 32,
+            Self::Sha384 => 48,
+            Self::Sha512 => 64,
+        }
+    }
+}
+
+/// A parsed digest. Its text form is lower case and safe as a single path component after the colon.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    algorithm: Algorithm,
+    hex: Box<str>,
+}
+
+/// Why a text is not a digest we accept.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("digest {text:?} is not sha256, sha384 or sha512 with lower-case hex of the exact length")]
+pub struct DigestError {
+    text: String,
+}
+
+impl Classify for DigestError {
+    fn kind(&self) -> Kind {
+        Kind::Malformed
+    }
+    fn reason(&self) -> &'static str {
+        "request.digest"
+    }
+}
+
+impl Digest {
+    /// SHA-256 of `bytes`.
+    pub fn sha256(bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// The algorithm before the colon.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The hexadecimal digits after the colon.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let refuse = || DigestError { text: text.chars().take(160).collect() };
+        let (name, hex) = text.split_once(':').ok_or_else(refuse)?;
+        let algorithm = [Algorithm::Sha256, Algorithm::Sha384, Algorithm::Sha512]
+            .into_iter()
+            .find(|algorithm| algorithm.as_str() == name)
+            .ok_or_else(refuse)?;
+        let lower_hex = hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !lower_hex || hex.len() != 2 * algorithm.len() {
+            return Err(refuse());
+        }
+        Ok(Self { algorithm, hex: hex.into() })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.as_str(), self.hex)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A running hash of one of the algorithms.
+#[derive(Clone, Debug)]
+pub struct Hasher(State);
+
+#[derive(Clone, Debug)]
+enum State {
+    Sha256(Sha256),
+    Sha384(Sha384),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    /// A hash of nothing yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::new()),
+            Algorithm::Sha384 => State::Sha384(Sha384::new()),
+            Algorithm::Sha512 => State::Sha512(Sha512::new()),
+        })
+    }
+
+    /// Takes in the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(state) => state.update(bytes),
+            State::Sha384(state) => state.update(bytes),
+            State::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    /// The digest of everything taken in.
+    pub fn finish(self) -> Digest {
+        let (algorithm, bytes) = match self.0 {
+            State::Sha256(state) => (Algorithm::Sha256, state.finalize().to_vec()),
+            State::Sha384(state) => (Algorithm::Sha384, state.finalize().to_vec()),
+            State::Sha512(state) => (Algorithm::Sha512, state.finalize().to_vec()),
+        };
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Digest { algorithm, hex: hex.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn digest_of_nothing_is_the_well_known_one() {
+        assert_eq!(Digest::sha256(b"").to_string(), EMPTY);
+        assert_eq!(EMPTY.parse::<Digest>().unwrap(), Digest::sha256(b""));
+    }
+
+    #[test]
+    fn every_algorithm_round_trips_through_text() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha384, Algorithm::Sha512] {
+            let digest = Hasher::new(algorithm).finish();
+            assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+        }
+    }
+
+    #[test]
+    fn malformed_digests_are_refused() {
+        let long = format!("{EMPTY}0");
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &long,
+            &EMPTY[..70],
+            &EMPTY.to_uppercase(),
+            &EMPTY.replace("e3b0", "e3g0"),
+            "sha256:../../../../etc/passwd",
+        ] {
+            assert!(text.parse::<Digest>().is_err(), "{text}");
+        }
+    }
+}

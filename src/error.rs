@@ -1,0 +1,162 @@
+//! What every failure tells its caller: what can be done about it, and a stable reason.
+//!
+//! Each module has an error enum of its own and implements [`Classify`] for it. The edges see only
+//! [`Error`], whose [`Kind`] chooses the status code and whose reason id is written to the log line,
+//! the metrics and the status details.
+
+use std::fmt;
+
+/// What a caller can do about a failure; the only part of an error that chooses a status code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Another differ may know how: containerd asks the next one in its list. Never after a byte of
+    /// the layer has been read.
+    NotImplemented,
+    /// The request, the archive or the image breaks a rule: retrying cannot help.
+    Malformed,
+    /// The request names a place inside a configured root that has the wrong owner, links or marker.
+    Denied,
+    /// The directory is in a state that forbids the request: busy with other content, immutable.
+    Conflict,
+    /// A limit, the free-space reserve or the queue is exhausted.
+    Exhausted,
+    /// The bytes are not those that the descriptor names, or the store could not deliver them.
+    DataLoss,
+    /// The content store does not have the blob.
+    NotFound,
+    /// The content store, a processor or the disk went away or stalled: retrying may help.
+    Unavailable,
+    /// The caller cancelled.
+    Cancelled,
+    /// The caller's deadline passed.
+    DeadlineExceeded,
+    /// The source changed while it was read.
+    Changed,
+    /// A fault of ours.
+    Internal,
+}
+
+impl Kind {
+    /// The lower-case name used in logs and metrics, the same word as the gRPC status code.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotImplemented => "unimplemented",
+            Self::Malformed => "invalid_argument",
+            Self::Denied => "permission_denied",
+            Self::Conflict => "failed_precondition",
+            Self::Exhausted => "resource_exhausted",
+            Self::DataLoss => "data_loss",
+            Self::NotFound => "not_found",
+            Self::Unavailable => "unavailable",
+            Self::Cancelled => "cancelled",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Changed => "aborted",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// An error that knows its [`Kind`] and its reason id.
+pub trait Classify: std::error::Error + Send + Sync + 'static {
+    /// What the caller can do about it.
+    fn kind(&self) -> Kind;
+
+    /// A stable id of the form `area.rule`, for example `tar.pax.record` or `limit.nodes`.
+    fn reason(&self) -> &'static str;
+}
+
+/// A classified failure on its way to the edge, with the context that was added underway.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    reason: &'static str,
+    context: Vec<String>,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A result whose error is [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A failure that no module's enum describes; `message` is lower case and holds the values.
+    pub fn new(kind: Kind, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, reason, context: Vec::new(), source: message.into().into() }
+    }
+
+    /// Puts "`what`: " in front of the message; the outermost context is added last.
+    #[must_use]
+    pub fn context(mut self, what: impl Into<String>) -> Self {
+        self.context.push(what.into());
+        self
+    }
+
+    /// What the caller can do about it.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The stable reason id.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
+impl<E: Classify> From<E> for Error {
+    fn from(error: E) -> Self {
+        Self { kind: error.kind(), reason: error.reason(), context: Vec::new(), source: Box::new(error) }
+    }
+}
+
+/// The contexts, then the error and its causes, joined by ": ".
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for context in self.context.iter().rev() {
+            write!(f, "{context}: ")?;
+        }
+        write!(f, "{}", self.source)?;
+        let mut cause = self.source.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Classifies an I/O error of our own disk: full and quota are limits, the rest may pass.
+pub fn disk_kind(error: &std::io::Error) -> Kind {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::StorageFull
+        | ErrorKind::QuotaExceeded
+        | ErrorKind::FileTooLarge
+        | ErrorKind::OutOfMemory => Kind::Exhausted,
+        ErrorKind::PermissionDenied => Kind::Denied,
+        _ => Kind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("checksum 1 is not 2")]
+    struct Checksum;
+
+    impl Classify for Checksum {
+        fn kind(&self) -> Kind {
+            Kind::Malformed
+        }
+        fn reason(&self) -> &'static str {
+            "tar.checksum"
+        }
+    }
+
+    #[test]
+    fn context_reads_from_the_outside_in() {
+        let error = Error::from(Checksum).context("entry \"a\"").context("apply sha256:00");
+        assert_eq!(error.to_string(), "apply sha256:00: entry \"a\": checksum 1 is not 2");
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "tar.checksum"));
+    }
+}

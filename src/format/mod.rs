@@ -1,0 +1,79 @@
+//! Formats: bytes in, values out, and back. No files, sockets, clocks or threads.
+
+// Bytes from outside must not be able to panic a root daemon.
+#![deny(clippy::indexing_slicing)]
+
+use std::io;
+
+/// Positional reads: a file, a blob in memory, an image inside an image.
+pub trait ReadAt {
+    /// Fills the whole of `buf` from byte `offset` on; `UnexpectedEof` when there is less.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+}
+
+impl ReadAt for [u8] {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let bytes = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..)?.get(..buf.len()))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+}
+
+/// Where a writer puts its bytes: a new file that reads as zeros wherever nothing was written.
+pub trait Sink {
+    /// Writes all of `bytes` at byte `offset`.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes `len` bytes from `offset` on read as zeros again, giving back their space if possible.
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Sets the final size; bytes never written read as zeros.
+    fn set_len(&mut self, len: u64) -> io::Result<()>;
+}
+
+/// An image in memory, for tests and for images that are small by nature.
+impl Sink for Vec<u8> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let end = start.checked_add(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        if self.len() < end {
+            self.resize(end, 0);
+        }
+        self.get_mut(start..end).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(io::Error::other)?.min(self.len());
+        let end = usize::try_from(offset.saturating_add(len)).map_err(io::Error::other)?.min(self.len());
+        if let Some(range) = self.get_mut(start..end) {
+            range.fill(0);
+        }
+        Ok(())
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.resize(usize::try_from(len).map_err(io::Error::other)?, 0);
+        Ok(())
+    }
+}

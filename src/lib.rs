@@ -1,0 +1,21 @@
+//! A containerd differ: image layers to mountable EROFS blobs, and snapshots back to layers.
+//!
+//! The modules form layers, and `tests/tidy.rs` fails when one imports from a layer above its own:
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 0 values | [`error`], [`digest`], [`descriptor`], [`media_type`], [`limits`], [`call`] |
+//! | 1 codecs | `codec` |
+//! | 2 formats | [`tree`], [`format`] |
+//! | 3 ports | `sys`, `store`, `snapshot` |
+//! | 4 domain | `pipeline`, `apply` |
+//! | 5 edges | `config`, `observe`, `rpc`, `server`, `cli` |
+
+pub mod call;
+pub mod descriptor;
+pub mod digest;
+pub mod error;
+pub mod format;
+pub mod limits;
+pub mod media_type;
+pub mod tree;

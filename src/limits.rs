@@ -1,0 +1,83 @@
+//! Every cap on what a request may cost, with the reason for its value.
+//!
+//! The constants bound formats and are fixed; [`Limits`] holds those an operator may change. No limit
+//! can be switched off.
+
+use std::time::Duration;
+
+/// Longest path of a layer entry, in bytes: `PATH_MAX` without its NUL.
+pub const PATH_BYTES: usize = 4095;
+/// Longest path component, in bytes: `NAME_MAX`, and the longest EROFS directory record name.
+pub const NAME_BYTES: usize = 255;
+/// Longest symbolic link target, in bytes: what the kernel follows.
+pub const LINK_TARGET_BYTES: usize = 4095;
+/// Longest extended attribute name, in bytes: `XATTR_NAME_MAX`.
+pub const XATTR_NAME_BYTES: usize = 255;
+/// Largest extended attribute value, in bytes: the widest EROFS value size.
+pub const XATTR_VALUE_BYTES: usize = 65_535;
+/// Largest encoded sum of one inode's attributes, in bytes: below EROFS's own 256 KiB body.
+pub const XATTR_SUM_BYTES: usize = 240 << 10;
+/// Largest body of one tar extension header, and of all those of one entry, in bytes.
+pub const TAR_EXTENSION_BYTES: usize = 1 << 20;
+/// Most tar extension headers before one entry; writers emit at most four.
+pub const TAR_EXTENSION_HEADERS: u32 = 16;
+/// Most regions of one sparse file.
+pub const SPARSE_REGIONS: usize = 65_536;
+/// Most symbolic links followed while one parent is resolved: the kernel's own bound.
+pub const SYMLINK_HOPS: u32 = 40;
+/// Longest gzip header string (file name, comment, extra field), in bytes; skipped while reading.
+pub const GZIP_HEADER_BYTES: u64 = 1 << 20;
+/// Largest device major that EROFS and the kernel encode.
+pub const DEVICE_MAJOR: u32 = (1 << 12) - 1;
+/// Largest device minor that EROFS and the kernel encode.
+pub const DEVICE_MINOR: u32 = (1 << 20) - 1;
+/// Deepest directory that a reader follows; twice what a path of 4095 bytes can name.
+pub const DIRECTORY_DEPTH: u32 = 4096;
+/// Most mounts in one request.
+pub const MOUNTS: usize = 512;
+/// Largest sum of all strings of a mount list, in bytes.
+pub const MOUNT_BYTES: usize = 256 << 10;
+
+/// The limits an operator may change; one key each in the configuration's `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest compressed blob, in bytes.
+    pub blob_bytes: u64,
+    /// Largest uncompressed stream, in bytes, all that follows the end of the archive included.
+    pub stream_bytes: u64,
+    /// Largest ratio of uncompressed to compressed bytes, looked at from 1 GiB of output on.
+    pub expansion_ratio: u64,
+    /// Free space that stays on the target file system, in bytes; at least `reserve_percent` of it.
+    pub reserve_bytes: u64,
+    /// The same as a share of the file system's size, in percent; the larger of the two holds.
+    pub reserve_percent: u64,
+    /// Most nodes of one layer: entries, implied directories and whiteouts.
+    pub nodes: u64,
+    /// Largest metadata of one request in memory, in bytes.
+    pub metadata_bytes: u64,
+    /// Largest metadata of all requests together, in bytes; further ones wait.
+    pub total_metadata_bytes: u64,
+    /// Largest zstd window, in bytes.
+    pub zstd_window_bytes: u64,
+    /// Longest time without progress from the store or the disk.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            blob_bytes: 1 << 40,
+            stream_bytes: 1 << 40,
+            // The densest real layers stay below 100:1; deflate itself ends at 1032:1.
+            expansion_ratio: 250,
+            reserve_bytes: 2 << 30,
+            reserve_percent: 5,
+            nodes: 8 << 20,
+            metadata_bytes: 9 << 28,
+            total_metadata_bytes: 3 << 30,
+            // What `zstd --long=27` writes, the largest window decoders take unasked.
+            zstd_window_bytes: 128 << 20,
+            stall: Duration::from_secs(120),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a file is, apart from any format: type, owner, mode, time, device, extended attributes.
+//!
+//! Every format module reads into and writes from these types.
+
+// Bytes from outside must not be able to panic a root daemon.
+#![deny(clippy::indexing_slicing)]
+
+/// The seven types of file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FileType {
+    /// A file with data.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+    /// A unix socket.
+    Socket,
+    /// A symbolic link.
+    Symlink,
+}
+
+impl FileType {
+    /// The type bits of a POSIX mode (`S_IFMT`).
+    pub fn mode_bits(self) -> u16 {
+        match self {
+            Self::Fifo => 0o010_000,
+            Self::CharDevice => 0o020_000,
+            Self::Directory => 0o040_000,
+            Self::BlockDevice => 0o060_000,
+            Self::Regular => 0o100_000,
+            Self::Symlink => 0o120_000,
+            Self::Socket => 0o140_000,
+        }
+    }
+
+    /// The type that the type bits of `mode` name; `None` when they name no type.
+    pub fn from_mode(mode: u16) -> Option<Self> {
+        [
+            Self::Regular,
+            Self::Directory,
+            Self::CharDevice,
+            Self::BlockDevice,
+            Self::Fifo,
+            Self::Socket,
+            Self::Symlink,
+        ]
+        .into_iter()
+        .find(|kind| kind.mode_bits() == mode & 0o170_000)
+    }
+}
+
+/// A point in time: seconds since 1970, negative before, and nanoseconds after that second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Whole seconds, rounded down.
+    pub seconds: i64,
+    /// 0 to 999 999 999.
+    pub nanoseconds: u32,
+}
+
+/// A device number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Device {
+    /// At most [`crate::limits::DEVICE_MAJOR`].
+    pub major: u32,
+    /// At most [`crate::limits::DEVICE_MINOR`].
+    pub minor: u32,
+}
+
+impl Device {
+    /// Number 0:0, which overlayfs takes for a whiteout when it is a character device.
+    pub const WHITEOUT: Self = Self { major: 0, minor: 0 };
+}
+
+/// Owner, permissions and time of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Attributes {
+    /// The twelve permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+}
+
+/// One extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Xattr {
+    /// Full name with its namespace, for example `security.capability`.
+    pub name: Vec<u8>,
+    /// At most [`crate::limits::XATTR_VALUE_BYTES`] bytes.
+    pub value: Vec<u8>,
+}

@@ -5,6 +5,10 @@
 // Bytes from outside must not be able to panic a root daemon.
 #![deny(clippy::indexing_slicing)]
 
+mod entry;
+
+pub use entry::{Body, Entry, Extent};
+
 /// The seven types of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileType {

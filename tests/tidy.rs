@@ -73,7 +73,8 @@ fn sources() -> Vec<Source> {
         Source { path, text, code }
     };
     // A file that a module includes only for its tests is a test.
-    let is_test = |path: &Path| path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
+    let is_test =
+        |path: &Path| path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
     files_below(&src, "rs").into_iter().filter(|path| !is_test(path)).map(read).collect()
 }
 
@@ -133,8 +134,12 @@ fn every_module_has_a_layer_and_imports_only_from_its_own_or_lower_ones() {
         for module in imported_modules(&source.code) {
             match layer_of(&module) {
                 Some(layer) if layer <= own => {}
-                Some(layer) => findings.push(format!("{}: layer {own} imports {module}, layer {layer}", source.path)),
-                None => findings.push(format!("{}: imports crate::{module}, which is in no layer", source.path)),
+                Some(layer) => {
+                    findings.push(format!("{}: layer {own} imports {module}, layer {layer}", source.path))
+                }
+                None => {
+                    findings.push(format!("{}: imports crate::{module}, which is in no layer", source.path))
+                }
             }
         }
     }
@@ -168,7 +173,16 @@ fn async_and_wire_crates_stay_at_the_edges() {
 fn formats_and_codecs_touch_no_file_thread_or_clock() {
     let mut findings = Vec::new();
     for source in sources().iter().filter(|source| source.is_in(&["codec", "tree", "format"])) {
-        for name in ["std::fs", "std::net", "std::thread", "std::env", "Instant", "SystemTime", "tracing::", "rustix::"] {
+        for name in [
+            "std::fs",
+            "std::net",
+            "std::thread",
+            "std::env",
+            "Instant",
+            "SystemTime",
+            "tracing::",
+            "rustix::",
+        ] {
             if source.code.contains(name) {
                 findings.push(format!("{}: {name}", source.path));
             }
@@ -182,7 +196,8 @@ fn unsafe_stays_in_sys_and_in_the_inflate_wrapper() {
     let mut findings = Vec::new();
     for source in sources() {
         let allowed = source.is_in(&["sys"]) || source.path == "codec/inflate.rs";
-        let word = |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+        let word =
+            |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
         if !allowed && source.code.lines().any(word) {
             findings.push(source.path);
         }
@@ -270,7 +285,8 @@ fn source_files_cite_documents_that_exist() {
     for source in sources() {
         for (at, _) in source.text.match_indices("docs/") {
             let rest = source.text.get(at..).expect("the match starts on a boundary");
-            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || "/._-".contains(*c)).collect();
+            let name: String =
+                rest.chars().take_while(|c| c.is_alphanumeric() || "/._-".contains(*c)).collect();
             // Paths of other projects' documents are cited with their project's name in front.
             let ours = name.starts_with("docs/formats/") || !name.contains("snapshotters");
             if ours && name.ends_with(".md") {

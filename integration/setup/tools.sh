@@ -1,0 +1,134 @@
+#!/bin/sh
+# Unpacks the programs that demo and tests drive from Debian's testing suite into a directory of its own.
+#
+#   eval "$(integration/setup/tools.sh)"      # exports PLYWOOD_TOOLS; the programs are in $PLYWOOD_TOOLS/bin
+#
+# Nothing of the host is replaced: apt runs with a configuration, lists, cache and (empty) status file of its own,
+# packages are unpacked and not installed, and every program is patched to the loader and libraries unpacked beside
+# it. Needs apt, dpkg-deb and network; not root. Runs again at once while the list of packages below is the same.
+#
+#   PLYWOOD_TOOLS_DIR       where to unpack (default /var/cache/plywood-tools, without root ~/.cache/plywood-tools)
+#   PLYWOOD_DEBIAN_MIRROR   mirror to use (default: the first of the host's apt sources that offers the suite)
+#   PLYWOOD_DEBIAN_KEYRING  its keys (default: the archive keyring of the host)
+set -eu
+
+SUITE=testing
+# With the libraries they need.
+LINKED="runc erofs-utils skopeo jq zstd patchelf"
+# Programs that need nothing beyond libc, which the others bring.
+PLAIN="containerd docker-registry busybox-static"
+# What is linked into bin/, and has to be there afterwards.
+PROGRAMS="containerd containerd-shim-runc-v2 ctr runc docker-registry mkfs.erofs fsck.erofs dump.erofs skopeo jq zstd
+patchelf busybox"
+
+if [ -n "${PLYWOOD_TOOLS_DIR:-}" ]; then
+    dir=$PLYWOOD_TOOLS_DIR
+elif [ "$(id -u)" = 0 ]; then
+    dir=/var/cache/plywood-tools
+else
+    dir=${XDG_CACHE_HOME:-$HOME/.cache}/plywood-tools
+fi
+
+say() { echo "tools: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+for program in apt-get apt-config dpkg dpkg-deb flock; do
+    command -v "$program" >/dev/null || fail "$program is missing: this script needs Debian, or a system made from it"
+done
+arch=$(dpkg --print-architecture)
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd -P)
+
+exec 9>"$dir/.lock"
+flock 9
+stamp="3 $SUITE $arch $LINKED $PLAIN $dir"
+if [ "$(cat "$dir/.stamp" 2>/dev/null)" = "$stamp" ]; then
+    echo "export PLYWOOD_TOOLS='$dir'"
+    exit 0
+fi
+
+rm -rf "$dir/.stamp" "$dir/bin" "$dir/root" "$dir/apt"
+mkdir -p "$dir/bin" "$dir/root" "$dir/apt/lists/partial" "$dir/apt/cache/archives/partial" "$dir/apt/none"
+: >"$dir/apt/status"
+log=$dir/apt/log
+
+keyring=${PLYWOOD_DEBIAN_KEYRING:-}
+for candidate in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
+    [ -n "$keyring" ] || { [ -r "$candidate" ] && keyring=$candidate; }
+done
+[ -n "$keyring" ] || fail "no archive keyring: install debian-archive-keyring or name one in PLYWOOD_DEBIAN_KEYRING"
+
+# The mirrors the host itself uses, in its order; the security archive has no such suite.
+mirrors=${PLYWOOD_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+    awk '!/security/ && !seen[$0]++')}
+[ -n "$mirrors" ] || fail "no mirror in the host's apt sources: name one in PLYWOOD_DEBIAN_MIRROR"
+
+# The host's way to the network (proxies, time-outs) is kept, everything else is ours.
+{
+    apt-config dump | grep -E '^Acquire::(http|https|ftp|socks|Retries|ForceIPv4|ForceIPv6|Check-Valid-Until|Check-Date)' || :
+    cat <<CONF
+Dir::Etc::main "$dir/apt/none/main";
+Dir::Etc::parts "$dir/apt/none";
+Dir::Etc::preferencesparts "$dir/apt/none";
+Dir::Etc::preferences "$dir/apt/none/preferences";
+Dir::Etc::sourceparts "$dir/apt/none";
+Dir::Etc::sourcelist "$dir/apt/sources.list";
+Dir::State "$dir/apt";
+Dir::State::lists "$dir/apt/lists";
+Dir::State::status "$dir/apt/status";
+Dir::State::extended_states "$dir/apt/extended_states";
+Dir::Cache "$dir/apt/cache";
+APT::Architecture "$arch";
+APT::Architectures "$arch";
+APT::Install-Recommends "false";
+APT::Sandbox::User "$(id -un)";
+Acquire::Languages "none";
+CONF
+} >"$dir/apt/apt.conf"
+APT_CONFIG=$dir/apt/apt.conf
+export APT_CONFIG
+
+found=
+for mirror in $mirrors; do
+    echo "deb [signed-by=$keyring] $mirror $SUITE main" >"$dir/apt/sources.list"
+    if apt-get -q update >"$log" 2>&1 && [ -n "$(apt-cache --names-only search '^erofs-utils$' 2>/dev/null)" ]; then
+        found=$mirror
+        break
+    fi
+    say "$mirror does not offer $SUITE ($(grep -m1 '^E:' "$log" || echo 'no such package'))"
+done
+[ -n "$found" ] || fail "no mirror offers $SUITE: name one in PLYWOOD_DEBIAN_MIRROR"
+
+say "unpacking $LINKED $PLAIN from $SUITE into $dir"
+apt-get -q -y --download-only install $LINKED >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "download failed"; }
+(cd "$dir/apt/cache/archives" && apt-get -q download $PLAIN) >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "download failed"; }
+for package in "$dir"/apt/cache/archives/*.deb; do
+    dpkg-deb -x "$package" "$dir/root"
+done
+
+# The unpacked loader, and where it is to look for libraries.
+loader=$(find "$dir/root/usr/lib" "$dir/root/usr/lib64" "$dir/root/lib" "$dir/root/lib64" -maxdepth 2 \
+    -name 'ld-linux*.so.*' 2>/dev/null | head -n 1)
+[ -n "$loader" ] || fail "no loader among the unpacked libraries"
+libraries=$(find "$dir/root" -name '*.so.*' -printf '%h\n' | sort -u | grep -E '/lib(/[^/]*-linux-gnu[^/]*)?$' | paste -sd:)
+patchelf=$dir/root/usr/bin/patchelf
+cp "$patchelf" "$dir/apt/patchelf"
+for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$dir"/root/sbin/*; do
+    [ -f "$program" ] && [ ! -L "$program" ] || continue
+    run="$loader --library-path $libraries $dir/apt/patchelf"
+    # Scripts and static programs have no interpreter to change.
+    $run --print-interpreter "$program" >/dev/null 2>&1 || continue
+    # An old-style RPATH, because it also counts for the libraries of libraries.
+    $run --set-interpreter "$loader" --force-rpath --set-rpath "$libraries" "$program"
+done
+for program in $PROGRAMS; do
+    for folder in usr/bin usr/sbin bin sbin; do
+        [ -x "$dir/root/$folder/$program" ] && ln -sf "$dir/root/$folder/$program" "$dir/bin/$program"
+    done
+    [ -x "$dir/bin/$program" ] || fail "$program is not among what was unpacked"
+done
+"$dir/bin/containerd" --version >>"$log" || fail "the unpacked containerd does not start"
+rm -rf "$dir/apt/cache" "$dir/apt/lists"
+echo "$stamp" >"$dir/.stamp"
+say "$("$dir/bin/containerd" --version | awk '{print $1, $3}'), $("$dir/bin/runc" --version | head -n 1), $("$dir/bin/mkfs.erofs" --version 2>&1 | head -n 1)"
+echo "export PLYWOOD_TOOLS='$dir'"

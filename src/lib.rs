@@ -9,9 +9,11 @@
 //! | 2 formats | [`tree`], [`format`] |
 //! | 3 ports | `sys`, `store`, `snapshot` |
 //! | 4 domain | `pipeline`, `apply` |
-//! | 5 edges | `config`, `observe`, `rpc`, `server`, `cli` |
+//! | 5 edges | [`config`], `observe`, `rpc`, `server`, [`cli`] |
 
 pub mod call;
+pub mod cli;
+pub mod config;
 pub mod descriptor;
 pub mod digest;
 pub mod error;

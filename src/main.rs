@@ -1,3 +1,9 @@
 //! Parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    plywood::cli::run(plywood::cli::Arguments::parse())
+}

@@ -1,0 +1,61 @@
+//! `plywood completions` and `plywood man`: derived from the argument tree, never written by hand.
+
+use std::path::PathBuf;
+
+use clap::CommandFactory as _;
+
+use super::output;
+use crate::error::{Error, Kind};
+
+/// Arguments of `plywood completions`.
+#[derive(Debug, clap::Args)]
+pub struct Completions {
+    /// The shell to complete for
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `plywood man`.
+#[derive(Debug, clap::Args)]
+pub struct Man {
+    /// Write plywood.1, plywood-serve.1, ... to this directory instead of plywood.1 to standard output
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}
+
+/// Prints the completion script.
+pub fn completions(arguments: &Completions) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "plywood", &mut script);
+    output::result(&String::from_utf8_lossy(&script))
+}
+
+/// Prints the manual page, or writes one file per subcommand.
+pub fn man(arguments: &Man) -> Result<(), Error> {
+    let command = super::Arguments::command();
+    let Some(directory) = &arguments.directory else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command)
+            .render(&mut page)
+            .map_err(|error| Error::new(Kind::Internal, "man.render", error.to_string()))?;
+        return output::result(&String::from_utf8_lossy(&page));
+    };
+    clap_mangen::generate_to(command, directory).map_err(|error| {
+        let message = format!("cannot write manual pages to {}: {error}", directory.display());
+        Error::new(crate::error::disk_kind(&error), "man.write", message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_manual_page_is_written_per_command() {
+        let directory = tempfile::tempdir().unwrap();
+        man(&Man { directory: Some(directory.path().to_owned()) }).unwrap();
+        for page in ["plywood.1", "plywood-config.1", "plywood-config-default.1"] {
+            let text = std::fs::read_to_string(directory.path().join(page)).unwrap();
+            assert!(text.contains(".SH"), "{page}");
+        }
+    }
+}

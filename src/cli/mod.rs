@@ -1,0 +1,78 @@
+//! The command line: one module per subcommand, each with its arguments and a `run`.
+//!
+//! Adding one: a module here, a variant in [`Command`], an arm in [`run`]. Completions and man pages
+//! follow by themselves.
+
+pub mod config;
+pub mod generate;
+pub mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Turns image layers into mountable EROFS blobs, for containerd and by hand.
+#[derive(Debug, Parser)]
+#[command(name = "plywood", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Every subcommand.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show or check a configuration, or print what containerd needs to find us
+    Config(config::Arguments),
+    /// Print a completion script for a shell
+    Completions(generate::Completions),
+    /// Print a manual page, or write all of them to a directory
+    Man(generate::Man),
+}
+
+/// Runs the command. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let done = match arguments.command {
+        Command::Config(arguments) => config::run(&arguments),
+        Command::Completions(arguments) => generate::completions(&arguments),
+        Command::Man(arguments) => generate::man(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_argument_tree_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_has_a_help_text() {
+        fn look(command: &clap::Command, missing: &mut Vec<String>) {
+            for argument in command.get_arguments().filter(|argument| argument.get_help().is_none()) {
+                missing.push(format!("{} {}", command.get_name(), argument.get_id()));
+            }
+            for sub in command.get_subcommands() {
+                if sub.get_about().is_none() {
+                    missing.push(sub.get_name().to_owned());
+                }
+                look(sub, missing);
+            }
+        }
+        let mut missing = Vec::new();
+        look(&Arguments::command(), &mut missing);
+        assert!(missing.is_empty(), "no help: {missing:?}");
+    }
+}

@@ -1,0 +1,174 @@
+//! Reading the file, and refusing one that somebody else may have written.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::Config;
+use crate::error::{Classify, Kind};
+
+/// Longest configuration that is read, in bytes; the default one has 6 KiB.
+const MAX_LEN: u64 = 1 << 20;
+
+/// Why there is no configuration to start with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file is missing or unreadable.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// As given.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Somebody besides root could have written it, and with it chosen where a root daemon writes.
+    #[error("{path} {problem}: the daemon only obeys a file that root alone can change")]
+    Owner {
+        /// As given.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type; holds the line.
+    #[error("{origin}: {message}")]
+    Parse {
+        /// Path or name of the text.
+        origin: String,
+        /// Line, column and what was expected.
+        message: String,
+    },
+    /// A value that cannot work.
+    #[error("{key} = {value}: {problem}")]
+    Value {
+        /// Table and key.
+        key: &'static str,
+        /// What was set.
+        value: String,
+        /// What is wrong with it, and what would not be.
+        problem: String,
+    },
+}
+
+impl Classify for ConfigError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
+            Self::Read { .. } => Kind::Unavailable,
+            Self::Owner { .. } => Kind::Denied,
+            Self::Parse { .. } | Self::Value { .. } => Kind::Malformed,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "config.read",
+            Self::Owner { .. } => "config.owner",
+            Self::Parse { .. } => "config.parse",
+            Self::Value { .. } => "config.value",
+        }
+    }
+}
+
+/// Where the settings in force come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This file.
+    File(PathBuf),
+    /// No file: the defaults.
+    Defaults,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Defaults => f.write_str("defaults"),
+        }
+    }
+}
+
+/// The settings of a text, checked. `origin` names the text in errors.
+pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
+    let config: Config = toml::from_str(text).map_err(|error: toml::de::Error| ConfigError::Parse {
+        origin: origin.to_owned(),
+        message: error.to_string().trim_end().to_owned(),
+    })?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// The settings of `path`, or of [`super::DEFAULT_PATH`] if that exists, or the defaults.
+///
+/// Errors: [`ConfigError::Owner`] when the file is not root's or others may write it.
+pub fn load(path: Option<&Path>) -> Result<(Config, Origin), ConfigError> {
+    let given = path.unwrap_or(Path::new(super::DEFAULT_PATH));
+    let read = |source| ConfigError::Read { path: given.to_owned(), source };
+    let mut file = match File::open(given) {
+        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            return Ok((Config::default(), Origin::Defaults));
+        }
+        opened => opened.map_err(read)?,
+    };
+    // The file that was opened is the one that is looked at: no second look at the path.
+    let metadata = file.metadata().map_err(read)?;
+    if metadata.len() > MAX_LEN {
+        return Err(read(io::ErrorKind::FileTooLarge.into()));
+    }
+    if let Some(problem) = trouble(metadata.is_file(), metadata.uid(), metadata.mode()) {
+        return Err(ConfigError::Owner { path: given.to_owned(), problem });
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(read)?;
+    Ok((parse(&text, &given.display().to_string())?, Origin::File(given.to_owned())))
+}
+
+/// What speaks against obeying a file with this type, owner and mode.
+fn trouble(is_file: bool, uid: u32, mode: u32) -> Option<String> {
+    if !is_file {
+        Some("is not a regular file".to_owned())
+    } else if uid != 0 {
+        Some(format!("belongs to uid {uid}"))
+    } else if mode & 0o022 != 0 {
+        Some(format!("has mode {:04o}", mode & 0o7777))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_refused_with_their_line() {
+        let message = parse("[server]\n\nsocketz = \"/x\"\n", "test").unwrap_err().to_string();
+        assert!(message.contains("line 3") && message.contains("socketz"), "{message}");
+        let message = parse("[servers]\n", "test").unwrap_err().to_string();
+        assert!(message.contains("line 1") && message.contains("servers"), "{message}");
+        let message = parse("[erofs]\nblock_size = \"4k\"\n", "test").unwrap_err().to_string();
+        assert!(message.contains("line 2"), "{message}");
+        assert_eq!(parse("[apply]\ndurability = \"maybe\"", "t").unwrap_err().reason(), "config.parse");
+    }
+
+    #[test]
+    fn only_a_file_that_root_alone_can_change_is_obeyed() {
+        assert_eq!(trouble(true, 0, 0o100_644), None);
+        assert_eq!(trouble(true, 0, 0o100_600), None);
+        for (is_file, uid, mode) in
+            [(false, 0, 0o644), (true, 1000, 0o644), (true, 0, 0o664), (true, 0, 0o646)]
+        {
+            assert!(trouble(is_file, uid, mode).is_some(), "{is_file} {uid} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist_and_the_default_one_need_not() {
+        let error = load(Some(Path::new("/nonexistent/config.toml"))).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::NotFound, "config.read"));
+    }
+}

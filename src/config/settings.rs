@@ -1,0 +1,287 @@
+//! Every setting with its default and its comment.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+
+/// Declares one table of the file. The doc comments are the comments of the default file.
+macro_rules! table {
+    (
+        $(#[doc = $about:literal])*
+        $name:ident { $( $(#[doc = $doc:literal])* $key:ident: $type:ty = $default:expr; )* }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $( $(#[doc = $doc])* pub $key: $type, )* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $key: $default, )* }
+            }
+        }
+
+        impl $name {
+            /// The comment lines above the table.
+            pub(super) const ABOUT: &'static [&'static str] = &[$($about),*];
+            /// Every key with its comment lines, in the order of the file.
+            pub(super) const KEYS: &'static [(&'static str, &'static [&'static str])] =
+                &[$( (stringify!($key), &[$($doc),*]) ),*];
+        }
+    };
+}
+
+table! {
+    /// The sockets, and how many requests are taken at a time.
+    Server {
+        /// The Diff service, gRPC and ttrpc on one unix socket. Its directory is made with mode 0700.
+        /// An inherited socket (systemd's plywood.socket) takes its place.
+        socket: PathBuf = "/run/plywood/plywood.sock".into();
+        /// Metrics and health over plain HTTP on a unix socket: GET /metrics, GET /health. "" turns it off.
+        metrics_socket: PathBuf = "/run/plywood/metrics.sock".into();
+        /// A user besides root (uid 0) whose processes may connect. 0: nobody else.
+        allowed_uid: u32 = 0;
+        /// Group of both sockets. 0: mode 0600; any other: mode 0660 and that group, and the directory
+        /// becomes 0750 with that group.
+        gid: u32 = 0;
+        /// Connections open at a time; further ones are closed at once.
+        max_connections: u32 = 32;
+        /// Requests in flight on one connection.
+        max_streams: u32 = 64;
+        /// Layers converted at a time. 0: twice the number of processors, at least 4 and at most 32.
+        running_applies: u32 = 0;
+        /// Layers that wait for their turn; further ones are answered RESOURCE_EXHAUSTED, "busy".
+        waiting_applies: u32 = 256;
+        /// Seconds that running requests get to finish after SIGTERM before they are cancelled.
+        drain_seconds: u64 = 20;
+    }
+}
+
+table! {
+    /// What is logged on standard error.
+    Log {
+        /// error, warn, info, debug or trace, or directives such as "info,plywood::store=debug".
+        /// The environment variable RUST_LOG goes before it.
+        level: String = "info".to_owned();
+        /// "text" or "json".
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+table! {
+    /// The containerd whose content store holds the layers.
+    Containerd {
+        /// Its gRPC socket.
+        address: PathBuf = "/run/containerd/containerd.sock".into();
+        /// Read blobs from the content store's directory once containerd has confirmed that the caller
+        /// may have them. false: every byte comes over gRPC.
+        direct_content: bool = true;
+        /// The only directory where blobs are read from directly.
+        content_root: PathBuf = "/var/lib/containerd/io.containerd.content.v1.content".into();
+    }
+}
+
+table! {
+    /// Where layers go.
+    Snapshots {
+        /// Roots of the EROFS snapshotter. A request that names a directory outside all of them is answered
+        /// UNIMPLEMENTED, so that containerd asks its next differ.
+        roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.erofs".into()];
+    }
+}
+
+table! {
+    /// The images made from tar layers. Changing these changes the bytes of every image made from now on.
+    Erofs {
+        /// Bytes per block: 512, 1024, 2048 or 4096.
+        block_size: u32 = 4096;
+        /// Files and file ends up to this many bytes are stored beside their inode. 0: never, as
+        /// containerd's own differ does it.
+        inline_limit: u32 = 1024;
+    }
+}
+
+table! {
+    /// How a layer becomes visible.
+    Apply {
+        /// "always": every layer is on disk before the reply. "request": only when the caller asks
+        /// for it. "never": for tests, a power cut may tear layers.
+        durability: Durability = Durability::Always;
+        /// Check of layers that are EROFS images already: "strict" (the whole structure), "superblock", "off".
+        native_verify: NativeVerify = NativeVerify::Strict;
+    }
+}
+
+table! {
+    /// What the daemon gives up at start.
+    Security {
+        /// Drop all capabilities, forbid new ones, and let the kernel (Landlock, where it is built in)
+        /// confine file access to the directories named here. What was achieved is logged.
+        sandbox: bool = true;
+    }
+}
+
+table! {
+    /// What one layer may cost. None of these can be switched off.
+    Limits {
+        /// Compressed bytes of one layer.
+        blob_bytes: u64 = limits::Limits::default().blob_bytes;
+        /// Uncompressed bytes of one layer.
+        stream_bytes: u64 = limits::Limits::default().stream_bytes;
+        /// Uncompressed bytes per compressed byte, from 1 GiB of output on.
+        expansion_ratio: u64 = limits::Limits::default().expansion_ratio;
+        /// Bytes that stay free on the file system of the snapshots; the larger of this and the next holds.
+        reserve_bytes: u64 = limits::Limits::default().reserve_bytes;
+        /// The same in percent of the file system.
+        reserve_percent: u64 = limits::Limits::default().reserve_percent;
+        /// Files, directories, links and whiteouts of one layer.
+        nodes: u64 = limits::Limits::default().nodes;
+        /// Bytes of memory for the metadata of one layer.
+        metadata_bytes: u64 = limits::Limits::default().metadata_bytes;
+        /// The same for all layers together; layers that would exceed it wait.
+        total_metadata_bytes: u64 = limits::Limits::default().total_metadata_bytes;
+        /// Largest zstd window in bytes.
+        zstd_window_bytes: u64 = limits::Limits::default().zstd_window_bytes;
+        /// Seconds without progress from the content store or the disk before a request is given up.
+        stall_seconds: u64 = limits::Limits::default().stall.as_secs();
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// When a published layer is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Before every reply.
+    Always,
+    /// Before the reply when the request says `sync_fs`.
+    Request,
+    /// Whenever the kernel likes.
+    Never,
+}
+
+/// How native EROFS layers are checked before they are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NativeVerify {
+    /// All metadata.
+    Strict,
+    /// The superblock only.
+    Superblock,
+    /// Not at all.
+    Off,
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[log]`
+    pub log: Log,
+    /// `[containerd]`
+    pub containerd: Containerd,
+    /// `[snapshots]`
+    pub snapshots: Snapshots,
+    /// `[erofs]`
+    pub erofs: Erofs,
+    /// `[apply]`
+    pub apply: Apply,
+    /// `[security]`
+    pub security: Security,
+    /// `[limits]`
+    pub limits: Limits,
+}
+
+/// One table: its name, its comment, its keys with their comments.
+type Table = (&'static str, &'static [&'static str], &'static [(&'static str, &'static [&'static str])]);
+
+/// The tables in the order of the file.
+const TABLES: [Table; 8] = [
+    ("server", Server::ABOUT, Server::KEYS),
+    ("log", Log::ABOUT, Log::KEYS),
+    ("containerd", Containerd::ABOUT, Containerd::KEYS),
+    ("snapshots", Snapshots::ABOUT, Snapshots::KEYS),
+    ("erofs", Erofs::ABOUT, Erofs::KEYS),
+    ("apply", Apply::ABOUT, Apply::KEYS),
+    ("security", Security::ABOUT, Security::KEYS),
+    ("limits", Limits::ABOUT, Limits::KEYS),
+];
+
+impl Config {
+    /// The file that says in words what holds without a file.
+    pub fn default_file() -> String {
+        let values = toml::Table::try_from(Self::default()).expect("settings are plain values");
+        let mut text = String::from(
+            "# Plywood's configuration. Every value shown is the default: delete what you do not change.\n",
+        );
+        for (name, about, keys) in TABLES {
+            text.push('\n');
+            about.iter().for_each(|line| text.push_str(&format!("#{line}\n")));
+            text.push_str(&format!("[{name}]\n"));
+            for (key, comment) in keys {
+                comment.iter().for_each(|line| text.push_str(&format!("#{line}\n")));
+                let value = values.get(name).and_then(|table| table.get(*key));
+                let value = value.expect("the keys are those of the structure");
+                text.push_str(&format!("{key} = {value}\n"));
+            }
+        }
+        text
+    }
+
+    /// The limits as the rest of the program takes them.
+    pub fn limits(&self) -> limits::Limits {
+        limits::Limits {
+            blob_bytes: self.limits.blob_bytes,
+            stream_bytes: self.limits.stream_bytes,
+            expansion_ratio: self.limits.expansion_ratio,
+            reserve_bytes: self.limits.reserve_bytes,
+            reserve_percent: self.limits.reserve_percent,
+            nodes: self.limits.nodes,
+            metadata_bytes: self.limits.metadata_bytes,
+            total_metadata_bytes: self.limits.total_metadata_bytes,
+            zstd_window_bytes: self.limits.zstd_window_bytes,
+            stall: Duration::from_secs(self.limits.stall_seconds),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_file_says_what_holds_without_a_file() {
+        let text = Config::default_file();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
+        assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
+        assert_eq!(Config::default().limits(), limits::Limits::default());
+    }
+
+    #[test]
+    fn every_table_and_every_key_is_explained() {
+        let values = toml::Table::try_from(Config::default()).unwrap();
+        assert_eq!(values.len(), TABLES.len());
+        for (name, about, keys) in TABLES {
+            assert!(!about.is_empty(), "{name}");
+            assert_eq!(values[name].as_table().unwrap().len(), keys.len(), "{name}");
+            for (key, comment) in keys {
+                assert!(!comment.is_empty(), "{name}.{key}");
+            }
+        }
+        let longest = Config::default_file().lines().map(str::len).max();
+        assert!(longest <= Some(110), "{longest:?}");
+    }
+}

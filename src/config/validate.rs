@@ -1,0 +1,158 @@
+//! Values that parse but cannot work, found before anything is opened.
+
+use std::{
+    fmt::Debug,
+    path::{Component, Path},
+};
+
+use super::{Config, ConfigError};
+
+/// Longest path of a unix socket, in bytes: `sun_path` without its NUL.
+const SOCKET_PATH_BYTES: usize = 107;
+
+impl Config {
+    /// Errors: [`ConfigError::Value`] with the first value that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_server()?;
+        let log = &self.log.level;
+        log.parse::<tracing_subscriber::EnvFilter>().map_err(|error| refuse("log.level", log, error))?;
+        socket("containerd.address", &self.containerd.address)?;
+        absolute("containerd.content_root", &self.containerd.content_root)?;
+        self.validate_roots()?;
+        let erofs = &self.erofs;
+        if !erofs.block_size.is_power_of_two() || !(512..=4096).contains(&erofs.block_size) {
+            return Err(refuse("erofs.block_size", erofs.block_size, "not 512, 1024, 2048 or 4096"));
+        }
+        if erofs.inline_limit > erofs.block_size {
+            let problem = format!("more than one block of {} bytes", erofs.block_size);
+            return Err(refuse("erofs.inline_limit", erofs.inline_limit, problem));
+        }
+        self.validate_limits()
+    }
+
+    fn validate_server(&self) -> Result<(), ConfigError> {
+        let server = &self.server;
+        socket("server.socket", &server.socket)?;
+        if !server.metrics_socket.as_os_str().is_empty() {
+            socket("server.metrics_socket", &server.metrics_socket)?;
+            if server.metrics_socket == server.socket {
+                return Err(refuse("server.metrics_socket", &server.metrics_socket, "also server.socket"));
+            }
+        }
+        between("server.max_connections", server.max_connections.into(), 1, 4096)?;
+        between("server.max_streams", server.max_streams.into(), 1, 4096)?;
+        between("server.running_applies", server.running_applies.into(), 0, 256)?;
+        between("server.waiting_applies", server.waiting_applies.into(), 0, 65_536)?;
+        between("server.drain_seconds", server.drain_seconds, 0, 3600)
+    }
+
+    fn validate_roots(&self) -> Result<(), ConfigError> {
+        let roots = &self.snapshots.roots;
+        if roots.is_empty() {
+            return Err(refuse("snapshots.roots", roots, "empty: every request would be refused"));
+        }
+        for (number, root) in roots.iter().enumerate() {
+            absolute("snapshots.roots", root)?;
+            let others = roots.iter().enumerate().filter(|(other, _)| *other != number);
+            if let Some((_, other)) = others.into_iter().find(|(_, other)| root.starts_with(other)) {
+                return Err(refuse("snapshots.roots", root, format!("lies in {other:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_limits(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        // EROFS counts blocks in 32 bits, and a size must leave room for arithmetic.
+        const MOST_BYTES: u64 = 1 << 44;
+        between("limits.blob_bytes", limits.blob_bytes, 1, MOST_BYTES)?;
+        between("limits.stream_bytes", limits.stream_bytes, 1, MOST_BYTES)?;
+        between("limits.expansion_ratio", limits.expansion_ratio, 2, 1 << 20)?;
+        between("limits.reserve_bytes", limits.reserve_bytes, 0, MOST_BYTES)?;
+        between("limits.reserve_percent", limits.reserve_percent, 0, 90)?;
+        between("limits.nodes", limits.nodes, 1, 1 << 31)?;
+        between("limits.metadata_bytes", limits.metadata_bytes, 1 << 20, MOST_BYTES)?;
+        between(
+            "limits.total_metadata_bytes",
+            limits.total_metadata_bytes,
+            limits.metadata_bytes,
+            MOST_BYTES,
+        )?;
+        // 1 KiB is the smallest window of the format, 2 GiB the largest one decoders take.
+        between("limits.zstd_window_bytes", limits.zstd_window_bytes, 1 << 10, 1 << 31)?;
+        between("limits.stall_seconds", limits.stall_seconds, 1, 86_400)
+    }
+}
+
+fn refuse(key: &'static str, value: impl Debug, problem: impl ToString) -> ConfigError {
+    ConfigError::Value { key, value: format!("{value:?}"), problem: problem.to_string() }
+}
+
+fn between(key: &'static str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if !(least..=most).contains(&value) {
+        return Err(refuse(key, value, format!("not within {least} and {most}")));
+    }
+    Ok(())
+}
+
+fn absolute(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let mut parts = path.components();
+    let starts_at_root = parts.next() == Some(Component::RootDir);
+    if !starts_at_root || !parts.all(|part| matches!(part, Component::Normal(_))) || path == Path::new("/") {
+        return Err(refuse(key, path, "not an absolute path without \"..\""));
+    }
+    Ok(())
+}
+
+fn socket(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    absolute(key, path)?;
+    let len = path.as_os_str().len();
+    if len > SOCKET_PATH_BYTES {
+        let problem = format!("{len} bytes, but a unix socket's path has at most {SOCKET_PATH_BYTES}");
+        return Err(refuse(key, path, problem));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::parse;
+
+    #[test]
+    fn the_defaults_make_sense() {
+        assert_eq!(crate::config::Config::default().validate().err().map(|e| e.to_string()), None);
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_name() {
+        let long = format!("[server]\nsocket = \"/{}\"", "a".repeat(107));
+        for (text, key) in [
+            ("[server]\nsocket = \"run/x.sock\"", "server.socket"),
+            ("[server]\nsocket = \"/run/../x.sock\"", "server.socket"),
+            ("[server]\nsocket = \"\"", "server.socket"),
+            (&long, "server.socket"),
+            ("[server]\nmetrics_socket = \"/run/plywood/plywood.sock\"", "server.metrics_socket"),
+            ("[server]\nmax_connections = 0", "server.max_connections"),
+            ("[log]\nlevel = \"plywood=loud\"", "log.level"),
+            ("[snapshots]\nroots = []", "snapshots.roots"),
+            ("[snapshots]\nroots = [\"/\"]", "snapshots.roots"),
+            ("[snapshots]\nroots = [\"/a\", \"/a\"]", "snapshots.roots"),
+            ("[snapshots]\nroots = [\"/a\", \"/a/b\"]", "snapshots.roots"),
+            ("[erofs]\nblock_size = 8192", "erofs.block_size"),
+            ("[erofs]\nblock_size = 3000", "erofs.block_size"),
+            ("[erofs]\nblock_size = 512", "erofs.inline_limit"),
+            ("[limits]\nnodes = 0", "limits.nodes"),
+            ("[limits]\nstall_seconds = 0", "limits.stall_seconds"),
+            ("[limits]\ntotal_metadata_bytes = 2000000000", "limits.total_metadata_bytes"),
+        ] {
+            let message = parse(text, "test").unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{key} = ")), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn metrics_can_be_turned_off_and_roots_can_share_a_parent() {
+        assert!(parse("[server]\nmetrics_socket = \"\"", "test").is_ok());
+        assert!(parse("[snapshots]\nroots = [\"/a/b\", \"/a/bc\"]", "test").is_ok());
+    }
+}

@@ -3,6 +3,9 @@
 // Bytes from outside must not be able to panic a root daemon.
 #![deny(clippy::indexing_slicing)]
 
+pub mod erofs;
+mod record;
+
 use std::io;
 
 /// Positional reads: a file, a blob in memory, an image inside an image.

@@ -1,0 +1,185 @@
+//! The numbers EROFS addresses things by, kept from being added to each other by accident.
+//!
+//! Source: Linux `fs/erofs/erofs_fs.h` and `fs/erofs/internal.h` (`erofs_iloc`, `erofs_pos`).
+
+use std::fmt;
+
+/// Unit in which inodes are placed, in bytes; also the length of a compact inode.
+pub const SLOT_LEN: u64 = 32;
+
+/// An inode number: 32-byte slots counted from the metadata start.
+///
+/// Byte offsets wrap at 2^64, so a number may stand for a place before the metadata start
+/// ("negative"), and numbers that differ by a multiple of 2^59 name the same inode.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Nid(pub u64);
+
+impl Nid {
+    /// The bit of inodes that lie in the metabox file instead of the image.
+    pub const METABOX: u64 = 1 << 63;
+
+    /// Byte offset in the image, given where number 0 lies (`meta_start`, in bytes).
+    pub fn byte_offset(self, meta_start: u64) -> u64 {
+        // The shift drops the bits that do not matter modulo 2^64.
+        meta_start.wrapping_add(self.0 << 5)
+    }
+
+    /// The number of the inode at byte `offset`; `None` off a slot boundary.
+    pub fn at_byte_offset(offset: u64, meta_start: u64) -> Option<Self> {
+        let distance = offset.wrapping_sub(meta_start);
+        distance.is_multiple_of(SLOT_LEN).then_some(Self(distance >> 5))
+    }
+
+    /// True when the inode lies in the metabox file.
+    pub fn in_metabox(self) -> bool {
+        self.0 & Self::METABOX != 0
+    }
+}
+
+impl fmt::Display for Nid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for Nid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nid({})", self.0)
+    }
+}
+
+/// A block address; on the unified line (all devices after each other) unless said otherwise.
+///
+/// The all-ones address of records is "no block" and is `None` of an `Option<Block>` here.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Block(pub u64);
+
+impl Block {
+    /// One past the largest address any record can hold: 48 bits, of which all ones means none.
+    pub const LIMIT: u64 = (1 << 48) - 1;
+
+    /// What fills the address of an inode without blocks in an image without 48-bit addresses: 32 bits
+    /// of ones. Never looked at.
+    pub const UNUSED: Self = Self(0xffff_ffff);
+
+    /// Reads a 32-bit address.
+    pub fn from_narrow(low: u32) -> Option<Self> {
+        (low != u32::MAX).then_some(Self(u64::from(low)))
+    }
+
+    /// Reads an address of 48 bits in two fields.
+    pub fn from_wide(low: u32, high: u16) -> Option<Self> {
+        let address = u64::from(low) | u64::from(high) << 32;
+        (address != Self::LIMIT).then_some(Self(address))
+    }
+
+    /// Spells an address as a 32-bit field, or `None` when it needs more.
+    pub fn to_narrow(address: Option<Self>) -> Option<u32> {
+        match address {
+            None => Some(u32::MAX),
+            Some(Self(block)) => u32::try_from(block).ok().filter(|low| *low != u32::MAX),
+        }
+    }
+
+    /// Spells an address as fields of 32 and 16 bits; addresses above 48 bits are cut off.
+    pub fn to_wide(address: Option<Self>) -> (u32, u16) {
+        let address = address.map_or(Self::LIMIT, |block| block.0);
+        let [a, b, c, d, e, f, _, _] = address.to_le_bytes();
+        (u32::from_le_bytes([a, b, c, d]), u16::from_le_bytes([e, f]))
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({})", self.0)
+    }
+}
+
+/// The block size, as its base-2 logarithm: 9 (512 bytes) to 16 (64 KiB).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockBits(u8);
+
+impl BlockBits {
+    /// 4096 bytes, which every machine mounts.
+    pub const DEFAULT: Self = Self(12);
+
+    /// `None` outside 9 to 16.
+    pub fn new(bits: u8) -> Option<Self> {
+        (9..=16).contains(&bits).then_some(Self(bits))
+    }
+
+    /// The logarithm.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Bytes of a block.
+    pub fn size(self) -> u64 {
+        1 << self.0
+    }
+
+    /// Bytes of a block, for buffers.
+    pub fn len(self) -> usize {
+        1 << self.0
+    }
+
+    /// Byte offset of a block; `None` past 2^64.
+    pub fn offset(self, block: u64) -> Option<u64> {
+        block.checked_mul(self.size())
+    }
+
+    /// The block that holds byte `offset`.
+    pub fn block_of(self, offset: u64) -> u64 {
+        offset >> self.0
+    }
+
+    /// Bytes from the start of its block to byte `offset`.
+    pub fn within(self, offset: u64) -> u64 {
+        offset & (self.size() - 1)
+    }
+
+    /// Blocks that `len` bytes take.
+    pub fn blocks_for(self, len: u64) -> u64 {
+        len.div_ceil(self.size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negative_numbers_lie_before_the_metadata_start() {
+        let meta_start = 8 * 4096;
+        let nid = Nid::at_byte_offset(4096, meta_start).unwrap();
+        assert_eq!(nid, Nid((1 << 59) - 7 * 128));
+        assert_eq!(nid.byte_offset(meta_start), 4096);
+        // The same inode, written as a 64-bit negative number.
+        assert_eq!(Nid(0_u64.wrapping_sub(7 * 128)).byte_offset(meta_start), 4096);
+        assert_eq!(Nid::at_byte_offset(4097, meta_start), None);
+    }
+
+    #[test]
+    fn addresses_of_all_ones_are_none() {
+        assert_eq!(Block::from_narrow(u32::MAX), None);
+        assert_eq!(Block::from_wide(u32::MAX, u16::MAX), None);
+        assert_eq!(Block::from_wide(u32::MAX, 0), Some(Block(0xffff_ffff)));
+        assert_eq!(Block::to_narrow(None), Some(u32::MAX));
+        assert_eq!(Block::to_narrow(Some(Block(0xffff_ffff))), None);
+        assert_eq!(Block::to_wide(None), (u32::MAX, u16::MAX));
+        assert_eq!(Block::to_wide(Some(Block(0x1_0000_0002))), (2, 1));
+    }
+
+    #[test]
+    fn block_sizes_end_at_64_kib() {
+        assert_eq!((BlockBits::new(8), BlockBits::new(17)), (None, None));
+        assert_eq!(BlockBits::new(9).map(BlockBits::size), Some(512));
+        assert_eq!(BlockBits::DEFAULT.blocks_for(4097), 2);
+    }
+}

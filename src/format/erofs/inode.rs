@@ -520,10 +520,7 @@ mod tests {
         let mut record = good;
         record[..2].copy_from_slice(&chunked.to_le_bytes());
         record[0x10..0x14].copy_from_slice(&0x80_u32.to_le_bytes());
-        assert_eq!(
-            Inode::decode_extended(&record),
-            Err(InodeError::Chunk(ChunkFormatError { found: 0x80 }))
-        );
+        assert_eq!(Inode::decode_extended(&record), Err(InodeError::Chunk(ChunkFormatError { found: 0x80 })));
         assert_eq!(
             Inode::decode(good.get(..63).unwrap(), TimeBase::default()),
             Err(InodeError::Short { len: 63 })

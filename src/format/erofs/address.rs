@@ -125,7 +125,7 @@ impl BlockBits {
     }
 
     /// Bytes of a block, for buffers.
-    pub fn len(self) -> usize {
+    pub fn buffer_len(self) -> usize {
         1 << self.0
     }
 

@@ -177,7 +177,7 @@ impl Form {
     }
 
     /// Length of the record, in bytes.
-    pub fn len(self) -> u64 {
+    pub fn record_len(self) -> u64 {
         match self {
             Self::Compact => Inode::COMPACT_LEN as u64,
             Self::Extended => Inode::EXTENDED_LEN as u64,

@@ -341,7 +341,7 @@ impl Superblock {
     /// Bytes that the checksum covers, from the superblock on: the rest of block 0, or one block when
     /// block 0 ends before it.
     pub fn checksummed_len(block_bits: BlockBits) -> usize {
-        let block = block_bits.len();
+        let block = block_bits.buffer_len();
         if block > 1024 { block - 1024 } else { block }
     }
 }

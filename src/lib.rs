@@ -5,7 +5,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 0 values | [`error`], [`digest`], [`descriptor`], [`media_type`], [`limits`], [`call`] |
-//! | 1 codecs | `codec` |
+//! | 1 codecs | [`codec`] |
 //! | 2 formats | [`tree`], [`format`] |
 //! | 3 ports | `sys`, `store`, `snapshot` |
 //! | 4 domain | `pipeline`, `apply` |
@@ -13,6 +13,7 @@
 
 pub mod call;
 pub mod cli;
+pub mod codec;
 pub mod config;
 pub mod descriptor;
 pub mod digest;

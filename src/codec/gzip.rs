@@ -1,0 +1,472 @@
+//! gzip: any number of members, each a header, a deflate stream and a trailer.
+//!
+//! Frames the members itself and leaves the deflate streams to zlib-rs, so that no header field can
+//! make it allocate, no number of members can make it recurse, and every refusal names its place.
+//!
+//! Source: RFC 1952 (gzip), RFC 1951 (deflate).
+
+use zlib_rs::{Inflate, InflateError, InflateFlush, Status, crc32::crc32};
+
+use super::{CodecError, Decoder};
+use crate::limits::GZIP_HEADER_BYTES;
+
+/// ID1 and ID2, the first bytes of every member.
+pub(super) const MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+const METHOD_DEFLATE: u8 = 8;
+const FLAG_HEADER_CRC: u8 = 1 << 1;
+const FLAG_EXTRA: u8 = 1 << 2;
+const FLAG_NAME: u8 = 1 << 3;
+const FLAG_COMMENT: u8 = 1 << 4;
+const FLAGS_RESERVED: u8 = 0b1110_0000;
+
+/// Decoder of gzip streams.
+///
+/// A member, little-endian (RFC 1952, section 2.3):
+///
+/// | offset | size | field | meaning                                                       |
+/// |-------:|-----:|-------|---------------------------------------------------------------|
+/// |      0 |    2 | ID    | 0x1f 0x8b                                                     |
+/// |      2 |    1 | CM    | 8, deflate                                                    |
+/// |      3 |    1 | FLG   | which of the optional fields follow; bits 5 to 7 are zero     |
+/// |      4 |    4 | MTIME | ignored                                                       |
+/// |      8 |    2 | XFL OS | ignored                                                      |
+/// |        |      | EXTRA | length (2 bytes) and that many bytes, with flag bit 2         |
+/// |        |      | NAME  | NUL-terminated, with flag bit 3                               |
+/// |        |      | COMMENT | NUL-terminated, with flag bit 4                             |
+/// |        |    2 | HCRC  | low half of the header's CRC-32, with flag bit 1              |
+/// |        |      |       | the deflate stream                                            |
+/// |        |    4 | CRC32 | of the uncompressed bytes                                     |
+/// |        |    4 | ISIZE | their number modulo 2^32                                      |
+pub struct Gzip {
+    inflate: Inflate,
+    state: State,
+    /// Fixed-size field being gathered, and how much of it is there.
+    field: [u8; 10],
+    gathered: usize,
+    flags: u8,
+    header_crc: u32,
+    crc: u32,
+    /// Uncompressed bytes of this member, modulo 2^32 like ISIZE.
+    length: u32,
+    /// Compressed bytes taken so far, and where this member started.
+    taken: u64,
+    member: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// At the start of the stream, where a member must follow.
+    First,
+    /// After a member: another one, NUL padding or the end.
+    Between,
+    Header,
+    ExtraLength,
+    Extra(u16),
+    Name(u64),
+    Comment(u64),
+    HeaderCrc,
+    Body,
+    Trailer,
+    Padding,
+}
+
+impl Default for Gzip {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gzip {
+    /// A decoder at the start of a stream.
+    pub fn new() -> Self {
+        Self {
+            // Raw deflate with the widest window, 32 KiB.
+            inflate: Inflate::new(false, 15),
+            state: State::First,
+            field: [0; 10],
+            gathered: 0,
+            flags: 0,
+            header_crc: 0,
+            crc: 0,
+            length: 0,
+            taken: 0,
+            member: 0,
+        }
+    }
+
+    fn take<'a>(&mut self, input: &mut &'a [u8], len: usize) -> &'a [u8] {
+        let (bytes, rest) = input.split_at_checked(len).unwrap_or((input, &[]));
+        *input = rest;
+        self.taken = self.taken.saturating_add(bytes.len() as u64);
+        bytes
+    }
+
+    /// Moves input into the field of `N` bytes; the field once it is whole.
+    fn gather<const N: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; N]> {
+        let bytes = self.take(input, N.saturating_sub(self.gathered));
+        if let Some(slot) = self.field.get_mut(self.gathered..).and_then(|rest| rest.get_mut(..bytes.len())) {
+            slot.copy_from_slice(bytes);
+        }
+        self.gathered = self.gathered.saturating_add(bytes.len());
+        if self.gathered < N {
+            return None;
+        }
+        self.gathered = 0;
+        self.field.first_chunk().copied()
+    }
+
+    /// The state that reads the next optional field of the header after `state`.
+    fn after(&mut self, state: State) -> State {
+        let has = |flag| self.flags & flag != 0;
+        match state {
+            State::Header if has(FLAG_EXTRA) => State::ExtraLength,
+            State::Header | State::Extra(_) if has(FLAG_NAME) => State::Name(0),
+            State::Header | State::Extra(_) | State::Name(_) if has(FLAG_COMMENT) => State::Comment(0),
+            State::HeaderCrc => State::Body,
+            _ if has(FLAG_HEADER_CRC) => State::HeaderCrc,
+            _ => State::Body,
+        }
+    }
+
+    /// Skips a NUL-terminated header string of which `seen` bytes have been read; `None` at its end.
+    fn skip_string(&mut self, input: &mut &[u8], seen: u64) -> Result<Option<u64>, CodecError> {
+        let end = input.iter().position(|byte| *byte == 0);
+        let bytes = self.take(input, end.map_or(usize::MAX, |end| end.saturating_add(1)));
+        self.header_crc = crc32(self.header_crc, bytes);
+        let seen = seen.saturating_add(bytes.len() as u64);
+        if seen > GZIP_HEADER_BYTES {
+            return Err(CodecError::GzipHeaderString { offset: self.member, limit: GZIP_HEADER_BYTES });
+        }
+        Ok(if end.is_some() { None } else { Some(seen) })
+    }
+
+    /// One step of everything but the body; the next state.
+    fn frame(&mut self, input: &mut &[u8]) -> Result<State, CodecError> {
+        let state = self.state;
+        match state {
+            State::First | State::Between => {
+                self.member = self.taken;
+                self.header_crc = 0;
+                match input.first() {
+                    Some(0) if state == State::Between => Ok(State::Padding),
+                    _ => Ok(State::Header),
+                }
+            }
+            State::Header => {
+                // Before the field is whole, so that bytes after the last member are named for what they are.
+                for (byte, magic) in input.iter().zip(MAGIC.iter().skip(self.gathered)) {
+                    if byte != magic {
+                        return Err(CodecError::GzipTrailing { offset: self.member, byte: *byte });
+                    }
+                }
+                let Some(header) = self.gather::<10>(input) else { return Ok(state) };
+                let [_, _, method, flags, ..] = header;
+                if method != METHOD_DEFLATE {
+                    return Err(CodecError::GzipMethod { method, offset: self.member });
+                }
+                if flags & FLAGS_RESERVED != 0 {
+                    return Err(CodecError::GzipFlags { flags, offset: self.member });
+                }
+                self.flags = flags;
+                self.header_crc = crc32(0, &header);
+                self.crc = 0;
+                self.length = 0;
+                self.inflate.reset(false);
+                Ok(self.after(state))
+            }
+            State::ExtraLength => {
+                let Some(length) = self.gather::<2>(input) else { return Ok(state) };
+                self.header_crc = crc32(self.header_crc, &length);
+                Ok(State::Extra(u16::from_le_bytes(length)))
+            }
+            State::Extra(left) => {
+                let bytes = self.take(input, left.into());
+                self.header_crc = crc32(self.header_crc, bytes);
+                let taken = u16::try_from(bytes.len()).unwrap_or(left);
+                match left.saturating_sub(taken) {
+                    0 => Ok(self.after(state)),
+                    left => Ok(State::Extra(left)),
+                }
+            }
+            State::Name(seen) => match self.skip_string(input, seen)? {
+                Some(seen) => Ok(State::Name(seen)),
+                None => Ok(self.after(state)),
+            },
+            State::Comment(seen) => match self.skip_string(input, seen)? {
+                Some(seen) => Ok(State::Comment(seen)),
+                None => Ok(self.after(state)),
+            },
+            State::HeaderCrc => {
+                let Some(stored) = self.gather::<2>(input).map(u16::from_le_bytes) else { return Ok(state) };
+                let [low, high, ..] = self.header_crc.to_le_bytes();
+                let computed = u16::from_le_bytes([low, high]);
+                if stored != computed {
+                    return Err(CodecError::GzipHeaderChecksum { offset: self.member, stored, computed });
+                }
+                Ok(State::Body)
+            }
+            State::Trailer => {
+                let Some([c0, c1, c2, c3, l0, l1, l2, l3]) = self.gather::<8>(input) else {
+                    return Ok(state);
+                };
+                let stored = u32::from_le_bytes([c0, c1, c2, c3]);
+                if stored != self.crc {
+                    return Err(CodecError::GzipChecksum { offset: self.member, stored, computed: self.crc });
+                }
+                let stored = u32::from_le_bytes([l0, l1, l2, l3]);
+                if stored != self.length {
+                    return Err(CodecError::GzipLength {
+                        offset: self.member,
+                        stored,
+                        computed: self.length,
+                    });
+                }
+                Ok(State::Between)
+            }
+            State::Padding => match input.iter().position(|byte| *byte != 0) {
+                Some(position) => {
+                    self.take(input, position);
+                    let byte = input.first().copied().unwrap_or_default();
+                    Err(CodecError::GzipTrailing { offset: self.taken, byte })
+                }
+                None => {
+                    self.take(input, usize::MAX);
+                    Ok(state)
+                }
+            },
+            State::Body => Ok(state),
+        }
+    }
+
+    /// Inflates into `output`; how much of it was filled, and whether the deflate stream has ended.
+    fn inflate(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<(usize, bool), CodecError> {
+        let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
+        let status = self.inflate.decompress(input, output, InflateFlush::NoFlush);
+        let consumed = self.inflate.total_in().saturating_sub(before_in);
+        let produced = self.inflate.total_out().saturating_sub(before_out);
+        self.take(input, usize::try_from(consumed).unwrap_or(usize::MAX));
+        let filled = usize::try_from(produced).unwrap_or(usize::MAX).min(output.len());
+        let ended = match status {
+            Ok(Status::StreamEnd) => true,
+            Ok(Status::Ok | Status::BufError) => false,
+            Err(InflateError::MemError) => return Err(CodecError::Memory),
+            Err(error) => {
+                return Err(CodecError::GzipDeflate {
+                    offset: self.member,
+                    before: self.taken,
+                    message: self.inflate.error_message().unwrap_or(error.as_str()),
+                });
+            }
+        };
+        let bytes = output.get(..filled).unwrap_or_default();
+        self.crc = crc32(self.crc, bytes);
+        let [b0, b1, b2, b3, ..] = produced.to_le_bytes();
+        self.length = self.length.wrapping_add(u32::from_le_bytes([b0, b1, b2, b3]));
+        Ok((filled, ended))
+    }
+}
+
+impl Decoder for Gzip {
+    fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
+        let mut filled: usize = 0;
+        loop {
+            if self.state == State::Body {
+                let rest = output.get_mut(filled..).unwrap_or_default();
+                if rest.is_empty() {
+                    return Ok(filled);
+                }
+                let had = input.len();
+                let (bytes, ended) = self.inflate(input, rest)?;
+                filled = filled.saturating_add(bytes);
+                if ended {
+                    self.state = State::Trailer;
+                } else if bytes == 0 && had == input.len() {
+                    return Ok(filled); // Neither took nor gave: it waits for input.
+                }
+            } else if input.is_empty() {
+                return Ok(filled);
+            } else {
+                self.state = self.frame(input)?;
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), CodecError> {
+        match self.state {
+            State::Between | State::Padding => Ok(()),
+            _ => Err(CodecError::GzipTruncated { offset: self.taken }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, GzBuilder, write::GzEncoder};
+    use proptest::prelude::*;
+
+    use super::{super::tests::decode, *};
+
+    fn member(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn whole(input: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let want = decode(Gzip::new(), input, usize::MAX, 1 << 16);
+        for (step_in, step_out) in [(1, 1), (3, 100), (1, 1 << 16)] {
+            let got = decode(Gzip::new(), input, step_in, step_out);
+            match (&want, &got) {
+                (Ok(want), Ok(got)) => assert_eq!(want, got, "steps of {step_in} and {step_out}"),
+                (Err(want), Err(got)) => {
+                    use crate::error::Classify;
+                    assert_eq!(want.reason(), got.reason(), "steps of {step_in} and {step_out}");
+                }
+                _ => panic!("steps of {step_in} and {step_out}: {want:?} or {got:?}"),
+            }
+        }
+        want
+    }
+
+    #[test]
+    fn members_are_concatenated_however_many_and_however_empty() {
+        let mut stream = member(b"one ");
+        stream.extend(member(b""));
+        stream.extend(member(b"two"));
+        for _ in 0..1000 {
+            stream.extend(member(b""));
+        }
+        assert_eq!(whole(&stream).unwrap(), b"one two");
+    }
+
+    #[test]
+    fn every_optional_header_field_is_skipped_and_checked() {
+        let mut stream = Vec::new();
+        let mut encoder = GzBuilder::new()
+            .extra(vec![7; 300])
+            .filename("layer.tar")
+            .comment("made by hand")
+            .mtime(99)
+            .write(&mut stream, Compression::fast());
+        encoder.write_all(b"body").unwrap();
+        encoder.finish().unwrap();
+        assert_eq!(whole(&stream).unwrap(), b"body");
+
+        // The same header with its own checksum, flag bit 1.
+        let header_len = 10 + 2 + 300 + "layer.tar".len() + 1 + "made by hand".len() + 1;
+        let mut summed = stream.clone();
+        summed[3] |= FLAG_HEADER_CRC;
+        let sum = crc32(0, &summed[..header_len]).to_le_bytes();
+        summed.splice(header_len..header_len, [sum[0], sum[1]]);
+        assert_eq!(whole(&summed).unwrap(), b"body");
+        summed[header_len] ^= 1;
+        assert!(matches!(whole(&summed), Err(CodecError::GzipHeaderChecksum { offset: 0, .. })));
+    }
+
+    #[test]
+    fn only_nul_bytes_may_follow_the_last_member() {
+        let mut stream = member(b"x");
+        let len = stream.len() as u64;
+        stream.extend([0; 700]);
+        assert_eq!(whole(&stream).unwrap(), b"x");
+        stream.push(7);
+        assert_eq!(whole(&stream), Err(CodecError::GzipTrailing { offset: len + 700, byte: 7 }));
+
+        let mut stream = member(b"x");
+        stream.extend(b"garbage");
+        assert!(matches!(whole(&stream), Err(CodecError::GzipTrailing { byte: b'g', .. })));
+        let mut stream = member(b"x");
+        stream.push(0);
+        stream.extend(member(b"after padding"));
+        assert!(matches!(whole(&stream), Err(CodecError::GzipTrailing { byte: 0x1f, .. })));
+    }
+
+    #[test]
+    fn a_stream_cut_anywhere_is_refused() {
+        let stream = member(b"some bytes that deflate can chew on, chew on, chew on");
+        for len in 0..stream.len() {
+            assert!(matches!(whole(&stream[..len]), Err(CodecError::GzipTruncated { .. })), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn reserved_flags_and_other_methods_are_refused() {
+        for bit in 5..8 {
+            let mut stream = member(b"x");
+            stream[3] |= 1 << bit;
+            assert!(matches!(whole(&stream), Err(CodecError::GzipFlags { offset: 0, .. })));
+        }
+        let mut stream = member(b"x");
+        stream[2] = 7;
+        assert_eq!(whole(&stream), Err(CodecError::GzipMethod { method: 7, offset: 0 }));
+    }
+
+    #[test]
+    fn wrong_checksum_and_length_are_refused() {
+        let good = member(b"payload");
+        let first = good.len() as u64;
+        let mut stream = good.clone();
+        stream.extend(&good);
+        let end = stream.len();
+        for (at, length) in [(end - 8, false), (end - 5, false), (end - 4, true), (end - 1, true)] {
+            let mut bad = stream.clone();
+            bad[at] ^= 0x10;
+            match whole(&bad) {
+                Err(CodecError::GzipLength { offset, .. }) => assert!(length && offset == first),
+                Err(CodecError::GzipChecksum { offset, .. }) => assert!(!length && offset == first),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn header_strings_are_limited() {
+        let limit = usize::try_from(GZIP_HEADER_BYTES).unwrap();
+        for (len, good) in [(limit - 1, true), (limit, false)] {
+            let mut stream = vec![0x1f, 0x8b, 8, FLAG_NAME, 0, 0, 0, 0, 0, 0];
+            stream.extend(std::iter::repeat_n(b'n', len));
+            stream.push(0);
+            stream.extend(&member(b"x")[10..]);
+            let result = decode(Gzip::new(), &stream, 4096, 4096);
+            assert_eq!(result.is_ok(), good, "{len}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn invalid_deflate_data_is_refused_with_its_place() {
+        let mut stream = member(b"x");
+        stream[10] = 0b111; // block type 3
+        assert!(matches!(whole(&stream), Err(CodecError::GzipDeflate { offset: 0, .. })));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_bytes_in_any_steps_round_trip(
+            bytes in proptest::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..5000),
+            members in 1_usize..4,
+            step_in in 1_usize..600,
+            step_out in 1_usize..600,
+        ) {
+            let stream: Vec<u8> = bytes.chunks(bytes.len() / members + 1).flat_map(member).collect();
+            let stream = if stream.is_empty() { member(b"") } else { stream };
+            prop_assert_eq!(decode(Gzip::new(), &stream, step_in, step_out).unwrap(), bytes);
+        }
+
+        #[test]
+        fn hostile_bytes_give_an_error_or_output_but_never_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            at in 0_usize..100,
+            value in any::<u8>(),
+        ) {
+            super::super::fuzz(&[&MAGIC[..], &bytes].concat(), 1 << 20);
+            let mut stream = member(&bytes);
+            if let Some(byte) = stream.get_mut(at) { *byte = value; }
+            super::super::fuzz(&stream, 1 << 20);
+        }
+    }
+}

@@ -4,7 +4,7 @@
 //! [`Error`], whose [`Kind`] chooses the status code and whose reason id is written to the log line,
 //! the metrics and the status details.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// What a caller can do about a failure; the only part of an error that chooses a status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +99,29 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         self.reason
     }
+
+    /// Packs itself into an I/O error, for the traits of `std::io`; [`Error::from_io`] unpacks it.
+    pub fn into_io(self) -> io::Error {
+        io::Error::other(self)
+    }
+
+    /// Unpacks what [`Error::into_io`] packed; any other I/O error gets `kind` and `reason`.
+    pub fn from_io(error: io::Error, kind: Kind, reason: &'static str) -> Self {
+        match error.downcast::<Self>() {
+            Ok(packed) => packed,
+            Err(error) => Self { kind, reason, context: Vec::new(), source: Box::new(error) },
+        }
+    }
+
+    /// The same for an error of our own disk, classified by [`disk_kind`].
+    pub fn disk(error: io::Error) -> Self {
+        let kind = disk_kind(&error);
+        Self::from_io(error, kind, "disk.io")
+    }
 }
+
+/// Its causes are part of its own text.
+impl std::error::Error for Error {}
 
 impl<E: Classify> From<E> for Error {
     fn from(error: E) -> Self {
@@ -124,9 +146,13 @@ impl fmt::Display for Error {
 }
 
 /// Classifies an I/O error of our own disk: full and quota are limits, the rest may pass.
-pub fn disk_kind(error: &std::io::Error) -> Kind {
+pub fn disk_kind(error: &io::Error) -> Kind {
     use std::io::ErrorKind;
+    /// "Too many open files", of this process and of the system; the numbers are Linux's everywhere.
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
     match error.kind() {
+        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => Kind::Exhausted,
         ErrorKind::StorageFull
         | ErrorKind::QuotaExceeded
         | ErrorKind::FileTooLarge
@@ -158,5 +184,15 @@ mod tests {
         let error = Error::from(Checksum).context("entry \"a\"").context("apply sha256:00");
         assert_eq!(error.to_string(), "apply sha256:00: entry \"a\": checksum 1 is not 2");
         assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "tar.checksum"));
+    }
+
+    #[test]
+    fn an_error_survives_the_way_through_an_io_trait() {
+        let error = Error::disk(Error::from(Checksum).context("entry \"a\"").into_io());
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "tar.checksum"));
+        assert_eq!(error.to_string(), "entry \"a\": checksum 1 is not 2");
+        let plain = Error::disk(io::ErrorKind::StorageFull.into());
+        assert_eq!((plain.kind(), plain.reason()), (Kind::Exhausted, "disk.io"));
+        assert_eq!(disk_kind(&io::Error::from_raw_os_error(24)), Kind::Exhausted);
     }
 }

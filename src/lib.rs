@@ -7,7 +7,7 @@
 //! | 0 values | [`error`], [`digest`], [`descriptor`], [`media_type`], [`limits`], [`call`] |
 //! | 1 codecs | [`codec`] |
 //! | 2 formats | [`tree`], [`format`] |
-//! | 3 ports | `sys`, `store`, `snapshot` |
+//! | 3 ports | [`sys`], [`store`], [`snapshot`] |
 //! | 4 domain | `pipeline`, `apply` |
 //! | 5 edges | [`config`], `observe`, `rpc`, `server`, [`cli`] |
 
@@ -21,4 +21,7 @@ pub mod error;
 pub mod format;
 pub mod limits;
 pub mod media_type;
+pub mod snapshot;
+pub mod store;
+pub mod sys;
 pub mod tree;

@@ -1,0 +1,76 @@
+//! A mount of a request, and the few words of it that matter here.
+
+/// One entry of a mount list, as it came; nothing in it has been checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// `bind`, `overlay`, `erofs`, or one of them behind prefixes such as `format/mkdir/`.
+    pub kind: String,
+    /// A path, a template, or a word without meaning.
+    pub source: String,
+    /// Below the mount point; empty in all lists a snapshotter makes.
+    pub target: String,
+    /// Options in their order, each `name` or `name=value`.
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Length of all strings together, in bytes.
+    pub(super) fn len_bytes(&self) -> usize {
+        let options: usize = self.options.iter().map(String::len).sum();
+        self.kind.len() + self.source.len() + self.target.len() + options
+    }
+
+    /// The values of every option `name=value`, in their order.
+    pub(super) fn values<'m>(&'m self, name: &'m str) -> impl Iterator<Item = &'m str> {
+        self.options.iter().filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// Whether the option `name` stands there without a value.
+    pub(super) fn has_flag(&self, name: &str) -> bool {
+        self.options.iter().any(|option| option == name)
+    }
+
+    /// What the kernel would be asked to mount: the type without its prefixes.
+    pub(super) fn base(&self) -> &str {
+        self.kind.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+/// The entry `N` that the template `{{ mount N }}` names, when `text` is exactly that.
+pub(super) fn mount_template(text: &str) -> Option<usize> {
+    let digits = text.strip_prefix("{{ mount ")?.strip_suffix(" }}")?;
+    decimal(digits).and_then(|number| usize::try_from(number).ok())
+}
+
+/// Whether `text` is exactly the template `{{ overlay A B }}`.
+pub(super) fn is_overlay_template(text: &str) -> bool {
+    let inner = text.strip_prefix("{{ overlay ").and_then(|rest| rest.strip_suffix(" }}"));
+    let numbers = inner.and_then(|inner| inner.split_once(' '));
+    numbers.is_some_and(|(a, b)| decimal(a).is_some() && decimal(b).is_some())
+}
+
+/// A number without sign, leading zeros or spaces.
+pub(super) fn decimal(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_compared_not_evaluated() {
+        assert_eq!(mount_template("{{ mount 0 }}"), Some(0));
+        assert_eq!(mount_template("{{ mount 17 }}"), Some(17));
+        for text in
+            ["{{mount 0}}", "{{ mount 01 }}", "{{ mount -1 }}", "{{ mount }}", "{{ mount 0 }}/upper", ""]
+        {
+            assert_eq!(mount_template(text), None, "{text}");
+        }
+        assert!(is_overlay_template("{{ overlay 0 3 }}"));
+        for text in ["{{ overlay 0 }}", "{{ overlay 0 3 1 }}", "{{ overlay 0 3 }}x", "{{ overlay a b }}"] {
+            assert!(!is_overlay_template(text), "{text}");
+        }
+    }
+}

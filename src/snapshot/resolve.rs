@@ -1,0 +1,304 @@
+//! From a mount list to the one path that names its snapshot directory, by text alone.
+//!
+//! Nothing here touches the file system: a list that is not ours must be passed on to the next differ
+//! without a trace. What is below a configured root but misspelt is refused for good.
+//!
+//! Source: docs/formats/containerd.md, "Mount lists"; containerd `plugins/snapshots/erofs`.
+
+use std::io;
+
+use super::mount::{Mount, decimal, is_overlay_template, mount_template};
+use crate::{
+    error::{Classify, Kind, disk_kind},
+    limits,
+};
+
+/// Whether a snapshot may be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// An active snapshot: a layer may be applied.
+    Active,
+    /// A view, or a committed layer seen through one: only to be read.
+    View,
+}
+
+/// Why a mount list does not lead to a snapshot directory.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// No mounts at all.
+    #[error("the request has no mounts")]
+    Empty,
+    /// More than any snapshotter sends.
+    #[error(
+        "{count} mounts with {bytes} bytes of text; {} and {} are allowed",
+        limits::MOUNTS,
+        limits::MOUNT_BYTES
+    )]
+    TooLarge {
+        /// Entries.
+        count: usize,
+        /// Bytes of all strings.
+        bytes: usize,
+    },
+    /// A mount of a kind that the EROFS snapshotter does not make.
+    #[error("mount type {0} is not one of the EROFS snapshotter's")]
+    Type(String),
+    /// Known types put together in an unknown way.
+    #[error("{0}")]
+    Form(&'static str),
+    /// Another snapshotter's.
+    #[error("{0} is below no configured snapshot root")]
+    Outside(String),
+    /// Below a root, but not where the snapshotter keeps layers.
+    #[error("{path} is below a snapshot root but is not snapshots/NUMBER/{}", leaves.join(" or "))]
+    Path {
+        /// The path, quoted.
+        path: String,
+        /// The last components that would have been right.
+        leaves: &'static [&'static str],
+    },
+    /// An option that contradicts the others.
+    #[error("mount option {option}: {why}")]
+    Option {
+        /// The option, quoted.
+        option: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The directory does not exist.
+    #[error("{0} does not exist")]
+    Missing(String),
+    /// A link, a mount point or a file where a directory should be.
+    #[error("{0}: a component is a link, a mount point or no directory")]
+    Link(String),
+    /// A directory that others can write to.
+    #[error(
+        "{path}: owner {uid}, mode {permissions:04o}; it must belong to root and be writable by nobody else"
+    )]
+    Owner {
+        /// The directory or the marker.
+        path: String,
+        /// Owner found.
+        uid: u32,
+        /// Mode found.
+        permissions: u32,
+    },
+    /// Made by another snapshotter, or by one whose layers we do not make.
+    #[error("{0} has no marker .erofslayer")]
+    NoMarker(String),
+    /// Something else has the marker's name.
+    #[error("{0}/.erofslayer is not a regular file")]
+    Marker(String),
+    /// The kernel refused.
+    #[error("{path}")]
+    Io {
+        /// The directory.
+        path: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Classify for MountError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Empty | Self::Type(_) | Self::Form(_) | Self::Outside(_) | Self::NoMarker(_) => {
+                Kind::NotImplemented
+            }
+            Self::TooLarge { .. } => Kind::Exhausted,
+            Self::Path { .. }
+            | Self::Option { .. }
+            | Self::Link(_)
+            | Self::Owner { .. }
+            | Self::Marker(_) => Kind::Denied,
+            Self::Missing(_) => Kind::Conflict,
+            Self::Io { source, .. } => disk_kind(source),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Empty => "mount.empty",
+            Self::TooLarge { .. } => "limit.mounts",
+            Self::Type(_) => "mount.type",
+            Self::Form(_) => "mount.form",
+            Self::Outside(_) => "mount.outside-root",
+            Self::Path { .. } => "mount.path",
+            Self::Option { .. } => "mount.option",
+            Self::Missing(_) => "mount.missing",
+            Self::Link(_) => "mount.link",
+            Self::Owner { .. } => "mount.owner",
+            Self::NoMarker(_) => "mount.no-marker",
+            Self::Marker(_) => "mount.marker",
+            Self::Io { .. } => "mount.io",
+        }
+    }
+}
+
+/// The path in a mount list that names the directory.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Claim<'m> {
+    /// `<root>/snapshots/<id>/<leaf>`, if it is ours.
+    pub(super) path: &'m str,
+    /// What the leaf must be.
+    pub(super) leaves: &'static [&'static str],
+    /// What the mounts allow.
+    pub(super) access: Access,
+}
+
+/// Last component of a path to an overlay's upper directory, or to a bind mount's source.
+const UPPER: &[&str] = &["fs"];
+/// Last component of an EROFS mount's source.
+const IMAGE: &[&str] = &["layer.erofs", "fsmeta.erofs"];
+/// Last component of the writable image in block mode.
+const BLOCK: &[&str] = &["rwlayer.img"];
+
+/// Picks the path that names the directory.
+///
+/// | list | path |
+/// |---|---|
+/// | the first type begins with `mkfs/` | source of the first mount |
+/// | the last type ends in `bind` or `erofs` | its source |
+/// | `format/bind` of `{{ mount N }}` | source of mount N |
+/// | `overlay` with `upperdir` | the upper directory |
+/// | `overlay` without, `lowerdir` a template | source of the first mount |
+/// | `overlay` without, `lowerdir` a list | its first component |
+pub(super) fn claim(mounts: &[Mount]) -> Result<Claim<'_>, MountError> {
+    let bytes = mounts.iter().map(Mount::len_bytes).fold(0, usize::saturating_add);
+    if mounts.len() > limits::MOUNTS || bytes > limits::MOUNT_BYTES {
+        return Err(MountError::TooLarge { count: mounts.len(), bytes });
+    }
+    let [first, ..] = mounts else { return Err(MountError::Empty) };
+    let [.., last] = mounts else { return Err(MountError::Empty) };
+    if let Some(unknown) = mounts.iter().find(|mount| !is_known(&mount.kind)) {
+        return Err(MountError::Type(quote(&unknown.kind)));
+    }
+    if first.kind.starts_with("mkfs/") {
+        let access = if first.has_flag("ro") || last.has_flag("ro") { Access::View } else { Access::Active };
+        return Ok(Claim { path: &first.source, leaves: BLOCK, access });
+    }
+    match last.base() {
+        "bind" => match mount_template(&last.source) {
+            Some(number) => match mounts.get(number) {
+                Some(named) if named.base() == "erofs" => {
+                    Ok(Claim { path: &named.source, leaves: IMAGE, access: Access::View })
+                }
+                _ => Err(MountError::Form("a bind mount's template names no EROFS mount of the list")),
+            },
+            None if is_template(&last.source) => Err(MountError::Form("a bind mount of an unknown template")),
+            None => {
+                let access = if last.has_flag("ro") { Access::View } else { Access::Active };
+                Ok(Claim { path: &last.source, leaves: UPPER, access })
+            }
+        },
+        "erofs" => Ok(Claim { path: &last.source, leaves: IMAGE, access: Access::View }),
+        "overlay" => overlay(first, last),
+        _ => Err(MountError::Form("a list that ends in no bind, overlay or EROFS mount")),
+    }
+}
+
+fn overlay<'m>(first: &'m Mount, last: &'m Mount) -> Result<Claim<'m>, MountError> {
+    if let Some(upper) = last.values("upperdir").next() {
+        if is_template(upper) {
+            return Err(MountError::Form("an upper directory in a template without a block image"));
+        }
+        let access = if last.has_flag("ro") { Access::View } else { Access::Active };
+        return Ok(Claim { path: upper, leaves: UPPER, access });
+    }
+    let lower = last.values("lowerdir").next().ok_or(MountError::Form("an overlay without directories"))?;
+    if is_overlay_template(lower) || mount_template(lower).is_some() {
+        if first.base() != "erofs" {
+            return Err(MountError::Form("an overlay over templates whose first mount is no EROFS image"));
+        }
+        return Ok(Claim { path: &first.source, leaves: IMAGE, access: Access::View });
+    }
+    if is_template(lower) {
+        return Err(MountError::Form("a lower directory in an unknown template"));
+    }
+    let nearest = lower.split(':').next().unwrap_or_default();
+    Ok(Claim { path: nearest, leaves: UPPER, access: Access::View })
+}
+
+fn is_template(text: &str) -> bool {
+    text.contains("{{")
+}
+
+/// Whether a type is one the EROFS snapshotter uses: a file system behind any of its prefixes.
+fn is_known(kind: &str) -> bool {
+    if let Some(file_system) = kind.strip_prefix("mkfs/") {
+        return !file_system.is_empty() && file_system.bytes().all(|b| b.is_ascii_alphanumeric());
+    }
+    let mut parts = kind.rsplit('/');
+    matches!(parts.next(), Some("bind" | "overlay" | "erofs"))
+        && parts.all(|prefix| matches!(prefix, "format" | "mkdir"))
+}
+
+/// Where a path lies with respect to one root.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place<'p> {
+    /// Not below it.
+    Outside,
+    /// Below it, but not a snapshot's file of the expected name.
+    Odd,
+    /// The file of the snapshot with this id.
+    Snapshot(&'p str),
+}
+
+/// Compares `path` with `<root>/snapshots/<id>/<leaf>`, byte by byte.
+pub(super) fn place<'p>(root: &str, path: &'p str, leaves: &[&str]) -> Place<'p> {
+    let Some(rest) = path.strip_prefix(root) else { return Place::Outside };
+    let Some(rest) = rest.strip_prefix('/') else {
+        return if rest.is_empty() { Place::Odd } else { Place::Outside };
+    };
+    let mut parts = rest.split('/');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("snapshots"), Some(id), Some(leaf), None)
+            if decimal(id).is_some_and(|number| number > 0) && leaves.contains(&leaf) =>
+        {
+            Place::Snapshot(id)
+        }
+        _ => Place::Odd,
+    }
+}
+
+/// Looks for contradictions in a list whose directory is `<root>/snapshots/<id>`.
+///
+/// Only called once the list is known to be ours: another snapshotter's oddities are not our matter.
+pub(super) fn check_options(mounts: &[Mount], root: &str, id: &str) -> Result<(), MountError> {
+    let refuse = |name: &str, value: &str, why| {
+        Err(MountError::Option { option: quote(&format!("{name}={value}")), why })
+    };
+    for mount in mounts {
+        for name in ["upperdir", "workdir", "lowerdir"] {
+            let mut values = mount.values(name);
+            let Some(value) = values.next() else { continue };
+            if let Some(second) = values.next() {
+                return refuse(name, second, "given twice");
+            }
+            if value.contains([',', '\\']) {
+                return refuse(name, value, "a comma or an escape in a path");
+            }
+        }
+        for value in mount.values("workdir").filter(|value| !is_template(value)) {
+            if place(root, value, &["work"]) != Place::Snapshot(id) {
+                return refuse("workdir", value, "not beside the upper directory");
+            }
+        }
+        for value in mount.values("device") {
+            if !matches!(place(root, value, &["layer.erofs"]), Place::Snapshot(_)) {
+                return refuse("device", value, "not a layer below the same root");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A text from outside for a message: escaped, and cut at 256 bytes.
+pub(super) fn quote(text: &str) -> String {
+    let mut end = text.len().min(256);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let (shown, rest) = text.split_at(end);
+    if rest.is_empty() { format!("{shown:?}") } else { format!("{shown:?}...") }
+}

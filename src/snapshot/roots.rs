@@ -1,0 +1,252 @@
+//! The configured roots, and the snapshot directories below them.
+//!
+//! Source: docs/formats/containerd.md, "Mount lists".
+
+use std::{
+    ffi::CStr,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::{fs::FileType, io::Errno};
+
+use super::{
+    layer_file::{LayerError, LayerFile},
+    mount::Mount,
+    resolve::{Access, MountError, Place, check_options, claim, place, quote},
+    sweep::Sweep,
+};
+use crate::{
+    error::{Classify, Kind},
+    limits::Limits,
+    sys::dir::{Dir, Status},
+};
+
+/// The snapshotter's mark on a directory that waits for an EROFS layer.
+const MARKER: &CStr = c".erofslayer";
+/// The directory below a root that holds one directory per snapshot.
+pub(super) const SNAPSHOTS: &CStr = c"snapshots";
+
+/// The roots of all EROFS snapshotters that we serve, opened once.
+#[derive(Debug)]
+pub struct Roots {
+    roots: Vec<Root>,
+    owner: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Root {
+    /// As configured, then without links; the same twice when there are none.
+    spellings: [String; 2],
+    dir: Arc<Dir>,
+}
+
+/// Why a configured root cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// Mount options could not carry such a path.
+    #[error(
+        "snapshot root {0:?} is not an absolute UTF-8 path without `..`, comma, colon, backslash or quote"
+    )]
+    Spelling(PathBuf),
+    /// Not there, or not a directory.
+    #[error("snapshot root {path:?}")]
+    Open {
+        /// As configured.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Others could swap what is below it.
+    #[error(
+        "snapshot root {path:?}: owner {uid}, mode {permissions:04o}; it must belong to root and be writable by nobody else"
+    )]
+    Owner {
+        /// As configured.
+        path: PathBuf,
+        /// Owner found.
+        uid: u32,
+        /// Mode found.
+        permissions: u32,
+    },
+}
+
+impl Classify for RootsError {
+    fn kind(&self) -> Kind {
+        Kind::Malformed
+    }
+    fn reason(&self) -> &'static str {
+        "config.snapshot-root"
+    }
+}
+
+impl Roots {
+    /// Opens the roots, each the directory of one snapshotter, in which it keeps `snapshots/`.
+    ///
+    /// A root may be reached through links; mounts are then recognised under both spellings.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, RootsError> {
+        // The user the daemon runs as: root, except in a test or a user namespace.
+        let owner = rustix::process::geteuid().as_raw();
+        let roots = paths.iter().map(|path| Root::open(path, owner)).collect::<Result<_, _>>()?;
+        Ok(Self { roots, owner })
+    }
+
+    /// Finds the one snapshot directory that `mounts` mean, and opens it.
+    ///
+    /// Errors of kind `NotImplemented` mean that the list is not ours; until the path has been found to
+    /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk.
+    pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
+        let claim = claim(mounts)?;
+        let (root, spelling, id) = self.locate(claim.path, claim.leaves)?;
+        check_options(mounts, spelling, id)?;
+        root.snapshot(id, claim.access, self.owner)
+    }
+
+    /// Begins a search for temporaries that a killed process left; see [`Sweep::run`].
+    pub fn sweep(&self) -> Sweep {
+        Sweep::new(self.roots.iter().map(|root| Arc::clone(&root.dir)).collect(), self.owner)
+    }
+
+    fn locate<'a>(
+        &'a self,
+        path: &'a str,
+        leaves: &'static [&'static str],
+    ) -> Result<(&'a Root, &'a str, &'a str), MountError> {
+        let mut odd = false;
+        for root in &self.roots {
+            for spelling in &root.spellings {
+                match place(spelling, path, leaves) {
+                    Place::Snapshot(id) => return Ok((root, spelling, id)),
+                    Place::Odd => odd = true,
+                    Place::Outside => {}
+                }
+            }
+        }
+        Err(if odd {
+            MountError::Path { path: quote(path), leaves }
+        } else {
+            MountError::Outside(quote(path))
+        })
+    }
+}
+
+impl Root {
+    fn open(path: &Path, owner: u32) -> Result<Self, RootsError> {
+        let spelling = || RootsError::Spelling(path.to_owned());
+        let open = |source| RootsError::Open { path: path.to_owned(), source };
+        let text = path.to_str().ok_or_else(spelling)?;
+        let text = if text.len() > 1 { text.trim_end_matches('/') } else { text };
+        let clean = text.strip_prefix('/').is_some_and(|rest| {
+            rest.split('/').all(|part| !matches!(part, "" | "." | ".."))
+                && !rest.contains([',', ':', '\\', '"', '{', '\n'])
+        });
+        if !clean {
+            return Err(spelling());
+        }
+        let canonical = path.canonicalize().map_err(open)?;
+        let dir = Dir::open_root(&canonical).map_err(open)?;
+        let Status { uid, permissions, .. } = dir.status().map_err(open)?;
+        if uid != owner || permissions & 0o022 != 0 {
+            return Err(RootsError::Owner { path: path.to_owned(), uid, permissions });
+        }
+        let canonical = canonical.to_str().ok_or_else(spelling)?.to_owned();
+        Ok(Self { spellings: [text.to_owned(), canonical], dir: Arc::new(dir) })
+    }
+
+    fn snapshot(&self, id: &str, access: Access, owner: u32) -> Result<SnapshotDir, MountError> {
+        let [spelling, _] = &self.spellings;
+        let path = format!("{spelling}/snapshots/{id}");
+        let refuse = |source: io::Error| refusal(&path, source);
+        let parent = self.dir.open_beneath(SNAPSHOTS).map_err(refuse)?;
+        let dir = self.dir.open_beneath(format!("snapshots/{id}")).map_err(refuse)?;
+        let status = dir.status().map_err(refuse)?;
+        let owned = |status: &Status| status.uid == owner && status.permissions & 0o022 == 0;
+        if !owned(&status) {
+            let Status { uid, permissions, .. } = status;
+            return Err(MountError::Owner { path, uid, permissions });
+        }
+        match dir.status_of(MARKER) {
+            Ok(marker) if marker.file_type != FileType::RegularFile => return Err(MountError::Marker(path)),
+            Ok(marker) if !owned(&marker) => {
+                let Status { uid, permissions, .. } = marker;
+                return Err(MountError::Owner { path: format!("{path}/.erofslayer"), uid, permissions });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoMarker(path)),
+            Err(source) => return Err(refuse(source)),
+        }
+        Ok(SnapshotDir {
+            id: id.to_owned(),
+            path: path.into(),
+            key: (status.device, status.inode),
+            access,
+            dir: Arc::new(dir),
+            parent,
+        })
+    }
+}
+
+/// What an error of `openat2` below a root means.
+fn refusal(path: &str, source: io::Error) -> MountError {
+    let path = path.to_owned();
+    match Errno::from_io_error(&source) {
+        Some(Errno::NOENT) => MountError::Missing(path),
+        Some(Errno::LOOP | Errno::XDEV | Errno::NOTDIR) => MountError::Link(path),
+        _ => MountError::Io { path, source },
+    }
+}
+
+/// One snapshot's directory, open for as long as the request runs.
+#[derive(Debug)]
+pub struct SnapshotDir {
+    id: String,
+    path: PathBuf,
+    key: (u64, u64),
+    access: Access,
+    dir: Arc<Dir>,
+    parent: Dir,
+}
+
+impl SnapshotDir {
+    /// The snapshotter's number for it, in decimal.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// For messages; nothing is ever opened by this path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode number: the same directory has the same key, whatever names it.
+    pub fn key(&self) -> (u64, u64) {
+        self.key
+    }
+
+    /// What the mounts allow.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Locks the directory and begins a file that will be named `name` in it.
+    ///
+    /// Errors: the mounts are read-only; another request has the lock; the name is taken by something
+    /// that cannot be replaced; too little free space.
+    pub fn layer_file(&self, name: &CStr, limits: &Limits) -> Result<LayerFile, LayerError> {
+        let path = self.path.join(String::from_utf8_lossy(name.to_bytes()).as_ref());
+        if self.access == Access::View {
+            return Err(LayerError::ReadOnly(path));
+        }
+        let parent = self.parent.open_beneath(c".").map_err(|source| LayerError::Io {
+            what: "open its parent",
+            path: path.clone(),
+            source,
+        })?;
+        LayerFile::in_snapshot(&self.dir, parent, name, &path, limits)
+    }
+}
+
+#[cfg(test)]
+#[path = "roots_tests.rs"]
+mod tests;

@@ -1,0 +1,53 @@
+//! Where blobs come from: one trait, and the places behind it.
+//!
+//! A store delivers bytes; it is not trusted for them. Readers compare digests themselves, here only
+//! sizes and offsets are checked, so that a store that lies is found out early.
+//!
+//! Source: docs/formats/containerd.md, "The content store".
+
+use std::{fs::File, io::Read};
+
+use crate::{call::Call, descriptor::Descriptor, error::Result};
+
+mod file;
+mod memory;
+
+pub use file::{FileStore, open as open_file};
+pub use memory::Memory;
+
+/// A source of blobs.
+pub trait ContentStore: Send + Sync {
+    /// Opens the blob that `descriptor` names, as `call`'s namespace sees it.
+    ///
+    /// Errors: `NotFound` when that namespace has no such blob; `DataLoss` when its size is not the
+    /// descriptor's; `Unavailable` when the store does not answer.
+    fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>>;
+}
+
+/// An open blob, read from its start to its end.
+///
+/// Reads deliver exactly [`Blob::size_bytes`] bytes or an error. They wait for the store at most 100 ms
+/// after a cancellation. Their errors carry a classified error, which
+/// [`Error::from_io`](crate::error::Error::from_io) unpacks.
+pub trait Blob: Read + Send {
+    /// Size in bytes, the same as the descriptor's.
+    fn size_bytes(&self) -> u64;
+
+    /// The file that holds exactly this blob, if it is at hand: for positional reads and for sharing
+    /// its blocks. Its bytes are as little verified as those of `read`; its position is `read`'s.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+}
+
+/// Reason ids of every store.
+mod reason {
+    /// The blob is not there.
+    pub(super) const NOT_FOUND: &str = "store.not-found";
+    /// The store has the blob with another size than the descriptor's.
+    pub(super) const SIZE: &str = "store.size";
+    /// The bytes ended before the blob's size was reached.
+    pub(super) const SHORT: &str = "store.short";
+    /// Bytes could not be read.
+    pub(super) const READ: &str = "store.read";
+}

@@ -1,1 +1,13 @@
-//! What the tests that drive real daemons share.
+//! What the tests that drive real daemons share: the daemons themselves, images made on the spot, and trees that
+//! can be compared.
+//!
+//! The tests are in `tests/containerd.rs`; they need root and the programs that `setup/tools.sh` unpacks.
+
+pub mod archive;
+pub mod calls;
+pub mod daemon;
+pub mod env;
+pub mod host;
+pub mod image;
+pub mod tree;
+pub mod ttrpc;

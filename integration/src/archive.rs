@@ -1,0 +1,274 @@
+//! Layers packed by GNU tar from trees made here, which together use everything a layer can hold.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+
+use crate::host;
+
+/// How GNU tar spells what the plain header cannot hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spelling {
+    /// Extended headers: names, nanoseconds, extended attributes, sparse files.
+    Pax,
+    /// GNU's own long names and base-256 numbers; whole seconds, no attributes.
+    Gnu,
+}
+
+/// A tree being made, to be packed as a layer.
+#[derive(Debug)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    /// An empty tree at `root`, which must not exist.
+    pub fn create(root: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir(root)?;
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755))?;
+        Ok(Self { root: root.to_owned() })
+    }
+
+    fn at(&self, name: impl AsRef<OsStr>) -> PathBuf {
+        self.root.join(name.as_ref())
+    }
+
+    /// A directory of mode 0755 and its missing parents.
+    pub fn dir(&self, name: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(self.at(name)).with_context(|| name.to_owned())
+    }
+
+    /// A file with these contents, in a directory that is made when missing.
+    pub fn file(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
+        if let Some(parent) = Path::new(name).parent() {
+            std::fs::create_dir_all(self.at(parent))?;
+        }
+        std::fs::write(self.at(name), contents).with_context(|| name.to_owned())
+    }
+
+    /// A file that is executable; otherwise as [`Self::file`].
+    pub fn program(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
+        self.file(name, contents)?;
+        self.mode(name, 0o755)
+    }
+
+    /// Another name of a file.
+    pub fn hard_link(&self, name: &str, of: &str) -> anyhow::Result<()> {
+        std::fs::hard_link(self.at(of), self.at(name)).with_context(|| name.to_owned())
+    }
+
+    /// A symbolic link.
+    pub fn symlink(&self, name: &str, target: &str) -> anyhow::Result<()> {
+        symlink(target, self.at(name)).with_context(|| name.to_owned())
+    }
+
+    /// Permission bits, the upper three included.
+    pub fn mode(&self, name: &str, mode: u32) -> anyhow::Result<()> {
+        std::fs::set_permissions(self.at(name), std::fs::Permissions::from_mode(mode))?;
+        Ok(())
+    }
+
+    /// Owner and group, not followed through a link.
+    pub fn owner(&self, name: &str, uid: u32, gid: u32) -> anyhow::Result<()> {
+        std::os::unix::fs::lchown(self.at(name), Some(uid), Some(gid))?;
+        Ok(())
+    }
+
+    /// A device or a fifo.
+    pub fn node(&self, name: &str, kind: FileType, major: u32, minor: u32) -> anyhow::Result<()> {
+        let mode = Mode::from_raw_mode(0o640);
+        rustix::fs::mknodat(CWD, self.at(name), kind, mode, rustix::fs::makedev(major, minor))?;
+        Ok(())
+    }
+
+    /// An extended attribute.
+    pub fn xattr(&self, name: &str, attribute: &str, value: &[u8]) -> anyhow::Result<()> {
+        rustix::fs::lsetxattr(self.at(name), attribute, value, XattrFlags::empty())
+            .with_context(|| format!("{attribute} on {name}"))?;
+        Ok(())
+    }
+
+    /// Packs the tree as `out`. Every entry first gets a modification time of its own, with nanoseconds.
+    pub fn pack(self, spelling: Spelling, out: &Path) -> anyhow::Result<()> {
+        let mut names = vec![self.root.clone()];
+        let mut next = 0;
+        while let Some(name) = names.get(next).cloned() {
+            next += 1;
+            if name.is_dir() && !name.is_symlink() {
+                for entry in std::fs::read_dir(&name)? {
+                    names.push(entry?.path());
+                }
+            }
+        }
+        names.sort();
+        for (name, number) in names.iter().zip(0_i64..) {
+            let time = Timespec { tv_sec: 1_700_000_000 + number, tv_nsec: 123_456_789 + number };
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(CWD, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(&self.root).args(["--sort=name", "--numeric-owner"]);
+        match spelling {
+            Spelling::Pax => tar.args(["--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"]),
+            Spelling::Gnu => tar.args(["--format=gnu", "--no-xattrs"]),
+        };
+        host::run(tar.arg("-cf").arg(out).arg("."))?;
+        std::fs::remove_dir_all(&self.root)?;
+        Ok(())
+    }
+}
+
+/// Bytes that do not compress and are the same on every run.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        // xorshift64*
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Three layers, the lowest first, as tar files in `dir`: every type of entry and attribute in the first, changes and
+/// deletions in the second, directories that come back in the third. A shell is in `/bin`.
+pub fn feature_layers(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let layers = [("base", Spelling::Pax), ("change", Spelling::Gnu), ("top", Spelling::Pax)];
+    let mut packed = Vec::new();
+    for (name, spelling) in layers {
+        let tree = Tree::create(&dir.join(name))?;
+        match name {
+            "base" => base(&tree)?,
+            "change" => change(&tree)?,
+            _ => top(&tree)?,
+        }
+        let out = dir.join(format!("{name}.tar"));
+        tree.pack(spelling, &out)?;
+        packed.push(out);
+    }
+    Ok(packed)
+}
+
+fn base(tree: &Tree) -> anyhow::Result<()> {
+    for dir in ["proc", "sys", "dev", "etc", "tmp"] {
+        tree.dir(dir)?;
+    }
+    let busybox = host::program("busybox").context("busybox is missing")?;
+    tree.program("bin/busybox", &std::fs::read(busybox)?)?;
+    for applet in ["sh", "cat", "ls", "stat", "test", "find"] {
+        tree.hard_link(&format!("bin/{applet}"), "bin/busybox")?;
+    }
+    // Sizes around a block and around the limit of inline tails.
+    for len in [0, 1, 1023, 1024, 1025, 4095, 4096, 4097, 8192, 100_000, 3_000_000] {
+        tree.file(&format!("sizes/{len}"), &noise(len, 7))?;
+    }
+    let sparse = std::fs::File::create(tree.root.join("sizes/sparse"))?;
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"at one mebibyte", 1 << 20)?;
+    sparse.set_len((3 << 20) + 5)?;
+
+    tree.file("links/one", b"three names")?;
+    tree.hard_link("links/two", "links/one")?;
+    tree.dir("links/below")?;
+    tree.hard_link("links/below/three", "links/one")?;
+    tree.symlink("links/relative", "../etc/hosts")?;
+    tree.symlink("links/absolute", "/bin/busybox")?;
+    tree.symlink("links/dangling", "nowhere")?;
+    tree.symlink("links/long", &"x/".repeat(1000))?;
+
+    tree.dir("nodes")?;
+    tree.node("nodes/null", FileType::CharacterDevice, 1, 3)?;
+    tree.node("nodes/disk", FileType::BlockDevice, 259, 70_000)?;
+    tree.node("nodes/fifo", FileType::Fifo, 0, 0)?;
+
+    tree.program("modes/setuid", b"#!/bin/sh\n")?;
+    tree.mode("modes/setuid", 0o4755)?;
+    tree.dir("modes/setgid")?;
+    tree.mode("modes/setgid", 0o2775)?;
+    tree.mode("tmp", 0o1777)?;
+    tree.file("modes/secret", b"nobody reads this")?;
+    tree.mode("modes/secret", 0)?;
+    tree.file("modes/owned", b"by somebody")?;
+    tree.owner("modes/owned", 1000, 100_000)?;
+    tree.file("modes/far", b"by the last owner of an id map")?;
+    tree.owner("modes/far", 4_000_000_000, 4_000_000_001)?;
+    tree.symlink("modes/owned-link", "owned")?;
+    tree.owner("modes/owned-link", 65_534, 65_534)?;
+
+    tree.file("attributes/one", b"")?;
+    tree.xattr("attributes/one", "user.comment", b"short")?;
+    tree.xattr("attributes/one", "trusted.binary", &[0, 1, 254, 255])?;
+    tree.file("attributes/capable", b"")?;
+    // CAP_NET_RAW, permitted and effective: revision 2 of the kernel's struct vfs_cap_data.
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    tree.xattr("attributes/capable", "security.capability", &capability)?;
+    tree.xattr("attributes", "user.directory", &noise(500, 3))?;
+    for number in 0..20 {
+        let name = format!("attributes/shared-{number}");
+        tree.file(&name, b"")?;
+        tree.xattr(&name, "user.shared", b"the same long value on every one of these files")?;
+    }
+
+    tree.file(&format!("names/{}", "n".repeat(255)), b"the longest name")?;
+    tree.file(&format!("names/{}deep", "a-directory-of-thirty-characters/".repeat(20)), b"a long path")?;
+    tree.file("names/Grüße, 世界 \u{1F600}", "UTF-8".as_bytes())?;
+    let latin = Path::new(OsStr::from_bytes(b"names/caf\xe9"));
+    std::fs::write(tree.root.join(latin), b"not UTF-8")?;
+    tree.file("names/new\nline \\ \"quoted\" and spaces", b"")?;
+    for number in 0..500 {
+        tree.file(&format!("many/file-{number:03}"), format!("number {number}\n").as_bytes())?;
+    }
+
+    tree.file("etc/removed", b"must not be seen")?;
+    tree.file("etc/kept", b"of the first layer")?;
+    tree.file("gone/with/everything", b"must not be seen")?;
+    tree.file("back/old", b"must not be seen")?;
+    tree.file("opaque/old", b"must not be seen")?;
+    tree.file("opaque/below/old", b"must not be seen")?;
+    tree.file("dir-becomes-file/child", b"must not be seen")?;
+    tree.file("file-becomes-dir", b"must not be seen")?;
+    tree.symlink("link-becomes-dir", "etc")?;
+    tree.file("linked-then-removed", b"two names, then one")?;
+    tree.hard_link("linked-and-kept", "linked-then-removed")?;
+    Ok(())
+}
+
+fn change(tree: &Tree) -> anyhow::Result<()> {
+    tree.file("etc/.wh.removed", b"")?;
+    tree.file("etc/changed", b"of the second layer")?;
+    tree.mode("etc", 0o711)?;
+    tree.file(".wh.gone", b"")?;
+    tree.file(".wh.back", b"")?;
+    tree.file("opaque/.wh..wh..opq", b"")?;
+    tree.file("opaque/new", b"seen")?;
+    tree.file("dir-becomes-file", b"seen")?;
+    tree.file("file-becomes-dir/child", b"seen")?;
+    tree.file("link-becomes-dir/child", b"seen")?;
+    tree.file(".wh.linked-then-removed", b"")?;
+    // GNU's spelling of a long name, a long link and numbers beyond the header's octal digits.
+    tree.file(&format!("names/{}", "g".repeat(150)), b"")?;
+    tree.symlink("names/long-link", &"y/".repeat(150))?;
+    tree.file("names/big-owner", b"")?;
+    tree.owner("names/big-owner", 3_000_000_000, 5)?;
+    Ok(())
+}
+
+fn top(tree: &Tree) -> anyhow::Result<()> {
+    tree.file("back/new", b"seen")?;
+    tree.file("dir-becomes-file-again/x", b"")?;
+    tree.file("opaque/below/new", b"seen")?;
+    tree.program(
+        "bin/proof",
+        b"#!/bin/sh\nset -e\ncat /etc/kept /etc/changed /back/new\ntest ! -e /etc/removed\ntest ! -e /gone\n\
+          test ! -e /back/old\ntest ! -e /opaque/old\ntest -f /dir-becomes-file\ntest -d /file-becomes-dir\n\
+          test -p /nodes/fifo\ntest -c /nodes/null\ntest -u /modes/setuid\necho proven\n",
+    )?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! Services of containerd and of Plywood called directly, as clients other than `ctr` would.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use containerd_client::services::v1::diff_client::DiffClient;
+use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
+use containerd_client::types::{Descriptor, Mount};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+
+use crate::env::Env;
+use crate::host;
+use crate::image::Layer;
+
+/// The largest message either side takes, in bytes.
+const MESSAGE_BYTES: usize = 16 << 20;
+
+/// Channels to both daemons and a runtime for them.
+#[derive(Debug)]
+pub struct Caller {
+    runtime: Runtime,
+    containerd: Channel,
+    plywood: Channel,
+    namespace: String,
+}
+
+/// An Apply under way. Dropping it cancels the call.
+#[derive(Debug)]
+pub struct Running(Option<JoinHandle<Result<ApplyResponse, Status>>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call.abort();
+        }
+    }
+}
+
+impl Caller {
+    /// Connects to both sockets.
+    pub fn connect(containerd: &Path, plywood: &Path, namespace: &str) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let containerd = runtime.block_on(channel(containerd))?;
+        let plywood = runtime.block_on(channel(plywood))?;
+        Ok(Self { runtime, containerd, plywood, namespace: namespace.into() })
+    }
+
+    /// Puts the blob of a layer into containerd's store and keeps it from being collected.
+    pub fn ingest(&self, env: &Env, layer: &Layer) -> anyhow::Result<()> {
+        let digest = layer.digest();
+        let mut file = tempfile::tempfile()?;
+        file.write_all(&layer.blob)?;
+        std::io::Seek::rewind(&mut file)?;
+        let mut command = env.ctr(&["content", "ingest", "--expected-digest", &digest, &digest]);
+        host::run(command.stdin(file))?;
+        host::run(&mut env.ctr(&["content", "label", &digest, "containerd.io/gc.root=test"]))?;
+        Ok(())
+    }
+
+    /// A new active snapshot of the EROFS snapshotter; its mounts.
+    pub fn prepare(&self, key: &str, parent: &str) -> anyhow::Result<Vec<Mount>> {
+        let labels = [("containerd.io/gc.root".to_owned(), "test".to_owned())].into();
+        let message = PrepareSnapshotRequest {
+            snapshotter: "erofs".into(),
+            key: key.into(),
+            parent: parent.into(),
+            labels,
+        };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = SnapshotsClient::new(self.containerd.clone());
+        Ok(self.runtime.block_on(client.prepare(request))?.into_inner().mounts)
+    }
+
+    /// Asks Plywood to apply a layer that is in the store.
+    pub fn apply(&self, layer: &Layer, mounts: &[Mount]) -> Result<Descriptor, Status> {
+        self.finish(self.begin(Some(&self.namespace), apply_request(layer, mounts)))
+    }
+
+    /// The same with any request and namespace, without waiting for the answer.
+    pub fn begin(&self, namespace: Option<&str>, message: ApplyRequest) -> Running {
+        let mut client = DiffClient::new(self.plywood.clone())
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES);
+        let request = in_namespace(message, namespace);
+        Running(Some(self.runtime.spawn(async move { Ok(client.apply(request?).await?.into_inner()) })))
+    }
+
+    /// Waits for the answer.
+    pub fn finish(&self, mut running: Running) -> Result<Descriptor, Status> {
+        let Some(call) = running.0.take() else { return Err(Status::cancelled("no call")) };
+        let answer = self.runtime.block_on(call).map_err(|error| Status::internal(error.to_string()))??;
+        answer.applied.ok_or_else(|| Status::internal("an answer without a descriptor"))
+    }
+}
+
+/// The request that containerd would send for a layer.
+pub fn apply_request(layer: &Layer, mounts: &[Mount]) -> ApplyRequest {
+    let diff = Descriptor {
+        media_type: layer.media_type.clone(),
+        digest: layer.digest(),
+        size: layer.size_bytes(),
+        ..Descriptor::default()
+    };
+    ApplyRequest { diff: Some(diff), mounts: mounts.to_vec(), ..ApplyRequest::default() }
+}
+
+/// The snapshot directory behind the mounts of a parentless snapshot.
+pub fn layer_directory(mounts: &[Mount]) -> anyhow::Result<PathBuf> {
+    let source = &mounts.first().context("no mount")?.source;
+    Ok(Path::new(source).parent().context("a mount of the root")?.to_owned())
+}
+
+fn in_namespace<T>(message: T, namespace: Option<&str>) -> Result<Request<T>, Status> {
+    let mut request = Request::new(message);
+    if let Some(namespace) = namespace {
+        let value = namespace.parse().map_err(|_error| Status::internal("not a header value"))?;
+        request.metadata_mut().insert("containerd-namespace", value);
+    }
+    Ok(request)
+}
+
+async fn channel(socket: &Path) -> anyhow::Result<Channel> {
+    let socket = socket.to_owned();
+    // The address is never looked at; only the path counts.
+    let endpoint = Endpoint::try_from("http://localhost")?;
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}

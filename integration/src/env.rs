@@ -1,0 +1,389 @@
+//! One whole set-up per test: a registry on loopback, containerd, and Plywood as its differ, each with directories
+//! and sockets of its own.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+
+use crate::calls::Caller;
+use crate::daemon::Daemon;
+use crate::host;
+use crate::image::Image;
+
+/// Which differ containerd is told to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Differ {
+    /// Plywood, over its socket.
+    Plywood,
+    /// containerd's own EROFS differ, the baseline that the set-up itself is proven with.
+    BuiltIn,
+}
+
+/// What is particular about a set-up.
+#[derive(Debug)]
+pub struct Setup {
+    /// First in the diff service's list and named by the transfer service's unpack configurations.
+    pub differ: Differ,
+    /// Where containerd keeps its data; the test's scratch directory when `None`.
+    pub containerd_root: Option<PathBuf>,
+    /// More lines of Plywood's configuration: whole tables other than `server`, `containerd` and `snapshots`.
+    pub plywood_tables: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            differ: if std::env::var_os("INTEG_BUILTIN").is_some() {
+                Differ::BuiltIn
+            } else {
+                Differ::Plywood
+            },
+            containerd_root: None,
+            plywood_tables: String::new(),
+        }
+    }
+}
+
+/// A registry, containerd and Plywood, up and running. Dropping it ends and unmounts everything.
+#[derive(Debug)]
+pub struct Env {
+    // In the order in which they end: containerd asks Plywood, both use the directory.
+    containerd: Option<Daemon>,
+    plywood: Option<Daemon>,
+    registry: Option<Daemon>,
+    registry_address: String,
+    containerd_root: PathBuf,
+    namespace: String,
+    dir: TempDir,
+}
+
+impl Env {
+    /// Starts all of it.
+    pub fn start(setup: &Setup) -> anyhow::Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // Socket paths end at 107 bytes, and containerd appends to them.
+        let dir = tempfile::Builder::new().prefix("plywood-").tempdir_in("/tmp")?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let containerd_root = setup.containerd_root.clone().unwrap_or_else(|| dir.path().join("containerd"));
+        let mut env = Self {
+            containerd: None,
+            plywood: None,
+            registry: None,
+            registry_address: String::new(),
+            containerd_root,
+            namespace: format!("{}-{number}", name.replace('.', "")),
+            dir,
+        };
+        for directory in [env.snapshots(), env.path("registry"), env.path("logs")] {
+            std::fs::create_dir_all(&directory)?;
+        }
+        std::fs::set_permissions(env.snapshots(), std::fs::Permissions::from_mode(0o700))?;
+        env.start_registry()?;
+        if setup.differ == Differ::Plywood {
+            std::fs::write(env.path("plywood.toml"), env.plywood_config(&setup.plywood_tables))?;
+            env.start_plywood()?;
+        }
+        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup.differ))?;
+        env.start_containerd()?;
+        Ok(env)
+    }
+
+    /// A file or directory of this set-up.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The directory of the EROFS snapshotter, which is Plywood's configured root.
+    pub fn snapshots(&self) -> PathBuf {
+        self.containerd_root.join("io.containerd.snapshotter.v1.erofs")
+    }
+
+    /// The file of a blob in containerd's content store; `digest` is `sha256:HEX`.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let store = self.containerd_root.join("io.containerd.content.v1.content/blobs");
+        store.join(digest.replace(':', "/"))
+    }
+
+    /// containerd's gRPC socket.
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.path("containerd.sock")
+    }
+
+    /// Plywood's socket, gRPC and ttrpc.
+    pub fn plywood_socket(&self) -> PathBuf {
+        self.path("plywood.sock")
+    }
+
+    /// The containerd namespace of this set-up's images and containers.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The running Plywood. An error after it was killed or when the built-in differ is in use.
+    pub fn plywood(&mut self) -> anyhow::Result<&mut Daemon> {
+        self.plywood.as_mut().context("plywood does not run in this set-up")
+    }
+
+    /// Ends Plywood without warning.
+    pub fn kill_plywood(&mut self) -> anyhow::Result<()> {
+        let mut daemon = self.plywood.take().context("plywood does not run in this set-up")?;
+        daemon.kill()?;
+        Ok(())
+    }
+
+    /// Starts Plywood with the configuration written before, and waits until its socket takes connections.
+    pub fn start_plywood(&mut self) -> anyhow::Result<()> {
+        let binary = host::plywood_binary().context("no plywood binary")?;
+        let mut command = Command::new(binary);
+        command.arg("serve").arg("--config").arg(self.path("plywood.toml"));
+        let mut daemon = Daemon::start("plywood", &mut command, &self.path("logs/plywood.log"))?;
+        let socket = self.plywood_socket();
+        daemon.wait_until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        self.plywood = Some(daemon);
+        Ok(())
+    }
+
+    /// `ctr` for this containerd and namespace.
+    pub fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut command = host::command("ctr");
+        command
+            .arg("--address")
+            .arg(self.containerd_socket())
+            .args(["--namespace", &self.namespace])
+            .args(arguments);
+        command
+    }
+
+    /// The command that pulls an image; `extra` are arguments of `ctr image pull`.
+    pub fn pull_command(&self, reference: &str, snapshotter: &str, extra: &[&str]) -> Command {
+        let mut command = self.ctr(&["image", "pull", "--plain-http", "--snapshotter", snapshotter]);
+        command.args(extra).arg(reference);
+        command
+    }
+
+    /// Pulls an image; `extra` are arguments of `ctr image pull`.
+    pub fn pull(&self, reference: &str, snapshotter: &str, extra: &[&str]) -> anyhow::Result<String> {
+        host::run(&mut self.pull_command(reference, snapshotter, extra))
+    }
+
+    /// Runs a command in a new container of an image and returns what it prints.
+    pub fn run(&self, reference: &str, snapshotter: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let id = format!("c{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let runc_root = self.path("runc");
+        let mut command = self.ctr(&["run", "--rm", "--snapshotter", snapshotter, "--runc-root"]);
+        command.arg(runc_root).args([reference, &id]).args(arguments);
+        host::run(&mut command)
+    }
+
+    /// Pushes an image to the registry; its reference there.
+    pub fn push(&self, name: &str, image: &Image) -> anyhow::Result<String> {
+        let layout = self.path(&format!("oci-{name}"));
+        image.write_layout(&layout)?;
+        let reference = format!("{}/plywood/{name}:latest", self.registry_address);
+        let mut command = host::command("oras");
+        command.arg("cp").arg("--from-oci-layout").arg(format!("{}:latest", layout.display()));
+        command.arg("--to-plain-http").arg(&reference).env("HOME", self.dir.path());
+        host::run(&mut command)?;
+        std::fs::remove_dir_all(&layout)?;
+        Ok(reference)
+    }
+
+    /// Mounts the tree of a pulled image for as long as the answer lives.
+    pub fn mount(&self, reference: &str) -> anyhow::Result<ImageMount<'_>> {
+        let target = tempfile::Builder::new().prefix("mnt-").tempdir_in(self.dir.path())?;
+        let path = target.path().to_string_lossy().into_owned();
+        host::run(&mut self.ctr(&["image", "mount", "--snapshotter", "erofs", reference, &path]))?;
+        Ok(ImageMount { env: self, target })
+    }
+
+    /// Calls services of containerd and of Plywood directly.
+    pub fn caller(&self) -> anyhow::Result<Caller> {
+        Caller::connect(&self.containerd_socket(), &self.plywood_socket(), &self.namespace)
+    }
+
+    /// The `layer.erofs` of every snapshot that has one, by directory name.
+    pub fn layer_files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let files = self.snapshot_files()?;
+        Ok(files.into_iter().filter(|file| file.ends_with("layer.erofs")).collect())
+    }
+
+    /// Everything directly in snapshot directories that neither containerd nor a complete layer accounts for.
+    pub fn leftovers(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let known = [".erofslayer", "fs", "work", "layer.erofs"];
+        let files = self.snapshot_files()?;
+        Ok(files.into_iter().filter(|file| !known.iter().any(|name| file.ends_with(name))).collect())
+    }
+
+    fn snapshot_files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let Ok(snapshots) = std::fs::read_dir(self.snapshots().join("snapshots")) else { return Ok(found) };
+        for snapshot in snapshots {
+            for file in std::fs::read_dir(snapshot?.path())? {
+                found.push(file?.path());
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The ends of all logs, for the message of a failed test.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for name in ["plywood", "containerd"] {
+            let log = std::fs::read(self.path(&format!("logs/{name}.log"))).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("loading plugin")).collect();
+            let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+            let _ = write!(text, "\n--- {name}.log\n{tail}");
+        }
+        text
+    }
+
+    fn start_registry(&mut self) -> anyhow::Result<()> {
+        let config = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n",
+            self.path("registry").display()
+        );
+        std::fs::write(self.path("registry.yml"), config)?;
+        let log = self.path("logs/registry.log");
+        let mut command = host::command("docker-registry");
+        command.arg("serve").arg(self.path("registry.yml"));
+        let mut daemon = Daemon::start("registry", &mut command, &log)?;
+        let address = || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let (_, rest) = text.split_once("listening on ")?;
+            let end = rest.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit())?;
+            rest.get(..end).map(str::to_owned)
+        };
+        daemon.wait_until(|| address().is_some())?;
+        self.registry_address = address().context("the registry tells no address")?;
+        self.registry = Some(daemon);
+        Ok(())
+    }
+
+    fn start_containerd(&mut self) -> anyhow::Result<()> {
+        let mut command = host::command("containerd");
+        command.arg("--config").arg(self.path("containerd.toml"));
+        let mut daemon = Daemon::start("containerd", &mut command, &self.path("logs/containerd.log"))?;
+        daemon.wait_until(|| host::run(&mut self.ctr(&["version"])).is_ok())?;
+        self.containerd = Some(daemon);
+        Ok(())
+    }
+
+    fn plywood_config(&self, tables: &str) -> String {
+        format!(
+            r#"
+[server]
+socket = "{socket}"
+metrics_socket = "{metrics}"
+[containerd]
+address = "{containerd}"
+[snapshots]
+roots = ["{snapshots}"]
+{tables}
+"#,
+            socket = self.plywood_socket().display(),
+            metrics = self.path("metrics.sock").display(),
+            containerd = self.containerd_socket().display(),
+            snapshots = self.snapshots().display(),
+        )
+    }
+
+    fn containerd_config(&self, differ: Differ) -> String {
+        let name = match differ {
+            Differ::Plywood => "plywood",
+            Differ::BuiltIn => "erofs",
+        };
+        let arch = Image::architecture();
+        format!(
+            r#"
+version = 3
+root = "{root}"
+state = "{state}"
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+    "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]
+[grpc]
+address = "{socket}"
+[ttrpc]
+address = "{socket}.ttrpc"
+[proxy_plugins.plywood]
+type = "diff"
+address = "{plywood}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{opt}"
+[plugins."io.containerd.service.v1.diff-service"]
+default = ["{name}", "walking"]
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/{arch}"
+snapshotter = "erofs"
+differ = "{name}"
+layer_types = ["application/vnd.erofs.layer.v1", "application/vnd.erofs.layer.v1+zstd"]
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/{arch}"
+snapshotter = "overlayfs"
+differ = "walking"
+"#,
+            root = self.containerd_root.display(),
+            state = self.path("state").display(),
+            socket = self.containerd_socket().display(),
+            plywood = self.plywood_socket().display(),
+            opt = self.path("opt").display(),
+        )
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        self.containerd = None;
+        self.plywood = None;
+        self.registry = None;
+        // containerd leaves EROFS images mounted below its snapshot directories.
+        for top in [self.dir.path(), &self.containerd_root] {
+            for target in host::mounts_below(top) {
+                let _ = Command::new("umount").arg("--lazy").arg(target).output();
+            }
+        }
+        remove_cgroups(&self.namespace);
+    }
+}
+
+/// containerd removes a container's cgroup but not its namespace's above it.
+fn remove_cgroups(namespace: &str) {
+    let top = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([top.to_owned()]) {
+        let group = hierarchy.join(namespace);
+        for container in std::fs::read_dir(&group).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(container.path());
+        }
+        let _ = std::fs::remove_dir(group);
+    }
+}
+
+/// A mounted image; dropping it unmounts.
+#[derive(Debug)]
+pub struct ImageMount<'a> {
+    env: &'a Env,
+    target: TempDir,
+}
+
+impl ImageMount<'_> {
+    /// The root of the tree.
+    pub fn path(&self) -> &Path {
+        self.target.path()
+    }
+}
+
+impl Drop for ImageMount<'_> {
+    fn drop(&mut self) {
+        let path = self.target.path().to_string_lossy().into_owned();
+        let _ = host::run(&mut self.env.ctr(&["image", "unmount", "--rm", "--snapshotter", "erofs", &path]));
+    }
+}

@@ -1,0 +1,73 @@
+//! Plywood under a real containerd, with a registry, runc and the kernel's own EROFS.
+//!
+//! Every test starts a set-up of its own. Without root, the programs of `setup/tools.sh` or a kernel feature, each
+//! test is reported as skipped, with what it needs.
+
+#[path = "containerd/pull.rs"]
+mod pull;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use plywood_integration::env::{Env, Setup};
+use plywood_integration::host;
+
+/// What the set-up starts, and what trees are made with.
+const PROGRAMS: [&str; 11] = [
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "docker-registry",
+    "oras",
+    "busybox",
+    "mkfs.erofs",
+    "tar",
+    "unshare",
+    "umount",
+];
+
+/// Tests as they are collected.
+struct Suite {
+    missing: Option<String>,
+    trials: Vec<Trial>,
+}
+
+impl Suite {
+    /// Adds a test that runs in a set-up of its own.
+    fn with_env(
+        &mut self,
+        name: impl Into<String>,
+        setup: Setup,
+        test: impl FnOnce(&mut Env) -> anyhow::Result<()> + Send + 'static,
+    ) {
+        self.test(name, move || {
+            let mut env = Env::start(&setup)?;
+            test(&mut env).map_err(|error| error.context(env.logs()))
+        });
+    }
+
+    /// Adds a test that makes its set-up itself.
+    fn test(&mut self, name: impl Into<String>, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) {
+        let missing = self.missing.clone();
+        self.trials.push(Trial::ignorable_test(name, move || match missing {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => match test() {
+                Ok(()) => Ok(Completion::Completed),
+                Err(error) => {
+                    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+                    Err(Failed::from(chain.join("\n")))
+                }
+            },
+        }));
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::from_args();
+    let missing = host::missing(&PROGRAMS);
+    if missing.is_none() && !arguments.list {
+        host::isolate()?;
+    }
+    let mut suite = Suite { missing, trials: Vec::new() };
+    pull::add(&mut suite);
+    libtest_mimic::run(&arguments, suite.trials).exit()
+}

@@ -8,7 +8,7 @@
 //! | 1 codecs | [`codec`] |
 //! | 2 formats | [`tree`], [`format`] |
 //! | 3 ports | [`sys`], [`store`], [`snapshot`] |
-//! | 4 domain | `pipeline`, `apply` |
+//! | 4 domain | [`pipeline`], `apply` |
 //! | 5 edges | [`config`], `observe`, `rpc`, `server`, [`cli`] |
 
 pub mod call;
@@ -21,6 +21,7 @@ pub mod error;
 pub mod format;
 pub mod limits;
 pub mod media_type;
+pub mod pipeline;
 pub mod snapshot;
 pub mod store;
 pub mod sys;

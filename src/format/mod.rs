@@ -5,7 +5,6 @@
 
 pub mod erofs;
 mod record;
-pub mod tar;
 
 use std::io;
 

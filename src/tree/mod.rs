@@ -6,7 +6,6 @@
 #![deny(clippy::indexing_slicing)]
 
 mod entry;
-pub mod xattr;
 
 pub use entry::{Body, Entry, Extent};
 

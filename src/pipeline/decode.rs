@@ -1,0 +1,215 @@
+//! The stage that decompresses, within the limits on what may come out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    budget::{Lease, Use},
+    buffer::{Buffer, Chunk, Pool},
+    stage::Stage,
+};
+use crate::{
+    call::Cancel,
+    codec::Decoder,
+    error::{Classify, Kind, Result},
+    limits::Limits,
+};
+
+/// Output below this many bytes is never too much for its input.
+const EXPANSION_FROM: u64 = 1 << 30;
+/// From there on the ratio is looked at once in so many bytes of output.
+const EXPANSION_EVERY: u64 = 64 << 20;
+
+/// Why a stream is too large.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamLimit {
+    /// More uncompressed bytes than allowed.
+    #[error("the uncompressed stream is longer than {limit} bytes")]
+    Length {
+        /// [`Limits::stream_bytes`].
+        limit: u64,
+    },
+    /// More uncompressed bytes than so few compressed ones may become.
+    #[error("{compressed} compressed bytes became {uncompressed}, more than {ratio} times as many")]
+    Expansion {
+        /// Compressed bytes so far.
+        compressed: u64,
+        /// Uncompressed bytes so far.
+        uncompressed: u64,
+        /// [`Limits::expansion_ratio`].
+        ratio: u64,
+    },
+}
+
+impl Classify for StreamLimit {
+    fn kind(&self) -> Kind {
+        Kind::Exhausted
+    }
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Length { .. } => "limit.stream",
+            Self::Expansion { .. } => "limit.expansion",
+        }
+    }
+}
+
+/// Counts a stream against its limits.
+#[derive(Debug)]
+pub(super) struct Meter {
+    compressed: u64,
+    uncompressed: u64,
+    next_look: u64,
+    stream_bytes: u64,
+    ratio: u64,
+}
+
+impl Meter {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            compressed: 0,
+            uncompressed: 0,
+            next_look: EXPANSION_FROM,
+            stream_bytes: limits.stream_bytes,
+            ratio: limits.expansion_ratio,
+        }
+    }
+
+    /// Adds what a step took and gave.
+    pub(super) fn count(&mut self, compressed: usize, uncompressed: usize) -> Result<(), StreamLimit> {
+        self.compressed = self.compressed.saturating_add(compressed as u64);
+        self.uncompressed = self.uncompressed.saturating_add(uncompressed as u64);
+        if self.uncompressed > self.stream_bytes {
+            return Err(StreamLimit::Length { limit: self.stream_bytes });
+        }
+        if self.uncompressed >= self.next_look {
+            self.next_look = self.uncompressed.saturating_add(EXPANSION_EVERY);
+            if self.uncompressed > self.compressed.saturating_mul(self.ratio) {
+                return Err(StreamLimit::Expansion {
+                    compressed: self.compressed,
+                    uncompressed: self.uncompressed,
+                    ratio: self.ratio,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Decompresses into buffers of a pool and pushes them on.
+pub struct Decode<'env, S> {
+    decoder: Box<dyn Decoder>,
+    next: S,
+    pool: Arc<Pool>,
+    /// The buffer being filled, and how far it is.
+    buffer: Option<Buffer>,
+    filled: usize,
+    meter: Meter,
+    memory: u64,
+    lease: &'env Lease,
+    cancel: &'env Cancel,
+    busy: Duration,
+}
+
+impl<'env, S: Stage> Decode<'env, S> {
+    /// Decodes into buffers of `pool` for `next`; the window is charged to `lease`.
+    pub fn new(
+        decoder: Box<dyn Decoder>,
+        pool: Arc<Pool>,
+        limits: &Limits,
+        lease: &'env Lease,
+        cancel: &'env Cancel,
+        next: S,
+    ) -> Self {
+        Self {
+            decoder,
+            next,
+            pool,
+            buffer: None,
+            filled: 0,
+            meter: Meter::new(limits),
+            memory: 0,
+            lease,
+            cancel,
+            busy: Duration::ZERO,
+        }
+    }
+
+    fn ship(&mut self) -> Result<()> {
+        self.cancel.check()?;
+        match self.buffer.take() {
+            Some(buffer) => self.next.push(buffer.freeze(std::mem::take(&mut self.filled))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<S: Stage> Stage for Decode<'_, S> {
+    /// What the next stage gives, and the time spent decoding.
+    type Output = (S::Output, Duration);
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        let mut input = &*chunk;
+        loop {
+            let started = Instant::now();
+            let buffer = self.buffer.get_or_insert_with(|| self.pool.take());
+            let space = buffer.space().get_mut(self.filled..).unwrap_or_default();
+            let (room, had) = (space.len(), input.len());
+            let outcome = self.decoder.decode(&mut input, space);
+            self.busy += started.elapsed();
+            let filled = outcome?;
+            self.meter.count(had - input.len(), filled)?;
+            self.filled += filled;
+            let memory = self.decoder.memory_bytes();
+            if memory > self.memory {
+                self.lease.charge(Use::Window, memory, self.cancel)?;
+                self.memory = memory;
+            } else if filled == room {
+                self.ship()?;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Self::Output> {
+        self.decoder.finish()?;
+        self.ship()?;
+        Ok((self.next.finish()?, self.busy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_may_be_as_long_as_its_limit() {
+        let limits = Limits { stream_bytes: 100, ..Limits::default() };
+        let mut meter = Meter::new(&limits);
+        assert_eq!(meter.count(0, 99), Ok(()));
+        assert_eq!(meter.count(0, 1), Ok(()));
+        assert_eq!(meter.count(0, 1), Err(StreamLimit::Length { limit: 100 }));
+    }
+
+    #[test]
+    fn expansion_counts_from_one_gibibyte_on_and_every_64_mebibytes() {
+        let limits = Limits { expansion_ratio: 250, ..Limits::default() };
+        let step = 1 << 20;
+        let mut meter = Meter::new(&limits);
+        for _ in 0..1023 {
+            assert_eq!(meter.count(1, step), Ok(()));
+        }
+        assert!(matches!(meter.count(1, step), Err(StreamLimit::Expansion { compressed: 1024, .. })));
+
+        let mut meter = Meter::new(&limits);
+        for _ in 0..1024 {
+            assert_eq!(meter.count(step / 250 + 1, step), Ok(()));
+        }
+        for _ in 0..63 {
+            assert_eq!(meter.count(0, step), Ok(()));
+        }
+        assert!(meter.count(0, step).is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! The way of a layer: read, compare with its digest, decompress, hash again, consume.
+//!
+//! [`run`] moves one blob from a reader into a consumer (which parses a tar archive, or writes an
+//! image) and tells both digests. The steps are [`stage::Stage`]s, on as many threads as are free:
+//!
+//! ```text
+//! compressed:  read + blob digest ──> decode ──┬──> diffID
+//!                                              └──> consumer
+//! plain:       read ──┬──> blob digest = diffID
+//!                     └──> consumer
+//! ```
+//!
+//! The result does not depend on the threads. Small blobs use the caller's alone.
+//!
+//! A consumer sees the end of the stream, but publishes nothing: that is for the caller, who has the
+//! digests by then. When a consumer or decoder refuses the bytes, the rest of the blob is still read and
+//! hashed: only if the bytes are the ones that were asked for is the layer to blame, else the store.
+
+pub mod budget;
+pub mod buffer;
+pub mod decode;
+pub mod hash;
+pub mod stage;
+
+mod source;
+
+pub use source::{BlobError, Plan, Ran, Source, run};
+
+use std::time::Duration;
+
+/// How far a layer has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the blob read so far.
+    pub read_bytes: u64,
+    /// Size of the blob in bytes, when it is known.
+    pub size_bytes: Option<u64>,
+}
+
+/// Seconds that each step was at work, waiting not counted. They overlap when threads are free.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StageTimes {
+    /// Reading the blob, waiting for the store included.
+    pub read: Duration,
+    /// Digest of the blob.
+    pub blob_digest: Duration,
+    /// Decompression.
+    pub decode: Duration,
+    /// Digest of the uncompressed stream; zero when the blob is uncompressed.
+    pub diff_id: Duration,
+    /// Parsing the stream and writing the image.
+    pub build: Duration,
+    /// Laying out the rest of the image.
+    pub finish: Duration,
+    /// Checking the image, read back from the file.
+    pub verify: Duration,
+    /// Syncing and renaming.
+    pub commit: Duration,
+}

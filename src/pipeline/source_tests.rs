@@ -1,0 +1,333 @@
+use std::io::Write;
+
+use flate2::{Compression, write::GzEncoder};
+use proptest::prelude::*;
+
+use super::*;
+use crate::pipeline::budget::Budget;
+
+/// Collects the bytes; refuses or panics when it meets a certain one.
+#[derive(Default)]
+struct Collect {
+    bytes: Vec<u8>,
+    refuse: Option<u8>,
+    panic: Option<u8>,
+}
+
+impl Stage for Collect {
+    type Output = Vec<u8>;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        if let Some(byte) = self.panic {
+            assert!(!chunk.contains(&byte), "met the byte to panic at");
+        }
+        if self.refuse.is_some_and(|byte| chunk.contains(&byte)) {
+            return Err(Error::new(Kind::Malformed, "test.refused", "met the byte to refuse"));
+        }
+        self.bytes.extend_from_slice(&chunk);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        Ok(self.bytes)
+    }
+}
+
+/// Delivers bytes in pieces of `step`.
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    step: usize,
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = buf.len().min(self.step).min(self.bytes.len());
+        let (now, rest) = self.bytes.split_at(len);
+        buf[..len].copy_from_slice(now);
+        self.bytes = rest;
+        Ok(len)
+    }
+}
+
+struct Setup {
+    helpers: usize,
+    limits: Limits,
+    cancel: Cancel,
+    size_bytes: Option<u64>,
+    digest: Option<Digest>,
+    step: usize,
+}
+
+fn setup(blob: &[u8]) -> Setup {
+    Setup {
+        helpers: 3,
+        limits: Limits::default(),
+        cancel: Cancel::new(),
+        size_bytes: Some(blob.len() as u64),
+        digest: Some(Digest::sha256(blob)),
+        step: usize::MAX,
+    }
+}
+
+impl Setup {
+    fn run<S: Stage>(&self, blob: &[u8], consumer: S) -> Result<Ran<S::Output>> {
+        let budget = Budget::new(&self.limits);
+        let helpers = Helpers::new(self.helpers);
+        let outcome = run(
+            Source {
+                reader: &mut Pieces { bytes: blob, step: self.step },
+                size_bytes: self.size_bytes,
+                digest: self.digest.clone(),
+                coding: None,
+            },
+            Plan {
+                helpers: &helpers,
+                limits: &self.limits,
+                lease: &budget.lease(&Cancel::new()).unwrap(),
+                cancel: &self.cancel,
+                progress: &mut |_| {},
+            },
+            consumer,
+        );
+        assert_eq!(helpers.take_up_to(9).len(), self.helpers, "permits come back");
+        assert_eq!(budget.charged_bytes(), 0, "memory comes back");
+        outcome
+    }
+
+    fn collect(&self, blob: &[u8]) -> Result<Ran<Vec<u8>>> {
+        self.run(blob, Collect::default())
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(bytes, 1).unwrap()
+}
+
+/// Bytes without a pattern, so that compressed blobs are not small ones; none of them is 255.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let step = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8 % 255
+    };
+    (0..len).map(step).collect()
+}
+
+fn codings(bytes: &[u8]) -> [Vec<u8>; 3] {
+    [bytes.to_vec(), gzip(bytes), zstd(bytes)]
+}
+
+#[test]
+fn every_coding_gives_the_same_stream_and_diff_id_with_any_threads() {
+    for len in [0, 1, 511, 300_000, 2_500_000] {
+        let bytes = noise(len);
+        for (blob, coding) in codings(&bytes).into_iter().zip([Coding::Plain, Coding::Gzip, Coding::Zstd]) {
+            for helpers in 0..=4 {
+                let ran = Setup { helpers, ..setup(&blob) }.collect(&blob).unwrap();
+                assert_eq!((ran.coding, ran.output == bytes), (coding, true), "{len} bytes, {helpers}");
+                assert_eq!((ran.diff_id, ran.stream_bytes), (Digest::sha256(&bytes), len as u64));
+                assert_eq!((ran.blob, ran.blob_bytes), (Digest::sha256(&blob), blob.len() as u64));
+            }
+        }
+    }
+}
+
+#[test]
+fn digests_of_other_kinds_are_compared_and_the_diff_id_stays_sha256() {
+    let bytes = noise(300_000);
+    for blob in codings(&bytes) {
+        let mut hasher = crate::digest::Hasher::new(Algorithm::Sha512);
+        hasher.update(&blob);
+        let digest = hasher.finish();
+        let ran = Setup { digest: Some(digest.clone()), ..setup(&blob) }.collect(&blob).unwrap();
+        assert_eq!((ran.blob, ran.diff_id), (digest, Digest::sha256(&bytes)));
+    }
+}
+
+#[test]
+fn a_blob_of_unknown_size_and_digest_is_taken_as_it_is() {
+    let bytes = noise(1000);
+    for blob in codings(&bytes) {
+        let unknown = Setup { size_bytes: None, digest: None, step: 7, ..setup(&blob) };
+        let ran = unknown.collect(&blob).unwrap();
+        assert_eq!((ran.output, ran.blob), (bytes.clone(), Digest::sha256(&blob)));
+    }
+}
+
+#[test]
+fn wrong_bytes_are_data_loss_wherever_they_are_noticed() {
+    let bytes = noise(600_000);
+    for blob in codings(&bytes) {
+        for helpers in [0, 3] {
+            let setup = Setup { helpers, ..setup(&blob) };
+            let reason = |blob: &[u8]| {
+                let error = setup.collect(blob).unwrap_err();
+                assert_eq!(error.kind(), Kind::DataLoss, "{error}");
+                error.reason()
+            };
+            for at in [0, blob.len() / 2, blob.len() - 1] {
+                let mut flipped = blob.clone();
+                flipped[at] ^= 0x20;
+                assert_eq!(reason(&flipped), "blob.digest", "byte {at} of {}", blob.len());
+            }
+            assert_eq!(reason(&blob[..blob.len() - 1]), "blob.size");
+            assert_eq!(reason(&[]), "blob.size");
+            assert_eq!(reason(&[&blob[..], b"x"].concat()), "blob.size");
+            assert_eq!(reason(&[&blob[..], &noise(600_000)].concat()), "blob.size");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_stands_only_against_the_bytes_that_were_asked_for() {
+    for helpers in [0, 1, 2, 3] {
+        for bytes in [vec![255; 10], [noise(900_000), vec![255], noise(900_000)].concat()] {
+            for blob in codings(&bytes) {
+                let refuse = || Collect { refuse: Some(255), ..Collect::default() };
+                let right = Setup { helpers, ..setup(&blob) };
+                let error = right.run(&blob, refuse()).unwrap_err();
+                assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "test.refused"));
+                let wrong = Setup { digest: Some(Digest::sha256(b"another")), ..right };
+                let error = wrong.run(&blob, refuse()).unwrap_err();
+                assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "blob.digest"));
+                assert!(error.to_string().contains("hence: met the byte to refuse"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_stream_is_refused_for_what_it_is() {
+    let cut = gzip(&noise(400_000));
+    let cut = &cut[..cut.len() - 3];
+    for (blob, reason) in [
+        (cut, "codec.gzip.truncated"),
+        (&[&gzip(b"x")[..], b"garbage"].concat()[..], "codec.gzip.trailing"),
+        (&[&zstd(b"x")[..], b"garbage"].concat(), "codec.zstd.trailing"),
+    ] {
+        let error = setup(blob).collect(blob).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, reason));
+    }
+}
+
+#[test]
+fn everything_after_the_first_member_counts_too() {
+    let blob = [gzip(b"one"), gzip(b""), gzip(b"two"), vec![0; 100]].concat();
+    let ran = setup(&blob).collect(&blob).unwrap();
+    assert_eq!((ran.diff_id, &ran.output[..]), (Digest::sha256(b"onetwo"), &b"onetwo"[..]));
+}
+
+#[test]
+fn a_panic_anywhere_is_an_internal_error() {
+    let blob = gzip(&[noise(900_000), vec![255], noise(900_000)].concat());
+    for helpers in [1, 2, 3] {
+        let error = Setup { helpers, ..setup(&blob) }
+            .run(&blob, Collect { panic: Some(255), ..Collect::default() })
+            .unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Internal, "internal.panic"));
+    }
+}
+
+#[test]
+fn a_cancelled_run_ends_at_the_next_buffer() {
+    /// Cancels after a while, and goes on for ever.
+    struct Endless<'a>(&'a Cancel, u32);
+    impl Read for Endless<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.1 += 1;
+            if self.1 == 20 {
+                self.0.cancel();
+            }
+            assert!(self.1 < 30, "read on after the cancellation");
+            buf.fill(b'a');
+            Ok(buf.len())
+        }
+    }
+    for helpers in [0, 3] {
+        let (limits, cancel) = (Limits::default(), Cancel::new());
+        let budget = Budget::new(&limits);
+        let error = run(
+            Source { reader: &mut Endless(&cancel, 0), size_bytes: None, digest: None, coding: None },
+            Plan {
+                helpers: &Helpers::new(helpers),
+                limits: &limits,
+                lease: &budget.lease(&cancel).unwrap(),
+                cancel: &cancel,
+                progress: &mut |_| {},
+            },
+            Collect::default(),
+        )
+        .unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled);
+    }
+}
+
+#[test]
+fn limits_on_blob_stream_and_window_hold() {
+    let bytes = noise(300_000);
+    let limits = |blob_bytes, stream_bytes, zstd_window_bytes| Limits {
+        blob_bytes,
+        stream_bytes,
+        zstd_window_bytes,
+        ..Limits::default()
+    };
+    for blob in codings(&bytes) {
+        let refused = |limits, size_bytes| {
+            let error = Setup { limits, size_bytes, ..setup(&blob) }.collect(&blob).unwrap_err();
+            (error.kind(), error.reason())
+        };
+        assert_eq!(refused(limits(1000, 1 << 30, 1 << 27), None), (Kind::Malformed, "limit.blob"));
+        let size = Some(blob.len() as u64);
+        assert_eq!(refused(limits(1000, 1 << 30, 1 << 27), size), (Kind::Malformed, "limit.blob"));
+        assert_eq!(refused(limits(1 << 30, 299_999, 1 << 27), size), (Kind::Exhausted, "limit.stream"));
+    }
+    let blob = zstd(&bytes);
+    let error = Setup { limits: limits(1 << 30, 1 << 30, 1024), ..setup(&blob) }.collect(&blob).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "codec.zstd.window"));
+}
+
+#[test]
+fn an_error_of_the_store_keeps_its_class() {
+    struct Failing;
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(Error::new(Kind::Unavailable, "store.gone", "the store went away").into_io())
+        }
+    }
+    let (limits, cancel) = (Limits::default(), Cancel::new());
+    let budget = Budget::new(&limits);
+    let error = run(
+        Source { reader: &mut Failing, size_bytes: Some(9), digest: None, coding: None },
+        Plan {
+            helpers: &Helpers::new(0),
+            limits: &limits,
+            lease: &budget.lease(&cancel).unwrap(),
+            cancel: &cancel,
+            progress: &mut |_| {},
+        },
+        Collect::default(),
+    )
+    .unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Unavailable, "store.gone"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn steps_of_the_reader_make_no_difference(
+        len in 0_usize..2000, step in 1_usize..300, helpers in 0_usize..4,
+    ) {
+        let bytes = noise(len);
+        for blob in codings(&bytes) {
+            let ran = Setup { step, helpers, ..setup(&blob) }.collect(&blob).unwrap();
+            prop_assert_eq!(&ran.output, &bytes);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Stages: one step of work each, on the caller's thread or on one of their own.
+//!
+//! Bytes are pushed from the source downwards. A stage that has a thread is fed through a bounded
+//! channel, so a slow one holds up those before it and nothing piles up. Errors come back up: whoever
+//! pushes into a stage that failed gets its error. A panic is such an error.
+//!
+//! No wait here is cancellable, and none needs to be: at the source a read ends soon after a
+//! cancellation, and so does the only wait downstream, the one for memory.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{Builder, Scope, ScopedJoinHandle},
+};
+
+use super::buffer::Chunk;
+use crate::error::{Error, Kind, Result};
+
+/// Chunks on their way to a thread. Two keep both ends busy; more only hold memory.
+const CHANNEL_DEPTH: usize = 3;
+
+/// One step of work over a stream of bytes.
+pub trait Stage: Send {
+    /// What is known when the stream has ended.
+    type Output: Send;
+
+    /// Takes in the next bytes. After an error the stage is only dropped.
+    fn push(&mut self, chunk: Chunk) -> Result<()>;
+
+    /// Tells that the stream has ended.
+    fn finish(self) -> Result<Self::Output>;
+}
+
+/// How many threads may help the callers' own, all requests together.
+#[derive(Debug)]
+pub struct Helpers {
+    free: Mutex<usize>,
+}
+
+/// The right to run one helper thread.
+#[derive(Debug)]
+pub struct Permit(Arc<Helpers>);
+
+impl Helpers {
+    /// Up to `threads` helpers at a time.
+    pub fn new(threads: usize) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(threads) })
+    }
+
+    /// A permit, if one is free. Nobody waits for one: without, the work is done on the caller's thread.
+    pub fn take(self: &Arc<Self>) -> Option<Permit> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.checked_sub(1)?;
+        Some(Permit(Arc::clone(self)))
+    }
+
+    /// As many permits as are free, at most `wanted`.
+    pub fn take_up_to(self: &Arc<Self>, wanted: usize) -> Vec<Permit> {
+        (0..wanted).map_while(|_| self.take()).collect()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+}
+
+/// A stage where it runs: here, or on a thread.
+#[derive(Debug)]
+pub enum Placed<'scope, S: Stage> {
+    /// On the thread that pushes.
+    Here(S),
+    /// On a thread of its own.
+    Apart(Apart<'scope, S::Output>),
+}
+
+/// The near end of a stage on a thread.
+#[derive(Debug)]
+pub struct Apart<'scope, T> {
+    sender: SyncSender<Message>,
+    /// Taken when it is joined.
+    thread: Option<ScopedJoinHandle<'scope, Result<T>>>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Chunk(Chunk),
+    End,
+}
+
+impl<'scope, S: Stage + 'scope> Placed<'scope, S> {
+    /// Puts `stage` on a thread called `name` if there is a permit for one. Errors: the system has no
+    /// more threads.
+    pub fn new<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        permit: Option<Permit>,
+        name: &str,
+        stage: S,
+    ) -> Result<Self> {
+        let Some(permit) = permit else { return Ok(Self::Here(stage)) };
+        let (sender, receiver) = sync_channel(CHANNEL_DEPTH);
+        let thread = Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, move || {
+                let outcome = catch_unwind(AssertUnwindSafe(|| serve(stage, receiver)));
+                drop(permit);
+                outcome.unwrap_or_else(|panic| Err(panicked(&*panic)))
+            })
+            .map_err(|error| Error::from_io(error, Kind::Exhausted, "pipeline.threads"))?;
+        Ok(Self::Apart(Apart { sender, thread: Some(thread) }))
+    }
+}
+
+/// The life of a stage on a thread. It and its receiver are gone when this returns.
+fn serve<S: Stage>(mut stage: S, receiver: Receiver<Message>) -> Result<S::Output> {
+    loop {
+        match receiver.recv() {
+            Ok(Message::Chunk(chunk)) => stage.push(chunk)?,
+            Ok(Message::End) => return stage.finish(),
+            // The pushing side has failed and reports that.
+            Err(_hung_up) => return Err(Error::new(Kind::Internal, "pipeline.abandoned", "abandoned")),
+        }
+    }
+}
+
+/// The error that a panic in a request becomes.
+pub fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned());
+    Error::new(Kind::Internal, "internal.panic", format!("panic: {message}"))
+}
+
+impl<T> Apart<'_, T> {
+    fn send(&mut self, message: Message) -> Result<()> {
+        if self.sender.send(message).is_ok() {
+            return Ok(());
+        }
+        // A thread hangs up early only because its stage failed.
+        match self.join() {
+            Err(error) => Err(error),
+            Ok(_) => Err(Error::new(Kind::Internal, "pipeline.abandoned", "a stage ended before its input")),
+        }
+    }
+
+    fn join(&mut self) -> Result<T> {
+        match self.thread.take().map(ScopedJoinHandle::join) {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(panic)) => Err(panicked(&*panic)),
+            None => Err(Error::new(Kind::Internal, "pipeline.abandoned", "the stage has failed before")),
+        }
+    }
+}
+
+impl<S: Stage> Stage for Placed<'_, S> {
+    type Output = S::Output;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        match self {
+            Self::Here(stage) => stage.push(chunk),
+            Self::Apart(apart) => apart.send(Message::Chunk(chunk)),
+        }
+    }
+
+    fn finish(self) -> Result<S::Output> {
+        match self {
+            Self::Here(stage) => stage.finish(),
+            Self::Apart(mut apart) => {
+                apart.send(Message::End)?;
+                apart.join()
+            }
+        }
+    }
+}
+
+/// Two stages that see the same bytes.
+#[derive(Debug)]
+pub struct Both<A, B>(pub A, pub B);
+
+impl<A: Stage, B: Stage> Stage for Both<A, B> {
+    type Output = (A::Output, B::Output);
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        self.0.push(chunk.clone())?;
+        self.1.push(chunk)
+    }
+
+    fn finish(self) -> Result<Self::Output> {
+        Ok((self.0.finish()?, self.1.finish()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::{super::buffer::Pool, *};
+
+    /// Adds up bytes; fails or panics at a given one.
+    struct Sum {
+        sum: u64,
+        refuse: u8,
+        panic: u8,
+    }
+
+    const SUM: Sum = Sum { sum: 0, refuse: 255, panic: 254 };
+
+    impl Stage for Sum {
+        type Output = u64;
+
+        fn push(&mut self, chunk: Chunk) -> Result<()> {
+            for byte in chunk.iter() {
+                assert_ne!(*byte, self.panic, "the byte to panic at");
+                if *byte == self.refuse {
+                    return Err(Error::new(Kind::Malformed, "test.refused", "refused"));
+                }
+                self.sum += u64::from(*byte);
+            }
+            Ok(())
+        }
+
+        fn finish(self) -> Result<u64> {
+            Ok(self.sum)
+        }
+    }
+
+    fn chunk(bytes: &[u8]) -> Chunk {
+        let mut buffer = Pool::new(bytes.len()).take();
+        buffer.space().copy_from_slice(bytes);
+        buffer.freeze(bytes.len())
+    }
+
+    /// Pushes each byte on its own through two stages, with as many helpers as given.
+    fn run(bytes: &[u8], helpers: &Arc<Helpers>) -> Result<(u64, u64)> {
+        thread::scope(|scope| {
+            let first = Placed::new(scope, helpers.take(), "first", SUM)?;
+            let second = Placed::new(scope, helpers.take(), "second", SUM)?;
+            let mut both = Placed::new(scope, helpers.take(), "both", Both(first, second))?;
+            for byte in bytes {
+                both.push(chunk(&[*byte]))?;
+            }
+            both.finish()
+        })
+    }
+
+    #[test]
+    fn where_a_stage_runs_makes_no_difference() {
+        for threads in 0..=3 {
+            let helpers = Helpers::new(threads);
+            assert_eq!(run(&[1; 100], &helpers).unwrap(), (100, 100));
+            assert_eq!(run(&[], &helpers).unwrap(), (0, 0));
+            assert_eq!(*helpers.free.lock().unwrap(), threads, "permits come back");
+        }
+    }
+
+    #[test]
+    fn the_error_of_a_stage_comes_back_to_whoever_pushes() {
+        for threads in 0..=3 {
+            let helpers = Helpers::new(threads);
+            let mut bytes = vec![1; 100];
+            bytes[50] = 255;
+            assert_eq!(run(&bytes, &helpers).unwrap_err().reason(), "test.refused");
+            bytes[50] = 1;
+            bytes[99] = 255; // noticed at the end only
+            assert_eq!(run(&bytes, &helpers).unwrap_err().reason(), "test.refused");
+            assert_eq!(*helpers.free.lock().unwrap(), threads, "permits come back");
+        }
+    }
+
+    #[test]
+    fn a_panic_on_a_thread_is_an_internal_error_and_gives_the_permit_back() {
+        let helpers = Helpers::new(3);
+        let error = run(&[1, 254, 1, 1, 1, 1, 1, 1, 1], &helpers).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Internal, "internal.panic"));
+        assert!(error.to_string().contains("the byte to panic at"), "{error}");
+        assert_eq!(*helpers.free.lock().unwrap(), 3);
+    }
+
+    #[test]
+    fn dropping_the_near_end_ends_the_thread() {
+        let helpers = Helpers::new(1);
+        thread::scope(|scope| {
+            let mut placed = Placed::new(scope, helpers.take(), "dropped", SUM).unwrap();
+            placed.push(chunk(&[1])).unwrap();
+            drop(placed);
+        });
+        assert_eq!(*helpers.free.lock().unwrap(), 1);
+    }
+}

@@ -145,6 +145,45 @@ impl fmt::Display for Error {
     }
 }
 
+/// A name from a layer as messages show it: in quotes, with escapes instead of control bytes and of
+/// bytes that are not UTF-8, and cut after [`Quoted::SHOWN_BYTES`].
+///
+/// ```
+/// assert_eq!(plywood::error::Quoted(b"a\n\xffb").to_string(), r#""a\n\xffb""#);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'a>(pub &'a [u8]);
+
+impl Quoted<'_> {
+    /// Most bytes that are written between the quotes; a longer name ends in `...`.
+    pub const SHOWN_BYTES: usize = 256;
+}
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = Self::SHOWN_BYTES - "...".len();
+        f.write_str("\"")?;
+        'shown: {
+            for chunk in self.0.utf8_chunks() {
+                let text = chunk.valid().chars().map(|c| match c {
+                    '\'' => c.to_string(),
+                    _ => c.escape_debug().to_string(),
+                });
+                let bytes = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}"));
+                for piece in text.chain(bytes) {
+                    let Some(rest) = left.checked_sub(piece.len()) else {
+                        f.write_str("...")?;
+                        break 'shown;
+                    };
+                    left = rest;
+                    f.write_str(&piece)?;
+                }
+            }
+        }
+        f.write_str("\"")
+    }
+}
+
 /// Classifies an I/O error of our own disk: full and quota are limits, the rest may pass.
 pub fn disk_kind(error: &io::Error) -> Kind {
     use std::io::ErrorKind;
@@ -194,5 +233,16 @@ mod tests {
         let plain = Error::disk(io::ErrorKind::StorageFull.into());
         assert_eq!((plain.kind(), plain.reason()), (Kind::Exhausted, "disk.io"));
         assert_eq!(disk_kind(&io::Error::from_raw_os_error(24)), Kind::Exhausted);
+    }
+
+    #[test]
+    fn a_quoted_name_has_no_control_bytes_and_an_end() {
+        assert_eq!(Quoted(b"").to_string(), r#""""#);
+        assert_eq!(Quoted("fr\u{fc}h \"x\"\\".as_bytes()).to_string(), r#""früh \"x\"\\""#);
+        assert_eq!(Quoted(b"\0\x1b[2J\xc3(").to_string(), r#""\0\u{1b}[2J\xc3(""#);
+        let long = Quoted(&[b'a'; 4096]).to_string();
+        assert_eq!(long.len(), 2 + Quoted::SHOWN_BYTES);
+        assert!(long.ends_with("a...\""));
+        assert!(Quoted(&[0xff; 4096]).to_string().len() <= 2 + Quoted::SHOWN_BYTES);
     }
 }

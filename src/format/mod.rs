@@ -5,6 +5,7 @@
 
 pub mod erofs;
 mod record;
+pub mod tar;
 
 use std::io;
 

@@ -6,6 +6,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod entry;
+pub mod xattr;
 
 pub use entry::{Body, Entry, Extent};
 

@@ -1,0 +1,266 @@
+//! The 512-byte tar header: its fields, its checksum, and which of the dialects it is written in.
+//!
+//! Fields come out as they stand; what they mean together with extension headers is decided by
+//! [`super::parser`].
+//!
+//! Source: POSIX.1-2017 `pax`, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format";
+//! `star(5)` for the `tar\0` mark; Go `archive/tar/format.go` for how the dialects are told apart.
+
+use std::ops::Range;
+
+use super::{error::Problem, number};
+
+/// Size of a block: of a header, and the unit data is padded to.
+pub(super) const BLOCK: usize = 512;
+
+const NAME: Range<usize> = 0..100;
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
+const SIZE: Range<usize> = 124..136;
+const MTIME: Range<usize> = 136..148;
+const CHECKSUM: Range<usize> = 148..156;
+const TYPE: usize = 156;
+const LINK_NAME: Range<usize> = 157..257;
+const MAGIC: Range<usize> = 257..265;
+const DEVICE_MAJOR: Range<usize> = 329..337;
+const DEVICE_MINOR: Range<usize> = 337..345;
+const PREFIX: Range<usize> = 345..500;
+const STAR_PREFIX: Range<usize> = 345..476;
+const STAR_MARK: Range<usize> = 508..512;
+
+/// Who wrote the header; the fields from byte 257 on differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    /// No magic: there are no devices and no prefix.
+    V7,
+    /// `ustar\0`.
+    Posix,
+    /// `ustar\0` with `tar\0` at the end: the prefix is shorter, times follow it.
+    Star,
+    /// `ustar  \0`: times stand where POSIX has the prefix.
+    Gnu,
+}
+
+/// A header whose checksum is right.
+///
+/// | offset | size | field    | meaning                                                        |
+/// |-------:|-----:|----------|----------------------------------------------------------------|
+/// |      0 |  100 | name     | up to the first NUL                                            |
+/// |    100 |    8 | mode     | numeric; the low 12 bits count                                 |
+/// |    108 |    8 | uid      | numeric                                                        |
+/// |    116 |    8 | gid      | numeric                                                        |
+/// |    124 |   12 | size     | numeric, bytes of data that follow                             |
+/// |    136 |   12 | mtime    | numeric, seconds since 1970                                    |
+/// |    148 |    8 | checksum | octal, sum of all bytes with spaces in this field              |
+/// |    156 |    1 | type     | one character                                                  |
+/// |    157 |  100 | linkname | up to the first NUL                                            |
+/// |    257 |    8 | magic    | `ustar\0` + any version, `ustar  \0`, or NULs                  |
+/// |    265 |   64 |          | owner and group as text: not read                              |
+/// |    329 |    8 | devmajor | numeric; not in V7                                             |
+/// |    337 |    8 | devminor | numeric; not in V7                                             |
+/// |    345 |  155 | prefix   | POSIX only (131 bytes with star's mark): goes before `name`, `/` |
+/// |    508 |    4 |          | star's mark, `tar\0`                                           |
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header<'a> {
+    pub(super) kind: u8,
+    pub(super) mode: u16,
+    pub(super) uid: i64,
+    pub(super) gid: i64,
+    pub(super) size_bytes: u64,
+    pub(super) mtime: i64,
+    pub(super) device: (i64, i64),
+    pub(super) name: &'a [u8],
+    pub(super) prefix: &'a [u8],
+    pub(super) link_name: &'a [u8],
+}
+
+impl<'a> Header<'a> {
+    /// Reads a header. Errors: a wrong checksum, an unknown dialect, fields that are no numbers.
+    pub(super) fn decode(block: &'a [u8; BLOCK]) -> Result<Self, Problem> {
+        verify_checksum(block)?;
+        let dialect = dialect(block)?;
+        let size = numeric(block, "size", SIZE)?;
+        let device = match dialect {
+            Dialect::V7 => (0, 0),
+            Dialect::Posix | Dialect::Star | Dialect::Gnu => {
+                (numeric(block, "devmajor", DEVICE_MAJOR)?, numeric(block, "devminor", DEVICE_MINOR)?)
+            }
+        };
+        let [.., mode_high, mode_low] = numeric(block, "mode", MODE)?.to_be_bytes();
+        Ok(Self {
+            kind: block.get(TYPE).copied().unwrap_or_default(),
+            mode: u16::from_be_bytes([mode_high, mode_low]) & 0o7777,
+            uid: numeric(block, "uid", UID)?,
+            gid: numeric(block, "gid", GID)?,
+            size_bytes: u64::try_from(size).ok().ok_or(Problem::Size { found: size })?,
+            mtime: numeric(block, "mtime", MTIME)?,
+            device,
+            name: name(block),
+            prefix: match dialect {
+                Dialect::V7 | Dialect::Gnu => &[],
+                Dialect::Posix => until_nul(field(block, PREFIX)),
+                Dialect::Star => until_nul(field(block, STAR_PREFIX)),
+            },
+            link_name: until_nul(field(block, LINK_NAME)),
+        })
+    }
+}
+
+/// The name field of a block, whether or not the block is a valid header; for messages.
+pub(super) fn name(block: &[u8; BLOCK]) -> &[u8] {
+    until_nul(field(block, NAME))
+}
+
+/// The bytes before the first NUL, or all of them.
+pub(super) fn until_nul(field: &[u8]) -> &[u8] {
+    field.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// The ranges above lie within a block, so the compiler sees that none of this can fail.
+fn field(block: &[u8; BLOCK], at: Range<usize>) -> &[u8] {
+    block.get(at).unwrap_or_default()
+}
+
+fn numeric(block: &[u8; BLOCK], name: &'static str, at: Range<usize>) -> Result<i64, Problem> {
+    let field = field(block, at);
+    number::numeric(field).ok_or_else(|| Problem::Number { field: name, found: field.to_vec() })
+}
+
+/// Compares the checksum field with the sum of all bytes, the field itself counted as spaces.
+fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), Problem> {
+    let own = field(block, CHECKSUM);
+    let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+    let computed = sum(block) - sum(own) + 8 * u32::from(b' ');
+    let stored = number::octal(own);
+    // Some old writers summed signed characters; each byte above 127 then counts 256 less.
+    let high = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(byte >> 7)).sum::<u32>();
+    let is_signed_sum = |stored: u64| {
+        u64::from(computed).checked_sub(stored) == Some(u64::from(256 * (high(block) - high(own))))
+    };
+    match stored {
+        Some(stored) if stored == u64::from(computed) || is_signed_sum(stored) => Ok(()),
+        _ => {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(own);
+            Err(Problem::Checksum { stored: bytes, computed })
+        }
+    }
+}
+
+fn dialect(block: &[u8; BLOCK]) -> Result<Dialect, Problem> {
+    match field(block, MAGIC) {
+        // The version is "00" by the standard; nobody looks at it.
+        [b'u', b's', b't', b'a', b'r', 0, _, _] => {
+            Ok(if field(block, STAR_MARK) == b"tar\0" { Dialect::Star } else { Dialect::Posix })
+        }
+        b"ustar  \0" => Ok(Dialect::Gnu),
+        [0, 0, 0, 0, 0, 0, 0, 0] => Ok(Dialect::V7),
+        other => {
+            let mut found = [0; 8];
+            found.copy_from_slice(other);
+            Err(Problem::Magic { found })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(fields: &[(usize, &[u8])]) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        for (at, bytes) in fields {
+            block[*at..*at + bytes.len()].copy_from_slice(bytes);
+        }
+        block[CHECKSUM].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        block
+    }
+
+    #[test]
+    fn every_dialect_has_its_own_idea_of_prefix_and_devices() {
+        let prefix: Vec<u8> = vec![b'p'; 155];
+        let decode = |fields: &[(usize, &[u8])]| {
+            let mut all: Vec<(usize, &[u8])> =
+                vec![(0, b"name"), (329, b"0000007\0"), (337, b"0000011\0"), (345, &prefix)];
+            all.extend_from_slice(fields);
+            let block = block(&all);
+            let header = Header::decode(&block).unwrap();
+            assert_eq!(header.name, b"name");
+            (header.prefix.len(), header.device)
+        };
+        assert_eq!(decode(&[(257, b"ustar\x0000")]), (155, (7, 9)));
+        assert_eq!(decode(&[(257, b"ustar\0\0\0")]), (155, (7, 9)));
+        assert_eq!(decode(&[(257, b"ustar\x0000"), (508, b"tar\0")]), (131, (7, 9)));
+        assert_eq!(decode(&[(257, b"ustar  \0")]), (0, (7, 9)));
+        assert_eq!(decode(&[(257, b"ustar  \0"), (508, b"tar\0")]), (0, (7, 9)));
+        assert_eq!(decode(&[]), (0, (0, 0)));
+    }
+
+    #[test]
+    fn other_magics_are_refused() {
+        for magic in [&b"ustar 00"[..], b"USTAR\x0000", b"ustar   ", b"\0\0\0\0\0\x0000", b"ustar  0"] {
+            let block = block(&[(0, b"a"), (257, magic)]);
+            assert_eq!(Header::decode(&block).unwrap_err().reason(), "tar.magic", "{}", magic.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_checksum_may_be_summed_unsigned_or_signed() {
+        let mut unsigned = block(&[(0, b"gr\xc3\xb6\xc3\x9fe"), (257, b"ustar\x0000")]);
+        assert!(Header::decode(&unsigned).is_ok());
+        let sum = number::octal(&unsigned[CHECKSUM]).unwrap();
+        unsigned[CHECKSUM].copy_from_slice(format!("{:06o}\0 ", sum - 4 * 256).as_bytes());
+        assert!(Header::decode(&unsigned).is_ok());
+        for wrong in [sum - 256, sum - 5 * 256, sum + 1, sum - 1, 0] {
+            unsigned[CHECKSUM].copy_from_slice(format!("{wrong:06o}\0 ").as_bytes());
+            assert_eq!(Header::decode(&unsigned).unwrap_err().reason(), "tar.checksum");
+        }
+        unsigned[CHECKSUM].copy_from_slice(b"\x80\0\0\0\0\0\0\0");
+        assert_eq!(Header::decode(&unsigned).unwrap_err().reason(), "tar.checksum");
+    }
+
+    #[test]
+    fn names_end_at_the_first_nul_or_at_the_end_of_the_field() {
+        let full = block(&[(0, &[b'n'; 100]), (157, &[b'l'; 100]), (257, b"ustar\x0000")]);
+        let header = Header::decode(&full).unwrap();
+        assert_eq!((header.name.len(), header.link_name.len()), (100, 100));
+        let cut = block(&[(0, b"a\0b"), (157, b"\0c"), (257, b"ustar\x0000")]);
+        let header = Header::decode(&cut).unwrap();
+        assert_eq!((header.name, header.link_name), (&b"a"[..], &b""[..]));
+    }
+
+    #[test]
+    fn every_numeric_field_is_checked_and_named() {
+        for (at, name) in [
+            (100, "mode"),
+            (108, "uid"),
+            (116, "gid"),
+            (124, "size"),
+            (136, "mtime"),
+            (329, "devmajor"),
+            (337, "devminor"),
+        ] {
+            let block = block(&[(0, b"a"), (257, b"ustar\x0000"), (at, b"9")]);
+            let problem = Header::decode(&block).unwrap_err();
+            assert_eq!(problem.reason(), "tar.number");
+            assert!(matches!(problem, Problem::Number { field, .. } if field == name), "{name}");
+        }
+        let negative = block(&[(124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")]);
+        assert_eq!(Header::decode(&negative).unwrap_err(), Problem::Size { found: -1 });
+        let largest = block(&[(124, b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff")]);
+        assert_eq!(Header::decode(&largest).unwrap().size_bytes, (1 << 63) - 1);
+        let old = block(&[(136, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe")]);
+        assert_eq!(Header::decode(&old).unwrap().mtime, -2);
+    }
+
+    #[test]
+    fn only_the_twelve_permission_bits_of_the_mode_count() {
+        let decode = |mode: &[u8]| Header::decode(&block(&[(100, mode)])).unwrap().mode;
+        assert_eq!(decode(b"0104755\0"), 0o4755);
+        assert_eq!(decode(b"7777777\0"), 0o7777);
+        assert_eq!(decode(b"\xff\xff\xff\xff\xff\xff\xff\xff"), 0o7777);
+    }
+}

@@ -1,0 +1,199 @@
+//! One member of an archive: what its header and the extension headers before it say together.
+//!
+//! Source: `docs/formats/tar.md`; POSIX.1-2017 `pax`; GNU tar manual, "GNU tar and POSIX tar" (types
+//! `L`, `K`, `S`); Go `archive/tar/reader.go`.
+
+use super::{
+    error::Problem,
+    header::{self, Header},
+    pax::{self, Overrides},
+    sparse::Plan,
+};
+use crate::{
+    limits,
+    tree::{Attributes, Body, Device, Entry, Timestamp, xattr},
+};
+
+/// The extension headers since the last entry.
+#[derive(Debug, Default)]
+pub(super) struct Extensions {
+    headers: u32,
+    bytes: u64,
+    /// Whether one of them belongs to the next entry alone, as all but global headers do.
+    own: bool,
+    pax: Option<Overrides>,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+}
+
+/// An entry, and what follows it in the archive.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) entry: Entry,
+    pub(super) content: Content,
+    pub(super) dropped_xattrs: u64,
+}
+
+/// What follows a member's header.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// The next header.
+    Nothing,
+    /// A file's data.
+    Plain {
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// A sparse file's data, perhaps with its map in front.
+    Sparse {
+        /// What the extended header says about it.
+        plan: Plan,
+        /// Bytes in the archive.
+        stored: u64,
+    },
+}
+
+impl Extensions {
+    /// Whether there are any, so that an entry must follow.
+    pub(super) fn any(&self) -> bool {
+        self.headers > 0
+    }
+
+    /// Decides whether an extension header of type `kind` with a body of `size_bytes` may stand here.
+    /// Returns the size.
+    ///
+    /// A PAX size counts for the entry alone: `size_bytes` is that of the extension's own header.
+    pub(super) fn admit(&mut self, kind: u8, size_bytes: u64) -> Result<usize, Problem> {
+        let repeated = match kind {
+            b'x' => self.pax.is_some(),
+            b'L' => self.long_name.is_some(),
+            b'K' => self.long_link.is_some(),
+            _ if self.own => return Err(Problem::ExtensionOrder),
+            _ => false,
+        };
+        if repeated {
+            return Err(Problem::ExtensionRepeated { found: kind });
+        }
+        self.own |= kind != b'g';
+        self.headers += 1;
+        if self.headers > limits::TAR_EXTENSION_HEADERS {
+            return Err(Problem::ExtensionCount);
+        }
+        self.bytes = self.bytes.saturating_add(size_bytes);
+        match (usize::try_from(self.bytes), usize::try_from(size_bytes)) {
+            (Ok(all), Ok(size_bytes)) if all <= limits::TAR_EXTENSION_BYTES => Ok(size_bytes),
+            _ => Err(Problem::ExtensionSize { size_bytes: self.bytes }),
+        }
+    }
+
+    /// Reads the body of an admitted extension header.
+    pub(super) fn apply(&mut self, kind: u8, body: &[u8]) -> Result<(), Problem> {
+        let long = || match header::until_nul(body) {
+            [] => Err(Problem::LongNameEmpty),
+            name => Ok(Some(name.to_vec())),
+        };
+        match kind {
+            b'x' => self.pax = Some(Overrides::decode(body)?),
+            b'L' => self.long_name = long()?,
+            b'K' => self.long_link = long()?,
+            _ => pax::check_global(body)?,
+        }
+        Ok(())
+    }
+
+    /// The name of the entry that `header` begins.
+    pub(super) fn path(&mut self, header: &Header<'_>) -> Result<Vec<u8>, Problem> {
+        let (path, sparse_name) = match &mut self.pax {
+            Some(pax) => (pax.path.take(), pax.sparse.name.take()),
+            None => (None, None),
+        };
+        match (self.long_name.take(), sparse_name.or(path)) {
+            (Some(_), Some(_)) => Err(Problem::NameConflict { what: "name" }),
+            (Some(name), None) | (None, Some(name)) => Ok(name),
+            (None, None) if header.prefix.is_empty() => Ok(header.name.to_vec()),
+            (None, None) => Ok([header.prefix, b"/", header.name].concat()),
+        }
+    }
+
+    /// Puts the member together; `path` is what [`Extensions::path`] gave.
+    pub(super) fn member(self, header: &Header<'_>, path: Vec<u8>) -> Result<Member, Problem> {
+        if path.len() > limits::PATH_BYTES {
+            return Err(Problem::NameLength { found: path.len() });
+        }
+        let pax = self.pax.unwrap_or_default();
+        let link_target = match (self.long_link, pax.link_path) {
+            (Some(_), Some(_)) => return Err(Problem::NameConflict { what: "link target" }),
+            (long, link_path) => long.or(link_path),
+        };
+        let stored = pax.size_bytes.unwrap_or(header.size_bytes);
+        let body = body(header, &path, link_target, stored)?;
+        let attributes = Attributes {
+            mode: header.mode,
+            uid: owner("uid", pax.uid.unwrap_or(header.uid))?,
+            gid: owner("gid", pax.gid.unwrap_or(header.gid))?,
+            mtime: pax.mtime.unwrap_or(Timestamp { seconds: header.mtime, nanoseconds: 0 }),
+        };
+        let mut xattrs = pax.xattrs;
+        xattr::settle(&mut xattrs)?;
+        let is_file = matches!(body, Body::Regular { .. });
+        if !is_file && pax.sparse.any {
+            return Err(Problem::SparseType { found: header.kind });
+        }
+        if !is_file && stored > 0 {
+            return Err(Problem::Body { found: header.kind, size_bytes: stored });
+        }
+        let content = match pax.sparse.plan()? {
+            Some(plan) => Content::Sparse { plan, stored },
+            None if is_file => Content::Plain { size_bytes: stored },
+            None => Content::Nothing,
+        };
+        let entry = Entry { path, attributes, xattrs, body };
+        Ok(Member { entry, content, dropped_xattrs: pax.dropped_xattrs })
+    }
+}
+
+fn body(
+    header: &Header<'_>,
+    path: &[u8],
+    link_target: Option<Vec<u8>>,
+    size_bytes: u64,
+) -> Result<Body, Problem> {
+    let link_target = || {
+        let target = link_target.unwrap_or_else(|| header.link_name.to_vec());
+        if target.is_empty() || target.len() > limits::LINK_TARGET_BYTES {
+            return Err(Problem::LinkLength { found: target.len() });
+        }
+        Ok(target)
+    };
+    match header.kind {
+        // Before there was a type for directories, a slash made one.
+        0 if path.ends_with(b"/") => Ok(Body::Directory),
+        b'0' | b'7' if path.ends_with(b"/") => Err(Problem::FileSlash),
+        0 | b'0' | b'7' => Ok(Body::Regular { size_bytes, extents: None }),
+        b'1' => Ok(Body::HardLink { target: link_target()? }),
+        b'2' => Ok(Body::Symlink { target: link_target()? }),
+        b'3' => Ok(Body::CharDevice(device(header)?)),
+        b'4' => Ok(Body::BlockDevice(device(header)?)),
+        b'5' => Ok(Body::Directory),
+        b'6' => Ok(Body::Fifo),
+        b'S' => Err(Problem::SparseGnu),
+        found => Err(Problem::Type { found }),
+    }
+}
+
+/// The greatest number stands for "no owner" in system calls.
+fn owner(field: &'static str, found: i64) -> Result<u32, Problem> {
+    match u32::try_from(found) {
+        Ok(id) if id != u32::MAX => Ok(id),
+        _ => Err(Problem::Owner { field, found }),
+    }
+}
+
+fn device(header: &Header<'_>) -> Result<Device, Problem> {
+    let (major, minor) = header.device;
+    let within = |found: i64, max: u32| u32::try_from(found).ok().filter(|number| *number <= max);
+    match (within(major, limits::DEVICE_MAJOR), within(minor, limits::DEVICE_MINOR)) {
+        (Some(major), Some(minor)) => Ok(Device { major, minor }),
+        _ => Err(Problem::Device { major, minor }),
+    }
+}

@@ -1,0 +1,202 @@
+//! Numbers as tar spells them: octal text, base-256, decimal text, and decimal seconds.
+//!
+//! Where readers read a field differently (signs, digits after the end, two runs of digits) there is
+//! no number here.
+//!
+//! Source: POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar manual,
+//! "Basic Tar Format" (base-256); Go `archive/tar/strconv.go` for what is lenient.
+
+use crate::tree::Timestamp;
+
+/// Reads octal digits, with spaces before them and a space or NUL after them; blank is 0.
+///
+/// A NUL right after the digits ends the field, whatever follows. After a space only blanks follow.
+pub(super) fn octal(field: &[u8]) -> Option<u64> {
+    let mut rest = field;
+    while let Some(after) = rest.strip_prefix(b" ") {
+        rest = after;
+    }
+    let mut value = 0_u64;
+    let mut digits = false;
+    while let Some((digit @ b'0'..=b'7', after)) = rest.split_first() {
+        value = value.checked_mul(8)? | u64::from(digit - b'0');
+        digits = true;
+        rest = after;
+    }
+    let ends = match rest {
+        [0, ..] if digits => true,
+        _ => rest.iter().all(|byte| matches!(byte, 0 | b' ')),
+    };
+    ends.then_some(value)
+}
+
+/// Reads a numeric header field: octal text, or base-256 when the first byte is 0x80 or 0xff.
+pub(super) fn numeric(field: &[u8]) -> Option<i64> {
+    match field.split_first() {
+        Some((0x80, magnitude)) => base256(0, magnitude),
+        Some((0xff, magnitude)) => base256(-1, magnitude),
+        _ => i64::try_from(octal(field)?).ok(),
+    }
+}
+
+/// Continues the two's complement number whose higher bytes are all `sign`.
+fn base256(sign: i64, magnitude: &[u8]) -> Option<i64> {
+    magnitude.iter().try_fold(sign, |value, byte| value.checked_mul(256)?.checked_add(i64::from(*byte)))
+}
+
+/// Reads one or more decimal digits and nothing else, at most 2^63 - 1.
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    let value = text.iter().try_fold(0_u64, |value, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value.checked_mul(10)?.checked_add(u64::from(digit))
+    })?;
+    i64::try_from(value).is_ok().then_some(value)
+}
+
+/// Reads decimal seconds since 1970: an optional `-`, digits, and an optional fraction, of which
+/// nine digits count. `-0.25` is 750 ms into the second before 1970.
+pub(super) fn seconds(text: &[u8]) -> Option<Timestamp> {
+    let (negative, text) = match text.strip_prefix(b"-") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let point = text.iter().position(|byte| *byte == b'.');
+    let (whole, fraction) = match point {
+        Some(point) => (text.get(..point)?, text.get(point + 1..)?),
+        None => (text, &[][..]),
+    };
+    let mut nanoseconds = 0;
+    let mut unit = 100_000_000;
+    for byte in fraction {
+        if !byte.is_ascii_digit() {
+            return None;
+        }
+        nanoseconds += u32::from(byte - b'0') * unit;
+        // The tenth digit and all after it are worth nothing.
+        unit /= 10;
+    }
+    let mut seconds = i64::try_from(decimal(whole)?).ok()?;
+    if negative {
+        seconds = -seconds;
+        if nanoseconds > 0 {
+            seconds = seconds.checked_sub(1)?;
+            nanoseconds = 1_000_000_000 - nanoseconds;
+        }
+    }
+    Some(Timestamp { seconds, nanoseconds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_fields_are_read_as_all_readers_read_them() {
+        for (field, want) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"000644 \0", Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"   644  ", Some(0o644)),
+            (b"00000644", Some(0o644)),
+            (b"644\0junk", Some(0o644)),
+            (b"77777777", Some(0o77_777_777)),
+            (b"        ", Some(0)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b" \0 \0 \0 \0", Some(0)),
+            (b"", Some(0)),
+            (b"777777777777777777777", Some((1 << 63) - 1)),
+            (b"1777777777777777777777", Some(u64::MAX)),
+            (b"2000000000000000000000", None),
+            (b"0000648\0", None),
+            (b"-000644\0", None),
+            (b"+000644\0", None),
+            (b"0x00644\0", None),
+            (b"644 644\0", None),
+            (b"644 \0  1", None),
+            (b"\0\x00000644", None),
+            (b"  \0  644", None),
+            (b"junk\0\0\0\0", None),
+        ] {
+            assert_eq!(octal(field), want, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn base_256_fields_are_big_endian_in_twos_complement() {
+        for (field, want) in [
+            (&b"\x80\0\0\0\0\0\0\x01"[..], Some(1)),
+            (b"\x80\xff\xff\xff\xff\xff\xff\xff", Some((1 << 56) - 1)),
+            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+            (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
+            (b"\xff\0\0\0\0\0\0\0", Some(-(1 << 56))),
+            (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", Some(i64::MIN)),
+            (b"\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"\x81\0\0\0\0\0\0\x01", None),
+            (b"\xc0\0\0\0\0\0\0\x01", None),
+            (b"\xfe\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"1777777777777777777777", None),
+        ] {
+            assert_eq!(numeric(field), want, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn decimal_numbers_are_digits_only() {
+        for (text, want) in [
+            (&b"0"[..], Some(0)),
+            (b"0012", Some(12)),
+            (b"9223372036854775807", Some((1 << 63) - 1)),
+            (b"9223372036854775808", None),
+            (b"99999999999999999999", None),
+            (b"", None),
+            (b"-1", None),
+            (b"+1", None),
+            (b" 1", None),
+            (b"1 ", None),
+            (b"1.0", None),
+            (b"0x1", None),
+        ] {
+            assert_eq!(decimal(text), want, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn seconds_have_a_sign_and_nine_digits_of_fraction() {
+        for (text, want) in [
+            (&b"0"[..], Some((0, 0))),
+            (b"1350244992.023960108", Some((1_350_244_992, 23_960_108))),
+            (b"1.5", Some((1, 500_000_000))),
+            (b"1.", Some((1, 0))),
+            (b"1.0000000019", Some((1, 1))),
+            (b"1.9999999999999", Some((1, 999_999_999))),
+            (b"-1", Some((-1, 0))),
+            (b"-0", Some((0, 0))),
+            (b"-0.25", Some((-1, 750_000_000))),
+            (b"-1.5", Some((-2, 500_000_000))),
+            (b"-1.0000000001", Some((-1, 0))),
+            (b"9223372036854775807.5", Some((i64::MAX, 500_000_000))),
+            (b"-9223372036854775807.5", Some((i64::MIN, 500_000_000))),
+            (b"9223372036854775808", None),
+            (b".5", None),
+            (b"-.5", None),
+            (b"-", None),
+            (b"", None),
+            (b"+1", None),
+            (b"1.5.5", None),
+            (b"1.-5", None),
+            (b"--1", None),
+            (b"1e3", None),
+            (b"1,5", None),
+        ] {
+            let got = seconds(text).map(|time| (time.seconds, time.nanoseconds));
+            assert_eq!(got, want, "{}", text.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! The archive's grammar: headers, extension headers, data, padding, end.
+//!
+//! Source: `docs/formats/tar.md`; Go `archive/tar/reader.go` for what belongs to which entry.
+
+use super::{
+    error::{Problem, TarError},
+    header::{self, BLOCK, Header},
+    member::{Content, Extensions, Member},
+    sparse::{self, MapReader, Plan},
+};
+use crate::tree::{Body, Entry, Extent};
+
+/// What the archive holds next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// An entry. The data of a regular file follows, then [`Event::EndOfEntry`].
+    Entry(Entry),
+    /// Data of the last regular file, in ascending order, a slice of the input.
+    Data {
+        /// Where it belongs in the file, in bytes; the holes of a sparse file are skipped.
+        offset: u64,
+        /// At least one byte.
+        bytes: &'a [u8],
+    },
+    /// The regular file is complete.
+    EndOfEntry,
+}
+
+/// Reads a tar archive from pieces of any size.
+///
+/// Memory: one block, one extension body as far as it has arrived, one sparse map.
+///
+/// ```
+/// use plywood::{format::tar::{Event, Parser}, tree::Body};
+///
+/// # fn main() -> Result<(), plywood::format::tar::TarError> {
+/// # let mut header = tar::Header::new_gnu();
+/// # header.set_path("hello").unwrap();
+/// # header.set_size(5);
+/// # header.set_cksum();
+/// # let archive = [header.as_bytes().as_slice(), b"world", &[0; 507], &[0; 1024]].concat();
+/// let mut parser = Parser::new();
+/// let mut files = Vec::new();
+/// for mut piece in archive.chunks(100) {
+///     while let Some(event) = parser.next(&mut piece)? {
+///         match event {
+///             Event::Entry(entry) => files.push((entry.path, Vec::new())),
+///             Event::Data { bytes, .. } => files.last_mut().unwrap().1.extend_from_slice(bytes),
+///             Event::EndOfEntry => {}
+///         }
+///     }
+/// }
+/// parser.finish()?;
+/// assert_eq!(files, [(b"hello".to_vec(), b"world".to_vec())]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Parser {
+    state: State,
+    /// Bytes taken so far.
+    position: u64,
+    /// Where the header that is being read, or whose entry is, begins.
+    header_offset: u64,
+    /// The name of that entry, as far as messages show it.
+    name: Vec<u8>,
+    /// A header that arrives in more than one piece.
+    block: [u8; BLOCK],
+    block_len: usize,
+    /// An extension body that arrives in more than one piece.
+    body: Vec<u8>,
+    /// What extension headers said about the next entry.
+    pending: Extensions,
+    data: Data,
+    dropped_xattrs: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    /// A header or the end of the archive begins.
+    Header,
+    /// One zero block was read; only another or the end of the stream may follow.
+    ZeroBlock,
+    /// The body of an extension header.
+    Extension { kind: u8, size_bytes: usize },
+    /// The map at the head of a sparse file's data.
+    SparseMap(Box<SparseDraft>),
+    /// The data of a regular file.
+    Data,
+    /// The rest of the last block of data.
+    Padding(usize),
+    /// The end marker was read.
+    End,
+    /// The archive was refused.
+    Refused(TarError),
+}
+
+/// A sparse file whose map is not complete yet.
+#[derive(Debug)]
+struct SparseDraft {
+    entry: Entry,
+    size_bytes: u64,
+    stored: u64,
+    map: MapReader,
+}
+
+/// Where the stored bytes of the current file belong.
+#[derive(Debug, Default)]
+struct Data {
+    /// The stretch that is being filled.
+    current: Option<Extent>,
+    /// Those after it, the next one last.
+    later: Vec<Extent>,
+    padding: usize,
+}
+
+impl Default for Parser {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Parser {
+    /// A parser at the beginning of an archive.
+    pub fn new() -> Self {
+        Self {
+            state: State::Header,
+            position: 0,
+            header_offset: 0,
+            name: Vec::new(),
+            block: [0; BLOCK],
+            block_len: 0,
+            body: Vec::new(),
+            pending: Extensions::default(),
+            data: Data::default(),
+            dropped_xattrs: 0,
+        }
+    }
+
+    /// Takes bytes off the front of `input` up to the next event. `None`: the input is used up, more is
+    /// needed; after the end of the archive everything is taken and ignored.
+    ///
+    /// Errors: the archive breaks a rule; every later call returns the same error.
+    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, TarError> {
+        if let State::Refused(error) = &self.state {
+            return Err(error.clone());
+        }
+        self.step(input).map_err(|problem| self.refuse(problem))
+    }
+
+    /// Whether the end marker was read: what follows is ignored.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.state, State::End)
+    }
+
+    /// Called at the end of the stream, after [`Parser::next`] returned `None`: checks that the archive
+    /// may end here.
+    pub fn finish(&mut self) -> Result<(), TarError> {
+        let missing = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
+        let problem = match &self.state {
+            State::End => return Ok(()),
+            State::Refused(error) => return Err(error.clone()),
+            State::Header | State::ZeroBlock if self.block_len > 0 => Problem::TruncatedHeader,
+            State::Header | State::ZeroBlock | State::Padding(_) => {
+                if !self.pending.any() {
+                    return Ok(());
+                }
+                Problem::ExtensionOrphan
+            }
+            State::Extension { size_bytes, .. } => {
+                Problem::TruncatedExtension { missing: missing(size_bytes.saturating_sub(self.body.len())) }
+            }
+            State::SparseMap(draft) => Problem::TruncatedData { missing: draft.map.missing(draft.stored) },
+            State::Data => match self.data.missing() {
+                0 => return Ok(()),
+                missing => Problem::TruncatedData { missing },
+            },
+        };
+        Err(self.refuse(problem))
+    }
+
+    /// Extended attributes so far that [`crate::tree::xattr::is_kept`] keeps out of the image.
+    pub fn dropped_xattrs(&self) -> u64 {
+        self.dropped_xattrs
+    }
+
+    fn refuse(&mut self, problem: Problem) -> TarError {
+        let error = TarError::new(self.header_offset, &self.name, problem);
+        self.state = State::Refused(error.clone());
+        error
+    }
+
+    fn step<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, Problem> {
+        loop {
+            match &mut self.state {
+                State::Header | State::ZeroBlock => {
+                    // Most headers arrive whole and are read where they are.
+                    let entry = if self.block_len == 0
+                        && let Some((block, rest)) = input.split_first_chunk()
+                    {
+                        *input = rest;
+                        self.header_offset = self.position;
+                        self.count(BLOCK);
+                        self.block(block)?
+                    } else if self.fill_block(input) {
+                        let block = self.block;
+                        self.block(&block)?
+                    } else {
+                        return Ok(None);
+                    };
+                    if let Some(entry) = entry {
+                        return Ok(Some(Event::Entry(entry)));
+                    }
+                }
+                &mut State::Extension { kind, size_bytes } => {
+                    let mut body = std::mem::take(&mut self.body);
+                    let wanted = size_bytes.saturating_sub(body.len());
+                    let arrived = self.take(input, wanted);
+                    if arrived.len() == size_bytes {
+                        self.pending.apply(kind, arrived)?;
+                    } else {
+                        body.extend_from_slice(arrived);
+                        if body.len() < size_bytes {
+                            self.body = body;
+                            return Ok(None);
+                        }
+                        self.pending.apply(kind, &body)?;
+                        body.clear();
+                    }
+                    self.body = body;
+                    self.state = State::Padding(padding(size_bytes));
+                }
+                State::SparseMap(draft) => {
+                    let left = usize::try_from(draft.map.missing(draft.stored)).unwrap_or(usize::MAX);
+                    let available = input.get(..left.min(input.len())).unwrap_or_default();
+                    let (taken, complete) = draft.map.feed(available)?;
+                    self.take(input, taken);
+                    if complete {
+                        return self.sparse_entry().map(|entry| entry.map(Event::Entry));
+                    }
+                    if taken == left {
+                        return Err(Problem::SparseMap { detail: "an end within the file's data" });
+                    }
+                    return Ok(None);
+                }
+                State::Data => {
+                    let Some(extent) = self.data.current else {
+                        self.state = State::Padding(self.data.padding);
+                        return Ok(Some(Event::EndOfEntry));
+                    };
+                    if input.is_empty() {
+                        return Ok(None);
+                    }
+                    let bytes = self.take(input, usize::try_from(extent.len).unwrap_or(usize::MAX));
+                    self.data.advance(bytes.len());
+                    return Ok(Some(Event::Data { offset: extent.offset, bytes }));
+                }
+                State::Padding(left) => {
+                    let wanted = *left;
+                    let taken = self.take(input, wanted).len();
+                    if taken < wanted {
+                        self.state = State::Padding(wanted - taken);
+                        return Ok(None);
+                    }
+                    self.state = State::Header;
+                }
+                State::End => {
+                    self.take(input, usize::MAX);
+                    return Ok(None);
+                }
+                State::Refused(error) => return Err(error.problem().clone()),
+            }
+        }
+    }
+
+    /// Takes up to `len` bytes off the front of `input`.
+    fn take<'a>(&mut self, input: &mut &'a [u8], len: usize) -> &'a [u8] {
+        let (taken, rest) = input.split_at_checked(len).unwrap_or((*input, &[]));
+        *input = rest;
+        self.count(taken.len());
+        taken
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.position = self.position.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// Collects a block from pieces; true when it is complete.
+    fn fill_block(&mut self, input: &mut &[u8]) -> bool {
+        if self.block_len == 0 && !input.is_empty() {
+            self.header_offset = self.position;
+            self.name.clear();
+        }
+        let piece = self.take(input, BLOCK - self.block_len);
+        if let Some(room) = self.block.get_mut(self.block_len..self.block_len + piece.len()) {
+            room.copy_from_slice(piece);
+        }
+        self.block_len = (self.block_len + piece.len()) % BLOCK;
+        // A piece that completes the block brings the length back to 0.
+        self.block_len == 0 && !piece.is_empty()
+    }
+
+    /// Reads a block where a header or the end of the archive may stand.
+    fn block(&mut self, block: &[u8; BLOCK]) -> Result<Option<Entry>, Problem> {
+        self.name.clear();
+        let zero = *block == [0; BLOCK];
+        match (&self.state, zero) {
+            (State::ZeroBlock, true) => self.state = State::End,
+            (State::ZeroBlock, false) => return Err(Problem::LoneZeroBlock),
+            (_, true) if self.pending.any() => return Err(Problem::ExtensionOrphan),
+            (_, true) => self.state = State::ZeroBlock,
+            (_, false) => {
+                self.name.extend_from_slice(header::name(block));
+                let header = Header::decode(block)?;
+                return match header.kind {
+                    b'x' | b'g' | b'L' | b'K' => self.begin_extension(&header).map(|()| None),
+                    _ => self.entry(&header),
+                };
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin_extension(&mut self, header: &Header<'_>) -> Result<(), Problem> {
+        let size_bytes = self.pending.admit(header.kind, header.size_bytes)?;
+        self.state = State::Extension { kind: header.kind, size_bytes };
+        Ok(())
+    }
+
+    fn entry(&mut self, header: &Header<'_>) -> Result<Option<Entry>, Problem> {
+        let mut extensions = std::mem::take(&mut self.pending);
+        let path = extensions.path(header)?;
+        self.name.clear();
+        self.name.extend_from_slice(path.get(..SHOWN_NAME_BYTES).unwrap_or(&path));
+        let Member { mut entry, content, dropped_xattrs } = extensions.member(header, path)?;
+        self.dropped_xattrs = self.dropped_xattrs.saturating_add(dropped_xattrs);
+        match content {
+            Content::Nothing => self.state = State::Header,
+            Content::Plain { size_bytes } => {
+                self.data = Data::new(None, size_bytes, size_bytes);
+                self.state = State::Data;
+            }
+            Content::Sparse { plan: Plan { size_bytes, map: Some(map) }, stored } => {
+                self.begin_sparse_data(&mut entry, &map, size_bytes, stored, stored)?;
+            }
+            Content::Sparse { plan: Plan { size_bytes, map: None }, stored } => {
+                let map = MapReader::default();
+                self.state = State::SparseMap(Box::new(SparseDraft { entry, size_bytes, stored, map }));
+                return Ok(None);
+            }
+        }
+        Ok(Some(entry))
+    }
+
+    /// The map at the head of the data is complete: what follows it is data.
+    fn sparse_entry(&mut self) -> Result<Option<Entry>, Problem> {
+        let State::SparseMap(draft) = std::mem::replace(&mut self.state, State::Header) else {
+            return Ok(None);
+        };
+        let SparseDraft { mut entry, size_bytes, stored, map } = *draft;
+        let (map_bytes, map) = map.finish();
+        let data_bytes = stored
+            .checked_sub(map_bytes)
+            .ok_or(Problem::SparseMap { detail: "padding to a multiple of 512 within the file's data" })?;
+        self.begin_sparse_data(&mut entry, &map, size_bytes, data_bytes, stored)?;
+        Ok(Some(entry))
+    }
+
+    fn begin_sparse_data(
+        &mut self,
+        entry: &mut Entry,
+        map: &[Extent],
+        size_bytes: u64,
+        data_bytes: u64,
+        stored: u64,
+    ) -> Result<(), Problem> {
+        let extents = sparse::settle(map, size_bytes, data_bytes)?;
+        self.data = Data::new(extents.as_deref(), size_bytes, stored);
+        entry.body = Body::Regular { size_bytes, extents };
+        self.state = State::Data;
+        Ok(())
+    }
+}
+
+/// Bytes of a name that are kept for messages, which show no more.
+const SHOWN_NAME_BYTES: usize = 512;
+
+impl Data {
+    /// The stretches of a file of `size_bytes`, of which the archive stores `stored` bytes, a sparse
+    /// map included.
+    fn new(extents: Option<&[Extent]>, size_bytes: u64, stored: u64) -> Self {
+        let whole = [Extent { offset: 0, len: size_bytes }];
+        let mut later = Vec::new();
+        let current = match extents.unwrap_or(&whole) {
+            [first, rest @ ..] => {
+                later.extend(rest.iter().rev());
+                Some(*first).filter(|extent| extent.len > 0)
+            }
+            [] => None,
+        };
+        let beyond = stored % u64::try_from(BLOCK).unwrap_or(u64::MAX);
+        Self { current, later, padding: padding(usize::try_from(beyond).unwrap_or_default()) }
+    }
+
+    /// Moves on by `len` bytes, which are not more than the current stretch has.
+    fn advance(&mut self, len: usize) {
+        let len = u64::try_from(len).unwrap_or(u64::MAX);
+        self.current = match self.current {
+            Some(extent) if extent.len > len => {
+                Some(Extent { offset: extent.offset + len, len: extent.len - len })
+            }
+            _ => self.later.pop(),
+        };
+    }
+
+    /// Stored bytes that have not arrived.
+    fn missing(&self) -> u64 {
+        self.current.iter().chain(&self.later).map(|extent| extent.len).sum()
+    }
+}
+
+/// Bytes from the end of `len` bytes of data to the next block.
+fn padding(len: usize) -> usize {
+    len.next_multiple_of(BLOCK) - len
+}

@@ -1,0 +1,323 @@
+//! PAX extended headers: the records, and what they say about the entry that follows.
+//!
+//! Of equal keys the last counts, and an empty value leaves the header's value in place. Keys that do
+//! not change what is unpacked (access time, user names, comments, ...) are checked for grammar only.
+//!
+//! Source: POSIX.1-2017 `pax`, "pax Extended Header"; `star(5)` for `SCHILY.xattr`; containerd
+//! `pkg/archive/tar.go` for which keys end up in a file system.
+
+use super::{error::Problem, number, sparse};
+use crate::tree::{Timestamp, Xattr, xattr};
+
+const XATTR: &[u8] = b"SCHILY.xattr.";
+/// The same in base64, written by libarchive beside the former; never read.
+const XATTR_LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
+const SPARSE: &[u8] = b"GNU.sparse.";
+
+/// One record of a header's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+/// The records of a body, in order; after an error there are no more.
+struct Records<'a> {
+    body: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, Problem>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.body.get(self.at..).filter(|rest| !rest.is_empty())?;
+        let parsed = record(rest);
+        let item = match parsed {
+            Some((record, len)) => {
+                self.at += len;
+                check_nul(record)
+            }
+            None => Err(Problem::PaxRecord { at: self.at }),
+        };
+        if item.is_err() {
+            self.body = &[];
+        }
+        Some(item)
+    }
+}
+
+/// Splits `LENGTH KEY=VALUE\n` off the front of `body`; `LENGTH` counts all of it, itself included.
+fn record(body: &[u8]) -> Option<(Record<'_>, usize)> {
+    let digits = body.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (length, rest) = body.split_at_checked(digits)?;
+    let len = usize::try_from(number::decimal(length)?).ok()?;
+    let rest = rest.get(..len.checked_sub(digits)?)?;
+    let fields = rest.strip_prefix(b" ")?.strip_suffix(b"\n")?;
+    let equals = fields.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
+    Some((Record { key: fields.get(..equals)?, value: fields.get(equals + 1..)? }, len))
+}
+
+/// A NUL would end a name early for some readers; in other values it is data.
+fn check_nul(record: Record<'_>) -> Result<Record<'_>, Problem> {
+    let is_name = matches!(record.key, b"path" | b"linkpath" | b"uname" | b"gname" | b"GNU.sparse.name");
+    if record.key.contains(&0) || (is_name && record.value.contains(&0)) {
+        return Err(Problem::PaxNul { key: record.key.to_vec() });
+    }
+    Ok(record)
+}
+
+/// What an extended header says about its entry; `None` leaves the header's value.
+#[derive(Debug, Default)]
+pub(super) struct Overrides {
+    pub(super) path: Option<Vec<u8>>,
+    pub(super) link_path: Option<Vec<u8>>,
+    pub(super) size_bytes: Option<u64>,
+    pub(super) uid: Option<i64>,
+    pub(super) gid: Option<i64>,
+    pub(super) mtime: Option<Timestamp>,
+    /// Those that an image keeps, in the archive's order.
+    pub(super) xattrs: Vec<Xattr>,
+    /// How many an image does not keep.
+    pub(super) dropped_xattrs: u64,
+    pub(super) sparse: sparse::Records,
+}
+
+impl Overrides {
+    /// Reads the body of an extended header (type `x`).
+    pub(super) fn decode(body: &[u8]) -> Result<Self, Problem> {
+        let mut overrides = Self::default();
+        for record in (Records { body, at: 0 }) {
+            overrides.apply(record?)?;
+        }
+        overrides.sparse.end()?;
+        Ok(overrides)
+    }
+
+    fn apply(&mut self, record: Record<'_>) -> Result<(), Problem> {
+        let Record { key, value } = record;
+        match key {
+            b"path" => self.path = non_empty(value).map(<[u8]>::to_vec),
+            b"linkpath" => self.link_path = non_empty(value).map(<[u8]>::to_vec),
+            b"size" => self.size_bytes = parse("size", value, number::decimal)?,
+            b"uid" => self.uid = parse("uid", value, owner)?,
+            b"gid" => self.gid = parse("gid", value, owner)?,
+            b"mtime" => self.mtime = parse("mtime", value, number::seconds)?,
+            _ => {
+                if let Some(name) = key.strip_prefix(XATTR) {
+                    return self.xattr(name, value);
+                }
+                if let Some(field) = key.strip_prefix(SPARSE) {
+                    return self.sparse.apply(field, value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty value is a value here: files have attributes without one.
+    fn xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), Problem> {
+        if !xattr::is_kept(name) {
+            self.dropped_xattrs += 1;
+            return Ok(());
+        }
+        xattr::check(name, value)?;
+        self.xattrs.push(Xattr { name: name.to_vec(), value: value.to_vec() });
+        Ok(())
+    }
+}
+
+/// Checks the body of a global header (type `g`), which changes nothing.
+///
+/// Readers differ in whether it applies to the entries that follow, so it must not hold anything that
+/// would change where one ends, what it is called or what it carries.
+pub(super) fn check_global(body: &[u8]) -> Result<(), Problem> {
+    for record in (Records { body, at: 0 }) {
+        let Record { key, .. } = record?;
+        let changes_entries = matches!(key, b"path" | b"linkpath" | b"size")
+            || [XATTR, XATTR_LIBARCHIVE, SPARSE].iter().any(|prefix| key.starts_with(prefix));
+        if changes_entries {
+            return Err(Problem::PaxGlobal { key: key.to_vec() });
+        }
+    }
+    Ok(())
+}
+
+/// Owners are compared with their range when the entry is put together, like those of a header.
+fn owner(value: &[u8]) -> Option<i64> {
+    i64::try_from(number::decimal(value)?).ok()
+}
+
+fn non_empty(value: &[u8]) -> Option<&[u8]> {
+    Some(value).filter(|value| !value.is_empty())
+}
+
+/// Reads a value by `read`; an empty one is none.
+pub(super) fn parse<T>(
+    key: &'static str,
+    value: &[u8],
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Option<T>, Problem> {
+    match non_empty(value) {
+        None => Ok(None),
+        Some(value) => match read(value) {
+            Some(parsed) => Ok(Some(parsed)),
+            None => Err(Problem::PaxValue { key, value: value.to_vec() }),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(body: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Problem> {
+        Records { body, at: 0 }
+            .map(|record| record.map(|record| (record.key.to_vec(), record.value.to_vec())))
+            .collect()
+    }
+
+    fn line(key: &str, value: &[u8]) -> Vec<u8> {
+        let rest = key.len() + value.len() + 3;
+        let len = (rest..).find(|len| len.to_string().len() + rest == *len).unwrap();
+        [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
+    }
+
+    fn decode(records: &[(&str, &[u8])]) -> Result<Overrides, Problem> {
+        let body: Vec<u8> = records.iter().flat_map(|(key, value)| line(key, value)).collect();
+        Overrides::decode(&body)
+    }
+
+    #[test]
+    fn records_are_read_by_their_length_alone() {
+        let pair = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
+        assert_eq!(records(b"").unwrap(), []);
+        assert_eq!(records(b"6 a=b\n").unwrap(), [pair(b"a", b"b")]);
+        assert_eq!(records(b"5 a=\n").unwrap(), [pair(b"a", b"")]);
+        assert_eq!(records(b"008 a=b\n").unwrap(), [pair(b"a", b"b")]);
+        assert_eq!(records(b"8 a=b=\n\n").unwrap(), [pair(b"a", b"b=\n")]);
+        assert_eq!(records(b"6 a=b\n7 c=\0\xff\n").unwrap(), [pair(b"a", b"b"), pair(b"c", b"\0\xff")]);
+        assert_eq!(records(b"6  =b\n").unwrap(), [pair(b" ", b"b")]);
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_its_place() {
+        for body in [
+            &b"a"[..],
+            b"\n",
+            b"\0",
+            b"6",
+            b"6 ",
+            b"6 a=b",
+            b"5 a=b\n",
+            b"7 a=b\n",
+            b"6 a=b\0",
+            b"6 abc\n",
+            b"5 =b\n",
+            b"4 a=\n",
+            b"2 \n",
+            b"3 =\n",
+            b"0 a=b\n",
+            b"+6 a=b\n",
+            b"-6 a=b\n",
+            b" 6 a=b\n",
+            b"6\ta=b\n",
+            b"0x6 a=b\n",
+            b"18446744073709551622 a=b\n",
+            b"99999999999999999999999 a=b\n",
+        ] {
+            assert_eq!(records(body), Err(Problem::PaxRecord { at: 0 }), "{}", body.escape_ascii());
+        }
+        assert_eq!(records(b"6 a=b\n\0\0"), Err(Problem::PaxRecord { at: 6 }));
+        assert_eq!(records(b"6 a=b\n6 a=b\n7 a=b\n"), Err(Problem::PaxRecord { at: 12 }));
+    }
+
+    #[test]
+    fn nul_is_refused_in_keys_and_in_names() {
+        for key in ["path", "linkpath", "uname", "gname", "GNU.sparse.name", "a\0b"] {
+            let problem = decode(&[(key, b"x\0y")]).unwrap_err();
+            assert_eq!(problem, Problem::PaxNul { key: key.into() });
+        }
+        assert!(decode(&[("comment", b"x\0y"), ("SCHILY.xattr.user.a", b"\0")]).is_ok());
+    }
+
+    #[test]
+    fn the_last_of_equal_keys_wins_and_an_empty_value_overrides_nothing() {
+        let overrides = decode(&[
+            ("path", b"a"),
+            ("path", b"b"),
+            ("linkpath", b"c"),
+            ("linkpath", b""),
+            ("size", b"1"),
+            ("size", b"2"),
+            ("uid", b""),
+            ("mtime", b"-0.25"),
+        ])
+        .unwrap();
+        assert_eq!(overrides.path.as_deref(), Some(&b"b"[..]));
+        assert_eq!(overrides.link_path, None);
+        assert_eq!((overrides.size_bytes, overrides.uid, overrides.gid), (Some(2), None, None));
+        assert_eq!(overrides.mtime, Some(Timestamp { seconds: -1, nanoseconds: 750_000_000 }));
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_refused() {
+        for (key, value) in [
+            ("size", &b"-1"[..]),
+            ("size", b"+1"),
+            ("size", b"1.0"),
+            ("size", b"0x1"),
+            ("size", b" 1"),
+            ("size", b"9223372036854775808"),
+            ("uid", b"-1"),
+            ("gid", b"root"),
+            ("mtime", b"now"),
+            ("mtime", b"1.x"),
+        ] {
+            let problem = decode(&[(key, value)]).unwrap_err();
+            assert_eq!(problem, Problem::PaxValue { key, value: value.to_vec() });
+        }
+        assert!(decode(&[("atime", b"now"), ("ctime", b""), ("hdrcharset", b"BINARY")]).is_ok());
+    }
+
+    #[test]
+    fn attributes_are_kept_even_empty_and_others_are_counted() {
+        let overrides = decode(&[
+            ("SCHILY.xattr.user.a", b""),
+            ("SCHILY.xattr.security.capability", b"\x01\0"),
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.com.apple.ResourceFork", &[0; 70_000]),
+            ("SCHILY.xattr.", b"x"),
+            ("LIBARCHIVE.xattr.user.b", b"eA=="),
+        ])
+        .unwrap();
+        assert_eq!(
+            overrides.xattrs,
+            [
+                Xattr { name: b"user.a".to_vec(), value: vec![] },
+                Xattr { name: b"security.capability".to_vec(), value: vec![1, 0] },
+            ]
+        );
+        assert_eq!(overrides.dropped_xattrs, 3);
+        assert_eq!(decode(&[("SCHILY.xattr.user.a", &[0; 65_536])]).unwrap_err().reason(), "xattr.value");
+        let long = format!("SCHILY.xattr.user.{}", "n".repeat(251));
+        assert_eq!(decode(&[(&long, b"")]).unwrap_err().reason(), "xattr.name");
+    }
+
+    #[test]
+    fn a_global_header_must_not_touch_what_entries_are() {
+        check_global(b"").unwrap();
+        check_global(&line("comment", b"5e1b")).unwrap();
+        check_global(&[line("mtime", b"1"), line("uid", b"x")].concat()).unwrap();
+        for key in
+            ["path", "linkpath", "size", "GNU.sparse.major", "SCHILY.xattr.user.a", "LIBARCHIVE.xattr.user.a"]
+        {
+            for value in [&b"1"[..], b""] {
+                let body = [line("comment", b"x"), line(key, value)].concat();
+                assert_eq!(check_global(&body), Err(Problem::PaxGlobal { key: key.into() }));
+            }
+        }
+        assert_eq!(check_global(b"7 a=b\n").unwrap_err().reason(), "tar.pax.record");
+        assert_eq!(check_global(&line("uname", b"a\0")).unwrap_err().reason(), "tar.pax.nul");
+    }
+}

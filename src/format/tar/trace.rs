@@ -1,0 +1,96 @@
+//! What a parser makes of an archive, written down for comparison; used by the fuzz entry and tests.
+//!
+//! Source: the promises of [`Parser`] and [`Event`], each of which is asserted here; the format itself
+//! is described in `docs/formats/tar.md`.
+
+use super::{Event, Parser, TarError};
+use crate::tree::{Body, Entry, Extent};
+
+/// What came out of an archive.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Trace {
+    pub(super) files: Vec<File>,
+    pub(super) dropped_xattrs: u64,
+    /// The end marker was seen.
+    pub(super) ended: bool,
+    pub(super) refusal: Option<TarError>,
+}
+
+/// An entry and its data.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct File {
+    pub(super) entry: Entry,
+    /// Runs as long as the data goes without a hole, each with its offset.
+    pub(super) runs: Vec<(u64, Vec<u8>)>,
+    /// The end of the data was not announced.
+    open: bool,
+}
+
+/// Reads `archive` in pieces of `piece` bytes.
+///
+/// # Panics
+///
+/// When the parser breaks a promise about the order and the size of events.
+pub(super) fn trace(archive: &[u8], piece: usize) -> Trace {
+    let mut parser = Parser::new();
+    let mut files = Vec::new();
+    let refusal = read(&mut parser, archive, piece, &mut files).err();
+    if let Some(refusal) = &refusal {
+        assert_eq!(parser.next(&mut &[][..]).as_ref(), Err(refusal), "a refusal is final");
+        assert_eq!(parser.finish().as_ref(), Err(refusal), "a refusal is final");
+    }
+    Trace { files, dropped_xattrs: parser.dropped_xattrs(), ended: parser.is_finished(), refusal }
+}
+
+fn read(parser: &mut Parser, archive: &[u8], piece: usize, files: &mut Vec<File>) -> Result<(), TarError> {
+    for mut input in archive.chunks(piece) {
+        while let Some(event) = parser.next(&mut input)? {
+            match event {
+                Event::Entry(entry) => {
+                    assert!(files.last().is_none_or(|file| !file.open), "the file before is not ended");
+                    let open = matches!(entry.body, Body::Regular { .. });
+                    files.push(File { entry, runs: Vec::new(), open });
+                }
+                Event::Data { offset, bytes } => {
+                    files.last_mut().expect("data follows an entry").extend(offset, bytes);
+                }
+                Event::EndOfEntry => files.last_mut().expect("an end follows an entry").end(),
+            }
+        }
+        assert!(input.is_empty(), "input is left");
+    }
+    parser.finish()?;
+    assert!(files.last().is_none_or(|file| !file.open), "the last file is not ended");
+    Ok(())
+}
+
+impl File {
+    fn extend(&mut self, offset: u64, bytes: &[u8]) {
+        assert!(self.open, "data of something that is no file, or after its end");
+        assert!(!bytes.is_empty(), "data without bytes");
+        match self.runs.last_mut() {
+            Some((start, run)) if *start + run.len() as u64 == offset => run.extend_from_slice(bytes),
+            _ => self.runs.push((offset, bytes.to_vec())),
+        }
+    }
+
+    /// The data must lie exactly where the entry announced it.
+    fn end(&mut self) {
+        assert!(std::mem::take(&mut self.open), "an end of something that is no file");
+        let Body::Regular { size_bytes, extents } = &self.entry.body else {
+            panic!("only files are open");
+        };
+        let whole = [Extent { offset: 0, len: *size_bytes }];
+        let announced = extents.as_deref().unwrap_or(&whole).iter().filter(|extent| extent.len > 0).copied();
+        let found = self.runs.iter().map(|(offset, run)| Extent { offset: *offset, len: run.len() as u64 });
+        assert!(found.eq(announced), "data is not where the entry announced it");
+        if let Some(extents) = extents {
+            let mut floor = 0;
+            for extent in extents {
+                assert!(extent.len > 0 && extent.offset >= floor, "extents do not ascend");
+                floor = extent.offset + extent.len;
+            }
+            assert!(floor <= *size_bytes, "extents leave the file");
+        }
+    }
+}

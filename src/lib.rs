@@ -8,9 +8,10 @@
 //! | 1 codecs | [`codec`] |
 //! | 2 formats | [`tree`], [`format`] |
 //! | 3 ports | [`sys`], [`store`], [`snapshot`] |
-//! | 4 domain | [`pipeline`], `apply` |
+//! | 4 domain | [`pipeline`], [`apply`] |
 //! | 5 edges | [`config`], `observe`, `rpc`, `server`, [`cli`] |
 
+pub mod apply;
 pub mod call;
 pub mod cli;
 pub mod codec;

@@ -107,6 +107,8 @@ struct SparseDraft {
 /// Where the stored bytes of the current file belong.
 #[derive(Debug, Default)]
 struct Data {
+    /// Bytes to pass over first: what fills the last block of a sparse map.
+    skip: usize,
     /// The stretch that is being filled.
     current: Option<Extent>,
     /// Those after it, the next one last.
@@ -244,6 +246,11 @@ impl Parser {
                     return Ok(None);
                 }
                 State::Data => {
+                    let skipped = self.take(input, self.data.skip).len();
+                    self.data.skip -= skipped;
+                    if self.data.skip > 0 {
+                        return Ok(None);
+                    }
                     let Some(extent) = self.data.current else {
                         self.state = State::Padding(self.data.padding);
                         return Ok(Some(Event::EndOfEntry));
@@ -352,17 +359,17 @@ impl Parser {
         Ok(Some(entry))
     }
 
-    /// The map at the head of the data is complete: what follows it is data.
+    /// The map at the head of the data is complete: after its padding, what follows is data.
     fn sparse_entry(&mut self) -> Result<Option<Entry>, Problem> {
         let State::SparseMap(draft) = std::mem::replace(&mut self.state, State::Header) else {
             return Ok(None);
         };
         let SparseDraft { mut entry, size_bytes, stored, map } = *draft;
-        let (map_bytes, map) = map.finish();
-        let data_bytes = stored
-            .checked_sub(map_bytes)
+        let (map_padding, data_bytes) = map
+            .rest(stored)
             .ok_or(Problem::SparseMap { detail: "padding to a multiple of 512 within the file's data" })?;
-        self.begin_sparse_data(&mut entry, &map, size_bytes, data_bytes, stored)?;
+        self.begin_sparse_data(&mut entry, &map.into_map(), size_bytes, data_bytes, stored)?;
+        self.data.skip = map_padding;
         Ok(Some(entry))
     }
 
@@ -399,7 +406,7 @@ impl Data {
             [] => None,
         };
         let beyond = stored % u64::try_from(BLOCK).unwrap_or(u64::MAX);
-        Self { current, later, padding: padding(usize::try_from(beyond).unwrap_or_default()) }
+        Self { skip: 0, current, later, padding: padding(usize::try_from(beyond).unwrap_or_default()) }
     }
 
     /// Moves on by `len` bytes, which are not more than the current stretch has.
@@ -415,7 +422,8 @@ impl Data {
 
     /// Stored bytes that have not arrived.
     fn missing(&self) -> u64 {
-        self.current.iter().chain(&self.later).map(|extent| extent.len).sum()
+        let data: u64 = self.current.iter().chain(&self.later).map(|extent| extent.len).sum();
+        data.saturating_add(u64::try_from(self.skip).unwrap_or(u64::MAX))
     }
 }
 
@@ -423,3 +431,7 @@ impl Data {
 fn padding(len: usize) -> usize {
     len.next_multiple_of(BLOCK) - len
 }
+
+#[cfg(test)]
+#[path = "parser_tests.rs"]
+mod tests;

@@ -171,7 +171,9 @@ pub(super) fn parse<T>(
 mod tests {
     use super::*;
 
-    fn records(body: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Problem> {
+    type Pair = (Vec<u8>, Vec<u8>);
+
+    fn records(body: &[u8]) -> Result<Vec<Pair>, Problem> {
         Records { body, at: 0 }
             .map(|record| record.map(|record| (record.key.to_vec(), record.value.to_vec())))
             .collect()

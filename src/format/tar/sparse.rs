@@ -204,10 +204,16 @@ impl MapReader {
         stored.saturating_sub(self.taken)
     }
 
-    /// Bytes of the map with its padding, once it is complete, and the map.
-    pub(super) fn finish(self) -> (u64, Vec<Extent>) {
-        let block = u64::try_from(BLOCK).unwrap_or(u64::MAX);
-        (self.taken.next_multiple_of(block), self.map)
+    /// Once the map is complete: the bytes that fill its last block, and how many of `stored` bytes are
+    /// data behind that. `None` when the data ends before.
+    pub(super) fn rest(&self, stored: u64) -> Option<(usize, u64)> {
+        let padded = self.taken.checked_next_multiple_of(u64::try_from(BLOCK).ok()?)?;
+        Some((usize::try_from(padded - self.taken).ok()?, stored.checked_sub(padded)?))
+    }
+
+    /// The regions, once the map is complete.
+    pub(super) fn into_map(self) -> Vec<Extent> {
+        self.map
     }
 }
 
@@ -338,11 +344,14 @@ mod tests {
                 }
             }
             assert!(complete);
-            assert_eq!(reader.finish(), (512, extents(&[(512, 10), (4096, 0)])));
+            assert_eq!(reader.rest(600), Some((512 - 16, 88)));
+            assert_eq!((reader.rest(512), reader.rest(511)), (Some((512 - 16, 0)), None));
+            assert_eq!(reader.into_map(), extents(&[(512, 10), (4096, 0)]));
         }
         let mut empty = MapReader::default();
         assert_eq!(empty.feed(b"0\n1").unwrap(), (2, true));
-        assert_eq!(empty.finish(), (512, vec![]));
+        assert_eq!((empty.missing(512), empty.rest(512)), (510, Some((510, 0))));
+        assert_eq!(empty.into_map(), []);
     }
 
     #[test]

@@ -232,6 +232,7 @@ for directory in "$snapshots"/snapshots/*/; do
     [ -e "$directory/layer.erofs" ] || continue
     found=$((found + 1))
     echo "${directory#"$work/"}"
+    # shellcheck disable=SC2012 # to be looked at, not to be parsed
     ls -lA --time-style=long-iso "$directory" | sed '1d; s/^/    /'
     "$PLYWOOD_BIN" check "$directory/layer.erofs" | sed 's/^/    /'
 done

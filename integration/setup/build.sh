@@ -24,6 +24,7 @@ if [ -n "$missing" ]; then
     echo "build: installing$missing" >&2
     # Lists of a fresh machine are empty, lists of an old one name packages the mirror no longer has.
     DEBIAN_FRONTEND=noninteractive apt-get -q update >"$log" 2>&1 || cat "$log" >&2
+    # shellcheck disable=SC2086 # a list of packages
     DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing >"$log" 2>&1 ||
         { tail -n 20 "$log" >&2; rm -f "$log"; fail "apt-get could not install$missing"; }
     rm -f "$log"

@@ -47,7 +47,7 @@ if [ "$(cat "$dir/.stamp" 2>/dev/null)" = "$stamp" ]; then
     exit 0
 fi
 
-rm -rf "$dir/.stamp" "$dir/bin" "$dir/root" "$dir/apt"
+rm -rf "${dir:?}/.stamp" "${dir:?}/bin" "${dir:?}/root" "${dir:?}/apt"
 mkdir -p "$dir/bin" "$dir/root" "$dir/apt/lists/partial" "$dir/apt/cache/archives/partial" "$dir/apt/none"
 : >"$dir/apt/status"
 log=$dir/apt/log
@@ -58,6 +58,7 @@ for candidate in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyri
 done
 [ -n "$keyring" ] || fail "no archive keyring: install debian-archive-keyring or name one in PLYWOOD_DEBIAN_KEYRING"
 
+# shellcheck disable=SC2016 # apt expands it
 # The mirrors the host itself uses, in its order; the security archive has no such suite.
 mirrors=${PLYWOOD_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
     awk '!/security/ && !seen[$0]++')}
@@ -100,8 +101,11 @@ done
 [ -n "$found" ] || fail "no mirror offers $SUITE: name one in PLYWOOD_DEBIAN_MIRROR"
 
 say "unpacking $LINKED $PLAIN from $SUITE into $dir"
-apt-get -q -y --download-only install $LINKED >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "download failed"; }
-(cd "$dir/apt/cache/archives" && apt-get -q download $PLAIN) >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "download failed"; }
+# shellcheck disable=SC2086 # lists of packages
+download() {
+    apt-get -q -y --download-only install $LINKED && cd "$dir/apt/cache/archives" && apt-get -q download $PLAIN
+}
+(download) >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "download failed"; }
 for package in "$dir"/apt/cache/archives/*.deb; do
     dpkg-deb -x "$package" "$dir/root"
 done
@@ -114,7 +118,7 @@ libraries=$(find "$dir/root" -name '*.so.*' -printf '%h\n' | sort -u | grep -E '
 patchelf=$dir/root/usr/bin/patchelf
 cp "$patchelf" "$dir/apt/patchelf"
 for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$dir"/root/sbin/*; do
-    [ -f "$program" ] && [ ! -L "$program" ] || continue
+    if [ ! -f "$program" ] || [ -L "$program" ]; then continue; fi
     run="$loader --library-path $libraries $dir/apt/patchelf"
     # Scripts and static programs have no interpreter to change.
     $run --print-interpreter "$program" >/dev/null 2>&1 || continue

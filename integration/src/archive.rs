@@ -138,15 +138,48 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Text that gzip makes small: `len` bytes that differ with `seed`.
+pub fn text(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 64);
+    let mut line = seed;
+    while bytes.len() < len {
+        bytes.extend_from_slice(
+            format!("line {line} of a text that says the same again and again\n").as_bytes(),
+        );
+        line += 1;
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// The tar of a layer that holds one file.
+pub fn one_file(name: &str, contents: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let scratch = tempfile::tempdir()?;
+    let tree = Tree::create(&scratch.path().join("tree"))?;
+    tree.file(name, contents)?;
+    let out = scratch.path().join("layer.tar");
+    tree.pack(Spelling::Pax, &out)?;
+    Ok(std::fs::read(out)?)
+}
+
+/// Whether [`feature_layers`] include a sparse file, which mkfs.erofs does not understand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sparse {
+    /// One of 3 MiB with two holes.
+    With,
+    /// None.
+    Without,
+}
+
 /// Three layers, the lowest first, as tar files in `dir`: every type of entry and attribute in the first, changes and
 /// deletions in the second, directories that come back in the third. A shell is in `/bin`.
-pub fn feature_layers(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn feature_layers(dir: &Path, sparse: Sparse) -> anyhow::Result<Vec<PathBuf>> {
     let layers = [("base", Spelling::Pax), ("change", Spelling::Gnu), ("top", Spelling::Pax)];
     let mut packed = Vec::new();
     for (name, spelling) in layers {
         let tree = Tree::create(&dir.join(name))?;
         match name {
-            "base" => base(&tree)?,
+            "base" => base(&tree, sparse)?,
             "change" => change(&tree)?,
             _ => top(&tree)?,
         }
@@ -157,7 +190,7 @@ pub fn feature_layers(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(packed)
 }
 
-fn base(tree: &Tree) -> anyhow::Result<()> {
+fn base(tree: &Tree, sparse: Sparse) -> anyhow::Result<()> {
     for dir in ["proc", "sys", "dev", "etc", "tmp"] {
         tree.dir(dir)?;
     }
@@ -170,9 +203,11 @@ fn base(tree: &Tree) -> anyhow::Result<()> {
     for len in [0, 1, 1023, 1024, 1025, 4095, 4096, 4097, 8192, 100_000, 3_000_000] {
         tree.file(&format!("sizes/{len}"), &noise(len, 7))?;
     }
-    let sparse = std::fs::File::create(tree.root.join("sizes/sparse"))?;
-    std::os::unix::fs::FileExt::write_all_at(&sparse, b"at one mebibyte", 1 << 20)?;
-    sparse.set_len((3 << 20) + 5)?;
+    if sparse == Sparse::With {
+        let file = std::fs::File::create(tree.root.join("sizes/sparse"))?;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"at one mebibyte", 1 << 20)?;
+        file.set_len((3 << 20) + 5)?;
+    }
 
     tree.file("links/one", b"three names")?;
     tree.hard_link("links/two", "links/one")?;

@@ -81,10 +81,15 @@ impl Caller {
 
     /// Asks Plywood to apply a layer that is in the store.
     pub fn apply(&self, layer: &Layer, mounts: &[Mount]) -> Result<Descriptor, Status> {
-        self.finish(self.begin(Some(&self.namespace), apply_request(layer, mounts)))
+        self.finish(self.begin_here(apply_request(layer, mounts)))
     }
 
-    /// The same with any request and namespace, without waiting for the answer.
+    /// Sends an Apply without waiting for its answer.
+    pub fn begin_here(&self, message: ApplyRequest) -> Running {
+        self.begin(Some(&self.namespace), message)
+    }
+
+    /// The same in any namespace, or in none.
     pub fn begin(&self, namespace: Option<&str>, message: ApplyRequest) -> Running {
         let mut client = DiffClient::new(self.plywood.clone())
             .max_decoding_message_size(MESSAGE_BYTES)

@@ -54,7 +54,14 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Everything it wrote so far.
+    /// Bytes it has passed to write calls so far, to files and sockets.
+    pub fn written_bytes(&self) -> anyhow::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/io", self.pid()))?;
+        let count = text.lines().find_map(|line| line.strip_prefix("wchar: ")).context("no wchar")?;
+        Ok(count.trim().parse()?)
+    }
+
+    /// Everything it wrote to its log so far.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tempfile::TempDir;
@@ -15,22 +16,15 @@ use crate::daemon::Daemon;
 use crate::host;
 use crate::image::Image;
 
-/// Which differ containerd is told to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Differ {
-    /// Plywood, over its socket.
-    Plywood,
-    /// containerd's own EROFS differ, the baseline that the set-up itself is proven with.
-    BuiltIn,
-}
-
 /// What is particular about a set-up.
 #[derive(Debug)]
 pub struct Setup {
-    /// First in the diff service's list and named by the transfer service's unpack configurations.
-    pub differ: Differ,
     /// Where containerd keeps its data; the test's scratch directory when `None`.
     pub containerd_root: Option<PathBuf>,
+    /// Whether containerd's walking differ comes after Plywood in the diff service's list.
+    pub fall_through: bool,
+    /// Whether Plywood may read blobs from the content store's directory.
+    pub direct_content: bool,
     /// More lines of Plywood's configuration: whole tables other than `server`, `containerd` and `snapshots`.
     pub plywood_tables: String,
 }
@@ -38,12 +32,9 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            differ: if std::env::var_os("INTEG_BUILTIN").is_some() {
-                Differ::BuiltIn
-            } else {
-                Differ::Plywood
-            },
             containerd_root: None,
+            fall_through: false,
+            direct_content: true,
             plywood_tables: String::new(),
         }
     }
@@ -85,11 +76,9 @@ impl Env {
         }
         std::fs::set_permissions(env.snapshots(), std::fs::Permissions::from_mode(0o700))?;
         env.start_registry()?;
-        if setup.differ == Differ::Plywood {
-            std::fs::write(env.path("plywood.toml"), env.plywood_config(&setup.plywood_tables))?;
-            env.start_plywood()?;
-        }
-        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup.differ))?;
+        std::fs::write(env.path("plywood.toml"), env.plywood_config(setup))?;
+        env.start_plywood()?;
+        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup.fall_through))?;
         env.start_containerd()?;
         Ok(env)
     }
@@ -125,14 +114,14 @@ impl Env {
         &self.namespace
     }
 
-    /// The running Plywood. An error after it was killed or when the built-in differ is in use.
+    /// The running Plywood. An error after it was killed.
     pub fn plywood(&mut self) -> anyhow::Result<&mut Daemon> {
-        self.plywood.as_mut().context("plywood does not run in this set-up")
+        self.plywood.as_mut().context("plywood was killed")
     }
 
     /// Ends Plywood without warning.
     pub fn kill_plywood(&mut self) -> anyhow::Result<()> {
-        let mut daemon = self.plywood.take().context("plywood does not run in this set-up")?;
+        let mut daemon = self.plywood.take().context("plywood was killed")?;
         daemon.kill()?;
         Ok(())
     }
@@ -214,6 +203,14 @@ impl Env {
         Ok(files.into_iter().filter(|file| file.ends_with("layer.erofs")).collect())
     }
 
+    /// Waits until no snapshot has a `layer.erofs`, or anything containerd did not put there.
+    pub fn wait_until_clean(&self) -> anyhow::Result<()> {
+        // containerd removes the snapshot of a failed layer after it has answered.
+        wait_until("the snapshot directories are clean", || {
+            Ok(self.layer_files()?.is_empty() && self.leftovers()?.is_empty())
+        })
+    }
+
     /// Everything directly in snapshot directories that neither containerd nor a complete layer accounts for.
     pub fn leftovers(&self) -> anyhow::Result<Vec<PathBuf>> {
         let known = [".erofslayer", "fs", "work", "layer.erofs"];
@@ -225,7 +222,8 @@ impl Env {
         let mut found = Vec::new();
         let Ok(snapshots) = std::fs::read_dir(self.snapshots().join("snapshots")) else { return Ok(found) };
         for snapshot in snapshots {
-            for file in std::fs::read_dir(snapshot?.path())? {
+            // containerd may remove a snapshot at any moment.
+            for file in std::fs::read_dir(snapshot?.path()).into_iter().flatten() {
                 found.push(file?.path());
             }
         }
@@ -277,7 +275,7 @@ impl Env {
         Ok(())
     }
 
-    fn plywood_config(&self, tables: &str) -> String {
+    fn plywood_config(&self, setup: &Setup) -> String {
         format!(
             r#"
 [server]
@@ -285,6 +283,7 @@ socket = "{socket}"
 metrics_socket = "{metrics}"
 [containerd]
 address = "{containerd}"
+direct_content = {direct}
 [snapshots]
 roots = ["{snapshots}"]
 {tables}
@@ -293,14 +292,13 @@ roots = ["{snapshots}"]
             metrics = self.path("metrics.sock").display(),
             containerd = self.containerd_socket().display(),
             snapshots = self.snapshots().display(),
+            direct = setup.direct_content,
+            tables = setup.plywood_tables,
         )
     }
 
-    fn containerd_config(&self, differ: Differ) -> String {
-        let name = match differ {
-            Differ::Plywood => "plywood",
-            Differ::BuiltIn => "erofs",
-        };
+    fn containerd_config(&self, fall_through: bool) -> String {
+        let differs = if fall_through { r#"["plywood", "walking"]"# } else { r#"["plywood"]"# };
         let arch = Image::architecture();
         format!(
             r#"
@@ -319,11 +317,11 @@ address = "{plywood}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{opt}"
 [plugins."io.containerd.service.v1.diff-service"]
-default = ["{name}", "walking"]
+default = {differs}
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux/{arch}"
 snapshotter = "erofs"
-differ = "{name}"
+differ = "plywood"
 layer_types = ["application/vnd.erofs.layer.v1", "application/vnd.erofs.layer.v1+zstd"]
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux/{arch}"
@@ -352,6 +350,16 @@ impl Drop for Env {
         }
         remove_cgroups(&self.namespace);
     }
+}
+
+/// Waits until something holds, ten seconds at most.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        anyhow::ensure!(start.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// containerd removes a container's cgroup but not its namespace's above it.

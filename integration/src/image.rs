@@ -69,6 +69,12 @@ impl Layer {
         Ok(Self { media_type: media_type.into(), blob: coding.encode(bytes)?, diff_id: digest(bytes) })
     }
 
+    /// An EROFS image as a layer, under any name; the coding is plain or zstd.
+    pub fn native(media_type: &str, image: &[u8]) -> anyhow::Result<Self> {
+        let coding = if media_type.ends_with("+zstd") { Coding::Zstd } else { Coding::Plain };
+        Self::coded(media_type, image, coding)
+    }
+
     /// The digest of the blob, `sha256:HEX`.
     pub fn digest(&self) -> String {
         digest(&self.blob)

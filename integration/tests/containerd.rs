@@ -3,8 +3,18 @@
 //! Every test starts a set-up of its own. Without root, the programs of `setup/tools.sh` or a kernel feature, each
 //! test is reported as skipped, with what it needs.
 
+#[path = "containerd/fallback.rs"]
+mod fallback;
+#[path = "containerd/faults.rs"]
+mod faults;
+#[path = "containerd/native.rs"]
+mod native;
+#[path = "containerd/parallel.rs"]
+mod parallel;
 #[path = "containerd/pull.rs"]
 mod pull;
+#[path = "containerd/wires.rs"]
+mod wires;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use plywood_integration::env::{Env, Setup};
@@ -69,5 +79,10 @@ fn main() -> anyhow::Result<()> {
     }
     let mut suite = Suite { missing, trials: Vec::new() };
     pull::add(&mut suite);
+    native::add(&mut suite);
+    fallback::add(&mut suite);
+    parallel::add(&mut suite);
+    faults::add(&mut suite);
+    wires::add(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit()
 }

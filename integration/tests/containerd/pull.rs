@@ -1,6 +1,6 @@
 //! Images of every coding, pulled both ways: the tree a container sees is the one GNU tar and the whiteout rules give.
 
-use plywood_integration::archive;
+use plywood_integration::archive::{self, Sparse};
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::image::{Coding, Image, Layer};
 use plywood_integration::tree;
@@ -48,7 +48,7 @@ fn same(tars: &[Vec<u8>], coding: Coding) -> anyhow::Result<Image> {
 
 fn equals_its_layers(env: &mut Env, make: Make, arguments: &[&str]) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
-    let files = archive::feature_layers(scratch.path())?;
+    let files = archive::feature_layers(scratch.path(), Sparse::With)?;
     let tars: Vec<Vec<u8>> = files.iter().map(std::fs::read).collect::<Result<_, _>>()?;
     let reference = env.push("features", &make(&tars)?)?;
     env.pull(&reference, "erofs", arguments)?;

@@ -47,8 +47,13 @@ impl ContentStore for Memory {
             Error::new(Kind::NotFound, reason::NOT_FOUND, format!("{} is not here", descriptor.digest))
         })?;
         check_size(descriptor, bytes.len() as u64)?;
-        Ok(Box::new(InMemory { bytes: Cursor::new(Arc::clone(bytes)), cancel: call.cancel.clone() }))
+        Ok(in_memory(Arc::clone(bytes), call.cancel.clone()))
     }
+}
+
+/// A blob of these bytes.
+pub(super) fn in_memory(bytes: Arc<[u8]>, cancel: Cancel) -> Box<dyn Blob> {
+    Box::new(InMemory { bytes: Cursor::new(bytes), cancel })
 }
 
 /// Compares a store's size of a blob with the descriptor's.

@@ -9,9 +9,13 @@ use std::{fs::File, io::Read};
 
 use crate::{call::Call, descriptor::Descriptor, error::Result};
 
+mod containerd;
 mod file;
+mod local;
 mod memory;
+mod stream;
 
+pub use containerd::{Containerd, Direct};
 pub use file::{FileStore, open as open_file};
 pub use memory::Memory;
 
@@ -48,6 +52,16 @@ mod reason {
     pub(super) const SIZE: &str = "store.size";
     /// The bytes ended before the blob's size was reached.
     pub(super) const SHORT: &str = "store.short";
+    /// More bytes came than the blob has.
+    pub(super) const LONG: &str = "store.long";
+    /// A message repeated or skipped bytes.
+    pub(super) const OFFSET: &str = "store.offset";
+    /// Nothing came for too long.
+    pub(super) const STALL: &str = "store.stall";
+    /// The store cannot be reached, or went away.
+    pub(super) const UNAVAILABLE: &str = "store.unavailable";
+    /// The store refused the call itself.
+    pub(super) const REFUSED: &str = "store.refused";
     /// Bytes could not be read.
     pub(super) const READ: &str = "store.read";
 }

@@ -1,0 +1,417 @@
+//! A content store that answers like containerd's, and misbehaves on request.
+//!
+//! It serves the content and introspection services on a unix socket from a thread of the test. Blobs
+//! belong to namespaces. What came with each call is recorded.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use containerd_client::services::v1::{
+    AbortRequest, DeleteContentRequest, Info, InfoRequest, InfoResponse, ListContentRequest,
+    ListContentResponse, ListStatusesRequest, ListStatusesResponse, Plugin, PluginInfoRequest,
+    PluginInfoResponse, PluginsRequest, PluginsResponse, ReadContentRequest, ReadContentResponse,
+    ServerResponse, StatusRequest, StatusResponse, UpdateRequest, UpdateResponse, WriteContentRequest,
+    WriteContentResponse,
+};
+use plywood::digest::Digest;
+use tokio::{net::UnixListener, runtime::Runtime, sync::mpsc};
+use tokio_stream::{
+    Stream, StreamExt,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use content::content_server::{Content, ContentServer};
+use introspection::introspection_server::{Introspection, IntrospectionServer};
+
+/// Bytes of one message; containerd's own.
+const MESSAGE: usize = 1 << 20;
+
+#[allow(clippy::all, missing_docs, unused_qualifications, reason = "generated")]
+mod content {
+    include!(concat!(env!("OUT_DIR"), "/containerd.services.content.v1.rs"));
+}
+
+#[allow(clippy::all, missing_docs, unused_qualifications, reason = "generated")]
+mod introspection {
+    include!(concat!(env!("OUT_DIR"), "/containerd.services.introspection.v1.rs"));
+}
+
+/// What goes wrong with every read until it is cleared. Offsets are bytes of the blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing more is sent from this byte on, and the stream stays open.
+    Stall(usize),
+    /// The stream ends well at this byte.
+    CutShort(usize),
+    /// This byte has its lowest bit turned.
+    Flip(usize),
+    /// Info reports so many bytes more.
+    WrongSize(i64),
+    /// So many bytes follow the last one.
+    Extra(usize),
+    /// Every connection is cut when this byte is reached.
+    Disconnect(usize),
+    /// The message that begins at or after this byte says it begins one byte later.
+    SkippedOffset(usize),
+    /// The message that begins at or after this byte is sent twice.
+    Repeated(usize),
+    /// A status without a code, as after a failed read of the store's disk.
+    ReadError(usize),
+    /// The blob vanished between Info and Read.
+    Gone,
+    /// Info answers that the service is not available.
+    Unavailable,
+    /// Info answers after so many milliseconds.
+    SlowInfo(u64),
+}
+
+/// One call that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub method: &'static str,
+    pub namespace: Option<String>,
+    pub lease: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    blobs: BTreeMap<(String, String), Arc<Vec<u8>>>,
+    fault: Option<Fault>,
+    plugins: Vec<Plugin>,
+    seen: Vec<Seen>,
+    connections: Vec<std::os::unix::net::UnixStream>,
+    active_reads: usize,
+}
+
+/// The server, which stops when it is dropped.
+pub struct FakeContainerd {
+    state: Arc<Mutex<State>>,
+    socket: PathBuf,
+    runtime: Option<Runtime>,
+}
+
+impl FakeContainerd {
+    /// Listens on `containerd.sock` in `dir`.
+    pub fn start(dir: &Path) -> Self {
+        let mut server = Self { state: Arc::default(), socket: dir.join("containerd.sock"), runtime: None };
+        server.restart();
+        server
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Adds a blob to a namespace.
+    pub fn add(&self, namespace: &str, bytes: impl Into<Vec<u8>>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::sha256(&bytes);
+        self.add_as(namespace, &digest, bytes);
+        digest
+    }
+
+    /// Adds bytes under a digest that need not be theirs.
+    pub fn add_as(&self, namespace: &str, digest: &Digest, bytes: impl Into<Vec<u8>>) {
+        let key = (namespace.to_owned(), digest.to_string());
+        self.state.lock().unwrap().blobs.insert(key, Arc::new(bytes.into()));
+    }
+
+    /// Sets or clears what goes wrong.
+    pub fn fault(&self, fault: impl Into<Option<Fault>>) {
+        self.state.lock().unwrap().fault = fault.into();
+    }
+
+    /// Reports a content plugin with this root; a second call reports a second one.
+    pub fn export_root(&self, id: &str, root: &Path) {
+        let exports = [("root".to_owned(), root.to_str().unwrap().to_owned())].into();
+        let r#type = "io.containerd.content.v1".to_owned();
+        self.state.lock().unwrap().plugins.push(Plugin {
+            r#type,
+            id: id.to_owned(),
+            exports,
+            ..Plugin::default()
+        });
+    }
+
+    /// The calls so far, which are forgotten.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.state.lock().unwrap().seen)
+    }
+
+    /// Reads that have begun and neither ended nor been given up by the client.
+    pub fn active_reads(&self) -> usize {
+        self.state.lock().unwrap().active_reads
+    }
+
+    /// Stops listening and cuts every connection.
+    pub fn stop(&mut self) {
+        disconnect(&self.state);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+
+    /// Listens again, with the same blobs.
+    pub fn restart(&mut self) {
+        self.stop();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = {
+            let _entered = runtime.enter();
+            UnixListener::bind(&self.socket).unwrap()
+        };
+        let state = Arc::clone(&self.state);
+        let service = Service { state: Arc::clone(&self.state) };
+        let incoming = UnixListenerStream::new(listener).map(move |stream| {
+            let stream = stream?;
+            // A second handle, by which a fault can cut the connection.
+            let stream = stream.into_std()?;
+            state.lock().unwrap().connections.push(stream.try_clone()?);
+            tokio::net::UnixStream::from_std(stream)
+        });
+        runtime.spawn(
+            tonic::transport::Server::builder()
+                .initial_stream_window_size(8 << 20)
+                .initial_connection_window_size(16 << 20)
+                .add_service(ContentServer::new(service.clone()))
+                .add_service(IntrospectionServer::new(service))
+                .serve_with_incoming(incoming),
+        );
+        self.runtime = Some(runtime);
+    }
+}
+
+impl Drop for FakeContainerd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn disconnect(state: &Mutex<State>) {
+    for connection in state.lock().unwrap().connections.drain(..) {
+        let _ = connection.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[derive(Clone)]
+struct Service {
+    state: Arc<Mutex<State>>,
+}
+
+impl Service {
+    /// Records the call, and finds the blob in its namespace.
+    fn blob<T>(
+        &self,
+        method: &'static str,
+        request: &Request<T>,
+        digest: &str,
+    ) -> Result<Arc<Vec<u8>>, Status> {
+        let seen = self.record(method, request);
+        let namespace = seen.namespace.ok_or_else(|| Status::failed_precondition("namespace is required"))?;
+        let key = (namespace, digest.to_owned());
+        let found = self.state.lock().unwrap().blobs.get(&key).cloned();
+        found.ok_or_else(|| Status::not_found(format!("content {digest}: not found")))
+    }
+
+    fn record<T>(&self, method: &'static str, request: &Request<T>) -> Seen {
+        let value =
+            |key| request.metadata().get(key).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let seen =
+            Seen { method, namespace: value("containerd-namespace"), lease: value("containerd-lease") };
+        self.state.lock().unwrap().seen.push(seen.clone());
+        seen
+    }
+
+    fn fault_now(&self) -> Option<Fault> {
+        self.state.lock().unwrap().fault
+    }
+}
+
+/// Counts a read as active for as long as its task lives.
+struct Active(Arc<Mutex<State>>);
+
+impl Active {
+    fn new(state: &Arc<Mutex<State>>) -> Self {
+        state.lock().unwrap().active_reads += 1;
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().active_reads -= 1;
+    }
+}
+
+type Messages = mpsc::Sender<Result<ReadContentResponse, Status>>;
+
+/// Sends `bytes`, which begin at byte 0 of the read, with the fault worked in. `None`: the client left.
+async fn send(bytes: &[u8], fault: Option<Fault>, state: &Mutex<State>, to: &Messages) -> Option<()> {
+    let mut at = 0;
+    let mut tricked = false;
+    loop {
+        let mut end = (at + MESSAGE).min(bytes.len());
+        if let Some(
+            Fault::Stall(stop) | Fault::CutShort(stop) | Fault::Disconnect(stop) | Fault::ReadError(stop),
+        ) = fault
+        {
+            end = end.min(stop.max(at));
+            if at == end && stop < bytes.len() {
+                match fault {
+                    Some(Fault::Stall(_)) => {
+                        to.closed().await;
+                    }
+                    Some(Fault::Disconnect(_)) => disconnect(state),
+                    Some(Fault::ReadError(_)) => {
+                        to.send(Err(Status::unknown("read blob: input/output error"))).await.ok()?;
+                    }
+                    _ => {}
+                }
+                return Some(());
+            }
+        }
+        if at == bytes.len() {
+            break;
+        }
+        let mut message =
+            ReadContentResponse { offset: i64::try_from(at).unwrap(), data: bytes[at..end].to_vec() };
+        match fault {
+            Some(Fault::Flip(byte)) if (at..end).contains(&byte) => message.data[byte - at] ^= 1,
+            Some(Fault::SkippedOffset(byte)) if at >= byte && !tricked => {
+                tricked = true;
+                message.offset += 1;
+            }
+            Some(Fault::Repeated(byte)) if at >= byte && !tricked => {
+                tricked = true;
+                to.send(Ok(message.clone())).await.ok()?;
+            }
+            _ => {}
+        }
+        to.send(Ok(message)).await.ok()?;
+        at = end;
+    }
+    if let Some(Fault::Extra(extra)) = fault {
+        let offset = i64::try_from(bytes.len()).unwrap();
+        to.send(Ok(ReadContentResponse { offset, data: vec![0; extra] })).await.ok()?;
+    }
+    Some(())
+}
+
+#[tonic::async_trait]
+impl Content for Service {
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        let digest = request.get_ref().digest.clone();
+        let fault = self.fault_now();
+        match fault {
+            Some(Fault::Unavailable) => {
+                self.record("info", &request);
+                return Err(Status::unavailable("the store is starting"));
+            }
+            Some(Fault::SlowInfo(ms)) => tokio::time::sleep(Duration::from_millis(ms)).await,
+            _ => {}
+        }
+        let blob = self.blob("info", &request, &digest)?;
+        let mut size = i64::try_from(blob.len()).unwrap();
+        if let Some(Fault::WrongSize(more)) = fault {
+            size += more;
+        }
+        Ok(Response::new(InfoResponse { info: Some(Info { digest, size, ..Info::default() }) }))
+    }
+
+    type ReadStream = Pin<Box<dyn Stream<Item = Result<ReadContentResponse, Status>> + Send>>;
+
+    async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let ReadContentRequest { digest, offset, size } = request.get_ref().clone();
+        let blob = self.blob("read", &request, &digest)?;
+        let fault = self.fault_now();
+        if fault == Some(Fault::Gone) {
+            return Err(Status::not_found(format!("content {digest}: not found")));
+        }
+        let start = usize::try_from(offset)
+            .ok()
+            .filter(|start| *start <= blob.len())
+            .ok_or_else(|| Status::out_of_range("offset beyond the end"))?;
+        let end = match usize::try_from(size).unwrap() {
+            0 => blob.len(),
+            size => (start + size).min(blob.len()),
+        };
+        let (to, messages) = mpsc::channel(1);
+        let active = Active::new(&self.state);
+        let state = Arc::clone(&self.state);
+        tokio::spawn(async move {
+            let _active = active;
+            send(&blob[start..end], fault, &state, &to).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn update(&self, _: Request<UpdateRequest>) -> Result<Response<UpdateResponse>, Status> {
+        Err(Status::unimplemented("update"))
+    }
+
+    type ListStream = tokio_stream::Empty<Result<ListContentResponse, Status>>;
+
+    async fn list(&self, _: Request<ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
+        Err(Status::unimplemented("list"))
+    }
+
+    async fn delete(&self, _: Request<DeleteContentRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("delete"))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Err(Status::unimplemented("status"))
+    }
+
+    async fn list_statuses(
+        &self,
+        _: Request<ListStatusesRequest>,
+    ) -> Result<Response<ListStatusesResponse>, Status> {
+        Err(Status::unimplemented("list statuses"))
+    }
+
+    type WriteStream = tokio_stream::Empty<Result<WriteContentResponse, Status>>;
+
+    async fn write(
+        &self,
+        _: Request<Streaming<WriteContentRequest>>,
+    ) -> Result<Response<Self::WriteStream>, Status> {
+        Err(Status::unimplemented("write"))
+    }
+
+    async fn abort(&self, _: Request<AbortRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("abort"))
+    }
+}
+
+#[tonic::async_trait]
+impl Introspection for Service {
+    /// Knows one kind of filter: `type==NAME`.
+    async fn plugins(&self, request: Request<PluginsRequest>) -> Result<Response<PluginsResponse>, Status> {
+        self.record("plugins", &request);
+        let filters = request.into_inner().filters;
+        let mut plugins = self.state.lock().unwrap().plugins.clone();
+        plugins.retain(|plugin| {
+            filters.is_empty() || filters.iter().any(|filter| *filter == format!("type=={}", plugin.r#type))
+        });
+        Ok(Response::new(PluginsResponse { plugins }))
+    }
+
+    async fn server(&self, _: Request<()>) -> Result<Response<ServerResponse>, Status> {
+        Err(Status::unimplemented("server"))
+    }
+
+    async fn plugin_info(
+        &self,
+        _: Request<PluginInfoRequest>,
+    ) -> Result<Response<PluginInfoResponse>, Status> {
+        Err(Status::unimplemented("plugin info"))
+    }
+}

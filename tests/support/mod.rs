@@ -1,0 +1,7 @@
+//! What several test binaries share.
+
+// Each test binary uses its own part of it.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod containerd;

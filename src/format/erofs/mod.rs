@@ -1,7 +1,7 @@
 //! EROFS images: the read-only file system that the kernel mounts as a layer.
 //!
 //! One module per on-disk record ([`superblock`], [`inode`], [`dirent`], [`xattr`], [`chunk`],
-//! [`device`]), each spelled as bytes and as values.
+//! [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/erofs_fs.h` and
 //! `Documentation/filesystems/erofs.rst`.
@@ -10,7 +10,10 @@ mod address;
 pub mod chunk;
 pub mod device;
 pub mod dirent;
+#[cfg(test)]
+mod fixture;
 pub mod inode;
+pub mod reader;
 pub mod superblock;
 pub mod xattr;
 

@@ -1,0 +1,299 @@
+//! Reading an EROFS image: inodes, directories, attributes and file data, from any device of blocks.
+//!
+//! Everything uncompressed is read, wherever it lies: plain, inline and chunk-based data, holes, extra
+//! devices, block sizes from 512 bytes to 64 KiB, inodes before the metadata start. The bytes may be
+//! hostile: no read panics, recurses, or holds more than a block and the attributes of one inode. What
+//! is structurally wrong is an error here; what is merely not acceptable for a layer is found by
+//! [`super::check`].
+//!
+//! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/` (`super.c`, `inode.c`, `data.c`, `dir.c`,
+//! `namei.c`, `xattr.c`).
+
+mod data;
+mod devices;
+mod directory;
+mod error;
+#[cfg(test)]
+mod tests;
+mod window;
+mod xattrs;
+
+use std::cell::RefCell;
+
+pub use self::{
+    data::{Extent, Extents, Place},
+    directory::{DirEntry, Directory},
+    error::{DirectoryFault, NodeFault, ReadError, XattrFault},
+    xattrs::{XattrEntry, XattrName, Xattrs},
+};
+use self::{devices::Devices, window::Window, xattrs::LongPrefix};
+use super::{
+    BlockBits, Nid,
+    device::DeviceSlot,
+    inode::{Data, Form, Inode, Layout, TimeBase},
+    superblock::{self, Superblock, compat, incompat},
+    xattr,
+};
+use crate::format::ReadAt;
+
+/// An opened image over `R`, the file or files that hold it.
+///
+/// Reads of metadata go through a window of at most 1 MiB inside, so an image belongs to one thread at
+/// a time; open it once for each.
+#[derive(Debug)]
+pub struct Image<R> {
+    devices: Devices<R>,
+    superblock: Superblock,
+    /// Size of the primary file in bytes, asked for once.
+    size_bytes: u64,
+    prefixes: Vec<LongPrefix>,
+    window: RefCell<Window>,
+}
+
+/// An inode and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub nid: Nid,
+    /// Its record.
+    pub inode: Inode,
+    /// The form of the record.
+    pub form: Form,
+    /// Byte of the image at which the record starts.
+    pub position: u64,
+}
+
+impl Node {
+    /// Byte of the image at which its attributes start.
+    pub fn xattr_start(&self) -> u64 {
+        self.position + self.form.record_len()
+    }
+
+    /// Byte of the image after its attributes, where an inline tail starts.
+    pub fn xattr_end(&self) -> u64 {
+        self.xattr_start() + xattr::body_len(self.inode.xattr_icount)
+    }
+}
+
+/// Incompatible features that do not stop the reader from finding every uncompressed file.
+const READABLE: u32 = incompat::KNOWN & !incompat::METABOX;
+
+impl<R: ReadAt> Image<R> {
+    /// Opens an image that lies in one file, its devices, if it has any, included.
+    ///
+    /// Errors: [`ReadError`] when the superblock, the device table or the name prefixes are malformed,
+    /// the checksum is wrong or a feature is not supported.
+    pub fn open(file: R) -> Result<Self, ReadError> {
+        Self::open_parts(file, Vec::new(), true)
+    }
+
+    /// Opens an image whose devices are files of their own, in the order of their slots.
+    ///
+    /// Errors: as for [`Self::open`], and [`ReadError::DeviceCount`].
+    pub fn open_with_devices(file: R, devices: Vec<R>) -> Result<Self, ReadError> {
+        Self::open_parts(file, devices, true)
+    }
+
+    /// Opens an image even if its checksum is wrong, to show what is in it.
+    pub fn open_despite_checksum(file: R, devices: Vec<R>) -> Result<Self, ReadError> {
+        Self::open_parts(file, devices, false)
+    }
+
+    fn open_parts(file: R, devices: Vec<R>, checksum: bool) -> Result<Self, ReadError> {
+        let size_bytes = file.size_bytes();
+        let mut record = [0; Superblock::LEN];
+        if size_bytes < Superblock::OFFSET + Superblock::LEN as u64 {
+            return Err(ReadError::Truncated { size_bytes });
+        }
+        let mut image = Self {
+            devices: Devices::none(file),
+            superblock: Superblock::new(BlockBits::DEFAULT),
+            size_bytes,
+            prefixes: Vec::new(),
+            window: RefCell::new(Window::new()),
+        };
+        image.read_at(Superblock::OFFSET, &mut record, "superblock")?;
+        image.superblock = Superblock::decode(&record)?;
+        image.accept_superblock()?;
+        if checksum
+            && let Some((stored, computed)) = image.checksum()?
+            && stored != computed
+        {
+            return Err(ReadError::Checksum { stored, computed });
+        }
+        let slots = image.device_slots()?;
+        image.devices.attach(slots, devices)?;
+        image.prefixes = image.long_prefixes()?;
+        Ok(image)
+    }
+
+    fn accept_superblock(&self) -> Result<(), ReadError> {
+        let superblock = &self.superblock;
+        let unknown = superblock.feature_incompat & !READABLE;
+        if unknown != 0 {
+            return Err(ReadError::Feature { bits: unknown });
+        }
+        if superblock.directory_block_bits != 0 {
+            return Err(ReadError::Field {
+                field: "dirblkbits",
+                found: superblock.directory_block_bits.into(),
+                want: "not 0",
+            });
+        }
+        let end = Superblock::LEN + usize::from(superblock.extension_slots) * Superblock::SLOT_LEN;
+        // The kernel reads the superblock from one page, of at least 4 KiB, at byte 0.
+        if end as u64 > 4096 - Superblock::OFFSET {
+            return Err(ReadError::Field {
+                field: "sb_extslots",
+                found: superblock.extension_slots.into(),
+                want: "more than fits the first page",
+            });
+        }
+        Ok(())
+    }
+
+    /// The superblock.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Size of the file that holds the metadata, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The device slots, in order; the first is device 1.
+    pub fn slots(&self) -> &[DeviceSlot] {
+        self.devices.slots()
+    }
+
+    /// Size in bytes of the file that holds `device`; `None` when there is no such device.
+    ///
+    /// Devices without a file of their own lie in the image's, after its own blocks.
+    pub fn device_size_bytes(&self, device: u16) -> Option<u64> {
+        self.devices.size_bytes(device)
+    }
+
+    /// The stored and the computed checksum; `None` when the image says it has none.
+    ///
+    /// Errors: [`ReadError::Outside`] when the first block is not there.
+    pub fn checksum(&self) -> Result<Option<(u32, u32)>, ReadError> {
+        if !self.superblock.has_compat(compat::SB_CHKSUM) {
+            return Ok(None);
+        }
+        let mut covered = vec![0; Superblock::checksummed_len(self.superblock.block_bits)];
+        self.read_at(Superblock::OFFSET, &mut covered, "first block")?;
+        Ok(Some((self.superblock.checksum, superblock::checksum(&covered))))
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Result<Node, ReadError> {
+        let root = self.node(self.superblock.root)?;
+        if root.inode.file_type != crate::tree::FileType::Directory {
+            return Err(ReadError::Node { nid: root.nid, fault: NodeFault::NotDirectory });
+        }
+        Ok(root)
+    }
+
+    /// The inode `nid`.
+    ///
+    /// Errors: [`ReadError`] when it lies outside the image or its record has no meaning.
+    pub fn node(&self, nid: Nid) -> Result<Node, ReadError> {
+        let position = nid.byte_offset(self.superblock.meta_start());
+        self.node_at(nid, position).map(|(node, _)| node)
+    }
+
+    /// The inode `nid` at byte `position`, and the bytes of its record, of which the first 32 or 64 count.
+    pub(super) fn node_at(
+        &self,
+        nid: Nid,
+        position: u64,
+    ) -> Result<(Node, [u8; Inode::EXTENDED_LEN]), ReadError> {
+        let bits = self.superblock.block_bits;
+        let mut record = [0; Inode::EXTENDED_LEN];
+        let (head, rest) = record.split_at_mut(Inode::COMPACT_LEN);
+        self.read_at(position, head, "inode")?;
+        let form = Form::of([*head.first().unwrap_or(&0), 0]);
+        if form == Form::Extended {
+            self.read_at(position + Inode::COMPACT_LEN as u64, rest, "inode")?;
+        } else if bits.within(position) + form.record_len() > bits.size() {
+            return Err(ReadError::Node { nid, fault: NodeFault::Crosses { offset: position } });
+        }
+        let base = TimeBase { epoch: self.superblock.epoch, nanoseconds: self.superblock.fixed_nsec };
+        let (inode, form) =
+            Inode::decode(&record, base).map_err(|source| ReadError::Inode { nid, source })?;
+        let node = Node { nid, inode, form, position };
+        let (start, len) = (node.xattr_start(), xattr::body_len(inode.xattr_icount));
+        if start.checked_add(len).is_none_or(|end| end > self.size_bytes) {
+            return Err(self.outside("extended attributes", start, len));
+        }
+        Ok((node, record))
+    }
+
+    /// The target of a symbolic link, 1 to 4095 bytes without NUL.
+    pub fn symlink_target(&self, node: &Node) -> Result<Vec<u8>, ReadError> {
+        let fault = |fault| ReadError::Node { nid: node.nid, fault };
+        if node.inode.file_type != crate::tree::FileType::Symlink {
+            return Err(fault(NodeFault::NotSymlink));
+        }
+        let len = node.inode.size_bytes;
+        let buffer_len = usize::try_from(len)
+            .ok()
+            .filter(|len| (1..=crate::limits::LINK_TARGET_BYTES).contains(len))
+            .ok_or_else(|| fault(NodeFault::LinkLength { len }))?;
+        let mut target = vec![0; buffer_len];
+        self.read_data(node, 0, &mut target)?;
+        if target.contains(&0) {
+            return Err(fault(NodeFault::LinkNul));
+        }
+        Ok(target)
+    }
+
+    /// Fills `buf` from byte `offset` of the primary file, through the window.
+    pub(super) fn read_at(&self, offset: u64, buf: &mut [u8], what: &'static str) -> Result<(), ReadError> {
+        let len = buf.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > self.size_bytes) {
+            return Err(self.outside(what, offset, len));
+        }
+        self.window.borrow_mut().read(self.devices.primary(), offset, buf).map_err(|source| ReadError::Io {
+            offset,
+            len,
+            source,
+        })
+    }
+
+    fn outside(&self, what: &'static str, offset: u64, len: u64) -> ReadError {
+        ReadError::Outside { what, device: 0, offset, len, size_bytes: self.size_bytes }
+    }
+
+    fn device_slots(&self) -> Result<Vec<DeviceSlot>, ReadError> {
+        let mut slots = Vec::new();
+        if !self.superblock.has_incompat(incompat::DEVICE_TABLE) {
+            return Ok(slots);
+        }
+        let wide = self.superblock.has_incompat(incompat::WIDE);
+        let mut offset = u64::from(self.superblock.device_slot_offset) * DeviceSlot::LEN as u64;
+        for _ in 0..self.superblock.extra_devices {
+            let mut record = [0; DeviceSlot::LEN];
+            self.read_at(offset, &mut record, "device slot")?;
+            slots.push(DeviceSlot::decode(&record, wide));
+            offset += DeviceSlot::LEN as u64;
+        }
+        Ok(slots)
+    }
+
+    /// Whether a file's data can be read, by its layout.
+    pub(super) fn uncompressed(node: &Node) -> Result<(), ReadError> {
+        match node.inode.data.layout() {
+            Layout::CompressedFull | Layout::CompressedCompact => {
+                Err(ReadError::Node { nid: node.nid, fault: NodeFault::Compressed })
+            }
+            Layout::Plain | Layout::Inline | Layout::Chunks => match node.inode.data {
+                Data::Device(_) | Data::None => {
+                    Err(ReadError::Node { nid: node.nid, fault: NodeFault::NoData })
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+}

@@ -56,8 +56,9 @@ read -r ok bad ignored < <(awk '/^test result: / {
     }
 } END {print ok + 0, bad + 0, ignored + 0}' "$log")
 passed=$((passed + ok)) failed=$((failed + bad))
-mapfile -t -O "${#failures[@]}" failures < <(sed -nE 's/^test (.*) \.\.\. FAILED$/\1/p' "$log")
-mapfile -t skips < <(sed -nE 's/^test (.*) \.\.\. ignored(, (.*))?$/\1 (\3)/p' "$log" | sed 's/ ()$//')
+mapfile -t -O "${#failures[@]}" failures < <(sed -nE 's/^test (.*[^ ]) *\.\.\. FAILED$/\1/p' "$log")
+# libtest writes "ignored, reason" and the harness of tests that look for tools "ignored (reason)".
+mapfile -t skips < <(sed -nE 's/^test (.*[^ ]) *\.\.\. ignored,? ?(.*)$/\1 \2/p' "$log")
 # A test program that does not build or dies says no result of its own.
 if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
     failed=$((failed + 1))

@@ -6,6 +6,7 @@
 pub mod archive;
 pub mod calls;
 pub mod daemon;
+pub mod disk;
 pub mod env;
 pub mod host;
 pub mod image;

@@ -3,6 +3,8 @@
 //! Every test starts a set-up of its own. Without root, the programs of `setup/tools.sh` or a kernel feature, each
 //! test is reported as skipped, with what it needs.
 
+#[path = "containerd/crash.rs"]
+mod crash;
 #[path = "containerd/fallback.rs"]
 mod fallback;
 #[path = "containerd/faults.rs"]
@@ -17,6 +19,7 @@ mod pull;
 mod wires;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use plywood_integration::disk::SmallDisk;
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
 
@@ -49,7 +52,7 @@ impl Suite {
         setup: Setup,
         test: impl FnOnce(&mut Env) -> anyhow::Result<()> + Send + 'static,
     ) {
-        self.test(name, move || {
+        self.test(name, self.missing.clone(), move || {
             let mut env = Env::start(&setup)?;
             test(&mut env).map_err(|error| error.context(env.logs()))
         });
@@ -83,6 +86,7 @@ fn main() -> anyhow::Result<()> {
     fallback::add(&mut suite);
     parallel::add(&mut suite);
     faults::add(&mut suite);
+    crash::add(&mut suite);
     wires::add(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit()
 }

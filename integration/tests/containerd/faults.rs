@@ -1,11 +1,12 @@
 //! What goes wrong in the middle: the answer says so with the right code, and the directory is as it was.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use plywood_integration::archive;
 use plywood_integration::calls::{apply_request, layer_directory};
+use plywood_integration::disk::SmallDisk;
 use plywood_integration::env::{Env, Setup, wait_until};
 use plywood_integration::host;
 use plywood_integration::image::{Coding, Image, Layer, digest};
@@ -18,15 +19,18 @@ const BIG_BYTES: usize = 300 << 20;
 /// Output after which an Apply counts as in its middle, in bytes.
 const MIDDLE_BYTES: u64 = 30 << 20;
 
+/// What is done to the bytes of a layer.
+type Spoil = fn(&mut Vec<u8>);
+
 pub fn add(suite: &mut Suite) {
     suite.with_env("after_sigkill_in_an_apply_the_next_pull_works", Setup::default(), killed);
     suite.with_env("a_cancelled_pull_stops_the_apply_and_leaves_nothing", Setup::default(), cancelled);
-    suite.test("a_full_disk_fails_the_pull_and_leaves_nothing", full_disk);
-    suite.test("the_free_space_reserve_is_kept", reserve);
+    suite.with_disk("a_full_disk_fails_the_pull_and_leaves_nothing", full_disk);
+    suite.with_disk("the_free_space_reserve_is_kept", reserve);
     suite.with_env("a_missing_blob_is_not_found", Setup::default(), missing_blob);
     suite.with_env("an_unknown_namespace_is_not_found", Setup::default(), unknown_namespace);
     suite.with_env("no_namespace_is_a_failed_precondition", Setup::default(), no_namespace);
-    let spoil: [(&str, fn(&mut Vec<u8>)); 3] = [
+    let spoil: [(&str, Spoil); 3] = [
         ("flipped_byte", |blob| {
             let middle = blob.len() / 2;
             blob[middle] ^= 0x10;
@@ -99,34 +103,6 @@ fn cancelled(env: &mut Env) -> anyhow::Result<()> {
 
 fn quietly(command: &mut Command) -> &mut Command {
     command.stdout(Stdio::null()).stderr(Stdio::null())
-}
-
-/// An ext4 file system in a file.
-struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn mount(size_bytes: u64) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("plywood-disk-").tempdir_in("/tmp")?;
-        let image = dir.path().join("image");
-        std::fs::File::create(&image)?.set_len(size_bytes)?;
-        host::run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image))?;
-        let disk = Self { dir };
-        std::fs::create_dir(disk.path())?;
-        host::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()))?;
-        Ok(disk)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = quietly(Command::new("umount").arg(self.path())).status();
-    }
 }
 
 fn full_disk() -> anyhow::Result<()> {
@@ -218,7 +194,7 @@ fn no_namespace(env: &mut Env) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn spoilt_in_store(env: &mut Env, spoil: fn(&mut Vec<u8>), coding: Coding) -> anyhow::Result<()> {
+fn spoilt_in_store(env: &mut Env, spoil: Spoil, coding: Coding) -> anyhow::Result<()> {
     let caller = env.caller()?;
     // Several of the store's windows long.
     let layer = Layer::oci(&archive::one_file("file", &archive::noise(20 << 20, 5))?, coding)?;

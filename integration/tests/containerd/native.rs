@@ -13,6 +13,9 @@ const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.erofs+zstd";
 const EROFS: &str = "application/vnd.erofs.layer.v1";
 const EROFS_ZSTD: &str = "application/vnd.erofs.layer.v1+zstd";
 
+/// What is done to the bytes of a layer.
+type Spoil = fn(&mut Vec<u8>);
+
 pub fn add(suite: &mut Suite) {
     for (name, media_type) in
         [("oci", OCI), ("oci_zstd", OCI_ZSTD), ("erofs", EROFS), ("erofs_zstd", EROFS_ZSTD)]
@@ -27,7 +30,7 @@ pub fn add(suite: &mut Suite) {
     suite.with_env("native_oci_image_is_published_through_the_diff_service", Setup::default(), |env| {
         is_published(env, OCI, &["--local"])
     });
-    let spoil: [(&str, fn(&mut Vec<u8>)); 4] = [
+    let spoil: [(&str, Spoil); 4] = [
         ("cut_in_half", |image| image.truncate(image.len() / 2)),
         ("cut_by_one_block", |image| image.truncate(image.len() - 4096)),
         ("with_a_flipped_bit_in_the_superblock", |image| image[1024 + 40] ^= 1),

@@ -1,0 +1,47 @@
+//! A small disk that can be filled.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::host;
+
+/// An ext4 file system in a file. Dropping it unmounts.
+#[derive(Debug)]
+pub struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// Why there can be none here, or `None` when there can.
+    pub fn missing() -> Option<String> {
+        if host::program("mkfs.ext4").is_none() {
+            return Some("needs mkfs.ext4".into());
+        }
+        // The node is there once the driver is built in or loaded.
+        let loaded = std::path::Path::new("/dev/loop-control").exists();
+        (!loaded).then(|| "needs loop devices".into())
+    }
+
+    /// Makes and mounts one of this size.
+    pub fn mount(size_bytes: u64) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("plywood-disk-").tempdir_in("/tmp")?;
+        let image = dir.path().join("image");
+        std::fs::File::create(&image)?.set_len(size_bytes)?;
+        host::run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image))?;
+        let disk = Self { dir };
+        std::fs::create_dir(disk.path())?;
+        host::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()))?;
+        Ok(disk)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = host::run(Command::new("umount").arg(self.path()));
+    }
+}

@@ -58,9 +58,22 @@ impl Suite {
         });
     }
 
-    /// Adds a test that makes its set-up itself.
-    fn test(&mut self, name: impl Into<String>, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) {
-        let missing = self.missing.clone();
+    /// Adds a test that makes its set-up itself, on a small disk.
+    fn with_disk(
+        &mut self,
+        name: impl Into<String>,
+        test: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) {
+        let missing = self.missing.clone().or_else(SmallDisk::missing);
+        self.test(name, missing, test);
+    }
+
+    fn test(
+        &mut self,
+        name: impl Into<String>,
+        missing: Option<String>,
+        test: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) {
         self.trials.push(Trial::ignorable_test(name, move || match missing {
             Some(reason) => Ok(Completion::ignored_with(reason)),
             None => match test() {

@@ -147,7 +147,7 @@ impl Fixture {
         Block(start)
     }
 
-    /// A directory at byte `at`, its last block inline.
+    /// A directory at byte `at`, its last block inline if it fits there.
     pub(super) fn directory_at(&mut self, at: u64, parent: Nid, xattrs: &[u8], children: &[Child]) -> Nid {
         let bits = self.bits();
         let own = Nid::at_byte_offset(at, self.superblock.meta_start()).unwrap();
@@ -157,10 +157,13 @@ impl Fixture {
         entries.push((b"..", parent, FileType::Directory));
         entries.sort_unstable_by_key(|(name, ..)| *name);
         let blocks = directory_blocks(bits, &entries);
-        let whole = blocks.len() - blocks.len() % bits.buffer_len();
-        let (body, tail) = blocks.split_at(whole);
+        let tail_len = (blocks.len() % bits.buffer_len()) as u64;
+        let fits = bits.within(at + 64 + xattrs.len() as u64) + tail_len <= bits.size();
+        let inline_len = if fits { tail_len } else { 0 };
+        let (body, tail) = blocks.split_at(blocks.len() - usize::try_from(inline_len).unwrap());
         let start = if body.is_empty() { Block::UNUSED } else { self.data(body) };
-        let data = Data::Inline { start: Some(start) };
+        let start = Some(start);
+        let data = if inline_len > 0 { Data::Inline { start } } else { Data::Plain { start } };
         let subdirectories = children.iter().filter(|child| child.2 == FileType::Directory).count();
         let mut inode = inode(FileType::Directory, blocks.len() as u64, data);
         inode.nlink = 2 + u32::try_from(subdirectories).unwrap();

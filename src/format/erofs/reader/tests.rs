@@ -214,6 +214,7 @@ fn image_over_devices() -> (Vec<u8>, Vec<Vec<u8>>, Vec<u8>, [Nid; 2]) {
     let root = image.superblock.root;
     let children: [Child; 2] = [("c", chunks, FileType::Regular), ("f", flat, FileType::Regular)];
     image.directory_at(ROOT_AT, root, b"", &children);
+    image.put(primary_blocks * 4096 - 1, &[0]);
     let image = image.finish();
     let device = |seed: u8, blocks: usize| -> Vec<u8> {
         (0..blocks).flat_map(|n| vec![seed + u8::try_from(n).unwrap(); 4096]).collect()

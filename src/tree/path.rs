@@ -1,0 +1,155 @@
+//! Names of layer entries as paths inside the image: cleaned, never above its root.
+//!
+//! Bytes, not text. This module looks at spelling only; what a name means in a tree that holds
+//! symbolic links is decided by [`super::Tree`].
+//!
+//! Source: OCI image specification, layer.md; Linux `include/uapi/linux/limits.h` for the bounds.
+
+use std::fmt;
+
+use crate::{
+    error::{Classify, Kind},
+    limits,
+};
+
+/// Why a name is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// Longer than [`limits::PATH_BYTES`].
+    #[error("a path of {len} bytes is longer than {} bytes", limits::PATH_BYTES)]
+    TooLong {
+        /// Length as spelled, in bytes.
+        len: usize,
+    },
+    /// A component longer than [`limits::NAME_BYTES`].
+    #[error("a path component of {len} bytes is longer than {} bytes", limits::NAME_BYTES)]
+    ComponentTooLong {
+        /// Length of the component in bytes.
+        len: usize,
+    },
+    /// `..` would leave the root.
+    #[error("the path climbs out of the root")]
+    Climbs,
+    /// File names cannot hold NUL.
+    #[error("the path holds a NUL byte")]
+    Nul,
+}
+
+impl Classify for PathError {
+    fn kind(&self) -> Kind {
+        Kind::Malformed
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLong { .. } | Self::ComponentTooLong { .. } => "tree.path.length",
+            Self::Climbs => "tree.path.climb",
+            Self::Nul => "tree.path.nul",
+        }
+    }
+}
+
+/// The components of `path` below the root: leading slashes, empty and `.` components dropped, `..`
+/// resolved lexically. Empty for the root itself.
+///
+/// ```
+/// use plywood::tree::path::{PathError, clean};
+/// assert_eq!(clean(b"/./a//b/../c/"), Ok(vec![&b"a"[..], b"c"]));
+/// assert_eq!(clean(b"a/../.."), Err(PathError::Climbs));
+/// ```
+pub fn clean(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
+    if path.len() > limits::PATH_BYTES {
+        return Err(PathError::TooLong { len: path.len() });
+    }
+    if path.contains(&0) {
+        return Err(PathError::Nul);
+    }
+    let mut components = Vec::new();
+    for component in path.split(|byte| *byte == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => {
+                components.pop().ok_or(PathError::Climbs)?;
+            }
+            name if name.len() > limits::NAME_BYTES => {
+                return Err(PathError::ComponentTooLong { len: name.len() });
+            }
+            name => components.push(name),
+        }
+    }
+    Ok(components)
+}
+
+/// Shows a name from a layer in one line: quoted, everything but printable ASCII escaped, cut at 256
+/// bytes.
+#[derive(Clone, Copy)]
+pub struct Quoted<'a>(pub &'a [u8]);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 256;
+        let shown = self.0.get(..LONGEST).unwrap_or(self.0);
+        write!(f, "\"{}\"", shown.escape_ascii())?;
+        if shown.len() < self.0.len() { write!(f, "... ({} bytes)", self.0.len()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(path: &str) -> Result<String, PathError> {
+        let bytes = clean(path.as_bytes())?.join(&b'/');
+        Ok(String::from_utf8(bytes).expect("ASCII in, ASCII out"))
+    }
+
+    #[test]
+    fn spellings_of_one_name_become_one_name() {
+        for (path, want) in [
+            ("", ""),
+            ("/", ""),
+            (".", ""),
+            ("./", ""),
+            ("a/..", ""),
+            ("a", "a"),
+            ("/a", "a"),
+            ("//a///b//", "a/b"),
+            ("./a/./b/.", "a/b"),
+            ("a/b/../../c", "c"),
+            ("...", "..."),
+            ("..a/a..", "..a/a.."),
+        ] {
+            assert_eq!(joined(path).as_deref(), Ok(want), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn climbing_out_of_the_root_is_refused_even_when_it_comes_back() {
+        for path in ["..", "/..", "../a", "a/../..", "a/../../a"] {
+            assert_eq!(joined(path), Err(PathError::Climbs), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded_at_the_last_byte_that_fits() {
+        assert!(clean(&[b'a'; 255]).is_ok());
+        assert_eq!(clean(&[b'a'; 256]), Err(PathError::ComponentTooLong { len: 256 }));
+        let mut path = b"a/".repeat(2047);
+        path.push(b'a');
+        assert_eq!(clean(&path).map(|components| components.len()), Ok(2048));
+        path.push(b'/');
+        assert_eq!(clean(&path), Err(PathError::TooLong { len: 4096 }));
+    }
+
+    #[test]
+    fn a_nul_is_refused() {
+        assert_eq!(clean(b"a\0b"), Err(PathError::Nul));
+    }
+
+    #[test]
+    fn quoting_escapes_and_cuts() {
+        assert_eq!(Quoted(b"a\n\xff\"").to_string(), r#""a\n\xff\"""#);
+        let long = Quoted(&[b'x'; 300]).to_string();
+        assert!(long.ends_with("\"... (300 bytes)") && long.len() < 280, "{long}");
+    }
+}

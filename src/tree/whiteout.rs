@@ -1,0 +1,101 @@
+//! Names that delete: how layers spell whiteouts and opaque directories.
+//!
+//! This module reads names. What a marker does to a tree is decided by [`super::Tree`], and how it
+//! looks in an image by the format.
+//!
+//! Source: OCI image specification, layer.md, "Whiteouts"; the `.wh..wh.` prefix of other names is aufs's.
+
+use crate::error::{Classify, Kind};
+
+/// What every marker's name begins with.
+pub const PREFIX: &[u8] = b".wh.";
+/// The name that makes its directory opaque.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
+/// What the names of aufs's own files begin with.
+const AUFS_PREFIX: &[u8] = b".wh..wh.";
+
+/// What the last component of an entry's name asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marker<'a> {
+    /// Nothing: an ordinary name.
+    Ordinary,
+    /// The name that lower layers shall lose.
+    Whiteout(&'a [u8]),
+    /// The directory that holds the marker shall hide all lower layers have in it.
+    Opaque,
+    /// Bookkeeping of aufs, which means nothing to anybody else.
+    Ignored,
+}
+
+/// A marker that deletes no nameable file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("whiteout {0:?} names no file")]
+pub struct WhiteoutError(pub String);
+
+impl Classify for WhiteoutError {
+    fn kind(&self) -> Kind {
+        Kind::Malformed
+    }
+
+    fn reason(&self) -> &'static str {
+        "tree.whiteout.name"
+    }
+}
+
+/// Whether `component` may not be a directory on the way to another entry.
+pub fn is_reserved(component: &[u8]) -> bool {
+    component.starts_with(PREFIX)
+}
+
+/// Reads the last component of an entry's name.
+///
+/// ```
+/// use plywood::tree::whiteout::{Marker, parse};
+/// assert_eq!(parse(b".wh.old"), Ok(Marker::Whiteout(b"old")));
+/// assert_eq!(parse(b".wh..wh..opq"), Ok(Marker::Opaque));
+/// ```
+pub fn parse(name: &[u8]) -> Result<Marker<'_>, WhiteoutError> {
+    if name == OPAQUE {
+        return Ok(Marker::Opaque);
+    }
+    if name.starts_with(AUFS_PREFIX) {
+        return Ok(Marker::Ignored);
+    }
+    match name.strip_prefix(PREFIX) {
+        None => Ok(Marker::Ordinary),
+        Some(b"" | b"." | b"..") => Err(WhiteoutError(name.escape_ascii().to_string())),
+        Some(target) => Ok(Marker::Whiteout(target)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_markers() {
+        for (name, want) in [
+            ("a", Marker::Ordinary),
+            (".wh", Marker::Ordinary),
+            ("a.wh.b", Marker::Ordinary),
+            (".WH.a", Marker::Ordinary),
+            (".wh.a", Marker::Whiteout(b"a")),
+            (".wh.....", Marker::Whiteout(b"....")),
+            (".wh..a", Marker::Whiteout(b".a")),
+            (".wh..wh", Marker::Whiteout(b".wh")),
+            (".wh..wh..opq", Marker::Opaque),
+            (".wh..wh..opq2", Marker::Ignored),
+            (".wh..wh.", Marker::Ignored),
+            (".wh..wh.plnk", Marker::Ignored),
+        ] {
+            assert_eq!(parse(name.as_bytes()), Ok(want), "{name}");
+        }
+    }
+
+    #[test]
+    fn markers_for_no_name_are_refused() {
+        for name in [".wh.", ".wh..", ".wh..."] {
+            assert_eq!(parse(name.as_bytes()), Err(WhiteoutError(name.to_owned())), "{name}");
+        }
+    }
+}

@@ -1,14 +1,23 @@
-//! What a file is, apart from any format: type, owner, mode, time, device, extended attributes.
+//! What a file is, apart from any format: type, owner, mode, time, device, extended attributes; and the
+//! [`Tree`] that the entries of a layer make.
 //!
 //! Every format module reads into and writes from these types.
 
 // Bytes from outside must not be able to panic a root daemon.
 #![deny(clippy::indexing_slicing)]
 
+mod arena;
 mod entry;
+mod layer;
+mod names;
+pub mod path;
+mod pool;
+mod resolve;
+pub mod whiteout;
 pub mod xattr;
 
 pub use entry::{Body, Entry, Extent};
+pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree, TreeError};
 
 /// The seven types of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

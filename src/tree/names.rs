@@ -84,6 +84,12 @@ impl Names {
         self.names.get_mut(number)
     }
 
+    /// The chain that begins with `first`.
+    pub fn chain(&self, first: u32) -> impl Iterator<Item = u32> {
+        let some = |number: u32| (number != NONE).then_some(number);
+        std::iter::successors(some(first), move |at| some(self.get(*at).next))
+    }
+
     /// How the name is spelled.
     pub fn spelling(&self, number: u32) -> &[u8] {
         spelled(&self.bytes, self.names.get(number))
@@ -143,12 +149,10 @@ impl Names {
     pub fn sort_chain(&mut self, first: u32) -> u32 {
         let mut chain: Vec<(u64, u32)> = Vec::new();
         let mut shared: Option<&[u8]> = None;
-        let mut at = first;
-        while at != NONE {
-            let spelling = self.spelling(at);
+        for number in self.chain(first) {
+            let spelling = self.spelling(number);
             shared = Some(shared.map_or(spelling, |shared| common_prefix(shared, spelling)));
-            chain.push((0, at));
-            at = self.get(at).next;
+            chain.push((0, number));
         }
         // Names of one directory often begin alike, and spellings are far apart in memory. Eight
         // bytes from where the names begin to differ decide nearly every comparison without a look
@@ -197,8 +201,7 @@ mod tests {
     use super::*;
 
     fn listed(names: &Names, first: u32) -> Vec<Vec<u8>> {
-        let chain = std::iter::successors(Some(first), |at| Some(names.get(*at).next));
-        chain.take_while(|at| *at != NONE).map(|at| names.spelling(at).to_vec()).collect()
+        names.chain(first).map(|number| names.spelling(number).to_vec()).collect()
     }
 
     #[test]
@@ -231,13 +234,13 @@ mod tests {
         fn chains_are_sorted_by_unsigned_bytes(
             spellings in prop::collection::btree_set(prop::collection::vec(1_u8.., 1..12), 0..40),
             prefix in prop::collection::vec(1_u8.., 0..12),
-            seed in any::<u64>(),
+            seed in any::<usize>(),
         ) {
             let mut spellings: Vec<_> = spellings.into_iter().map(|s| [&prefix[..], &s].concat()).collect();
             let sorted = spellings.clone();
             let len = spellings.len().max(1);
             for at in 0..spellings.len() {
-                spellings.swap(at, (seed as usize).wrapping_mul(at + 7) % len);
+                spellings.swap(at, seed.wrapping_mul(at + 7) % len);
             }
             let mut names = Names::default();
             let first = spellings.iter().fold(NONE, |next, spelling| {

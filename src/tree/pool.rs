@@ -162,10 +162,7 @@ mod tests {
         let mut set = Set::default();
         assert!(pool.merge(&mut set, &[xattr("user.b", b"1"), xattr("user.a", b"2")]));
         assert!(pool.merge(&mut set, &[xattr("user.b", b"3"), xattr("user.c", b"")]));
-        assert_eq!(
-            listed(&pool, &set),
-            [xattr("user.a", b"2"), xattr("user.b", b"3"), xattr("user.c", b"")]
-        );
+        assert_eq!(listed(&pool, &set), [xattr("user.a", b"2"), xattr("user.b", b"3"), xattr("user.c", b"")]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod fixture;
 pub mod inode;
 pub mod reader;
 pub mod superblock;
+pub mod writer;
 pub mod xattr;
 
 pub use address::{Block, BlockBits, Nid, SLOT_LEN};

@@ -1,0 +1,159 @@
+//! Attribute bodies of inodes, and the attributes that inodes share.
+//!
+//! Inodes are written as they come, so nobody knows how many will have an attribute. The first that has it
+//! stores it itself; with the second it moves to the shared area, and from then on an inode names it
+//! by number. The area is written after all files, and numbers count from its beginning, so they are
+//! known before its place is.
+//!
+//! Source: `docs/formats/erofs.md`, "How an image is written"; Linux `fs/erofs/xattr.c`.
+
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hasher},
+};
+
+use hashbrown::HashTable;
+
+use super::WriterError;
+use crate::{
+    format::erofs::xattr::{BodyHeader, EntryHeader, Prefix, UNIT, filter_bit, icount},
+    tree::{Xattr, path::Quoted},
+};
+
+/// Largest area of shared attributes that is built unasked, in bytes: it waits in memory.
+const AREA: usize = 8 << 20;
+/// Most shared attributes of one inode: the count is one byte.
+const MOST_SHARED: usize = 255;
+/// Entries of this length are as short as their number.
+const NOT_WORTH_SHARING: usize = BodyHeader::ID_LEN;
+
+/// The shared area, and which attributes were seen once.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// Hashes of entries. If two entries had one hash the second would be shared too early, which
+    /// costs its user four bytes.
+    seen: HashSet<u64>,
+    /// Byte offsets in the area.
+    table: HashTable<u32>,
+    area: Vec<u8>,
+}
+
+/// Fixed keys: what is shared must not depend on the process. A layer that finds collisions gains
+/// nothing, see [`Shared::seen`] and the comparison in [`Shared::find`].
+fn hash(entry: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(entry);
+    hasher.finish()
+}
+
+/// One entry, spelled: head, name after the prefix, value, padding.
+fn encode(xattr: &Xattr, out: &mut Vec<u8>) -> Result<u32, WriterError> {
+    let cannot = || WriterError::Xattr { name: Quoted(&xattr.name).to_string(), value: xattr.value.len() };
+    let (prefix, rest) = Prefix::split(&xattr.name).ok_or_else(cannot)?;
+    let header = EntryHeader {
+        name_len: u8::try_from(rest.len()).map_err(|_too_long| cannot())?,
+        name_index: prefix.index(),
+        value_size: u16::try_from(xattr.value.len()).map_err(|_too_long| cannot())?,
+    };
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(rest);
+    out.extend_from_slice(&xattr.value);
+    out.resize(out.len().next_multiple_of(usize::try_from(UNIT).map_err(WriterError::internal)?), 0);
+    Ok(filter_bit(prefix.index(), rest))
+}
+
+impl Shared {
+    fn find(&self, hash: u64, entry: &[u8]) -> Option<u32> {
+        let is_it = |offset: &u32| {
+            let stored = self.area.get(usize::try_from(*offset).unwrap_or(usize::MAX)..);
+            stored.is_some_and(|stored| stored.starts_with(entry))
+        };
+        self.table.find(hash, is_it).copied()
+    }
+
+    /// Counts a user of `entry`: with the second, it is shared. `force` shares it with the first.
+    fn note(&mut self, entry: &[u8], force: bool) -> Result<(), WriterError> {
+        let hash = hash(entry);
+        if entry.len() <= NOT_WORTH_SHARING || self.find(hash, entry).is_some() {
+            return Ok(());
+        }
+        let again = !self.seen.insert(hash);
+        if force || (again && self.area.len() + entry.len() <= AREA) {
+            let offset = u32::try_from(self.area.len()).map_err(WriterError::internal)?;
+            self.area.extend_from_slice(entry);
+            let area = &self.area;
+            self.table.insert_unique(hash, offset, |other| {
+                let stored = area.get(usize::try_from(*other).unwrap_or(usize::MAX)..).unwrap_or_default();
+                self::hash(first_entry(stored))
+            });
+        }
+        Ok(())
+    }
+
+    /// Counts the attributes of an inode that is written later. `force` shares all of them.
+    pub fn note_all<'a>(
+        &mut self,
+        xattrs: impl IntoIterator<Item = &'a Xattr>,
+        force: bool,
+    ) -> Result<(), WriterError> {
+        let mut entry = Vec::new();
+        for xattr in xattrs {
+            entry.clear();
+            encode(xattr, &mut entry)?;
+            self.note(&entry, force)?;
+        }
+        Ok(())
+    }
+
+    /// The body of an inode with `xattrs`, sorted by name, appended to `out`; what is shared by now is
+    /// named by number. Returns the inode's count.
+    pub fn body<'a>(
+        &self,
+        xattrs: impl IntoIterator<Item = &'a Xattr>,
+        out: &mut Vec<u8>,
+    ) -> Result<u16, WriterError> {
+        let mut ids = Vec::new();
+        let mut inline = Vec::new();
+        let mut name_filter = u32::MAX;
+        let mut any = false;
+        for xattr in xattrs {
+            any = true;
+            let start = inline.len();
+            name_filter &= !encode(xattr, &mut inline)?;
+            let entry = inline.get(start..).unwrap_or_default();
+            if ids.len() < MOST_SHARED
+                && let Some(offset) = self.find(hash(entry), entry)
+            {
+                ids.push(offset / 4);
+                inline.truncate(start);
+            }
+        }
+        if !any {
+            return Ok(0);
+        }
+        let start = out.len();
+        let shared_count = u8::try_from(ids.len()).map_err(WriterError::internal)?;
+        out.extend_from_slice(&BodyHeader { name_filter, shared_count }.encode());
+        out.extend(ids.into_iter().flat_map(u32::to_le_bytes));
+        out.extend_from_slice(&inline);
+        icount((out.len() - start) as u64).ok_or(WriterError::XattrSum { len: out.len() - start })
+    }
+
+    /// The area as it is to be written; number 0 is its first byte.
+    pub fn area(&self) -> &[u8] {
+        &self.area
+    }
+
+    /// Memory held, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let tables =
+            self.seen.capacity() * (size_of::<u64>() + 1) + self.table.capacity() * (size_of::<u32>() + 1);
+        (tables + self.area.len()) as u64
+    }
+}
+
+/// The entry at the start of `stored`, with its padding.
+fn first_entry(stored: &[u8]) -> &[u8] {
+    let len = stored.first_chunk().map_or(0, |head| EntryHeader::decode(head).entry_len().padded);
+    usize::try_from(len).ok().and_then(|len| stored.get(..len)).unwrap_or_default()
+}

@@ -1,0 +1,370 @@
+//! The end of an image: link counts, directories, shared attributes, and the first block.
+//!
+//! Directories name inodes that are written after them, so they are laid out once without being
+//! written, and then written in the same order.
+//!
+//! Source: `docs/formats/erofs.md`, "How an image is written"; overlayfs, Linux
+//! `Documentation/filesystems/overlayfs.rst`, for the attributes that make deletions work.
+
+use super::{
+    Place, Summary, Writer, WriterError,
+    directory::{Blocks, Extent, with_dots},
+    head_len,
+    metadata::Slot,
+    root_nid,
+    stream::Window,
+};
+use crate::{
+    format::{
+        Sink,
+        erofs::{
+            Block, Nid,
+            inode::{Data, Inode},
+            superblock::{Superblock, compat, incompat, seal},
+        },
+    },
+    tree::{DirectoryId, FileType, Node, Tree, Xattr},
+};
+
+/// Byte offset of the link count in an extended inode.
+const NLINK_AT: u64 = 0x2C;
+
+/// A directory's place in the image.
+#[derive(Clone, Copy, Debug, Default)]
+struct Planned {
+    /// Exact size in bytes.
+    size_bytes: u64,
+    slot: Slot,
+    /// Its first block, counted from the first block of all directories.
+    body: u32,
+    nlink: u32,
+    has_whiteouts: bool,
+    inline: bool,
+}
+
+/// All directories, breadth first.
+struct Directories {
+    order: Vec<DirectoryId>,
+    /// By number of directory.
+    planned: Vec<Planned>,
+    opaque: Xattr,
+    origin: Xattr,
+}
+
+impl Directories {
+    fn get(&self, directory: DirectoryId) -> Planned {
+        self.planned.get(directory.index()).copied().unwrap_or_default()
+    }
+
+    fn get_mut(&mut self, directory: DirectoryId) -> &mut Planned {
+        self.planned.get_mut(directory.index()).expect("every directory was walked")
+    }
+
+    /// The attributes a directory has in the image, sorted by name.
+    fn xattrs<'a>(&'a self, tree: &'a Tree<Place>, directory: DirectoryId) -> Vec<&'a Xattr> {
+        let mut xattrs: Vec<&Xattr> = tree.xattrs(directory).collect();
+        // Only the deletions of this layer decide about these two, whatever came with an entry.
+        xattrs.retain(|xattr| xattr.name != self.opaque.name && xattr.name != self.origin.name);
+        let before = xattrs.len();
+        if tree.is_opaque(directory) {
+            xattrs.push(&self.opaque);
+        }
+        // Without it overlayfs would list a directory that is in one lower layer only as it is, and
+        // the whiteouts in it as broken names.
+        if self.get(directory).has_whiteouts {
+            xattrs.push(&self.origin);
+        }
+        if xattrs.len() > before {
+            xattrs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        }
+        xattrs
+    }
+}
+
+impl<S: Sink> Writer<S> {
+    /// Completes the image: everything that is not file data, and the superblock last.
+    pub fn finish(mut self) -> Result<(S, Summary), WriterError> {
+        if matches!(self.open, super::Open::File(_)) {
+            return Err(WriterError::Order("the image ended before the last file"));
+        }
+        self.patch_link_counts()?;
+        let mut summary = Summary::default();
+        let mut directories = self.walk(&mut summary)?;
+        let (mut root_head, root_icount) = self.root_head(&directories)?;
+
+        let bits = self.bits();
+        let mut plan = self.metadata.plan(&self.stream);
+        let mut bodies = 0_u64;
+        let mut head = Vec::new();
+        for at in 0..directories.order.len() {
+            let Some(directory) = directories.order.get(at).copied() else { break };
+            let size = directories.get(directory).size_bytes;
+            let tail = bits.within(size);
+            let is_root = directory == DirectoryId::ROOT;
+            let inline = if is_root {
+                tail > 0 && root_has_room(root_head.len() as u64, tail, bits.size())
+            } else {
+                head.clear();
+                head.resize(Inode::EXTENDED_LEN, 0);
+                self.shared.body(directories.xattrs(&self.tree, directory), &mut head)?;
+                tail > 0 && head.len() as u64 + tail <= bits.size()
+            };
+            let body = u32::try_from(bodies).map_err(WriterError::internal)?;
+            bodies += if inline { bits.block_of(size) } else { bits.blocks_for(size) };
+            let slot = if is_root {
+                Slot::default()
+            } else {
+                plan.add(head.len() as u64 + if inline { tail } else { 0 })?
+            };
+            let planned = directories.get_mut(directory);
+            (planned.slot, planned.body, planned.inline) = (slot, body, inline);
+        }
+        let records_end = plan.finish();
+        self.metadata.follow(plan)?;
+
+        // Directory blocks lie behind the records and the shared attributes, and are written side by
+        // side with the records.
+        let area_blocks = bits.blocks_for(self.shared.area().len() as u64);
+        let bodies_start = records_end + area_blocks;
+        let end = bodies_start + bodies;
+        if end > u64::from(u32::MAX) {
+            return Err(WriterError::ImageBlocks { blocks: end });
+        }
+        let root_tail = self.write_directories(&directories, bodies_start)?;
+        let root = directories.get(DirectoryId::ROOT);
+        let root_start = bodies_start + u64::from(root.body);
+        let root_inode = self.directory_inode(DirectoryId::ROOT, root, root_icount, 0, root_start);
+        if let Some(place) = root_head.first_chunk_mut() {
+            *place = root_inode.encode_extended();
+        }
+        let Self { metadata, stream, sink, shared, .. } = &mut self;
+        metadata.finish(stream, sink)?;
+        if stream.next_block() != records_end {
+            return Err(WriterError::Order("directories were written differently than planned"));
+        }
+        if area_blocks > 0 {
+            stream.append(sink, bits, shared.area())?;
+        }
+        stream.flush(sink)?;
+
+        summary.nodes = self.tree.file_count() + self.tree.directory_count();
+        summary.directories = self.tree.directory_count();
+        summary.size_bytes = end << bits.get();
+        self.sink.set_len(summary.size_bytes)?;
+        let mut superblock = Superblock::new(bits);
+        superblock.feature_compat = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER;
+        superblock.feature_incompat = if self.has_chunks { incompat::CHUNKED_FILE } else { 0 };
+        superblock.root = root_nid().ok_or(WriterError::Order("the root is off a slot"))?;
+        superblock.inos = summary.nodes;
+        superblock.blocks = end;
+        superblock.uuid = self.options.uuid;
+        if area_blocks > 0 {
+            superblock.xattr_block = u32::try_from(records_end).map_err(WriterError::internal)?;
+        }
+        self.write_first_block(&superblock, &root_head, &root_tail)?;
+        Ok((self.sink, summary))
+    }
+
+    fn patch_link_counts(&mut self) -> Result<(), WriterError> {
+        let Self { tree, metadata, stream, sink, .. } = self;
+        let mut linked: Vec<(Slot, u32)> =
+            tree.hard_linked().map(|(place, nlink)| (place.slot, nlink)).collect();
+        // In the order they lie in.
+        linked.sort_unstable_by_key(|(slot, _)| slot.0);
+        for (slot, nlink) in linked {
+            metadata.patch(stream, sink, slot, NLINK_AT, &nlink.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Walks the tree: sorts every directory, measures it, and counts.
+    fn walk(&mut self, summary: &mut Summary) -> Result<Directories, WriterError> {
+        let slots = self.tree.directory_slots();
+        let limit = self.options.max_metadata_bytes;
+        let more = slots * (size_of::<Planned>() + size_of::<DirectoryId>());
+        if self.metadata_bytes().saturating_add(more as u64) > limit {
+            return Err(WriterError::Memory { limit });
+        }
+        let overlay = |name: &[u8], value: &[u8]| Xattr { name: name.to_vec(), value: value.to_vec() };
+        let mut directories = Directories {
+            order: vec![DirectoryId::ROOT],
+            planned: vec![Planned::default(); slots],
+            opaque: overlay(b"trusted.overlay.opaque", b"y"),
+            origin: overlay(b"trusted.overlay.origin", b""),
+        };
+        let mut at = 0;
+        while let Some(directory) = directories.order.get(at).copied() {
+            at += 1;
+            self.tree.sort(directory);
+            let mut extent = Extent::new(self.bits());
+            let mut planned = Planned { nlink: 2, ..Planned::default() };
+            let children = self.tree.children(directory).map(|(name, node)| (name, Some(node)));
+            for (name, node) in with_dots(children, None, None) {
+                extent.add(name.len());
+                let Some(node) = node else { continue };
+                summary.names += 1;
+                match node {
+                    Node::Directory(child) => {
+                        planned.nlink += 1;
+                        directories.order.push(child);
+                    }
+                    Node::File(file) if self.tree.is_whiteout(file) => planned.has_whiteouts = true,
+                    Node::File(_) => {}
+                }
+            }
+            planned.size_bytes = extent.size_bytes();
+            *directories.get_mut(directory) = planned;
+            summary.opaque_directories += u64::from(self.tree.is_opaque(directory));
+            self.shared.note_all(directories.xattrs(&self.tree, directory), false)?;
+        }
+        for (file_type, is_whiteout) in self.tree.files() {
+            match file_type {
+                FileType::Regular => summary.regular_files += 1,
+                FileType::Symlink => summary.symlinks += 1,
+                _ if is_whiteout => summary.whiteouts += 1,
+                _ => summary.special_files += 1,
+            }
+        }
+        Ok(directories)
+    }
+
+    /// Inode and attributes of the root, which have to fit behind the superblock.
+    fn root_head(&mut self, directories: &Directories) -> Result<(Vec<u8>, u16), WriterError> {
+        let room = head_len(self.bits()) - Superblock::OFFSET - Superblock::LEN as u64;
+        let xattrs = directories.xattrs(&self.tree, DirectoryId::ROOT);
+        for share_all in [false, true] {
+            if share_all {
+                self.shared.note_all(xattrs.iter().copied(), true)?;
+            }
+            let mut head = vec![0; Inode::EXTENDED_LEN];
+            let body = self.shared.body(xattrs.iter().copied(), &mut head);
+            if let Ok(icount) = body
+                && head.len() as u64 <= room
+            {
+                return Ok((head, icount));
+            }
+        }
+        Err(WriterError::RootXattrs { count: xattrs.len() })
+    }
+
+    /// Writes the records and blocks of all directories; returns the root's inline tail.
+    fn write_directories(
+        &mut self,
+        directories: &Directories,
+        bodies_start: u64,
+    ) -> Result<Vec<u8>, WriterError> {
+        let bits = self.bits();
+        let mut bodies = Window::default();
+        let mut blocks = Blocks::new(bits);
+        let mut data = Vec::new();
+        let mut root_tail = Vec::new();
+        for directory in directories.order.iter().copied() {
+            let planned = directories.get(directory);
+            let is_root = directory == DirectoryId::ROOT;
+            let start = bodies_start + u64::from(planned.body);
+            let mut offset = start << bits.get();
+            let own = (self.nid(directories, directory)?, FileType::Directory);
+            let parent = (self.nid(directories, self.tree.parent(directory))?, FileType::Directory);
+            data.clear();
+            let children = self.tree.children(directory).map(|(name, node)| (name, Some(node)));
+            let mut dots = [own, parent].into_iter();
+            for (name, node) in with_dots(children, None, None) {
+                let (nid, file_type) = match node {
+                    None => dots.next().ok_or(WriterError::Order("there are two dots"))?,
+                    Some(Node::Directory(child)) => (self.nid(directories, child)?, FileType::Directory),
+                    Some(Node::File(file)) => {
+                        let nid = self.metadata.nid(self.tree.payload(file).slot);
+                        (nid.ok_or(WriterError::Order("a file has no place"))?, self.tree.file_type(file))
+                    }
+                };
+                blocks.add(name, nid, file_type, &mut data);
+                if !data.is_empty() {
+                    bodies.write(&mut self.sink, offset, &data)?;
+                    offset += data.len() as u64;
+                    data.clear();
+                }
+            }
+            blocks.finish(&mut data);
+            if !planned.inline {
+                data.resize(data.len().next_multiple_of(bits.buffer_len()), 0);
+                bodies.write(&mut self.sink, offset, &data)?;
+                data.clear();
+            }
+            if is_root {
+                root_tail = std::mem::take(&mut data);
+                continue;
+            }
+            self.head.clear();
+            self.head.resize(Inode::EXTENDED_LEN, 0);
+            let icount = self.shared.body(directories.xattrs(&self.tree, directory), &mut self.head)?;
+            let ino = self.take_ino();
+            let inode = self.directory_inode(directory, planned, icount, ino, start);
+            self.set_inode(&inode);
+            std::mem::swap(&mut self.tail, &mut data);
+            let slot = self.add_record()?;
+            if slot != planned.slot {
+                return Err(WriterError::Order("a directory was written elsewhere than planned"));
+            }
+        }
+        bodies.flush(&mut self.sink)?;
+        Ok(root_tail)
+    }
+
+    fn directory_inode(
+        &self,
+        directory: DirectoryId,
+        planned: Planned,
+        xattr_icount: u16,
+        ino: u32,
+        start: u64,
+    ) -> Inode {
+        let bits = self.bits();
+        let has_body = !planned.inline || planned.size_bytes >= bits.size();
+        let start = Some(if has_body { Block(start) } else { Block::UNUSED });
+        Inode {
+            xattr_icount,
+            file_type: FileType::Directory,
+            attributes: self.tree.attributes(directory),
+            nlink: planned.nlink,
+            size_bytes: planned.size_bytes,
+            ino,
+            dot_omitted: false,
+            data: if planned.inline { Data::Inline { start } } else { Data::Plain { start } },
+        }
+    }
+
+    fn nid(&self, directories: &Directories, directory: DirectoryId) -> Result<Nid, WriterError> {
+        let nid = match directory {
+            DirectoryId::ROOT => root_nid(),
+            _ => self.metadata.nid(directories.get(directory).slot),
+        };
+        nid.ok_or(WriterError::Order("a directory has no place"))
+    }
+
+    /// Writes superblock and root directory, which make the rest an image.
+    fn write_first_block(
+        &mut self,
+        superblock: &Superblock,
+        root_head: &[u8],
+        root_tail: &[u8],
+    ) -> Result<(), WriterError> {
+        let bits = self.bits();
+        let from_superblock = [&superblock.encode()[..], root_head, root_tail].concat();
+        let start = usize::try_from(Superblock::OFFSET).map_err(WriterError::internal)?;
+        let mut first = vec![0; start];
+        first.extend_from_slice(&from_superblock);
+        first.resize(usize::try_from(head_len(bits)).map_err(WriterError::internal)?, 0);
+        let covered =
+            first.get_mut(start..).and_then(|rest| rest.get_mut(..Superblock::checksummed_len(bits)));
+        seal(covered.ok_or(WriterError::Order("the first block is too short"))?);
+        Ok(self.sink.write_at(0, &first)?)
+    }
+}
+
+/// Whether a tail fits behind the root's inode and attributes: inside the first block or blocks, and
+/// without crossing from one to the next.
+fn root_has_room(head: u64, tail: u64, block_size: u64) -> bool {
+    let start = Superblock::OFFSET + Superblock::LEN as u64 + head;
+    // A tail lies in the block in which what stands before it ends.
+    (start - 1) / block_size == (start + tail - 1) / block_size
+}

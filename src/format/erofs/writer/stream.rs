@@ -1,0 +1,234 @@
+//! The writer's way to its sink: blocks are given out in ascending order, small writes are gathered.
+//!
+//! Source: `docs/formats/erofs.md`, "How an image is written".
+
+use std::io;
+
+use super::WriterError;
+use crate::format::{Sink, erofs::BlockBits};
+
+/// Gathered bytes go to the sink when there are this many.
+const GATHERED: usize = 1 << 20;
+/// Writes of this size go to the sink as they are: copying them would cost more than a call saves.
+const DIRECT: usize = GATHERED / 2;
+/// Zeros up to this many between two writes are gathered too; larger gaps are left to the sink.
+const GAP: u64 = 64 << 10;
+
+/// Gives out blocks and writes to them, in one direction.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// First block that is not given out.
+    next: u64,
+    window: Window,
+}
+
+/// Bytes on their way to the sink.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    start: u64,
+    gathered: Vec<u8>,
+}
+
+impl Window {
+    fn end(&self) -> u64 {
+        self.start + self.gathered.len() as u64
+    }
+
+    /// Writes `bytes` at byte `offset`, which is not before the end of the last write.
+    pub fn write(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() >= DIRECT {
+            self.flush(sink)?;
+            sink.write_at(offset, bytes)?;
+            self.start = offset + bytes.len() as u64;
+            return Ok(());
+        }
+        match offset.checked_sub(self.end()) {
+            Some(gap) if gap <= GAP && !self.gathered.is_empty() => {
+                let len = self.gathered.len() + usize::try_from(gap).map_err(io::Error::other)?;
+                self.gathered.resize(len, 0);
+            }
+            _ => {
+                self.flush(sink)?;
+                self.start = offset;
+            }
+        }
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= GATHERED { self.flush(sink) } else { Ok(()) }
+    }
+
+    /// Hands everything gathered to the sink.
+    pub fn flush(&mut self, sink: &mut impl Sink) -> io::Result<()> {
+        if !self.gathered.is_empty() {
+            sink.write_at(self.start, &self.gathered)?;
+            self.start = self.end();
+            self.gathered.clear();
+        }
+        Ok(())
+    }
+
+    /// The part of `len` bytes from `offset` on that is still here.
+    fn held(&mut self, offset: u64, len: u64) -> Option<&mut [u8]> {
+        let start = offset.max(self.start);
+        let end = (offset + len).min(self.end());
+        let len = usize::try_from(end.checked_sub(start)?).ok()?;
+        self.gathered.get_mut(usize::try_from(start - self.start).ok()?..)?.get_mut(..len)
+    }
+
+    /// Makes bytes written before read as zeros.
+    fn discard(&mut self, sink: &mut impl Sink, offset: u64, len: u64) -> io::Result<()> {
+        if let Some(held) = self.held(offset, len) {
+            held.fill(0);
+        }
+        let passed = self.start.saturating_sub(offset).min(len);
+        if passed > 0 { sink.discard(offset, passed) } else { Ok(()) }
+    }
+
+    /// Changes bytes written before.
+    fn patch(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if offset < self.start && self.end() > self.start && offset + bytes.len() as u64 > self.start {
+            // Half of it is still here: only a caller that patches across records would get here.
+            self.flush(sink)?;
+        }
+        match self.held(offset, bytes.len() as u64) {
+            Some(held) if held.len() == bytes.len() => {
+                held.copy_from_slice(bytes);
+                Ok(())
+            }
+            _ => sink.write_at(offset, bytes),
+        }
+    }
+}
+
+impl Stream {
+    /// A stream whose first block is `next`.
+    pub fn new(next: u64) -> Self {
+        Self { next, window: Window::default() }
+    }
+
+    /// First block that is not given out.
+    pub fn next_block(&self) -> u64 {
+        self.next
+    }
+
+    /// Gives out `blocks` blocks and returns the first.
+    ///
+    /// Errors: [`WriterError::ImageBlocks`] when an address would need more than 32 bits.
+    pub fn allocate(&mut self, blocks: u64) -> Result<u32, WriterError> {
+        let too_large = || WriterError::ImageBlocks { blocks: self.next.saturating_add(blocks) };
+        let end = self.next.checked_add(blocks).filter(|end| *end < u64::from(u32::MAX));
+        let end = end.ok_or_else(too_large)?;
+        let start = u32::try_from(self.next).map_err(|_too_wide| too_large())?;
+        self.next = end;
+        Ok(start)
+    }
+
+    /// Writes `bytes` at byte `offset`, inside blocks given out and not before the end of the last write.
+    pub fn write(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> Result<(), WriterError> {
+        Ok(self.window.write(sink, offset, bytes)?)
+    }
+
+    /// Writes `bytes` into new blocks and returns the first.
+    pub fn append(
+        &mut self,
+        sink: &mut impl Sink,
+        bits: BlockBits,
+        bytes: &[u8],
+    ) -> Result<u32, WriterError> {
+        let start = self.allocate(bits.blocks_for(bytes.len() as u64))?;
+        self.write(sink, u64::from(start) << bits.get(), bytes)?;
+        Ok(start)
+    }
+
+    /// Makes bytes written before read as zeros.
+    pub fn discard(&mut self, sink: &mut impl Sink, offset: u64, len: u64) -> Result<(), WriterError> {
+        Ok(self.window.discard(sink, offset, len)?)
+    }
+
+    /// Changes bytes written before.
+    pub fn patch(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> Result<(), WriterError> {
+        Ok(self.window.patch(sink, offset, bytes)?)
+    }
+
+    /// Hands everything gathered to the sink.
+    pub fn flush(&mut self, sink: &mut impl Sink) -> Result<(), WriterError> {
+        Ok(self.window.flush(sink)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts what reaches it.
+    #[derive(Default)]
+    struct Counted {
+        image: Vec<u8>,
+        writes: usize,
+        discards: usize,
+    }
+
+    impl Sink for Counted {
+        fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.writes += 1;
+            self.image.write_at(offset, bytes)
+        }
+        fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+            self.discards += 1;
+            self.image.discard(offset, len)
+        }
+        fn set_len(&mut self, len: u64) -> io::Result<()> {
+            Sink::set_len(&mut self.image, len)
+        }
+    }
+
+    #[test]
+    fn small_writes_are_gathered_and_gaps_between_them_are_zeros() {
+        let mut sink = Counted::default();
+        let mut window = Window::default();
+        for block in 0..600_u64 {
+            window.write(&mut sink, block * 4096, &[7; 4000]).unwrap();
+        }
+        window.flush(&mut sink).unwrap();
+        assert_eq!(sink.writes, 3);
+        assert!(
+            sink.image
+                .chunks(4096)
+                .all(|block| block[..4000] == [7; 4000] && block[4000..].iter().all(|b| *b == 0))
+        );
+    }
+
+    #[test]
+    fn large_writes_pass_through_and_large_gaps_are_left_out() {
+        let mut sink = Counted::default();
+        let mut window = Window::default();
+        window.write(&mut sink, 0, b"a").unwrap();
+        window.write(&mut sink, 4096, &vec![1; DIRECT]).unwrap();
+        window.write(&mut sink, 1 << 30, b"b").unwrap();
+        assert_eq!((sink.writes, sink.image.len()), (2, 4096 + DIRECT));
+    }
+
+    #[test]
+    fn what_is_taken_back_is_gone_from_the_window_and_from_the_sink() {
+        let mut sink = Counted::default();
+        let mut window = Window::default();
+        window.write(&mut sink, 0, &[1; 100]).unwrap();
+        window.flush(&mut sink).unwrap();
+        window.write(&mut sink, 100, &[2; 100]).unwrap();
+        window.discard(&mut sink, 90, 20).unwrap();
+        window.discard(&mut sink, 150, 10).unwrap();
+        window.patch(&mut sink, 80, &[3; 4]).unwrap();
+        window.patch(&mut sink, 198, &[4; 2]).unwrap();
+        window.flush(&mut sink).unwrap();
+        let runs = [(80, 1), (4, 3), (6, 1), (20, 0), (40, 2), (10, 0), (38, 2), (2, 4)];
+        let want: Vec<u8> = runs.into_iter().flat_map(|(len, byte)| vec![byte; len]).collect();
+        assert_eq!((sink.image, sink.discards), (want, 1));
+    }
+
+    #[test]
+    fn the_last_address_is_one_that_is_not_all_ones() {
+        let mut stream = Stream::new(1);
+        assert_eq!(stream.allocate(0xffff_fffd).unwrap(), 1);
+        assert!(matches!(stream.allocate(1), Err(WriterError::ImageBlocks { blocks: 0xffff_ffff })));
+        assert!(matches!(stream.allocate(u64::MAX), Err(WriterError::ImageBlocks { .. })));
+    }
+}

@@ -1,0 +1,199 @@
+//! The way to an entry's parent directory, through symbolic links of the layer itself.
+//!
+//! Links are followed as a process with the image as its root would: absolute targets begin at the
+//! root, `..` at the root stays there, at most [`limits::SYMLINK_HOPS`] links in all. Directories
+//! that are missing on the way are made. What a link led to is remembered until a directory or a link
+//! is removed, so that a chain of links used by every entry is followed once.
+
+use super::{
+    FileType,
+    layer::{Tree, TreeError},
+    names::Target,
+    path::{PathError, Quoted},
+};
+use crate::limits;
+
+/// The cleaned components between the root and an entry, or the directory they are known to lead to.
+pub(super) struct Way<'a> {
+    components: Vec<&'a [u8]>,
+    known: Option<u32>,
+    /// How the way was spelled, to be recognised in the next entry.
+    spelling: Option<&'a [u8]>,
+}
+
+/// Why a parent was not found when none may be made.
+pub(super) enum Missing {
+    /// It does not exist.
+    Nothing,
+    /// It cannot be followed.
+    Refused(TreeError),
+}
+
+/// The parent of the last entry: entries of one directory mostly follow each other.
+#[derive(Debug, Default)]
+pub(super) struct LastParent {
+    spelling: Vec<u8>,
+    directory: u32,
+    generation: u32,
+    is_set: bool,
+}
+
+impl LastParent {
+    /// The way to the parent of `name` and the last component, if both are spelled plainly and the
+    /// parent is that of the last entry.
+    pub fn recall<'a>(&self, name: &'a [u8], generation: u32) -> Option<(Way<'a>, &'a [u8])> {
+        if !self.is_set || self.generation != generation || name.len() > limits::PATH_BYTES {
+            return None;
+        }
+        let trimmed = name.strip_suffix(b"/").unwrap_or(name);
+        let last = trimmed.strip_prefix(self.spelling.as_slice())?;
+        let plain = (1..=limits::NAME_BYTES).contains(&last.len())
+            && last != b"."
+            && last != b".."
+            && !last.iter().any(|byte| matches!(byte, b'/' | 0));
+        plain.then(|| (Way { components: Vec::new(), known: Some(self.directory), spelling: None }, last))
+    }
+}
+
+/// A link target that is being followed.
+struct Frame {
+    link: u32,
+    /// The rest of the target, in the tree's store of targets.
+    offset: u32,
+    len: usize,
+    /// Links followed before this one's target.
+    hops: u32,
+}
+
+impl<'a> Way<'a> {
+    /// The way along `components`, the cleaned form of what stands before the last component in `name`.
+    pub fn new(name: &'a [u8], components: Vec<&'a [u8]>) -> Self {
+        let trimmed = name.strip_suffix(b"/").unwrap_or(name);
+        let end = trimmed.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let last = trimmed.get(end..).unwrap_or_default();
+        // Behind a last component like `..` the way is not what stands before it.
+        let plain = !matches!(last, b"" | b"." | b"..");
+        Self { components, known: None, spelling: if plain { trimmed.get(..end) } else { None } }
+    }
+
+    /// The directory at the end of the way; missing ones are made.
+    pub fn resolve<P: Copy + Default>(
+        self,
+        tree: &mut Tree<P>,
+        freed: &mut Vec<P>,
+    ) -> Result<u32, TreeError> {
+        if let Some(known) = self.known {
+            return Ok(known);
+        }
+        let directory = walk(tree, &self.components, Some(freed)).map_err(|missing| match missing {
+            Missing::Refused(error) => error,
+            Missing::Nothing => TreeError::Parent(Quoted(&self.components.join(&b'/')).to_string()),
+        })?;
+        if let Some(spelling) = self.spelling {
+            tree.last_parent.spelling.clear();
+            tree.last_parent.spelling.extend_from_slice(spelling);
+            tree.last_parent.directory = directory;
+            tree.last_parent.generation = tree.generation;
+            tree.last_parent.is_set = true;
+        }
+        Ok(directory)
+    }
+
+    /// The directory at the end of the way, if there is one.
+    pub fn look_up<P: Copy + Default>(self, tree: &mut Tree<P>) -> Result<u32, Missing> {
+        match self.known {
+            Some(known) => Ok(known),
+            None => walk(tree, &self.components, None),
+        }
+    }
+}
+
+/// Follows `components` from the root. Directories that are missing are made, in the place of whiteouts
+/// too, if there is a list for what they free.
+fn walk<P: Copy + Default>(
+    tree: &mut Tree<P>,
+    components: &[&[u8]],
+    mut freed: Option<&mut Vec<P>>,
+) -> Result<u32, Missing> {
+    let root = super::DirectoryId::ROOT.0;
+    let mut directory = root;
+    let mut hops = 0;
+    let mut frames: Vec<Frame> = Vec::new();
+    let mut components = components.iter();
+    // A component of a link target is copied here: making a directory moves the store of targets.
+    let mut from_target = Vec::new();
+    loop {
+        let component: &[u8] = match frames.last_mut() {
+            Some(frame) if frame.len == 0 => {
+                let link = tree.links.get_mut(frame.link);
+                link.directory = directory;
+                link.hops = u16::try_from(hops - frame.hops).unwrap_or(u16::MAX);
+                link.generation = tree.generation;
+                frames.pop();
+                continue;
+            }
+            Some(frame) => {
+                let rest = tree.targets.get(frame.offset, frame.len);
+                let len = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+                from_target.clear();
+                from_target.extend_from_slice(rest.get(..len).unwrap_or_default());
+                let used = (len + 1).min(frame.len);
+                frame.len -= used;
+                frame.offset += u32::try_from(used).unwrap_or(u32::MAX);
+                &from_target
+            }
+            None => match components.next() {
+                Some(component) => component,
+                None => return Ok(directory),
+            },
+        };
+        match component {
+            b"" | b"." => continue,
+            b".." => {
+                directory = tree.parent(super::DirectoryId(directory)).0;
+                continue;
+            }
+            name if name.len() > limits::NAME_BYTES => {
+                return Err(Missing::Refused(PathError::ComponentTooLong { len: name.len() }.into()));
+            }
+            _ => {}
+        }
+        let file = match tree.names.find(directory, component).map(|name| tree.names.get(name).target()) {
+            Some(Target::Directory(number)) => {
+                directory = number;
+                continue;
+            }
+            Some(Target::File(file)) => Some(tree.files.get(file)),
+            None => None,
+        };
+        match file {
+            Some(file) if file.file_type == FileType::Symlink => {
+                hops += 1;
+                let link = tree.links.get(file.link);
+                let frame = Frame { link: file.link, offset: link.offset, len: usize::from(link.len), hops };
+                if link.generation == tree.generation {
+                    hops += u32::from(link.hops);
+                    directory = link.directory;
+                } else {
+                    // Only work that is done counts; what is remembered is free.
+                    let left = tree.link_steps.checked_sub(u64::from(link.len));
+                    tree.link_steps = left.ok_or(Missing::Refused(TreeError::LinkSteps))?;
+                    if tree.targets.get(frame.offset, frame.len).first() == Some(&b'/') {
+                        directory = root;
+                    }
+                    frames.push(frame);
+                }
+                if hops > limits::SYMLINK_HOPS {
+                    return Err(Missing::Refused(TreeError::Loop));
+                }
+            }
+            Some(file) if !file.whiteout => {
+                return Err(Missing::Refused(TreeError::Parent(Quoted(component).to_string())));
+            }
+            _ => {
+                let freed = freed.as_deref_mut().ok_or(Missing::Nothing)?;
+                directory = tree.imply(directory, component, freed).map_err(Missing::Refused)?;
+            }
+        }
+    }
+}

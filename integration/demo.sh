@@ -22,8 +22,8 @@ if [ -z "${PLYWOOD_DEMO_INSIDE:-}" ]; then
     [ "$(id -u)" = 0 ] || fail "containerd, mounts and runc need root"
     step "Set-up"
     if [ -z "${PLYWOOD_BIN:-}" ]; then
-        "$repo/integration/setup/build.sh"
-        PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+        path=$("$repo/integration/setup/build.sh")
+        eval "$path"
     fi
     tools=$("$repo/integration/setup/tools.sh")
     eval "$tools"

@@ -16,16 +16,16 @@ passed=0 failed=0 failures=() skips=()
 step() { printf '\n== %s\n' "$*"; }
 
 step "Set-up"
-integration/setup/build.sh || exit 1
+path=$(integration/setup/build.sh) || exit 1
+eval "$path"
 # shellcheck disable=SC2086 # a list of packages
-integration/setup/build.sh $TEST_PACKAGES || echo "test: going on; tests that need them are skipped"
+integration/setup/build.sh $TEST_PACKAGES >/dev/null || echo "test: going on; tests that need them are skipped"
 if tools=$(integration/setup/tools.sh); then
     eval "$tools"
     echo "containerd and its like: $PLYWOOD_TOOLS/bin"
 else
     echo "test: going on; tests that need containerd or erofs-utils are skipped"
 fi
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 export CARGO_TERM_COLOR=never
 
 # check NAME COMMAND...: one check that passes or fails as a whole.

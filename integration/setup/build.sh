@@ -1,9 +1,11 @@
 #!/bin/sh
-# Makes a Debian machine able to build Plywood: the packages its build needs, and a check of the Rust toolchain.
+# Makes a Debian machine able to build Plywood: the packages its build needs, and a Rust toolchain.
 #
-#   integration/setup/build.sh [PACKAGE...]     PACKAGEs are installed as well
+#   path=$(integration/setup/build.sh [PACKAGE...]) && eval "$path"     PACKAGEs are installed as well
 #
-# Installs with apt-get only what is missing, so that a second run changes nothing and needs no root.
+# Installs with apt-get only what is missing, so that a second run changes nothing and needs no root. The Rust on PATH,
+# or in rustup's default place, is used when it is new enough; otherwise one is unpacked beside the host (tools.sh rust).
+# Prints the line that puts it on PATH.
 set -eu
 
 # containerd-client's build script runs protoc; C compilers build libzstd.
@@ -30,9 +32,18 @@ if [ -n "$missing" ]; then
     rm -f "$log"
 fi
 
-# rustup's default place, which a login shell would have on its PATH.
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-command -v cargo >/dev/null || fail "cargo is missing: Plywood needs Rust $RUST or later, newer than Debian's own; see https://rustup.rs"
-found=$(rustc --version | awk '{print $2}')
-[ "$(printf '%s\n%s\n' "$RUST" "${found%%-*}" | sort -V | head -n 1)" = "$RUST" ] ||
-    fail "Rust $RUST or later is needed and $found was found: run 'rustup update stable'"
+# Whether the cargo and rustc found on a search path are new enough: new_enough PATH
+new_enough() {
+    found=$(PATH=$1 rustc --version 2>/dev/null | awk '{print $2}')
+    PATH=$1 command -v cargo >/dev/null && [ -n "$found" ] &&
+        [ "$(printf '%s\n%s\n' "$RUST" "${found%%-*}" | sort -V | head -n 1)" = "$RUST" ]
+}
+rustup=${CARGO_HOME:-$HOME/.cargo}/bin
+if new_enough "$PATH"; then
+    :
+elif new_enough "$rustup:$PATH"; then
+    echo "export PATH='$rustup':\$PATH"
+else
+    echo "build: no Rust $RUST or later here (rustup would bring it)" >&2
+    "$(dirname "$0")/tools.sh" rust || fail "install Rust $RUST or later: https://rustup.rs"
+fi

@@ -1,7 +1,10 @@
 #!/bin/sh
-# Unpacks the programs that demo and tests drive from Debian's testing suite into a directory of its own.
+# Unpacks programs from Debian's testing suite into a directory of its own.
 #
-#   eval "$(integration/setup/tools.sh)"      # exports PLYWOOD_TOOLS; the programs are in $PLYWOOD_TOOLS/bin
+#   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils: what demo and tests drive
+#   eval "$(integration/setup/tools.sh rust)"   # a Rust toolchain, for machines without one that is new enough
+#
+# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the second puts its own first on PATH.
 #
 # Nothing of the host is replaced: apt runs with a configuration, lists, cache and (empty) status file of its own,
 # packages are unpacked and not installed, and every program is patched to the loader and libraries unpacked beside
@@ -12,14 +15,8 @@
 #   PLYWOOD_DEBIAN_KEYRING  its keys (default: the archive keyring of the host)
 set -eu
 
-SUITE=testing
-# With the libraries they need.
-LINKED="runc erofs-utils jq zstd patchelf"
-# Programs that need nothing beyond libc, which the others bring.
-PLAIN="containerd docker-registry oras busybox-static"
-# What is linked into bin/, and has to be there afterwards.
-PROGRAMS="containerd containerd-shim-runc-v2 ctr runc docker-registry mkfs.erofs fsck.erofs dump.erofs oras jq zstd
-patchelf busybox"
+say() { echo "tools: $*" >&2; }
+fail() { say "$*"; exit 1; }
 
 if [ -n "${PLYWOOD_TOOLS_DIR:-}" ]; then
     dir=$PLYWOOD_TOOLS_DIR
@@ -29,8 +26,25 @@ else
     dir=${XDG_CACHE_HOME:-$HOME/.cache}/plywood-tools
 fi
 
-say() { echo "tools: $*" >&2; }
-fail() { say "$*"; exit 1; }
+SUITE=testing
+# LINKED: with the libraries they need. PLAIN: programs that need nothing beyond libc, which the others bring.
+# PROGRAMS: what is linked into bin/, and has to be there afterwards.
+set=${1:-daemons}
+case $set in
+daemons)
+    LINKED="runc erofs-utils jq zstd patchelf"
+    PLAIN="containerd docker-registry oras busybox-static"
+    PROGRAMS="containerd containerd-shim-runc-v2 ctr runc docker-registry mkfs.erofs fsck.erofs dump.erofs oras jq zstd
+        patchelf busybox"
+    ;;
+rust)
+    LINKED="rustc cargo rust-clippy rustfmt patchelf"
+    PLAIN=
+    PROGRAMS="rustc rustdoc cargo rustfmt cargo-fmt clippy-driver cargo-clippy"
+    dir=$dir/rust
+    ;;
+*) fail "$set is neither daemons nor rust" ;;
+esac
 
 for program in apt-get apt-config dpkg dpkg-deb flock; do
     command -v "$program" >/dev/null || fail "$program is missing: this script needs Debian, or a system made from it"
@@ -39,11 +53,18 @@ arch=$(dpkg --print-architecture)
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd -P)
 
+answer() {
+    case $set in
+    daemons) echo "export PLYWOOD_TOOLS='$dir'" ;;
+    rust) echo "export PATH='$dir/bin':\$PATH" ;;
+    esac
+}
+
 exec 9>"$dir/.lock"
 flock 9
-stamp="4 $SUITE $arch $LINKED $PLAIN $dir"
+stamp="5 $SUITE $arch $LINKED $PLAIN $dir"
 if [ "$(cat "$dir/.stamp" 2>/dev/null)" = "$stamp" ]; then
-    echo "export PLYWOOD_TOOLS='$dir'"
+    answer
     exit 0
 fi
 
@@ -103,7 +124,8 @@ done
 say "unpacking $LINKED $PLAIN from $SUITE into $dir"
 # shellcheck disable=SC2086 # lists of packages
 download() {
-    apt-get -q -y --download-only install $LINKED && cd "$dir/apt/cache/archives" && apt-get -q download $PLAIN
+    apt-get -q -y --download-only install $LINKED || return
+    [ -z "$PLAIN" ] || { cd "$dir/apt/cache/archives" && apt-get -q download $PLAIN; }
 }
 (download) >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "download failed"; }
 for package in "$dir"/apt/cache/archives/*.deb; do
@@ -114,16 +136,21 @@ done
 loader=$(find "$dir/root/usr/lib" "$dir/root/usr/lib64" "$dir/root/lib" "$dir/root/lib64" -maxdepth 2 \
     -name 'ld-linux*.so.*' 2>/dev/null | head -n 1)
 [ -n "$loader" ] || fail "no loader among the unpacked libraries"
-libraries=$(find "$dir/root" -name '*.so.*' -printf '%h\n' | sort -u | grep -E '/lib(/[^/]*-linux-gnu[^/]*)?$' | paste -sd:)
+libraries=$(find "$dir"/root/usr/lib* "$dir"/root/lib* -maxdepth 2 -name '*.so.*' -printf '%h\n' 2>/dev/null | sort -u |
+    grep -E '/lib(/[^/]*-linux-gnu[^/]*)?$' | paste -sd:)
 patchelf=$dir/root/usr/bin/patchelf
 cp "$patchelf" "$dir/apt/patchelf"
+run="$loader --library-path $libraries $dir/apt/patchelf"
 for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$dir"/root/sbin/*; do
     if [ ! -f "$program" ] || [ -L "$program" ]; then continue; fi
-    run="$loader --library-path $libraries $dir/apt/patchelf"
     # Scripts and static programs have no interpreter to change.
     $run --print-interpreter "$program" >/dev/null 2>&1 || continue
     # An old-style RPATH, because it also counts for the libraries of libraries.
     $run --set-interpreter "$loader" --force-rpath --set-rpath "$libraries" "$program"
+done
+# A library with a path of its own would not use the program's.
+find "$dir"/root/usr/lib* "$dir"/root/lib* -maxdepth 2 -name '*.so*' -type f 2>/dev/null | while read -r library; do
+    [ -z "$($run --print-rpath "$library" 2>/dev/null)" ] || $run --remove-rpath "$library"
 done
 for program in $PROGRAMS; do
     for folder in usr/bin usr/sbin bin sbin; do
@@ -143,5 +170,11 @@ for program in $PROGRAMS; do
 done
 rm -rf "$dir/apt/cache" "$dir/apt/lists"
 echo "$stamp" >"$dir/.stamp"
-say "$("$dir/bin/containerd" --version | awk '{print $1, $3}'), $("$dir/bin/runc" --version | head -n 1), $("$dir/bin/mkfs.erofs" --version 2>&1 | head -n 1)"
-echo "export PLYWOOD_TOOLS='$dir'"
+case $set in
+daemons) versions="containerd runc mkfs.erofs" ;;
+rust) versions="rustc cargo" ;;
+esac
+for program in $versions; do
+    say "$("$dir/bin/$program" --version 2>&1 | head -n 1)"
+done
+answer

@@ -82,6 +82,8 @@ pub struct Call {
     pub namespace: Namespace,
     /// Forwarded when the request brought one.
     pub lease: Option<String>,
+    /// W3C trace context of the caller, forwarded so that its trace reaches the content store.
+    pub trace_parent: Option<TraceParent>,
     /// Set when the client goes away, asks to stop, or its deadline passes.
     pub cancel: Cancel,
 }
@@ -89,7 +91,33 @@ pub struct Call {
 impl Call {
     /// A call without lease or deadline.
     pub fn new(namespace: Namespace) -> Self {
-        Self { namespace, lease: None, cancel: Cancel::new() }
+        Self { namespace, lease: None, trace_parent: None, cancel: Cancel::new() }
+    }
+}
+
+/// A `traceparent` header, version 00.
+///
+/// Source: W3C Trace Context, section 3.2: `00-` 32 hex digits `-` 16 hex digits `-` 2 hex digits, lower
+/// case, the two identifiers not all zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceParent(String);
+
+impl TraceParent {
+    /// The header's value.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// `None` when `text` is not of that form; a request is not refused for its trace.
+    pub fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<&str> = text.split('-').collect();
+        let hex = |part: &&str, len: usize| {
+            part.len() == len && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let named = |part: &&str| part.bytes().any(|byte| byte != b'0');
+        let [version, trace, parent, flags] = parts.as_slice() else { return None };
+        let well_formed = *version == "00" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+        (well_formed && named(trace) && named(parent)).then(|| Self(text.to_owned()))
     }
 }
 
@@ -140,6 +168,11 @@ impl Cancel {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
+    /// When it cancels itself.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// Asks everything that shares this flag to stop.
     pub fn cancel(&self) {
         self.flag.store(true, Ordering::Release);
@@ -168,6 +201,22 @@ mod tests {
         }
         for bad in ["", ".", "a..b", "-a", "a-", "a/b", "a b", "é", &"a".repeat(77)] {
             assert!(bad.parse::<Namespace>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_trace_parent_is_taken_in_its_one_form_only() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(TraceParent::parse(good).map(|parent| parent.as_str().to_owned()), Some(good.to_owned()));
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+        ] {
+            assert_eq!(TraceParent::parse(bad), None, "{bad}");
         }
     }
 

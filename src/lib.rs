@@ -9,7 +9,7 @@
 //! | 2 formats | [`tree`], [`format`] |
 //! | 3 ports | [`sys`], [`store`], [`snapshot`] |
 //! | 4 domain | [`pipeline`], [`apply`] |
-//! | 5 edges | [`config`], `observe`, `rpc`, `server`, [`cli`] |
+//! | 5 edges | [`config`], [`observe`], [`rpc`], [`server`], [`cli`] |
 
 pub mod apply;
 pub mod call;
@@ -22,7 +22,10 @@ pub mod error;
 pub mod format;
 pub mod limits;
 pub mod media_type;
+pub mod observe;
 pub mod pipeline;
+pub mod rpc;
+pub mod server;
 pub mod snapshot;
 pub mod store;
 pub mod sys;

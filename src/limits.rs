@@ -38,6 +38,20 @@ pub const MOUNTS: usize = 512;
 /// Largest sum of all strings of a mount list, in bytes.
 pub const MOUNT_BYTES: usize = 256 << 10;
 
+/// Largest gRPC message, in bytes: containerd's own bound.
+pub const GRPC_MESSAGE_BYTES: usize = 16 << 20;
+/// Largest sum of a gRPC request's headers, in bytes; containerd's have less than one KiB.
+pub const GRPC_HEADER_BYTES: u32 = 16 << 10;
+/// Largest ttrpc message, in bytes: the protocol's own bound.
+pub const TTRPC_MESSAGE_BYTES: usize = 4 << 20;
+/// Longest time between accepting a connection and its first complete frame.
+pub const FIRST_FRAME: Duration = Duration::from_secs(5);
+/// Longest lease id that is forwarded, in bytes.
+pub const LEASE_BYTES: usize = 255;
+/// Longest status message, in bytes: percent-encoded twice over it stays within what HTTP/2 clients take
+/// as headers.
+pub const STATUS_MESSAGE_BYTES: usize = 2048;
+
 /// The limits an operator may change; one key each in the configuration's `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -5,5 +5,8 @@
 //!
 //! Source: the manual pages of section 2; kernel 5.6 or later for `openat2`.
 
+pub mod capabilities;
 pub mod dir;
 pub mod file;
+pub mod inherited;
+pub mod sandbox;

@@ -1,0 +1,270 @@
+//! Counters, gauges and histograms, in the OpenMetrics text format.
+//!
+//! Labels come from fixed sets only: methods, kinds of layers, codes, reason ids, stages. Nothing that a
+//! request chooses can make a new time series.
+
+use std::{sync::Mutex, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use super::{process::Usage, security::SecurityEvent};
+use crate::{apply::Applied, pipeline::StageTimes};
+
+/// Labels of a finished request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// Apply or Diff.
+    pub method: &'static str,
+    /// grpc or ttrpc.
+    pub wire: &'static str,
+    /// tar, erofs or other.
+    pub layer: &'static str,
+    /// ok or the status code.
+    pub code: &'static str,
+    /// The reason id; empty for ok.
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Layer {
+    layer: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stage {
+    stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Event {
+    event: &'static str,
+}
+
+/// What is true at the moment of a scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that are worked on.
+    pub running: u64,
+    /// Requests that wait for their turn.
+    pub waiting: u64,
+    /// Bytes of metadata memory charged to requests.
+    pub memory_bytes: u64,
+}
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// Open connections on the Diff socket.
+    pub connections: Gauge,
+    requests: Family<Outcome, Counter>,
+    seconds: Family<Layer, Histogram>,
+    queue_seconds: Histogram,
+    stage_seconds: Family<Stage, Histogram>,
+    bytes_in: Family<Layer, Counter>,
+    bytes_out: Family<Layer, Counter>,
+    nodes: Counter,
+    security: Family<Event, Counter>,
+    running: Gauge,
+    waiting: Gauge,
+    memory: Gauge,
+    resident: Gauge,
+    descriptors: Gauge,
+    threads: Gauge,
+}
+
+/// Every stage by its name.
+fn stages(times: &StageTimes) -> [(&'static str, Duration); 8] {
+    [
+        ("read", times.read),
+        ("blob_digest", times.blob_digest),
+        ("decode", times.decode),
+        ("diff_id", times.diff_id),
+        ("build", times.build),
+        ("finish", times.finish),
+        ("verify", times.verify),
+        ("commit", times.commit),
+    ]
+}
+
+/// 1 ms to 524 s: from a tiny layer to one of many GiB.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 20))
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let metrics = Self {
+            registry: Mutex::default(),
+            connections: Gauge::default(),
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(seconds),
+            queue_seconds: seconds(),
+            stage_seconds: Family::new_with_constructor(seconds),
+            bytes_in: Family::default(),
+            bytes_out: Family::default(),
+            nodes: Counter::default(),
+            security: Family::default(),
+            running: Gauge::default(),
+            waiting: Gauge::default(),
+            memory: Gauge::default(),
+            resident: Gauge::default(),
+            descriptors: Gauge::default(),
+            threads: Gauge::default(),
+        };
+        let mut registry = Registry::default();
+        let own = registry.sub_registry_with_prefix("plywood");
+        own.register("requests", "Finished requests", metrics.requests.clone());
+        own.register_with_unit(
+            "apply_duration",
+            "Time from request to reply, waiting included, of layers that were applied",
+            Unit::Seconds,
+            metrics.seconds.clone(),
+        );
+        own.register_with_unit(
+            "queue_duration",
+            "Time that requests waited for their turn",
+            Unit::Seconds,
+            metrics.queue_seconds.clone(),
+        );
+        own.register_with_unit(
+            "stage_duration",
+            "Time that stages of an Apply took",
+            Unit::Seconds,
+            metrics.stage_seconds.clone(),
+        );
+        own.register_with_unit(
+            "layer_read",
+            "Bytes of layer blobs that were applied",
+            Unit::Bytes,
+            metrics.bytes_in.clone(),
+        );
+        own.register_with_unit(
+            "layer_uncompressed",
+            "Uncompressed bytes of layers that were applied",
+            Unit::Bytes,
+            metrics.bytes_out.clone(),
+        );
+        own.register("layer_nodes", "Files, directories, links and whiteouts written", metrics.nodes.clone());
+        own.register(
+            "security_events",
+            "Events of the security log, those it dropped included",
+            metrics.security.clone(),
+        );
+        own.register("connections", "Open connections on the Diff socket", metrics.connections.clone());
+        own.register("requests_running", "Requests that are worked on", metrics.running.clone());
+        own.register("requests_waiting", "Requests that wait for their turn", metrics.waiting.clone());
+        own.register_with_unit(
+            "metadata_memory",
+            "Metadata memory charged to requests",
+            Unit::Bytes,
+            metrics.memory.clone(),
+        );
+        registry.register_with_unit(
+            "process_resident_memory",
+            "Resident memory",
+            Unit::Bytes,
+            metrics.resident.clone(),
+        );
+        registry.register("process_open_fds", "Open descriptors", metrics.descriptors.clone());
+        registry.register("process_threads", "Threads", metrics.threads.clone());
+        Self { registry: Mutex::new(registry), ..metrics }
+    }
+
+    /// A request ended.
+    pub fn count_request(&self, outcome: &Outcome) {
+        self.requests.get_or_create(outcome).inc();
+    }
+
+    /// A layer of kind `layer` was applied.
+    pub fn count_applied(&self, layer: &'static str, applied: &Applied, took: Duration) {
+        let layer = Layer { layer };
+        let stats = &applied.stats;
+        self.seconds.get_or_create(&layer).observe(took.as_secs_f64());
+        self.bytes_in.get_or_create(&layer).inc_by(stats.blob_bytes);
+        self.bytes_out.get_or_create(&layer).inc_by(applied.size_bytes);
+        self.nodes.inc_by(stats.contents.nodes);
+        for (stage, took) in stages(&stats.times) {
+            self.stage_seconds.get_or_create(&Stage { stage }).observe(took.as_secs_f64());
+        }
+    }
+
+    /// A request got its turn.
+    pub fn count_queued(&self, queued: Duration) {
+        self.queue_seconds.observe(queued.as_secs_f64());
+    }
+
+    pub(super) fn count_security(&self, event: SecurityEvent) {
+        self.security.get_or_create(&Event { event: event.as_str() }).inc();
+    }
+
+    /// Everything as OpenMetrics text, with `load` and the process's size as of now.
+    pub fn text(&self, load: Load) -> String {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.running.set(gauge(load.running));
+        self.waiting.set(gauge(load.waiting));
+        self.memory.set(gauge(load.memory_bytes));
+        let usage = Usage::now();
+        self.resident.set(gauge(usage.resident_bytes.unwrap_or_default()));
+        self.descriptors.set(gauge(usage.descriptors.unwrap_or_default()));
+        self.threads.set(gauge(usage.threads.unwrap_or_default()));
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        encode(&mut text, &registry).expect("writing to a string succeeds");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        apply::{Contents, Stats},
+        codec::Coding,
+        digest::Digest,
+    };
+
+    #[test]
+    fn what_was_counted_is_in_the_text() {
+        let metrics = Metrics::new();
+        let outcome = Outcome { method: "Apply", wire: "grpc", layer: "tar", code: "ok", reason: "" };
+        metrics.count_request(&outcome);
+        metrics.count_request(&outcome);
+        let stats = Stats {
+            blob: Digest::sha256(b""),
+            blob_bytes: 10,
+            coding: Coding::Gzip,
+            image_bytes: 4096,
+            contents: Contents { nodes: 3, ..Contents::default() },
+            times: StageTimes { read: Duration::from_millis(3), ..StageTimes::default() },
+            total: Duration::from_millis(4),
+        };
+        let applied = Applied { media_type: "x", digest: Digest::sha256(b""), size_bytes: 70, stats };
+        metrics.count_applied("tar", &applied, Duration::from_millis(5));
+        metrics.count_security(SecurityEvent::PeerRefused);
+        let text = metrics.text(Load { running: 1, waiting: 2, memory_bytes: 3 });
+        for line in [
+            "plywood_requests_total{method=\"Apply\",wire=\"grpc\",layer=\"tar\",code=\"ok\",reason=\"\"} 2",
+            "plywood_apply_duration_seconds_count{layer=\"tar\"} 1",
+            "plywood_stage_duration_seconds_bucket{le=\"0.004\",stage=\"read\"} 1",
+            "plywood_layer_read_bytes_total{layer=\"tar\"} 10",
+            "plywood_layer_uncompressed_bytes_total{layer=\"tar\"} 70",
+            "plywood_layer_nodes_total 3",
+            "plywood_security_events_total{event=\"peer-refused\"} 1",
+            "plywood_requests_running 1",
+            "plywood_requests_waiting 2",
+            "plywood_metadata_memory_bytes 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} not in\n{text}");
+        }
+        assert!(text.contains("\nprocess_resident_memory_bytes ") && text.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,40 @@
+//! What the daemon tells about itself: log lines, security events, metrics.
+
+pub mod logging;
+pub mod metrics;
+pub mod process;
+pub mod record;
+pub mod scrape;
+pub mod security;
+
+use std::time::Instant;
+
+pub use metrics::{Load, Metrics};
+pub use record::{Record, one_line};
+pub use security::SecurityEvent;
+
+/// Everything that is counted or logged goes through here.
+pub struct Observer {
+    /// Counters, gauges and histograms.
+    pub metrics: Metrics,
+    security: security::SecurityLog,
+}
+
+impl Observer {
+    /// Nothing seen yet.
+    pub fn new() -> Self {
+        Self { metrics: Metrics::new(), security: security::SecurityLog::new(Instant::now()) }
+    }
+
+    /// Counts a security event, and logs it unless too many came at once.
+    pub fn security(&self, event: SecurityEvent, detail: &str) {
+        self.metrics.count_security(event);
+        self.security.log(event, detail, Instant::now());
+    }
+}
+
+impl Default for Observer {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,92 @@
+//! The gRPC half: the Diff service over HTTP/2, beside the health service.
+
+use std::{io, sync::Arc, time::Duration};
+
+use containerd_client::services::v1::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, transport::Server};
+use tonic_health::server::HealthReporter;
+
+use super::{
+    DIFF_SERVICE, Wire, convert,
+    listener::Connection,
+    metadata,
+    proto::grpc::diff_server::{Diff, DiffServer},
+    status,
+};
+use crate::{
+    apply,
+    call::Call,
+    error::Error,
+    limits,
+    server::{Caller, Method, Service},
+};
+
+/// How long a peer that stopped answering keeps its connection: one ping, then this.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time between two pings; connections over a unix socket end by themselves, unless the peer hangs.
+const PING_INTERVAL: Duration = Duration::from_secs(300);
+/// Streams a client may reset before they were accepted, and that we may reset ourselves, per connection:
+/// beyond it the connection is closed (rapid reset).
+const PENDING_RESETS: usize = 32;
+const LOCAL_RESETS: usize = 256;
+
+/// The Diff service of every gRPC connection.
+struct Handler {
+    service: Arc<Service>,
+}
+
+#[tonic::async_trait]
+impl Diff for Handler {
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
+        let caller = Caller::new(Wire::Grpc, Method::Apply, request.extensions().get().copied());
+        let (call, request) =
+            parse(request).map_err(|error| status::grpc(&self.service.refuse(&caller, error)))?;
+        let applied =
+            self.service.apply(&caller, call, request).await.map_err(|error| status::grpc(&error))?;
+        Ok(Response::new(convert::to_grpc(&applied)))
+    }
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
+        let caller = Caller::new(Wire::Grpc, Method::Diff, request.extensions().get().copied());
+        Err(status::grpc(&self.service.refuse(&caller, Service::diff_unsupported())))
+    }
+}
+
+fn parse(request: Request<ApplyRequest>) -> Result<(Call, apply::Request), Error> {
+    let call = metadata::grpc_call(request.metadata())?;
+    Ok((call, convert::from_grpc(request.into_inner())?))
+}
+
+/// Serves the connections that come in until `stop` is ready; then says goodbye on each and lets its
+/// requests finish. `health` is what the health service reports from.
+pub async fn serve(
+    service: Arc<Service>,
+    health: HealthReporter,
+    connections: tokio::sync::mpsc::Receiver<Connection>,
+    max_streams: u32,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    health.set_service_status(DIFF_SERVICE, tonic_health::ServingStatus::Serving).await;
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health),
+    );
+    let diff = DiffServer::new(Handler { service })
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES);
+    Server::builder()
+        .max_concurrent_streams(max_streams)
+        .http2_max_header_list_size(limits::GRPC_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .add_service(diff)
+        .add_service(health)
+        .serve_with_incoming_shutdown(
+            tokio_stream::StreamExt::map(ReceiverStream::new(connections), Ok::<_, io::Error>),
+            stop,
+        )
+        .await
+}

@@ -1,0 +1,218 @@
+//! The accept loop: who connects, how many, and which wire they speak.
+//!
+//! An HTTP/2 client speaks first, and its first byte is `P` (`PRI * HTTP/2.0`, RFC 9113 section 3.4). A ttrpc
+//! client speaks first too, and the first byte of its length, at most 4 MiB in big-endian, is 0. The byte is
+//! looked at and stays in the socket. Anything else is closed, and so is silence.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustix::net::RecvFlags;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep, timeout},
+};
+use tonic::transport::server::Connected;
+
+use super::{Wire, peer::Peer, ttrpc};
+use crate::{
+    limits,
+    observe::{Observer, SecurityEvent},
+    server::Service,
+};
+
+/// Bytes of the first complete gRPC frame: the client preface and the header of its SETTINGS frame.
+const GRPC_FIRST_FRAME: u64 = 24 + 9;
+
+/// Who may connect, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Admittance {
+    /// A user besides root.
+    pub allowed_uid: u32,
+    /// Connections open at a time.
+    pub max_connections: u32,
+    /// Requests in flight on one ttrpc connection.
+    pub max_streams: u32,
+}
+
+/// An accepted gRPC connection; closes itself when the first frame does not come.
+pub struct Connection {
+    stream: UnixStream,
+    peer: Peer,
+    seen_bytes: u64,
+    first_frame: Option<Pin<Box<Sleep>>>,
+    _open: Open,
+}
+
+/// Counts one open connection for as long as it lives.
+pub(super) struct Open {
+    observer: Arc<Observer>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(observer: Arc<Observer>, permit: OwnedSemaphorePermit) -> Self {
+        observer.metrics.connections.inc();
+        Self { observer, _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.observer.metrics.connections.dec();
+    }
+}
+
+/// Accepts until `stop` is ready. gRPC connections go to `grpc`, ttrpc ones are served in tasks of their own,
+/// which end when `stop` is ready and their requests are done; returns when all of them have.
+pub async fn accept(
+    listener: UnixListener,
+    admittance: Admittance,
+    service: Arc<Service>,
+    grpc: mpsc::Sender<Connection>,
+    stop: tokio::sync::watch::Receiver<bool>,
+) {
+    let slots = Arc::new(Semaphore::new(usize::try_from(admittance.max_connections).unwrap_or(usize::MAX)));
+    let mut connections = tokio::task::JoinSet::new();
+    let mut stopped = stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stop| *stop) => break,
+            Some(_ended) = connections.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _address)) => stream,
+            Err(error) => {
+                // Out of descriptors or memory: the connection stays in the backlog until some are free.
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let observer = service.observer();
+        let peer = match Peer::of(&stream) {
+            Ok(peer) if peer.is_allowed(admittance.allowed_uid) => peer,
+            Ok(peer) => {
+                observer
+                    .security(SecurityEvent::PeerRefused, &format!("uid {} pid {:?}", peer.uid, peer.pid));
+                continue;
+            }
+            Err(error) => {
+                observer.security(SecurityEvent::PeerRefused, &format!("no credentials: {error}"));
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&slots).try_acquire_owned() else {
+            observer.security(
+                SecurityEvent::LimitHit,
+                &format!("more than {} connections", admittance.max_connections),
+            );
+            continue;
+        };
+        let open = Open::new(Arc::clone(observer), permit);
+        let (service, grpc, stop) = (Arc::clone(&service), grpc.clone(), stop.clone());
+        connections.spawn(async move {
+            let mut stopped = stop.clone();
+            let first = tokio::select! {
+                first = timeout(limits::FIRST_FRAME, sniff(&stream)) => first,
+                _ = stopped.wait_for(|stop| *stop) => return,
+            };
+            match first {
+                Ok(Ok(Wire::Grpc)) => {
+                    let first_frame = Some(Box::pin(sleep(limits::FIRST_FRAME)));
+                    let connection = Connection { stream, peer, seen_bytes: 0, first_frame, _open: open };
+                    // The gRPC server is gone only when everything is.
+                    let _stopping = grpc.send(connection).await;
+                }
+                Ok(Ok(Wire::Ttrpc)) => {
+                    ttrpc::serve(stream, peer, service, admittance.max_streams, stop).await;
+                    drop(open);
+                }
+                Ok(Err(error)) => tracing::debug!(%error, ?peer, "connection closed before its first frame"),
+                Err(_elapsed) => tracing::debug!(?peer, "connection closed: no first byte"),
+            }
+        });
+    }
+    drop((listener, grpc));
+    while connections.join_next().await.is_some() {}
+}
+
+/// Looks at the first byte without taking it.
+async fn sniff(stream: &UnixStream) -> io::Result<Wire> {
+    let mut first = [0_u8; 1];
+    let peek = || rustix::net::recv(stream, &mut first, RecvFlags::PEEK).map_err(io::Error::from);
+    let (_, received) = stream.async_io(Interest::READABLE, peek).await?;
+    match (received, first) {
+        (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+        (_, [b'P']) => Ok(Wire::Grpc),
+        (_, [0]) => Ok(Wire::Ttrpc),
+        (_, [byte]) => Err(io::Error::other(format!("first byte {byte:#04x} is neither gRPC nor ttrpc"))),
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(timer) = &mut self.first_frame {
+            if read.is_pending() {
+                return timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.seen_bytes += (buffer.filled().len() - before) as u64;
+            if self.seen_bytes >= GRPC_FIRST_FRAME {
+                self.first_frame = None;
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,190 @@
+//! The ttrpc half: containerd's framing around the same Diff service.
+//!
+//! The ttrpc crate's own server bounds neither the requests of a connection nor the time of its
+//! first frame, and lets ids repeat; so the loop over frames is here, and the crate's messages, codec
+//! and generated dispatch behind it.
+//!
+//! Source: containerd/ttrpc `PROTOCOL.md` and `channel.go`.
+
+mod frames;
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use ::ttrpc::{
+    Code, MessageHeader, Request, Response,
+    r#async::TtrpcContext,
+    get_status,
+    proto::{Codec as _, ResponseInit as _},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixStream, unix::WriteHalf},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use frames::{Frames, Verdict};
+
+use super::{
+    Wire, convert, metadata,
+    peer::Peer,
+    proto::ttrpc::{
+        diff,
+        diff_ttrpc::{Diff, create_diff},
+    },
+    status,
+};
+use crate::{
+    apply,
+    call::Call,
+    error::Error,
+    limits,
+    server::{Caller, Method, Service},
+};
+
+/// Longest time that a peer may take to receive one response.
+const WRITE: Duration = Duration::from_secs(30);
+
+/// The Diff service of one connection.
+struct Handler {
+    service: Arc<Service>,
+    peer: Peer,
+}
+
+#[async_trait::async_trait]
+impl Diff for Handler {
+    async fn apply(
+        &self,
+        context: &TtrpcContext,
+        message: diff::ApplyRequest,
+    ) -> ::ttrpc::Result<diff::ApplyResponse> {
+        let caller = Caller::new(Wire::Ttrpc, Method::Apply, Some(self.peer));
+        let (call, request) =
+            parse(context, message).map_err(|error| refusal(&self.service.refuse(&caller, error)))?;
+        let applied = self.service.apply(&caller, call, request).await.map_err(|error| refusal(&error))?;
+        Ok(convert::to_ttrpc(&applied))
+    }
+
+    async fn diff(&self, _: &TtrpcContext, _: diff::DiffRequest) -> ::ttrpc::Result<diff::DiffResponse> {
+        let caller = Caller::new(Wire::Ttrpc, Method::Diff, Some(self.peer));
+        Err(refusal(&self.service.refuse(&caller, Service::diff_unsupported())))
+    }
+}
+
+fn parse(context: &TtrpcContext, message: diff::ApplyRequest) -> Result<(Call, apply::Request), Error> {
+    let call = metadata::ttrpc_call(&context.metadata, context.timeout_nano)?;
+    Ok((call, convert::from_ttrpc(message)?))
+}
+
+fn refusal(error: &Error) -> ::ttrpc::Error {
+    ::ttrpc::Error::RpcStatus(status::ttrpc(error))
+}
+
+type Services = Arc<HashMap<String, ::ttrpc::r#async::Service>>;
+
+/// Serves one connection until its peer goes away or `stop` is ready and its requests are done.
+///
+/// Losing the connection drops the requests, which cancels them.
+pub(super) async fn serve(
+    mut stream: UnixStream,
+    peer: Peer,
+    service: Arc<Service>,
+    max_streams: u32,
+    mut stop: watch::Receiver<bool>,
+) {
+    let services = Arc::new(create_diff(Arc::new(Handler { service, peer })));
+    let max_streams = usize::try_from(max_streams).unwrap_or(usize::MAX);
+    let (mut reader, mut writer) = stream.split();
+    let mut frames = Frames::default();
+    let mut requests: JoinSet<(u32, Response)> = JoinSet::new();
+    let first_frame = sleep(limits::FIRST_FRAME);
+    tokio::pin!(first_frame);
+    let mut waits_for_first = true;
+    let mut stopping = false;
+    loop {
+        while let Some(frame) = frames.next() {
+            waits_for_first = false;
+            let id = frame.header.stream_id;
+            let answer = match frames.judge(&frame) {
+                Verdict::Ignore => continue,
+                Verdict::Refuse(code, message) => refuse(code, &message),
+                Verdict::Serve if requests.len() >= max_streams => {
+                    refuse(Code::RESOURCE_EXHAUSTED, &format!("more than {max_streams} requests at a time"))
+                }
+                Verdict::Serve => {
+                    let services = Arc::clone(&services);
+                    requests
+                        .spawn(async move { (id, dispatch(&services, frame.header, &frame.payload).await) });
+                    continue;
+                }
+            };
+            if let Err(error) = respond(&mut writer, id, &answer).await {
+                return tracing::debug!(%error, ?peer, "ttrpc connection closed");
+            }
+        }
+        tokio::select! {
+            read = reader.read_buf(frames.room()) => match read {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => return tracing::debug!(%error, ?peer, "ttrpc connection lost"),
+            },
+            Some(done) = requests.join_next() => {
+                let written = match done {
+                    Ok((id, response)) => respond(&mut writer, id, &response).await,
+                    // Requests catch their own panics; a connection in an unknown state is not kept.
+                    Err(error) => Err(io::Error::other(error)),
+                };
+                if let Err(error) = written {
+                    return tracing::debug!(%error, ?peer, "ttrpc connection closed");
+                }
+            }
+            () = &mut first_frame, if waits_for_first => {
+                return tracing::debug!(?peer, "ttrpc connection closed: no first frame");
+            }
+            () = async { drop(stop.wait_for(|stop| *stop).await) }, if !stopping => stopping = true,
+        }
+        if stopping && requests.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Calls the method that the request names.
+async fn dispatch(services: &Services, header: MessageHeader, payload: &[u8]) -> Response {
+    let request = match Request::decode(payload) {
+        Ok(request) => request,
+        Err(error) => return refuse(Code::INVALID_ARGUMENT, &format!("not a ttrpc request: {error}")),
+    };
+    let service = services.get(&request.service);
+    let Some(method) = service.and_then(|service| service.methods.get(&request.method)) else {
+        let name = format!("{}/{}", request.service, request.method);
+        let name: String = name.chars().take(256).collect();
+        return refuse(Code::UNIMPLEMENTED, &format!("no method {name:?}"));
+    };
+    let context = TtrpcContext {
+        mh: header,
+        metadata: ::ttrpc::context::from_pb(&request.metadata),
+        timeout_nano: request.timeout_nano,
+        connection_data: Arc::default(),
+    };
+    // The generated dispatch turns errors of the service into responses; what is left is a message that
+    // cannot be decoded.
+    method
+        .handler(context, request)
+        .await
+        .unwrap_or_else(|error| refuse(Code::INVALID_ARGUMENT, &error.to_string()))
+}
+
+fn refuse(code: Code, message: &str) -> Response {
+    Response::init_status(get_status(code, message))
+}
+
+/// Writes one response frame.
+async fn respond(writer: &mut WriteHalf<'_>, stream_id: u32, response: &Response) -> io::Result<()> {
+    let payload = response.encode().map_err(io::Error::other)?;
+    let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+    let mut frame = Vec::from(MessageHeader::new_response(stream_id, length));
+    frame.extend_from_slice(&payload);
+    timeout(WRITE, writer.write_all(&frame)).await?
+}

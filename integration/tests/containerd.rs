@@ -15,6 +15,8 @@ mod native;
 mod parallel;
 #[path = "containerd/pull.rs"]
 mod pull;
+#[path = "containerd/request.rs"]
+mod request;
 #[path = "containerd/wires.rs"]
 mod wires;
 
@@ -98,6 +100,7 @@ fn main() -> anyhow::Result<()> {
     native::add(&mut suite);
     fallback::add(&mut suite);
     parallel::add(&mut suite);
+    request::add(&mut suite);
     faults::add(&mut suite);
     crash::add(&mut suite);
     wires::add(&mut suite);

@@ -497,9 +497,13 @@ fn create_named(dir: &Dir, mode: Mode) -> io::Result<(File, Option<CString>)> {
             outcome => outcome?,
         };
         // A sweep may have come in between: then it holds the lock, or the name is gone.
-        if file::lock_exclusive(&file)? && dir::status(&file)?.links == 1 {
+        let ours =
+            file::lock_exclusive(&file).and_then(|locked| Ok(locked && dir::status(&file)?.links == 1));
+        if matches!(ours, Ok(true)) {
             return Ok((file, Some(name)));
         }
+        file::remove(dir, name.as_c_str())?;
+        ours?;
     }
     Err(io::ErrorKind::AlreadyExists.into())
 }

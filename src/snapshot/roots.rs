@@ -18,7 +18,7 @@ use super::{
     sweep::Sweep,
 };
 use crate::{
-    error::{Classify, Kind},
+    error::{Classify, Kind, disk_kind},
     limits::Limits,
     sys::dir::{Dir, Status},
 };
@@ -74,7 +74,10 @@ pub enum RootsError {
 
 impl Classify for RootsError {
     fn kind(&self) -> Kind {
-        Kind::Malformed
+        match self {
+            Self::Open { source, .. } if source.kind() != io::ErrorKind::NotFound => disk_kind(source),
+            _ => Kind::Malformed,
+        }
     }
     fn reason(&self) -> &'static str {
         "config.snapshot-root"

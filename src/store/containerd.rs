@@ -41,8 +41,8 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Bytes of one blob that may be under way: with 64 KiB, HTTP/2's default, the transfer takes twice
-/// the time.
+/// Bytes of one blob that may be under way: a request's read-ahead. HTTP/2's default of 64 KiB costs a
+/// third more CPU time, 8 MiB gain nothing.
 const STREAM_WINDOW: u32 = 4 << 20;
 /// The same for all blobs together. More than the windows of all requests that can run, so that
 /// one which waits for something else cannot keep another from its bytes.

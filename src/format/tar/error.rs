@@ -169,6 +169,9 @@ pub enum Problem {
     /// A GNU long name header without a name.
     #[error("a GNU long name header holds no name")]
     LongNameEmpty,
+    /// A GNU long name that neither NUL nor zero padding ends.
+    #[error("a GNU long name without NUL runs into padding that is not zero")]
+    LongNamePadding,
     /// A PAX record and a GNU header both name the entry or its target.
     #[error("a PAX record and a GNU long name header both give the {what}, and readers prefer either")]
     NameConflict {
@@ -294,6 +297,7 @@ impl Problem {
             Self::NameLength { .. } => "tar.name.length",
             Self::LinkLength { .. } => "tar.link.length",
             Self::LongNameEmpty => "tar.gnu.name",
+            Self::LongNamePadding => "tar.gnu.padding",
             Self::NameConflict { .. } => "tar.name.conflict",
             Self::ExtensionOrphan => "tar.extension.orphan",
             Self::ExtensionRepeated { .. } => "tar.extension.repeated",

@@ -86,8 +86,9 @@ impl Extensions {
         }
     }
 
-    /// Reads the body of an admitted extension header.
-    pub(super) fn apply(&mut self, kind: u8, body: &[u8]) -> Result<(), Problem> {
+    /// Reads the body of an admitted extension header. Returns whether only zeros may fill its last
+    /// block: GNU tar looks there for the NUL that a long name lacks.
+    pub(super) fn apply(&mut self, kind: u8, body: &[u8]) -> Result<bool, Problem> {
         let long = || match header::until_nul(body) {
             [] => Err(Problem::LongNameEmpty),
             name => Ok(Some(name.to_vec())),
@@ -98,7 +99,7 @@ impl Extensions {
             b'K' => self.long_link = long()?,
             _ => pax::check_global(body)?,
         }
-        Ok(())
+        Ok(matches!(kind, b'L' | b'K') && !body.contains(&0))
     }
 
     /// The name of the entry that `header` begins.

@@ -88,7 +88,11 @@ enum State {
     /// The data of a regular file.
     Data,
     /// The rest of the last block of data.
-    Padding(usize),
+    Padding {
+        left: usize,
+        /// Some readers would take other bytes for data.
+        zero: bool,
+    },
     /// The end marker was read.
     End,
     /// The archive was refused.
@@ -163,7 +167,7 @@ impl Parser {
             State::End => return Ok(()),
             State::Refused(error) => return Err(error.clone()),
             State::Header | State::ZeroBlock if self.block_len > 0 => Problem::TruncatedHeader,
-            State::Header | State::ZeroBlock | State::Padding(_) => {
+            State::Header | State::ZeroBlock | State::Padding { .. } => {
                 if !self.pending.any() {
                     return Ok(());
                 }
@@ -218,19 +222,20 @@ impl Parser {
                     let mut body = std::mem::take(&mut self.body);
                     let wanted = size_bytes.saturating_sub(body.len());
                     let arrived = self.take(input, wanted);
+                    let zero;
                     if arrived.len() == size_bytes {
-                        self.pending.apply(kind, arrived)?;
+                        zero = self.pending.apply(kind, arrived)?;
                     } else {
                         body.extend_from_slice(arrived);
                         if body.len() < size_bytes {
                             self.body = body;
                             return Ok(None);
                         }
-                        self.pending.apply(kind, &body)?;
+                        zero = self.pending.apply(kind, &body)?;
                         body.clear();
                     }
                     self.body = body;
-                    self.state = State::Padding(padding(size_bytes));
+                    self.state = State::Padding { left: padding(size_bytes), zero };
                 }
                 State::SparseMap(draft) => {
                     let left = usize::try_from(draft.map.missing(draft.stored)).unwrap_or(usize::MAX);
@@ -252,7 +257,7 @@ impl Parser {
                         return Ok(None);
                     }
                     let Some(extent) = self.data.current else {
-                        self.state = State::Padding(self.data.padding);
+                        self.state = State::Padding { left: self.data.padding, zero: false };
                         return Ok(Some(Event::EndOfEntry));
                     };
                     if input.is_empty() {
@@ -262,11 +267,13 @@ impl Parser {
                     self.data.advance(bytes.len());
                     return Ok(Some(Event::Data { offset: extent.offset, bytes }));
                 }
-                State::Padding(left) => {
-                    let wanted = *left;
-                    let taken = self.take(input, wanted).len();
-                    if taken < wanted {
-                        self.state = State::Padding(wanted - taken);
+                &mut State::Padding { left, zero } => {
+                    let taken = self.take(input, left);
+                    if zero && taken.iter().any(|byte| *byte != 0) {
+                        return Err(Problem::LongNamePadding);
+                    }
+                    if taken.len() < left {
+                        self.state = State::Padding { left: left - taken.len(), zero };
                         return Ok(None);
                     }
                     self.state = State::Header;

@@ -302,6 +302,14 @@ fn names_come_from_one_place_only() {
     }
     let both = Archive::new().pax(&[("linkpath", b"p")]).extension(b'K', b"k\0").link(b'2', b"h");
     assert_eq!(both.reason(), "tar.name.conflict");
+    for kind in *b"LK" {
+        let mut archive = prefixed(Archive::new().extension(kind, b"long\0"));
+        archive.bytes[BLOCK + 9] = b'x';
+        archive.only();
+        let mut archive = prefixed(Archive::new().extension(kind, b"long"));
+        archive.bytes[2 * BLOCK - 1] = b'x';
+        assert_eq!(archive.reason(), "tar.gnu.padding");
+    }
     for empty in [&b""[..], b"\0", b"\0name\0"] {
         assert_eq!(prefixed(Archive::new().extension(b'L', empty)).reason(), "tar.gnu.name");
         assert_eq!(prefixed(Archive::new().extension(b'K', empty)).reason(), "tar.gnu.name");

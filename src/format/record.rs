@@ -1,5 +1,7 @@
 //! Fields of fixed-size records, at offsets the compiler checks.
 //!
+//! Source: none; the layout tables of the records that use it name theirs.
+//!
 //! The byte order stays with the caller: `u32::from_le_bytes(get::<0x24, _, _>(record))`.
 
 /// The `LEN` bytes at offset `AT` of a record.

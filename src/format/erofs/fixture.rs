@@ -1,4 +1,6 @@
 //! Images put together by hand for tests: every record where the test wants it, right or wrong.
+//!
+//! Described in `docs/formats/erofs.md`.
 
 use super::{
     Block, BlockBits, Nid, SLOT_LEN,
@@ -199,7 +201,6 @@ pub(super) struct Sample {
     pub(super) link: Nid,
     pub(super) chunks: Nid,
     pub(super) directory: Nid,
-    #[expect(dead_code, reason = "tests of the check will use it")]
     pub(super) whiteout: Nid,
     pub(super) device: Nid,
 }

@@ -1,12 +1,14 @@
 //! EROFS images: the read-only file system that the kernel mounts as a layer.
 //!
 //! One module per on-disk record ([`superblock`], [`inode`], [`dirent`], [`xattr`], [`chunk`],
-//! [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image.
+//! [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image and
+//! [`check`] decides whether a kernel should see it.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/erofs_fs.h` and
 //! `Documentation/filesystems/erofs.rst`.
 
 mod address;
+pub mod check;
 pub mod chunk;
 pub mod device;
 pub mod dirent;

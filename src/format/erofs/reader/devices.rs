@@ -64,6 +64,21 @@ impl<R: ReadAt> Devices<R> {
         &self.slots
     }
 
+    pub(super) fn has_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// Whether the blocks `start..end` of the file of `device` are within the slot of a device.
+    pub(super) fn declare(&self, device: u16, start: u64, end: u64) -> bool {
+        if device == 0 {
+            let after = self.line.partition_point(|(first, ..)| *first <= start);
+            let found = after.checked_sub(1).and_then(|index| self.line.get(index));
+            return !self.has_files() && found.is_some_and(|(first, blocks, _)| end - first <= *blocks);
+        }
+        let slot = usize::from(device).checked_sub(1).and_then(|index| self.slots.get(index));
+        slot.is_some_and(|slot| end <= slot.blocks)
+    }
+
     /// Number of devices, the primary not counted.
     pub(super) fn count(&self) -> u16 {
         u16::try_from(self.slots.len()).unwrap_or(u16::MAX)

@@ -145,12 +145,6 @@ pub enum NodeFault {
         /// Length in bytes.
         len: u64,
     },
-    /// A compact inode crosses a block.
-    #[error("the compact inode at byte {offset} crosses a block boundary")]
-    Crosses {
-        /// Byte offset.
-        offset: u64,
-    },
     /// Not a directory.
     #[error("it is not a directory")]
     NotDirectory,
@@ -298,9 +292,8 @@ impl Classify for ReadError {
 impl NodeFault {
     fn reason(self) -> &'static str {
         match self {
-            Self::Compressed => "erofs.inode.compressed",
+            Self::Compressed => "erofs.compressed",
             Self::Tail { .. } => "erofs.inode.tail",
-            Self::Crosses { .. } => "erofs.inode.crosses",
             Self::NotDirectory | Self::NotSymlink | Self::NoData => "erofs.inode.type",
             Self::LinkLength { .. } => "erofs.symlink.length",
             Self::LinkNul => "erofs.symlink.nul",

@@ -174,6 +174,17 @@ impl<R: ReadAt> Image<R> {
         self.devices.size_bytes(device)
     }
 
+    /// Whether the devices are files of their own.
+    pub fn has_device_files(&self) -> bool {
+        self.devices.has_files()
+    }
+
+    /// Whether the blocks `start..end` of `device`'s file are ones that the superblock, or a slot of the
+    /// device table, declares.
+    pub(super) fn declares(&self, device: u16, start: u64, end: u64) -> bool {
+        (device == 0 && end <= self.superblock.blocks) || self.devices.declare(device, start, end)
+    }
+
     /// The stored and the computed checksum; `None` when the image says it has none.
     ///
     /// Errors: [`ReadError::Outside`] when the first block is not there.
@@ -209,16 +220,14 @@ impl<R: ReadAt> Image<R> {
         nid: Nid,
         position: u64,
     ) -> Result<(Node, [u8; Inode::EXTENDED_LEN]), ReadError> {
-        let bits = self.superblock.block_bits;
         let mut record = [0; Inode::EXTENDED_LEN];
         let (head, rest) = record.split_at_mut(Inode::COMPACT_LEN);
         self.read_at(position, head, "inode")?;
         let form = Form::of([*head.first().unwrap_or(&0), 0]);
         if form == Form::Extended {
             self.read_at(position + Inode::COMPACT_LEN as u64, rest, "inode")?;
-        } else if bits.within(position) + form.record_len() > bits.size() {
-            return Err(ReadError::Node { nid, fault: NodeFault::Crosses { offset: position } });
         }
+        // A compact record cannot cross a block: both it and its place are 32 bytes.
         let base = TimeBase { epoch: self.superblock.epoch, nanoseconds: self.superblock.fixed_nsec };
         let (inode, form) =
             Inode::decode(&record, base).map_err(|source| ReadError::Inode { nid, source })?;

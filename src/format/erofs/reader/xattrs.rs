@@ -189,7 +189,6 @@ impl<R: ReadAt> Image<R> {
         self.prefixes.iter().map(|prefix| (prefix.base, prefix.infix.as_slice()))
     }
 
-    #[expect(dead_code, reason = "the check will use it")]
     /// Where the long prefixes that lie in the image itself are: byte and length.
     pub(in crate::format::erofs) fn prefix_places(&self) -> impl Iterator<Item = (u64, u64)> {
         self.prefixes.iter().filter_map(|prefix| prefix.place)

@@ -1,0 +1,164 @@
+//! The superblock and the tables it points at: sizes, features, devices.
+//!
+//! Source: Linux `fs/erofs/super.c`.
+
+use super::{CheckError, Notes, Policy, Rule, ranges::Ranges};
+use crate::format::{
+    ReadAt,
+    erofs::{
+        device::DeviceSlot,
+        reader::Image,
+        superblock::{Superblock, compat, incompat},
+    },
+};
+
+/// Features that mean compressed data.
+const COMPRESSION: u32 = incompat::ZERO_PADDING | incompat::COMPR_CFGS | incompat::ZTAILPACKING;
+
+/// Bytes of the image itself that the superblock declares.
+pub(super) fn declared_bytes<R: ReadAt>(image: &Image<R>) -> u64 {
+    // At most 48 and 16 bits.
+    image.superblock().blocks << image.superblock().block_bits.get()
+}
+
+/// Checks the superblock against the policy and returns the bytes that it and its tables take.
+pub(super) fn check<R: ReadAt>(
+    image: &Image<R>,
+    policy: &Policy,
+    notes: &mut Notes,
+) -> Result<Ranges, CheckError> {
+    let superblock = image.superblock();
+    features(superblock, policy)?;
+    let (declared, found) = (declared_bytes(image), image.size_bytes());
+    if declared > found || declared < Superblock::OFFSET + Superblock::LEN as u64 {
+        return Err(CheckError::image(
+            Rule::Blocks,
+            format!("the superblock declares {declared} bytes, the file has {found}"),
+        ));
+    }
+    devices(image)?;
+    let mut ranges = Ranges::default();
+    // The first kilobyte belongs to boot loaders: nothing else may lie there.
+    let extensions = usize::from(superblock.extension_slots) * Superblock::SLOT_LEN;
+    ranges.add(0, Superblock::OFFSET + (Superblock::LEN + extensions) as u64);
+    if superblock.has_incompat(incompat::DEVICE_TABLE) {
+        let start = u64::from(superblock.device_slot_offset) * DeviceSlot::LEN as u64;
+        ranges.add(start, start + (image.slots().len() * DeviceSlot::LEN) as u64);
+    }
+    for (start, len) in image.prefix_places() {
+        ranges.add(start, start + len);
+    }
+    lints(image, notes)?;
+    Ok(ranges)
+}
+
+fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> {
+    let bits = superblock.block_bits.get();
+    if bits > policy.max_block_bits {
+        return Err(CheckError::image(
+            Rule::BlockSize,
+            format!("blocks of {} bytes are above 2^{}", superblock.block_bits.size(), policy.max_block_bits),
+        ));
+    }
+    let refused = superblock.feature_incompat & !policy.incompat;
+    if refused & COMPRESSION != 0 {
+        return Err(CheckError::image(
+            Rule::Compressed,
+            format!("the image is compressed ({}), which is not supported", names(refused, &incompat::NAMES)),
+        ));
+    }
+    if refused & incompat::DEVICE_TABLE != 0 {
+        return Err(CheckError::image(
+            Rule::Devices,
+            format!("the image refers to {} extra devices", superblock.extra_devices),
+        ));
+    }
+    let refused_compat = superblock.feature_compat & !policy.compat;
+    for (refused, names_of) in [(refused, &incompat::NAMES[..]), (refused_compat, &compat::NAMES[..])] {
+        if refused != 0 {
+            let found = names(refused, names_of);
+            return Err(CheckError::image(Rule::Feature, format!("features not allowed: {found}")));
+        }
+    }
+    Ok(())
+}
+
+/// The names of feature bits, those without a name in hexadecimal.
+pub(in crate::format::erofs) fn names(bits: u32, table: &[(u32, &str)]) -> String {
+    let mut rest = bits;
+    let mut found = Vec::new();
+    for (bit, name) in table {
+        if rest & bit != 0 {
+            found.push((*name).to_owned());
+            rest &= !bit;
+        }
+    }
+    if rest != 0 {
+        found.push(format!("{rest:#x}"));
+    }
+    found.join(" ")
+}
+
+/// Devices lie beside the image on the line of addresses, and within their files.
+fn devices<R: ReadAt>(image: &Image<R>) -> Result<(), CheckError> {
+    let superblock = image.superblock();
+    for (id, slot) in (1_u16..).zip(image.slots()) {
+        let in_file = image.has_device_files();
+        // Without a place on the line, a device needs a file of its own.
+        let on_line = slot.unified_start != 0 || !in_file;
+        if on_line && slot.unified_start < superblock.blocks {
+            return Err(CheckError::image(
+                Rule::DeviceRange,
+                format!(
+                    "device {id} starts at block {}, the image ends at {}",
+                    slot.unified_start, superblock.blocks
+                ),
+            ));
+        }
+        let start = if in_file { 0 } else { slot.unified_start };
+        let end = superblock.block_bits.offset(start + slot.blocks);
+        let size = image.device_size_bytes(id).unwrap_or(0);
+        if end.is_none_or(|end| end > size) {
+            return Err(CheckError::image(
+                Rule::DeviceRange,
+                format!(
+                    "device {id}, {} blocks from block {start} on, ends outside {size} bytes",
+                    slot.blocks
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn lints<R: ReadAt>(image: &Image<R>, notes: &mut Notes) -> Result<(), CheckError> {
+    let superblock = image.superblock();
+    let mut record = [0; Superblock::LEN];
+    image.read_at(Superblock::OFFSET, &mut record, "superblock")?;
+    let (_, reserved) = record.split_at(0x78);
+    let (_, gap) = record.split_at(0x6A);
+    if gap.iter().take(2).chain(reserved).any(|byte| *byte != 0) {
+        notes.lint(Rule::Reserved, None, || "reserved bytes of the superblock are not zero".into());
+    }
+    if superblock.fixed_nsec >= 1_000_000_000 {
+        let found = superblock.fixed_nsec;
+        notes.lint(Rule::Time, None, || format!("the superblock has {found} nanoseconds"));
+    }
+    if !superblock.has_compat(compat::MTIME) {
+        notes.lint(Rule::Unused, None, || "the feature mtime is not set".into());
+    }
+    if superblock.has_incompat(incompat::XATTR_PREFIXES) != (superblock.xattr_prefix_count > 0) {
+        notes
+            .lint(Rule::Unused, None, || "the feature xattr_prefixes has no prefixes, or the reverse".into());
+    }
+    if superblock.has_incompat(incompat::DEVICE_TABLE) != (superblock.extra_devices > 0)
+        && !superblock.has_incompat(COMPRESSION)
+    {
+        notes.lint(Rule::Unused, None, || "the feature device_table has no devices, or the reverse".into());
+    }
+    if superblock.compression != 0 && !superblock.has_incompat(COMPRESSION) {
+        let found = superblock.compression;
+        notes.lint(Rule::Unused, None, || format!("algorithms {found:#x} of an image without compression"));
+    }
+    Ok(())
+}

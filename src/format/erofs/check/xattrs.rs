@@ -1,0 +1,136 @@
+//! Extended attributes: every name once and findable, and none that reaches into other layers.
+//!
+//! Source: Linux `fs/erofs/xattr.c`, `fs/overlayfs/overlayfs.h`.
+
+use std::collections::HashSet;
+
+use super::{CheckError, Notes, Policy, Rule};
+use crate::{
+    format::{
+        ReadAt,
+        erofs::{
+            reader::{Image, Node, XattrEntry},
+            superblock::{Superblock, compat},
+            xattr::{Prefix, filter_bit},
+        },
+    },
+    tree::FileType,
+};
+
+/// What the check of attributes keeps from inode to inode.
+pub(super) struct XattrCheck {
+    /// Whether the image promises name filters.
+    filtered: bool,
+    /// Shared entries in use.
+    shared: HashSet<u32>,
+    /// Names of the current inode, one after the other, and where each is.
+    names: Vec<u8>,
+    spans: Vec<(usize, usize)>,
+    name: Vec<u8>,
+}
+
+impl XattrCheck {
+    pub(super) fn new(superblock: &Superblock) -> Self {
+        Self {
+            filtered: superblock.has_compat(compat::XATTR_FILTER) && superblock.xattr_filter_reserved == 0,
+            shared: HashSet::new(),
+            names: Vec::new(),
+            spans: Vec::new(),
+            name: Vec::new(),
+        }
+    }
+
+    /// Memory held, in bytes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        // An entry of the set takes its key and one byte of control.
+        (self.shared.capacity() * (size_of::<u32>() + 1) + self.names.capacity()) as u64
+    }
+
+    /// The ids of all shared entries in use, ascending.
+    pub(super) fn shared_ids(&mut self) -> Vec<u32> {
+        let mut ids: Vec<u32> = std::mem::take(&mut self.shared).into_iter().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Checks the attributes of one inode; true when it has any.
+    pub(super) fn check<R: ReadAt>(
+        &mut self,
+        image: &Image<R>,
+        policy: &Policy,
+        node: &Node,
+        notes: &mut Notes,
+    ) -> Result<bool, CheckError> {
+        self.names.clear();
+        self.spans.clear();
+        let mut walk = image.xattr_entries(node)?;
+        while let Some(entry) = walk.next_entry()? {
+            if let Some(id) = entry.shared {
+                self.shared.insert(id);
+            }
+            let name = image.xattr_name(node.nid, &entry, &mut self.name)?;
+            let after_base = self.name.get(name.base_len..).unwrap_or_default();
+            if self.filtered && walk.name_filter() & filter_bit(name.base.index(), after_base) != 0 {
+                let detail = format!("the filter {:#010x} hides \"{}\"", walk.name_filter(), self.text());
+                return Err(CheckError::inode(Rule::XattrFilter, node.nid, detail));
+            }
+            if name.base == Prefix::Lustre {
+                notes.lint(Rule::Prefix, Some(node.nid), || format!("no kernel reads \"{}\"", self.text()));
+            }
+            if !policy.overlay_control {
+                self.overlay(image, node, &entry)?;
+            }
+            let start = self.names.len();
+            self.names.extend_from_slice(&self.name);
+            self.spans.push((start, self.names.len()));
+        }
+        self.each_once(node)?;
+        Ok(!self.spans.is_empty())
+    }
+
+    /// Refuses attributes by which overlayfs would follow a layer's word into another layer.
+    ///
+    /// What a layer may say is that a directory hides those below, and, without naming any, that it has
+    /// whiteouts in it.
+    fn overlay<R: ReadAt>(
+        &self,
+        image: &Image<R>,
+        node: &Node,
+        entry: &XattrEntry,
+    ) -> Result<(), CheckError> {
+        let scoped = self.name.strip_prefix(b"trusted.").or_else(|| self.name.strip_prefix(b"user."));
+        let Some(control) = scoped.and_then(|rest| rest.strip_prefix(b"overlay.")) else { return Ok(()) };
+        let allowed = node.inode.file_type == FileType::Directory
+            && match control {
+                b"opaque" => entry.header.value_size == 1 && image.xattr_value(entry)? == b"y",
+                b"origin" => entry.header.value_size == 0,
+                _ => false,
+            };
+        if allowed {
+            return Ok(());
+        }
+        let detail = format!("\"{}\" with {} bytes is not allowed", self.text(), entry.header.value_size);
+        Err(CheckError::inode(Rule::Overlay, node.nid, detail))
+    }
+
+    fn each_once(&mut self, node: &Node) -> Result<(), CheckError> {
+        let names = &self.names;
+        let bytes = |span: &(usize, usize)| names.get(span.0..span.1).unwrap_or_default();
+        self.spans.sort_unstable_by(|a, b| bytes(a).cmp(bytes(b)));
+        let twice = self.spans.windows(2).find_map(|pair| match pair {
+            [a, b] if bytes(a) == bytes(b) => Some(bytes(a)),
+            _ => None,
+        });
+        match twice {
+            None => Ok(()),
+            Some(name) => {
+                let detail = format!("the attribute \"{}\" is there twice", name.escape_ascii());
+                Err(CheckError::inode(Rule::XattrTwice, node.nid, detail))
+            }
+        }
+    }
+
+    fn text(&self) -> impl std::fmt::Display {
+        self.name.escape_ascii()
+    }
+}

@@ -260,8 +260,12 @@ fn the_stores_directory_is_read_when_introspection_names_it() {
     fs::remove_file(&path).unwrap();
     fs::write(&path, &fixture.bytes).unwrap();
     let direct = |direct| fixture.client(direct).open(&call("default"), &fixture.descriptor).unwrap();
-    assert!(direct(Direct::At(root.clone())).file().is_some());
-    assert!(direct(Direct::At(root.join("none"))).file().is_none());
+    let later = fixture.dir.path().join("later");
+    let client = fixture.client(Direct::At(later.clone()));
+    let open = || client.open(&call("default"), &fixture.descriptor).unwrap();
+    assert!(open().file().is_none());
+    fs::rename(&root, &later).unwrap();
+    assert!(open().file().is_some());
     assert!(direct(Direct::Off).file().is_none());
 }
 

@@ -80,8 +80,10 @@ pub struct Containerd {
 /// What is known about the store's directory.
 #[derive(Debug)]
 enum Discovery {
-    /// Not asked yet, or nobody answered.
+    /// To be asked for; nobody has answered yet.
     Unknown,
+    /// Named by the operator; perhaps containerd has yet to make it.
+    Configured(PathBuf),
     Found(PathBuf, Arc<ContentRoot>),
     Unusable,
 }
@@ -108,7 +110,7 @@ impl Containerd {
         let direct = match direct {
             Direct::Off => Discovery::Unusable,
             Direct::Introspect => Discovery::Unknown,
-            Direct::At(path) => usable(&path),
+            Direct::At(path) => Discovery::Configured(path),
         };
         Self { channel, runtime, address: address.to_owned(), stall, direct: Mutex::new(direct) }
     }
@@ -138,15 +140,19 @@ impl Containerd {
 
     /// The store's directory, if it can be used.
     fn root(&self, call: &Call) -> Option<(PathBuf, Arc<ContentRoot>)> {
-        let known = |direct: &Discovery| match direct {
-            Discovery::Found(path, root) => Some(Some((path.clone(), Arc::clone(root)))),
-            Discovery::Unusable => Some(None),
-            Discovery::Unknown => None,
-        };
         let lock = || self.direct.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known(&lock());
-        if let Some(known) = before {
-            return known;
+        {
+            let mut direct = lock();
+            if let Discovery::Configured(path) = &*direct
+                && let found @ Discovery::Found(..) = usable(path)
+            {
+                *direct = found;
+            }
+            match &*direct {
+                Discovery::Found(path, root) => return Some((path.clone(), Arc::clone(root))),
+                Discovery::Unusable | Discovery::Configured(_) => return None,
+                Discovery::Unknown => {}
+            }
         }
         // Not under the lock: two requests may both ask, with the same result.
         let discovered = match self.introspect(call) {
@@ -158,9 +164,12 @@ impl Containerd {
                 Discovery::Unusable
             }
         };
-        let mut direct = lock();
-        *direct = discovered;
-        known(&direct).flatten()
+        let found = match &discovered {
+            Discovery::Found(path, root) => Some((path.clone(), Arc::clone(root))),
+            _ => None,
+        };
+        *lock() = discovered;
+        found
     }
 
     /// Asks for the root of the one content store that containerd has.
@@ -289,11 +298,16 @@ fn usable(path: &Path) -> Discovery {
 /// Connects, and makes sure that it is root or our own user who listens.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(socket).await?;
-    let peer = stream.peer_cred()?.uid();
-    if peer == 0 || peer == rustix::process::geteuid().as_raw() {
-        return Ok(stream);
+    check_peer(stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw())?;
+    Ok(stream)
+}
+
+/// A user of another user namespace, its root too, has another number here.
+fn check_peer(peer: u32, own: u32) -> io::Result<()> {
+    if peer == 0 || peer == own {
+        return Ok(());
     }
-    let message = format!("{} belongs to user {peer}, not to root", socket.display());
+    let message = format!("user {peer} listens on the socket, not root");
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
@@ -387,6 +401,15 @@ mod tests {
         }
         assert_eq!(from_status(Status::not_found("gone")).kind(), Kind::NotFound);
         assert_eq!(from_status(Status::unknown("input/output error")).kind(), Kind::DataLoss);
+    }
+
+    #[test]
+    fn nobody_but_root_and_ourselves_is_believed() {
+        assert!(check_peer(0, 0).is_ok());
+        assert!(check_peer(0, 1000).is_ok());
+        assert!(check_peer(1000, 1000).is_ok());
+        assert!(check_peer(1000, 0).is_err());
+        assert!(check_peer(1001, 1000).is_err());
     }
 
     #[test]

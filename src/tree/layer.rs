@@ -13,13 +13,13 @@ use super::{
     Attributes, Body, Device, Entry, FileType, Xattr,
     arena::{Bytes, Slab},
     names::{NONE, Names, Target},
-    path::{self, PathError, Quoted},
+    path::{self, PathError},
     pool::{Pool, Set},
     resolve::{LastParent, Missing, Way},
     whiteout::{self, Marker, WhiteoutError},
 };
 use crate::{
-    error::{Classify, Kind},
+    error::{Classify, Kind, Quoted},
     limits,
 };
 

@@ -5,8 +5,6 @@
 //!
 //! Source: OCI image specification, layer.md; Linux `include/uapi/linux/limits.h` for the bounds.
 
-use std::fmt;
-
 use crate::{
     error::{Classify, Kind},
     limits,
@@ -80,20 +78,6 @@ pub fn clean(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     Ok(components)
 }
 
-/// Shows a name from a layer in one line: quoted, everything but printable ASCII escaped, cut at 256
-/// bytes.
-#[derive(Clone, Copy)]
-pub struct Quoted<'a>(pub &'a [u8]);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 256;
-        let shown = self.0.get(..LONGEST).unwrap_or(self.0);
-        write!(f, "\"{}\"", shown.escape_ascii())?;
-        if shown.len() < self.0.len() { write!(f, "... ({} bytes)", self.0.len()) } else { Ok(()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,12 +128,5 @@ mod tests {
     #[test]
     fn a_nul_is_refused() {
         assert_eq!(clean(b"a\0b"), Err(PathError::Nul));
-    }
-
-    #[test]
-    fn quoting_escapes_and_cuts() {
-        assert_eq!(Quoted(b"a\n\xff\"").to_string(), r#""a\n\xff\"""#);
-        let long = Quoted(&[b'x'; 300]).to_string();
-        assert!(long.ends_with("\"... (300 bytes)") && long.len() < 280, "{long}");
     }
 }

@@ -9,9 +9,9 @@ use super::{
     FileType,
     layer::{Tree, TreeError},
     names::Target,
-    path::{PathError, Quoted},
+    path::PathError,
 };
-use crate::limits;
+use crate::{error::Quoted, limits};
 
 /// The cleaned components between the root and an entry, or the directory they are known to lead to.
 pub(super) struct Way<'a> {

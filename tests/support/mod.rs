@@ -5,3 +5,5 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod containerd;
+pub mod layer_model;
+pub mod listing;

@@ -16,8 +16,9 @@ use hashbrown::HashTable;
 
 use super::WriterError;
 use crate::{
+    error::Quoted,
     format::erofs::xattr::{BodyHeader, EntryHeader, Prefix, UNIT, filter_bit, icount},
-    tree::{Xattr, path::Quoted},
+    tree::Xattr,
 };
 
 /// Largest area of shared attributes that is built unasked, in bytes: it waits in memory.

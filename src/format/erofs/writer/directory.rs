@@ -72,7 +72,7 @@ impl Blocks {
     pub fn add(&mut self, name: &[u8], nid: Nid, file_type: FileType, out: &mut Vec<u8>) {
         if self.extent.add(name.len()) {
             let len = out.len() + self.extent.bits.buffer_len();
-            self.finish(out);
+            self.close(out);
             out.resize(len, 0);
         }
         let len = u16::try_from(name.len()).expect("names are at most 255 bytes");
@@ -80,8 +80,13 @@ impl Blocks {
         self.names.extend_from_slice(name);
     }
 
-    /// Appends the last block to `out`, without padding.
+    /// Appends the last block to `out`, without padding, and begins the next directory.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
+        self.close(out);
+        self.extent = Extent::new(self.extent.bits);
+    }
+
+    fn close(&mut self, out: &mut Vec<u8>) {
         let mut name_offset = self.records.len() * Dirent::LEN;
         for (nid, file_type, name_len) in self.records.drain(..) {
             let offset =
@@ -113,7 +118,8 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_those_of_the_written_blocks() {
+    fn sizes_are_those_of_the_written_blocks_one_directory_after_the_other() {
+        let mut blocks = Blocks::new(BlockBits::DEFAULT);
         for (count, name_len, size) in
             [(0, 0, 27), (100, 20, 3227), (200, 20, 6432), (15, 255, 4032), (16, 255, 4096 + 267)]
         {
@@ -122,7 +128,6 @@ mod tests {
                 .collect();
             let children = names.iter().map(|name| (name.as_slice(), Nid(1)));
             let mut extent = Extent::new(BlockBits::DEFAULT);
-            let mut blocks = Blocks::new(BlockBits::DEFAULT);
             let mut out = Vec::new();
             for (name, nid) in with_dots(children, Nid(2), Nid(3)) {
                 extent.add(name.len());
@@ -130,9 +135,9 @@ mod tests {
             }
             blocks.finish(&mut out);
             assert_eq!(
-                (extent.size_bytes(), out.len()),
-                (size, usize::try_from(size).unwrap()),
-                "{count} names of {name_len}"
+                (extent.size_bytes(), out.len() as u64),
+                (size, size),
+                "{count} names of {name_len} bytes"
             );
         }
     }

@@ -32,11 +32,9 @@ use super::{
     superblock::Superblock,
 };
 use crate::{
-    error::{Classify, Kind, disk_kind},
+    error::{Classify, Kind, Quoted, disk_kind},
     format::Sink,
-    tree::{
-        self, Attributes, Body, Device, Entry, FileId, FileType, Inserted, Tree, TreeError, path::Quoted,
-    },
+    tree::{self, Attributes, Body, Device, Entry, FileId, FileType, Inserted, Tree, TreeError},
 };
 
 /// What an image is to be like.

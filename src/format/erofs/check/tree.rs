@@ -45,7 +45,7 @@ impl Record {
             FileType::Symlink => 6,
         };
         // A position has 64 bits, its slot 59: room for the type.
-        Self(position / SLOT_LEN << 3 | number)
+        Self((position / SLOT_LEN) << 3 | number)
     }
 
     /// Byte of the image at which the inode starts.

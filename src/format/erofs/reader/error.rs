@@ -1,4 +1,6 @@
 //! Why an image cannot be read, each failure with the place it was found at.
+//!
+//! Reasons are listed in `docs/formats/erofs.md`, "Checking".
 
 use std::io;
 

@@ -3,6 +3,8 @@
 //! Metadata is read in pieces of 12 to 64 bytes. Reads that follow each other grow their stretch, reads
 //! that jump stay at one page: a walk in the order of the disk becomes large reads, a walk all over it
 //! reads little that it does not need.
+//!
+//! Described in `docs/formats/erofs.md`, "Reading".
 
 use std::io;
 

@@ -127,6 +127,20 @@ fn numeric(block: &[u8; BLOCK], name: &'static str, at: Range<usize>) -> Result<
     number::numeric(field).ok_or_else(|| Problem::Number { field: name, found: field.to_vec() })
 }
 
+/// Writes the right checksum into a block that is not zero, for the fuzz entry.
+pub(super) fn mend_checksum(block: &mut [u8; BLOCK]) {
+    if *block == [0; BLOCK] {
+        return;
+    }
+    if let Some(own) = block.get_mut(CHECKSUM) {
+        own.fill(b' ');
+    }
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    if let Some(own) = block.get_mut(CHECKSUM) {
+        own.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+}
+
 /// Compares the checksum field with the sum of all bytes, the field itself counted as spaces.
 fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), Problem> {
     let own = field(block, CHECKSUM);

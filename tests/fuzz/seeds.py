@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes the named inputs of corpus/: `REASON@what`, where REASON is the outcome, or `ok`.
+
+Every input is made by hand here, so that no other program's idea of a format is in it.
+"""
+
+import pathlib
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+BLOCK = 512
+
+
+def pad(data):
+    return data + bytes(-len(data) % BLOCK)
+
+
+def header(kind, name, size=0, **fields):
+    """A POSIX header: mode 0644, owner 0:0, time 0; other fields by name, as bytes."""
+    at = {"mode": 100, "uid": 108, "gid": 116, "octets": 124, "mtime": 136, "checksum": 148, "link": 157,
+          "magic": 257, "major": 329, "minor": 337, "prefix": 345, "mark": 508}
+    block = bytearray(BLOCK)
+    values = {"mode": b"0000644\0", "octets": b"%011o\0" % size, "magic": b"ustar\x0000"} | fields
+    block[: len(name)] = name
+    block[156:157] = kind
+    for field, value in values.items():
+        block[at[field] : at[field] + len(value)] = value
+    if "checksum" not in fields:
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def file(name=b"a", data=b"data", kind=b"0", **fields):
+    return header(kind, name, len(data), **fields) + pad(data)
+
+
+def extension(kind, body):
+    return file(b"././ext", body, kind)
+
+
+def record(key, value):
+    rest = len(key) + len(value) + 3
+    size = next(n for n in range(rest, rest + 9) if len(str(n)) + rest == n)
+    return b"%d %s=%s\n" % (size, key, value)
+
+
+def pax(*records, kind=b"x"):
+    return extension(kind, b"".join(record(*r) for r in records))
+
+
+def sparse(records, data):
+    return pax(*records) + file(b"GNUSparseFile.0/s", data)
+
+
+V0 = [(b"GNU.sparse.size", b"9999"), (b"GNU.sparse.numblocks", b"1")]
+V1 = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.name", b"s"),
+      (b"GNU.sparse.realsize", b"9999")]
+END = bytes(2 * BLOCK)
+F = file()
+
+TAR = {
+    # The seven on which Go, the crate `tar` and the crate `tar-core` were found to differ.
+    "tar.name.conflict@pax-path-and-gnu-long-name": pax((b"path", b"p")) + extension(b"L", b"l\0") + F + END,
+    "ok@pax-path-twice": pax((b"path", b"p"), (b"path", b"q")) + F + END,
+    "ok@pax-negative-fraction": pax((b"mtime", b"-1.5")) + F + END,
+    "tar.extension.repeated@two-pax-headers": pax((b"path", b"p")) + pax((b"path", b"q")) + F + END,
+    "ok@nul-type-directory": header(b"\0", b"d/") + END,
+    "tar.body@directory-with-data": file(b"d", b"five.", b"5") + END,
+    "tar.pax.global@path": pax((b"path", b"p"), kind=b"g") + F + END,
+    # What is read.
+    "ok@empty": b"",
+    "ok@one-zero-block": F + bytes(BLOCK),
+    "ok@junk-after-the-end": F + END + b"junk",
+    "ok@no-padding": F[: BLOCK + 4],
+    "ok@every-type": b"".join(header(k, b"n", link=b"t") for k in (b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"\0")),
+    "ok@gnu-long-names": extension(b"L", b"n" * 300 + b"\0") + extension(b"K", b"t" * 300 + b"\0") + header(b"2", b"n", link=b"t", magic=b"ustar  \0") + END,
+    "ok@dialects": F + file(magic=bytes(8)) + file(magic=b"ustar  \0", prefix=b"14000000000") + file(prefix=b"dir") + file(prefix=b"p" * 131 + b"00000000000 00000000000 ", mark=b"tar\0"),
+    "ok@base-256": file(uid=b"\x80\0\0\0\0\x20\0\0", mtime=b"\xff" * 11 + b"\xfe", octets=b"\x80" + bytes(10) + b"\x04"),
+    "ok@pax-all": pax((b"path", b"p"), (b"linkpath", b""), (b"size", b"4"), (b"uid", b"1"), (b"gid", b"2"), (b"mtime", b"1.000000001"), (b"SCHILY.xattr.user.a", b"v\0\n="), (b"SCHILY.xattr.trusted.overlay.opaque", b"y"), (b"comment", b"")) + F + END,
+    "ok@global-comment": pax((b"comment", b"c"), kind=b"g") + F + END,
+    "ok@sparse-0.0": sparse(V0 + [(b"GNU.sparse.offset", b"5000"), (b"GNU.sparse.numbytes", b"4")], b"data"),
+    "ok@sparse-0.1": sparse(V0 + [(b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"5000,4")], b"data"),
+    "ok@sparse-1.0": sparse(V1, pad(b"2\n5000\n4\n9999\n0\n") + b"data"),
+    # What is refused, one for each reason.
+    "tar.truncated.header@half-a-header": F + F[:256],
+    "tar.truncated.data@no-data": F[:BLOCK],
+    "tar.truncated.extension@no-body": pax((b"path", b"p"))[:BLOCK],
+    "tar.zero-block@in-the-middle": F + bytes(BLOCK) + F + END,
+    "tar.checksum@wrong": file(checksum=b"000000\0 ") + END,
+    "tar.magic@unknown": file(magic=b"ustar 00") + END,
+    "tar.number@sign": file(uid=b"-1") + END,
+    "tar.size@negative": file(octets=b"\xff" * 12) + END,
+    "tar.owner@minus-one": file(uid=b"\x80\0\0\0\xff\xff\xff\xff") + END,
+    "tar.device@major": header(b"3", b"c", major=b"0010000\0") + END,
+    "tar.type@volume": header(b"V", b"label") + F + END,
+    "tar.name.slash@file": file(b"a/") + END,
+    "tar.name.length@4096": pax((b"path", b"n" * 4096)) + F + END,
+    "tar.link.length@empty": header(b"2", b"l") + END,
+    "tar.gnu.name@empty": extension(b"L", b"\0") + F + END,
+    "tar.gnu.padding@no-nul": file(b"././@LongLink", b"long" + b"x" * 508, b"L", octets=b"4\0") + F + END,
+    "tar.extension.orphan@pax": pax((b"path", b"p")) + END,
+    "tar.extension.order@global-between": pax((b"path", b"p")) + pax((b"comment", b"c"), kind=b"g") + F + END,
+    "tar.extension.count@17": extension(b"g", b"") * 17 + F + END,
+    "limit.extension@1-mib-and-1": header(b"x", b"x", (1 << 20) + 1),
+    "tar.pax.record@length": extension(b"x", b"7 a=b\n") + F + END,
+    "tar.pax.nul@path": pax((b"path", b"a\0b")) + F + END,
+    "tar.pax.value@size": pax((b"size", b"+4")) + F + END,
+    "tar.sparse.gnu@type-s": header(b"S", b"s", magic=b"ustar  \0") + END,
+    "tar.sparse.version@2.0": sparse([(b"GNU.sparse.major", b"2"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"4")], b"data"),
+    "tar.sparse.type@directory": pax(*V1) + header(b"5", b"d") + END,
+    "tar.sparse.map@letters": sparse(V1, pad(b"one\n")),
+    "tar.sparse.order@overlap": sparse(V1, pad(b"2\n0\n4\n2\n4\n") + b"datadata"),
+    "tar.sparse.sum@short": sparse(V1, pad(b"1\n0\n3\n") + b"data"),
+    "limit.sparse-regions@65537": sparse(V1, pad(b"65537\n")),
+    "xattr.name@256": pax((b"SCHILY.xattr.user." + b"n" * 251, b"")) + F + END,
+    "xattr.value@65536": pax((b"SCHILY.xattr.user.a", bytes(65536))) + F + END,
+    "limit.xattrs@4-times-61440": pax(*((b"SCHILY.xattr.user.%d" % n, bytes(61440)) for n in range(4))) + F + END,
+}
+
+for target, inputs in {"tar_parser": TAR}.items():
+    directory = CORPUS / target
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("*@*"):
+        old.unlink()
+    for name, data in inputs.items():
+        (directory / name).write_bytes(data)

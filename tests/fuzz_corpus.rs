@@ -1,0 +1,80 @@
+//! Replays the inputs of `tests/fuzz/corpus` through the entry functions of the fuzz targets.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use plywood::{
+    error::Classify,
+    format::tar::{Parser, TarError},
+};
+
+/// Every target of `tests/fuzz/Cargo.toml`, with its entry function.
+const TARGETS: &[(&str, Entry)] = &[("tar_parser", plywood::format::tar::fuzz)];
+
+type Entry = fn(&[u8]);
+
+/// The inputs of a target by name, in order.
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut inputs: Vec<_> = fs::read_dir(&directory)
+        .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
+        .map(|entry| {
+            let entry = entry.expect("the corpus is readable");
+            let name = entry.file_name().into_string().expect("names of inputs are text");
+            (name, fs::read(entry.path()).expect("inputs are readable"))
+        })
+        .collect();
+    inputs.sort();
+    inputs
+}
+
+#[test]
+fn every_input_passes_its_target() {
+    for (target, entry) in TARGETS {
+        let inputs = corpus(target);
+        assert!(!inputs.is_empty(), "{target} has no inputs");
+        for (name, data) in inputs {
+            println!("{target}/{name}");
+            entry(&data);
+        }
+    }
+}
+
+#[test]
+fn every_target_of_the_fuzz_package_is_replayed() {
+    let manifest = include_str!("fuzz/Cargo.toml");
+    let targets = manifest.split("[[bin]]\nname = \"").skip(1).filter_map(|rest| rest.split('"').next());
+    let replayed: BTreeSet<_> = TARGETS.iter().map(|(target, _)| *target).collect();
+    assert_eq!(targets.collect::<BTreeSet<_>>(), replayed);
+}
+
+fn read_tar(archive: &[u8]) -> Result<(), TarError> {
+    let mut parser = Parser::new();
+    let mut input = archive;
+    while parser.next(&mut input)?.is_some() {}
+    parser.finish()
+}
+
+#[test]
+fn tar_archives_are_refused_for_the_reason_in_their_name() {
+    for (name, archive) in corpus("tar_parser") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_tar(&archive).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_tar_has_an_archive() {
+    let rules = include_str!("../docs/formats/tar.md");
+    // A reason id stands alone in the last column of a table.
+    let reasons =
+        rules.lines().filter_map(|line| line.strip_suffix("` |")?.rsplit_once("| `").map(|(_, id)| id));
+    let reasons: BTreeSet<_> = reasons.filter(|id| id.contains('.')).map(str::to_owned).collect();
+    let shown: BTreeSet<_> = corpus("tar_parser")
+        .into_iter()
+        .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
+        .filter(|reason| reason != "ok")
+        .collect();
+    assert_eq!(reasons, shown);
+}

@@ -178,13 +178,11 @@ impl Cancel {
         self.flag.store(true, Ordering::Release);
     }
 
-    /// Errors when work should stop.
+    /// Errors when work should stop. A caller that gives up because its deadline passed is told so.
     pub fn check(&self) -> Result<(), Cancelled> {
-        if self.flag.load(Ordering::Acquire) {
-            return Err(Cancelled::ByCaller);
-        }
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(Cancelled::Deadline),
+            _ if self.flag.load(Ordering::Acquire) => Err(Cancelled::ByCaller),
             _ => Ok(()),
         }
     }

@@ -78,7 +78,7 @@ table! {
         /// Read blobs from the content store's directory once containerd has confirmed that the caller
         /// may have them. false: every byte comes over gRPC.
         direct_content: bool = true;
-        /// The only directory where blobs are read from directly.
+        /// containerd's content directory: where the sandbox lets blobs be read directly.
         content_root: PathBuf = "/var/lib/containerd/io.containerd.content.v1.content".into();
     }
 }

@@ -3,8 +3,13 @@
 mod admission;
 mod caller;
 mod drain;
+mod lifecycle;
+mod notify;
 mod service;
+mod socket;
 
 pub use admission::{Admission, Capacity};
 pub use caller::{Caller, Method};
-pub use service::Service;
+pub use lifecycle::{Daemon, MakeApplier, run};
+pub use service::{MemoryGauge, Service};
+pub use socket::{Bound, Listening, SocketError};

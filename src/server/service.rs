@@ -168,7 +168,7 @@ impl Work {
         self.record.started(queued, &self.observer);
         // Nothing is shared with a panicking request but the applier, whose locks are poison-proof.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            self.call.cancel.check()?;
+            self.call.cancel.check().map_err(|error| Error::from(error).context(self.record.subject()))?;
             self.applier.apply(&self.call, &self.request)
         }));
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
@@ -177,7 +177,6 @@ impl Work {
 
     fn finish(&mut self, outcome: Result<Applied>) {
         let Some(reply) = self.reply.take() else { return };
-        let outcome = outcome.map_err(|error| error.context(self.record.subject()));
         self.record.finish(&self.observer, outcome.as_ref());
         // A client that went away does not want it.
         let _gone = reply.send(outcome);
@@ -192,7 +191,8 @@ impl Drop for Work {
                 Err(cancelled) => cancelled.into(),
                 Ok(()) => Stopping.into(),
             };
-            self.finish(Err(error));
+            let error: Error = error;
+            self.finish(Err(error.context(self.record.subject())));
         }
     }
 }

@@ -1,0 +1,285 @@
+//! The life of the daemon: open, confine, clean up, serve, drain.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use rustix::fs::Mode;
+use sd_notify::NotifyState;
+use tokio::{
+    net::UnixListener,
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use super::{
+    Capacity, Service, notify,
+    socket::{Bound, Listening, SocketFile},
+};
+use crate::{
+    apply::Apply,
+    config::{Config, Origin, Server},
+    error::{Error, Kind, Result},
+    observe::{Observer, scrape},
+    rpc::{grpc, listener},
+    snapshot::{Roots, Sweep},
+    sys::{capabilities, inherited, sandbox},
+};
+
+/// Threads of the runtime. Sockets need little; the work is done by the workers of the service.
+const RUNTIME_THREADS: usize = 2;
+/// How long the first part of the sweep may hold up the start; the rest goes on beside the service.
+const FIRST_SWEEP: Duration = Duration::from_secs(10);
+/// Connections between the accept loop and the gRPC server.
+const HANDOVER: usize = 8;
+
+/// What makes the applier, once the process is confined: its threads must be confined too.
+pub trait MakeApplier {
+    /// The applier, and what reads the bytes of memory it has charged to requests.
+    fn make(
+        self,
+        config: &Config,
+        roots: Arc<Roots>,
+        runtime: &Runtime,
+    ) -> Result<(Arc<dyn Apply>, super::service::MemoryGauge)>;
+}
+
+/// Runs the daemon until it is told to stop. Call it before the process has other threads.
+pub fn run(config: &Config, origin: &Origin, applier: impl MakeApplier) -> Result<()> {
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %origin, "starting");
+    let roots = Arc::new(Roots::open(&config.snapshots.roots)?);
+    let sockets = Sockets::open(&config.server)?;
+    if config.security.sandbox {
+        confine(config)?;
+    } else {
+        tracing::warn!("security.sandbox is off: all capabilities and all files stay within reach");
+    }
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .max_blocking_threads(1)
+        .thread_name("rpc")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no runtime: {error}")))?;
+    let (applier, memory) = applier.make(config, Arc::clone(&roots), &runtime)?;
+    let capacity = Capacity::new(config.server.running_applies, config.server.waiting_applies);
+    let service = Service::start(applier, Arc::new(Observer::new()), capacity, memory)
+        .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no workers: {error}")))?;
+    sweep(roots.sweep());
+    runtime.block_on(serve(&config.server, Arc::new(service), sockets))
+}
+
+/// The sockets before they listen.
+struct Sockets {
+    diff: Socket,
+    metrics: Option<Socket>,
+}
+
+enum Socket {
+    Bound(Bound),
+    Inherited(std::os::unix::net::UnixListener),
+}
+
+impl Sockets {
+    /// Takes the service manager's sockets, and makes those it did not bring.
+    fn open(server: &Server) -> Result<Self> {
+        let passed = inherited::listeners().map_err(|error| {
+            Error::new(Kind::Malformed, "socket.inherited", format!("inherited sockets: {error}"))
+        })?;
+        let (mut diff, mut metrics) = (None, None);
+        for inherited::Inherited { name, listener } in passed {
+            let place = if name.contains("metrics") { &mut metrics } else { &mut diff };
+            if place.replace(Socket::Inherited(listener)).is_some() {
+                let message = format!(
+                    "inherited socket {name:?} is one too many: one for the service, and one whose name contains \"metrics\""
+                );
+                return Err(Error::new(Kind::Malformed, "socket.inherited", message));
+            }
+        }
+        let diff = match diff {
+            Some(inherited) => inherited,
+            None => Socket::Bound(Bound::new(&server.socket, server.gid)?),
+        };
+        if metrics.is_none() && !server.metrics_socket.as_os_str().is_empty() {
+            metrics = Some(Socket::Bound(Bound::new(&server.metrics_socket, server.gid)?));
+        }
+        Ok(Self { diff, metrics })
+    }
+}
+
+impl Socket {
+    /// Listens, on the current runtime.
+    fn listen(self) -> Result<(UnixListener, SocketFile)> {
+        let listening = match self {
+            Self::Bound(bound) => bound.listen()?,
+            Self::Inherited(listener) => Listening::inherited(listener),
+        };
+        let (listener, file) = listening.into_parts();
+        let listener = UnixListener::from_std(listener)
+            .map_err(|error| Error::new(Kind::Unavailable, "socket.io", error.to_string()))?;
+        Ok((listener, file))
+    }
+}
+
+/// Level 1: no capabilities, and only the files the daemon works with.
+fn confine(config: &Config) -> Result<()> {
+    let server = &config.server;
+    let socket_directories: Vec<_> =
+        [&server.socket, &server.metrics_socket].into_iter().filter_map(|path| path.parent()).collect();
+    let roots: Vec<_> = config.snapshots.roots.iter().map(AsRef::as_ref).collect();
+    let content = [config.containerd.content_root.as_path()];
+    let paths = sandbox::Paths {
+        read_write: &roots,
+        read: if config.containerd.direct_content { &content } else { &[] },
+        remove: &socket_directories,
+        abstract_sockets: notify::uses_abstract_socket(),
+    };
+    let failed = |what: &str, error: String| {
+        let message = format!("{what}: {error} (security.sandbox = false starts without)");
+        Error::new(Kind::Denied, "server.sandbox", message)
+    };
+    let enforced = sandbox::confine(paths).map_err(|error| failed("landlock", error.to_string()))?;
+    capabilities::drop_all_but(capabilities::KEPT)
+        .map_err(|error| failed("capabilities", error.to_string()))?;
+    let kept = capabilities::effective().map_err(|error| failed("capabilities", error.to_string()))?;
+    let missing = (!enforced.missing.is_empty()).then(|| enforced.missing.join(", "));
+    tracing::info!(
+        capabilities = kept.bits(),
+        landlock = enforced.level,
+        landlock_abi = enforced.abi,
+        missing,
+        "confined"
+    );
+    Ok(())
+}
+
+/// Removes what a killed predecessor left. A long walk goes on beside the service.
+fn sweep(mut sweep: Sweep) {
+    let swept = sweep.run(FIRST_SWEEP);
+    let report = |swept: &crate::snapshot::Swept| {
+        tracing::info!(
+            directories = swept.directories,
+            removed = swept.removed,
+            live = swept.live,
+            failed = swept.failed,
+            first_failure = swept.first_failure.as_deref(),
+            finished = swept.finished,
+            "swept the snapshot roots"
+        );
+    };
+    report(&swept);
+    if !swept.finished {
+        let rest =
+            thread::Builder::new().name("sweep".to_owned()).spawn(move || report(&sweep.run(Duration::MAX)));
+        if let Err(error) = rest {
+            tracing::warn!(%error, "the rest of the sweep waits for the next start");
+        }
+    }
+}
+
+/// Serves until the first signal, drains, and returns; a second signal ends the process at once.
+async fn serve(server: &Server, service: Arc<Service>, sockets: Sockets) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let (diff, _diff_file) = sockets.diff.listen()?;
+    let mut _metrics_file = None;
+    if let Some(metrics) = sockets.metrics {
+        let (listener, file) = metrics.listen()?;
+        _metrics_file = Some(file);
+        tokio::spawn(scrape::serve(listener, Arc::clone(&service) as Arc<dyn scrape::Report>));
+    }
+    tokio::spawn(notify::watchdog(Arc::clone(&service)));
+    let daemon = Daemon::start(diff, server, Arc::clone(&service));
+    notify::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    tracing::info!(socket = %server.socket.display(), "ready");
+
+    let name = signals.next().await;
+    notify::tell(&[NotifyState::Stopping, NotifyState::Status("finishing requests")]);
+    tracing::info!(signal = name, grace_seconds = server.drain_seconds, "stopping");
+    tokio::select! {
+        () = daemon.stop(Duration::from_secs(server.drain_seconds)) => {}
+        name = signals.next() => {
+            tracing::warn!(signal = name, "stopped at once");
+            std::process::exit(1);
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let watch = |kind| {
+            signal(kind).map_err(|error| Error::new(Kind::Internal, "server.signals", error.to_string()))
+        };
+        Ok(Self { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Both wires on one listener.
+pub struct Daemon {
+    service: Arc<Service>,
+    stop: watch::Sender<bool>,
+    health: tonic_health::server::HealthReporter,
+    accepting: tokio::task::JoinHandle<()>,
+    grpc: tokio::task::JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Accepts on `listener`, in tasks of the current runtime.
+    pub fn start(listener: UnixListener, server: &Server, service: Arc<Service>) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (connections, incoming) = mpsc::channel(HANDOVER);
+        let admittance = listener::Admittance {
+            allowed_uid: server.allowed_uid,
+            max_connections: server.max_connections,
+            max_streams: server.max_streams,
+        };
+        let health = tonic_health::server::HealthReporter::new();
+        let accepting = tokio::spawn(listener::accept(
+            listener,
+            admittance,
+            Arc::clone(&service),
+            connections,
+            stopped.clone(),
+        ));
+        let mut grpc_stopped = stopped;
+        let goodbye = async move { drop(grpc_stopped.wait_for(|stop| *stop).await) };
+        let served = grpc::serve(Arc::clone(&service), health.clone(), incoming, server.max_streams, goodbye);
+        let grpc = tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the gRPC server ended");
+            }
+        });
+        Self { service, stop, health, accepting, grpc }
+    }
+
+    /// Accepts nothing more, lets requests finish within `grace`, cancels the rest, closes everything.
+    pub async fn stop(self, grace: Duration) {
+        /// Replies are written after their requests have ended; this is what that may take.
+        const LAST_WORDS: Duration = Duration::from_secs(1);
+        self.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        self.health
+            .set_service_status(crate::rpc::DIFF_SERVICE, tonic_health::ServingStatus::NotServing)
+            .await;
+        self.stop.send_replace(true);
+        self.service.drain(grace).await;
+        let both = async {
+            // A connection whose task panicked is closed as well.
+            let _ended = self.accepting.await;
+            let _ended = self.grpc.await;
+        };
+        let _late = tokio::time::timeout(LAST_WORDS, both).await;
+    }
+}

@@ -1,0 +1,36 @@
+//! What the service manager is told: ready, alive, stopping. Without one, nothing happens.
+//!
+//! Source: sd_notify(3), sd_watchdog_enabled(3).
+
+use std::{sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+
+use super::Service;
+use crate::observe::scrape::Report as _;
+
+/// Tells the service manager `state`.
+pub fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// Whether the service manager listens on a socket without a path.
+pub fn uses_abstract_socket() -> bool {
+    std::env::var("NOTIFY_SOCKET").is_ok_and(|address| address.starts_with('@'))
+}
+
+/// Sends a sign of life as often as the service manager asked for, for as long as there is life: this
+/// runs on the runtime that serves requests, and looks at the lock that every request takes.
+pub async fn watchdog(service: Arc<Service>) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    // Half the period leaves room for one late wake-up.
+    let mut tick = tokio::time::interval((period / 2).max(Duration::from_millis(10)));
+    loop {
+        tick.tick().await;
+        // Stopping is no failure: the service manager has a time limit of its own for that.
+        let _stopping = service.health();
+        tell(&[NotifyState::Watchdog]);
+    }
+}

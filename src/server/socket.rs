@@ -1,0 +1,286 @@
+//! Where clients find us: path sockets in directories nobody else can write to, or inherited ones.
+//!
+//! A socket is bound before the daemon gives up its privileges, and listens only when it is ready to
+//! serve. What lies at the path already is removed only when it is a dead socket of our own.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{
+            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::error::{Classify, Kind};
+
+/// Connections the kernel keeps while we are busy; the same as systemd's default.
+const BACKLOG: i32 = 4096;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketError {
+    /// Another daemon answers there.
+    #[error("{0}: another process is listening there")]
+    InUse(PathBuf),
+    /// Something that is not a dead socket of ours is in the way.
+    #[error("{path} is {found}: not a socket of uid {uid}, so it is not removed")]
+    Occupied {
+        /// The socket's path.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// Our user.
+        uid: u32,
+    },
+    /// Others could replace the socket.
+    #[error(
+        "{path} belongs to uid {owner} and has mode {mode:04o}: the directory of a socket must belong to uid {uid} and be writable by nobody else"
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+        /// Our user.
+        uid: u32,
+    },
+    /// The kernel refused.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Classify for SocketError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::InUse(_) | Self::Occupied { .. } => Kind::Conflict,
+            Self::Directory { .. } => Kind::Denied,
+            Self::Io { .. } => Kind::Unavailable,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::InUse(_) => "socket.in-use",
+            Self::Occupied { .. } => "socket.occupied",
+            Self::Directory { .. } => "socket.directory",
+            Self::Io { .. } => "socket.io",
+        }
+    }
+}
+
+/// A socket with its name, not listening yet.
+#[derive(Debug)]
+pub struct Bound {
+    path: PathBuf,
+    socket: OwnedFd,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listening {
+    /// Non-blocking.
+    pub listener: UnixListener,
+    /// The file to remove at the end; `None` when the service manager owns it.
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+impl Bound {
+    /// Makes the directory if need be and the socket in it: mode 0600, or 0660 for `gid` if that is not 0.
+    pub fn new(path: &Path, gid: u32) -> Result<Self, SocketError> {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let uid = rustix::process::geteuid().as_raw();
+        prepare_directory(directory, gid, uid)?;
+        remove_stale(path, uid)?;
+        let failed = |what| move |source| SocketError::Io { what, path: path.to_owned(), source };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let bind = || {
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+            Ok(socket)
+        };
+        let socket = bind().map_err(|error: rustix::io::Errno| failed("bind a socket at")(error.into()))?;
+        // Nobody else enters the directory or writes to it, and nothing listens yet: between the two steps
+        // there is nothing to gain.
+        if gid != 0 {
+            chown(path, None, Some(gid)).map_err(failed("give the group of"))?;
+        }
+        let mode = if gid == 0 { 0o600 } else { 0o660 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set the mode of"))?;
+        Ok(Self { path: path.to_owned(), socket })
+    }
+
+    /// Takes connections from now on.
+    pub fn listen(self) -> Result<Listening, SocketError> {
+        let Self { path, socket } = self;
+        let failed = |source| SocketError::Io { what: "listen on", path: path.clone(), source };
+        rustix::net::listen(socket.as_fd(), BACKLOG).map_err(|error| failed(error.into()))?;
+        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
+        let file = Some((path, metadata.dev(), metadata.ino()));
+        Ok(Listening { listener: UnixListener::from(socket), file })
+    }
+}
+
+impl Listening {
+    /// A socket that the service manager made, keeps, and checked.
+    pub fn inherited(listener: UnixListener) -> Self {
+        Self { listener, file: None }
+    }
+
+    /// The listener for the runtime, and what removes its file when dropped.
+    pub fn into_parts(self) -> (UnixListener, SocketFile) {
+        (self.listener, SocketFile(self.file))
+    }
+}
+
+/// Removes the file of a socket when dropped, unless another process has replaced it.
+#[derive(Debug)]
+pub struct SocketFile(Option<(PathBuf, u64, u64)>);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let Some((path, device, inode)) = &self.0 else { return };
+        let is_ours =
+            fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode));
+        if is_ours && let Err(error) = fs::remove_file(path) {
+            tracing::debug!(%error, path = %path.display(), "the socket's file stays behind");
+        }
+    }
+}
+
+/// Makes the last component, mode 0700 (0750 and `gid` for a group), or checks what is there.
+fn prepare_directory(directory: &Path, gid: u32, uid: u32) -> Result<(), SocketError> {
+    let failed = |what| move |source| SocketError::Io { what, path: directory.to_owned(), source };
+    let mode = if gid == 0 { 0o700 } else { 0o750 };
+    match DirBuilder::new().mode(mode).create(directory) {
+        Ok(()) if gid != 0 => {
+            chown(directory, None, Some(gid)).map_err(failed("give the group of"))?;
+            // The umask may have taken the group's rights.
+            let permissions = fs::Permissions::from_mode(mode);
+            fs::set_permissions(directory, permissions).map_err(failed("set the mode of"))?;
+        }
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed("make the directory")(error)),
+    }
+    let found = fs::metadata(directory).map_err(failed("look at"))?;
+    let mode = found.mode() & 0o7777;
+    if !found.is_dir() || found.uid() != uid || mode & 0o022 != 0 {
+        return Err(SocketError::Directory { path: directory.to_owned(), owner: found.uid(), mode, uid });
+    }
+    Ok(())
+}
+
+/// Removes the socket of a daemon that is gone.
+fn remove_stale(path: &Path, uid: u32) -> Result<(), SocketError> {
+    let failed = |what| move |source| SocketError::Io { what, path: path.to_owned(), source };
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(failed("look at"))?,
+    };
+    if !found.file_type().is_socket() || found.uid() != uid {
+        let found = match found.file_type() {
+            kind if kind.is_socket() => format!("a socket of uid {}", found.uid()),
+            kind if kind.is_symlink() => "a symbolic link".to_owned(),
+            kind if kind.is_dir() => "a directory".to_owned(),
+            _ => "a file".to_owned(),
+        };
+        return Err(SocketError::Occupied { path: path.to_owned(), found, uid });
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(SocketError::InUse(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("remove the dead socket"))
+        }
+        // Its backlog may be full, for example: somebody is there.
+        Err(error) => Err(failed("find out who listens on")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_socket_is_private_dead_until_it_listens_and_gone_afterwards() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("run/plywood.sock");
+        let bound = Bound::new(&path, 0).unwrap();
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert!(UnixStream::connect(&path).is_err(), "not yet");
+        let (listener, file) = bound.listen().unwrap().into_parts();
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("x.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let first = Bound::new(&path, 0).unwrap().listen().unwrap();
+        let error = Bound::new(&path, 0).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "socket.in-use"));
+        drop(first);
+    }
+
+    #[test]
+    fn a_file_that_replaced_ours_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("x.sock");
+        let (_listener, file) = Bound::new(&path, 0).unwrap().listen().unwrap().into_parts();
+        fs::rename(&path, scratch.path().join("aside")).unwrap();
+        let _next = UnixListener::bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn nothing_but_a_socket_of_ours_is_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("x.sock");
+        let refused = |path: &Path| Bound::new(path, 0).unwrap_err().reason();
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(refused(&path), "socket.occupied");
+        fs::remove_file(&path).unwrap();
+        symlink("/dev/null", &path).unwrap();
+        assert_eq!(refused(&path), "socket.occupied");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(refused(&path), "socket.occupied");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Bound::new(&scratch.path().join("x.sock"), 0).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Denied, "socket.directory"));
+        assert!(error.to_string().contains("mode 0777"), "{error}");
+    }
+}

@@ -1,0 +1,187 @@
+//! One request: what comes back over either wire.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use containerd_client::services::v1::DiffRequest;
+use plywood::{digest::Digest, rpc::status};
+
+use super::harness::{Reply, SOON, Server, ttrpc_by_hand, ttrpc_refused, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_wires_are_served_at_once_on_one_socket() {
+    let server = Server::start();
+    let (mut grpc, ttrpc) = (server.grpc().await, server.ttrpc().await);
+    let want = Reply::Applied { digest: Digest::sha256(b"layer").to_string(), size: 10 };
+    for _ in 0..20 {
+        let (a, b) = tokio::join!(grpc.apply("tar"), ttrpc.apply("tar"));
+        assert_eq!((&a, &b), (&want, &want));
+    }
+    let metrics = server.metrics().await;
+    for wire in ["grpc", "ttrpc"] {
+        let line = format!(
+            "plywood_requests_total{{method=\"Apply\",wire=\"{wire}\",layer=\"other\",code=\"ok\",reason=\"\"}} 20"
+        );
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+    assert!(
+        metrics.contains("plywood_connections 2") && metrics.contains("plywood_metadata_memory_bytes 42")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_the_same_over_both_wires() {
+    let server = Server::start();
+    let (mut grpc, ttrpc) = (server.grpc().await, server.ttrpc().await);
+    for (media_type, namespace, want) in [
+        ("refuse", "default", (3, "tar.name")),
+        ("unknown", "default", (12, "apply.media-type")),
+        ("panic", "default", (13, "internal.panic")),
+        ("tar", "", (9, "request.namespace")),
+        ("tar", "a/b", (3, "request.namespace")),
+    ] {
+        let a = grpc.apply_in(media_type, namespace, None).await;
+        let b = ttrpc.apply_in(media_type, namespace).await;
+        assert_eq!(a.code_and_reason(), want, "{a:?}");
+        assert_eq!(a, b);
+    }
+    let Reply::Refused { message, .. } = grpc.apply("refuse").await else { panic!("applied") };
+    assert_eq!(message, "apply x: name \"\\u{1b}[2J\\n\" [tar.name]");
+    // The daemon lives on after a panic, and has counted it.
+    assert!(grpc.apply("tar").await.is_applied());
+    let metrics = server.metrics().await;
+    assert!(metrics.contains("plywood_security_events_total{event=\"panic\"} 2"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn diff_is_left_to_the_next_differ() {
+    let server = Server::start();
+    let mut grpc = server.grpc().await;
+    let refused = grpc.0.diff(DiffRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    assert_eq!(status::reason_of(&refused).as_deref(), Some("diff.unsupported"));
+    let ttrpc = server.ttrpc().await;
+    let refused = ttrpc.0.diff(ttrpc::context::with_timeout(0), &Default::default()).await.unwrap_err();
+    assert_eq!(ttrpc_refused(refused).code_and_reason(), (12, "diff.unsupported"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_services_and_methods_are_unimplemented() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let mut other = containerd_client::services::v1::content_client::ContentClient::new(channel);
+    let refused = other.info(containerd_client::services::v1::InfoRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+
+    let address = format!("unix://{}", server.path().display());
+    let client = ttrpc::r#async::Client::connect(&address).await.unwrap();
+    for (service, method) in [("other.Service", "Apply"), ("containerd.services.diff.v1.Diff", "Other")] {
+        let mut request = ttrpc::Request::new();
+        request.set_service(service.to_owned());
+        request.set_method(method.to_owned());
+        let refused = client.request(request).await.unwrap_err();
+        assert_eq!(ttrpc_refused(refused).code_and_reason().0, 12, "{service}/{method}");
+    }
+    let mut request = ttrpc::Request::new();
+    request.set_service("containerd.services.diff.v1.Diff".to_owned());
+    request.set_method("Apply".to_owned());
+    request.payload = vec![0xff; 10];
+    let refused = client.request(request).await.unwrap_err();
+    assert_eq!(ttrpc_refused(refused).code_and_reason().0, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_a_grpc_call_cancels_its_work() {
+    let server = Server::start();
+    let mut grpc = server.grpc().await;
+    let call = tokio::spawn(async move { grpc.apply("wait").await });
+    server.until_started(1).await;
+    call.abort();
+    until("cancelled", || server.work.cancelled.load(Ordering::SeqCst) == 1).await;
+    let metrics = server.metrics().await;
+    assert!(metrics.contains("code=\"cancelled\",reason=\"call.cancelled\"} 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn losing_a_connection_cancels_its_work_on_either_wire() {
+    let server = Server::start();
+    let ttrpc = server.ttrpc().await;
+    let call = tokio::spawn(async move { ttrpc.apply("wait").await });
+    server.until_started(1).await;
+    call.abort();
+    until("ttrpc cancelled", || server.work.cancelled.load(Ordering::SeqCst) == 1).await;
+
+    let runtime = std::thread::spawn({
+        let path = server.path();
+        move || {
+            // A client whose process ends: its runtime, and with it the socket, just goes away.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+                let path = path.clone();
+                async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+            });
+            runtime.block_on(async {
+                let endpoint = tonic::transport::Endpoint::from_static("http://unix");
+                let channel = endpoint.connect_with_connector(connector).await.unwrap();
+                let client = containerd_client::services::v1::diff_client::DiffClient::new(channel);
+                let call = tokio::spawn(async move { super::harness::Grpc(client).apply("wait").await });
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                assert!(!call.is_finished());
+            });
+        }
+    });
+    tokio::task::spawn_blocking(|| runtime.join().unwrap()).await.unwrap();
+    until("gRPC cancelled", || server.work.cancelled.load(Ordering::SeqCst) == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_ends_the_work_on_either_wire() {
+    let server = Server::start();
+    let mut grpc = server.grpc().await;
+    let late = grpc.apply_in("wait", "default", Some(Duration::from_millis(100))).await;
+    // tonic's client looks at the clock itself, and words it its own way.
+    assert!([1, 4].contains(&late.code_and_reason().0), "{late:?}");
+
+    // So does the ttrpc crate's; this is what the server says.
+    let late = ttrpc_by_hand(&server, "wait", Duration::from_millis(100)).await;
+    assert_eq!(late.code_and_reason(), (4, "call.deadline"));
+    until("both ended", || server.work.cancelled.load(Ordering::SeqCst) == 2).await;
+    let metrics = server.metrics().await;
+    for wire in ["grpc", "ttrpc"] {
+        let line = format!(
+            "wire=\"{wire}\",layer=\"other\",code=\"deadline_exceeded\",reason=\"call.deadline\"}} 1"
+        );
+        assert!(metrics.contains(&line), "{line}\n{metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_health_service_and_the_health_page_agree() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let server = Server::start();
+    let mut health = HealthClient::new(server.channel().await);
+    for service in ["", plywood::rpc::DIFF_SERVICE] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        assert_eq!(health.check(request).await.unwrap().into_inner().status, 1, "{service:?} serves");
+    }
+    assert_eq!(server.get("/health").await, "ok\n");
+    server.service.drain(SOON).await;
+    assert_eq!(server.get("/health").await, "the daemon is stopping\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_socket_answers_two_pages_and_refuses_the_rest() {
+    let server = Server::start();
+    let status = async |request: &str| {
+        let reply = server.raw_http(request.as_bytes()).await;
+        reply.lines().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(status("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await, "HTTP/1.1 200 OK");
+    assert_eq!(status("GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n").await, "HTTP/1.1 404 Not Found");
+    assert_eq!(status("POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await, "HTTP/1.1 405 Method Not Allowed");
+    assert_eq!(status("nonsense\r\n\r\n").await, "HTTP/1.1 400 Bad Request");
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(20_000));
+    let answer = status(&long).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    let text = server.metrics().await;
+    assert!(text.ends_with("# EOF\n") && text.contains("process_open_fds"));
+}

@@ -1,12 +1,34 @@
 //! Apply: a layer and the mounts of a snapshot in, a mountable image in the snapshot's directory out.
 //!
-//! Nothing here knows a wire message; blocking is fine, callers bring a thread.
+//! [`Applier`] decides which strategy a layer type gets before anything is read or created, because
+//! only then may a refusal send the caller to another differ. The strategies are functions of
+//! [`Converter`], which the command line uses without store and snapshots. Nothing here knows a wire
+//! message; blocking is fine, callers bring a thread.
 
-use std::time::Duration;
+mod convert;
+mod flight;
+mod native;
+mod tar_to_erofs;
+
+pub use convert::{Converter, Layer, NativeVerify, Options};
+
+use std::{
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
-    call::Call, codec::Coding, descriptor::Descriptor, digest::Digest, error::Result, pipeline::StageTimes,
-    snapshot::Mount,
+    call::Call,
+    codec::Coding,
+    descriptor::Descriptor,
+    digest::Digest,
+    error::{Classify, Error, Kind, Result},
+    media_type::LayerType,
+    pipeline::{BlobError, StageTimes, stage},
+    snapshot::{LAYER_NAME, Mount, Roots, SnapshotDir},
+    store::ContentStore,
 };
 
 /// Apply this blob to this snapshot.
@@ -68,3 +90,110 @@ pub trait Apply: Send + Sync + 'static {
     /// Applies one layer. Blocks; ends within a second of the call's cancellation.
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied>;
 }
+
+/// Why a request is not begun.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// Another differ may know the type.
+    #[error("this differ does not apply layers of type {0:?}")]
+    MediaType(String),
+    /// The directory is taken.
+    #[error("another layer, {digest} ({media_type}), is being applied to the same directory")]
+    Busy {
+        /// That layer.
+        digest: Digest,
+        /// Its type.
+        media_type: String,
+    },
+}
+
+impl Classify for ApplyError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::MediaType(_) => Kind::NotImplemented,
+            Self::Busy { .. } => Kind::Conflict,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::MediaType(_) => "apply.media-type",
+            Self::Busy { .. } => "apply.busy",
+        }
+    }
+}
+
+/// Applies layers from a content store to the snapshots below some roots.
+pub struct Applier {
+    store: Arc<dyn ContentStore>,
+    roots: Arc<Roots>,
+    converter: Converter,
+    flights: flight::Flights,
+}
+
+impl Applier {
+    /// Layers come from `store`, and go where `roots` allows.
+    pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, options: Options) -> Self {
+        Self { store, roots, converter: Converter::new(options), flights: flight::Flights::default() }
+    }
+
+    /// Bytes of metadata memory in use by all requests, for metrics.
+    pub fn charged_bytes(&self) -> u64 {
+        self.converter.charged_bytes()
+    }
+
+    fn apply_to(
+        &self,
+        call: &Call,
+        request: &Request,
+        kind: LayerType,
+        dir: &SnapshotDir,
+    ) -> Result<Applied> {
+        let options = self.converter.options();
+        let (size_bytes, limit) = (request.diff.size_bytes, options.limits.blob_bytes);
+        if size_bytes > limit {
+            return Err(BlobError::Limit { size_bytes, limit }.into());
+        }
+        let mut blob = self.store.open(call, &request.diff)?;
+        // Only an image that comes ready is copied as a file.
+        let file = match kind {
+            LayerType::NativeErofs { zstd: false, .. } => blob.file().map(File::try_clone).transpose(),
+            LayerType::NativeErofs { zstd: true, .. } | LayerType::Tar => Ok(None),
+        };
+        let file = file.map_err(Error::disk)?;
+        let image = dir.layer_file(LAYER_NAME, &options.limits)?;
+        let layer = Layer {
+            kind,
+            size_bytes: Some(size_bytes),
+            digest: Some(request.diff.digest.clone()),
+            file: file.as_ref(),
+            reader: &mut blob,
+        };
+        let sync_fs = request.sync_fs;
+        self.converter.convert(&call.cancel, layer, image, sync_fs, &mut |_| {})
+    }
+}
+
+impl Apply for Applier {
+    fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
+        let Descriptor { digest, media_type, .. } = &request.diff;
+        let layer = |error: Error| error.context(format!("apply {digest} ({media_type})"));
+        // Up to here and including the directory, nothing has been read or created.
+        let kind = LayerType::of(media_type).ok_or_else(|| ApplyError::MediaType(media_type.clone()));
+        let kind = kind.map_err(|error| layer(error.into()))?;
+        let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;
+        self.flights
+            .fly(dir.key(), call, request, || {
+                catch_unwind(AssertUnwindSafe(|| self.apply_to(call, request, kind, &dir)))
+                    .unwrap_or_else(|panic| Err(stage::panicked(&*panic)))
+            })
+            .map_err(|error| {
+                error.context(format!("apply {digest} ({media_type}) to {}", dir.path().display()))
+            })
+    }
+}
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 //! Adding one: a module here, a variant in [`Command`], an arm in [`run`]. Completions and man pages
 //! follow by themselves.
 
+pub mod apply;
 pub mod config;
 pub mod generate;
 pub mod output;
@@ -23,6 +24,8 @@ pub struct Arguments {
 /// Every subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Convert a layer in a file into a mountable image
+    Apply(apply::Arguments),
     /// Show or check a configuration, or print what containerd needs to find us
     Config(config::Arguments),
     /// Print a completion script for a shell
@@ -34,6 +37,7 @@ pub enum Command {
 /// Runs the command. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.
 pub fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
+        Command::Apply(arguments) => apply::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments),
         Command::Man(arguments) => generate::man(&arguments),

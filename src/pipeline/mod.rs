@@ -24,7 +24,7 @@ pub mod stage;
 
 mod source;
 
-pub use source::{BlobError, Plan, Ran, Source, run};
+pub use source::{BlobError, Facts, Plan, Ran, Source, run};
 
 use std::time::Duration;
 

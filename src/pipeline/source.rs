@@ -112,14 +112,21 @@ pub struct Plan<'a> {
     pub progress: &'a mut dyn FnMut(Progress),
 }
 
-/// What a run has found out. The digest and the size are those asked for, where any were.
+/// What came of a run.
 #[derive(Debug)]
 pub struct Ran<T> {
     /// What the consumer gives.
     pub output: T,
+    /// What has been found out about the bytes.
+    pub facts: Facts,
+}
+
+/// The digests and sizes of a layer. Those of the blob are the ones asked for, where any were.
+#[derive(Clone, Debug)]
+pub struct Facts {
     /// How the blob was compressed.
     pub coding: Coding,
-    /// The blob.
+    /// Digest of the blob.
     pub blob: Digest,
     /// Its size in bytes.
     pub blob_bytes: u64,
@@ -135,7 +142,7 @@ pub struct Ran<T> {
 ///
 /// Errors: [`BlobError`] when the bytes are not those asked for; those of the decoder, of the consumer
 /// and of the limits; `Cancelled`.
-pub fn run<'a, S: Stage>(source: Source<'a>, plan: Plan<'a>, consumer: S) -> Result<Ran<S::Output>> {
+pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<Ran<S::Output>> {
     if let Some(size_bytes) = source.size_bytes.filter(|size| *size > plan.limits.blob_bytes) {
         return Err(BlobError::Limit { size_bytes, limit: plan.limits.blob_bytes }.into());
     }
@@ -155,15 +162,15 @@ pub fn run<'a, S: Stage>(source: Source<'a>, plan: Plan<'a>, consumer: S) -> Res
             let consumer = Placed::new(scope, permits.pop(), "build", consumer)?;
             let metered = Metered { meter: Meter::new(feed.plan.limits), next: consumer };
             let (output, blob) = feed.drive(first, blob_hash, metered)?;
-            return Ok(Ran {
-                output,
+            let facts = Facts {
                 coding,
                 diff_id: blob.digest.clone(),
                 stream_bytes: blob.size_bytes,
                 blob: blob.digest,
                 blob_bytes: blob.size_bytes,
                 times: StageTimes { read: feed.reading, blob_digest: blob.busy, ..StageTimes::default() },
-            });
+            };
+            return Ok(Ran { output, facts });
         }
         // In the order of what helps most: decoding beside hashing and building, reading beside decoding,
         // hashing beside building.
@@ -177,8 +184,7 @@ pub fn run<'a, S: Stage>(source: Source<'a>, plan: Plan<'a>, consumer: S) -> Res
             Decode::new(decoder, Pool::new(stream), feed.plan.limits, feed.plan.lease, cancel, consume);
         let decode = Placed::new(scope, decoding, "decode", decode)?;
         let (((diff_id, output), decode_busy), blob) = feed.drive(first, blob_hash, decode)?;
-        Ok(Ran {
-            output,
+        let facts = Facts {
             coding,
             blob: blob.digest,
             blob_bytes: blob.size_bytes,
@@ -191,7 +197,8 @@ pub fn run<'a, S: Stage>(source: Source<'a>, plan: Plan<'a>, consumer: S) -> Res
                 diff_id: diff_id.busy,
                 ..StageTimes::default()
             },
-        })
+        };
+        Ok(Ran { output, facts })
     })
 }
 
@@ -215,16 +222,16 @@ impl<S: Stage> Stage for Metered<S> {
 }
 
 /// Reads a source buffer by buffer.
-struct Feed<'a> {
-    source: Source<'a>,
-    plan: Plan<'a>,
+struct Feed<'s, 'p> {
+    source: Source<'s>,
+    plan: Plan<'p>,
     pool: Arc<Pool>,
     read_bytes: u64,
     reading: Duration,
 }
 
-impl<'a> Feed<'a> {
-    fn new(source: Source<'a>, plan: Plan<'a>) -> Self {
+impl<'s, 'p> Feed<'s, 'p> {
+    fn new(source: Source<'s>, plan: Plan<'p>) -> Self {
         // One byte more than there should be shows a blob that is too long at the first look.
         let whole = source.size_bytes.and_then(|size| usize::try_from(size).ok()?.checked_add(1));
         let pool = Pool::new(whole.unwrap_or(READ_BYTES).clamp(512, READ_BYTES));

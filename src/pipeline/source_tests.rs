@@ -130,9 +130,12 @@ fn every_coding_gives_the_same_stream_and_diff_id_with_any_threads() {
         for (blob, coding) in codings(&bytes).into_iter().zip([Coding::Plain, Coding::Gzip, Coding::Zstd]) {
             for helpers in 0..=4 {
                 let ran = Setup { helpers, ..setup(&blob) }.collect(&blob).unwrap();
-                assert_eq!((ran.coding, ran.output == bytes), (coding, true), "{len} bytes, {helpers}");
-                assert_eq!((ran.diff_id, ran.stream_bytes), (Digest::sha256(&bytes), len as u64));
-                assert_eq!((ran.blob, ran.blob_bytes), (Digest::sha256(&blob), blob.len() as u64));
+                assert_eq!((ran.facts.coding, ran.output == bytes), (coding, true), "{len} bytes, {helpers}");
+                assert_eq!((ran.facts.diff_id, ran.facts.stream_bytes), (Digest::sha256(&bytes), len as u64));
+                assert_eq!(
+                    (ran.facts.blob, ran.facts.blob_bytes),
+                    (Digest::sha256(&blob), blob.len() as u64)
+                );
             }
         }
     }
@@ -146,7 +149,7 @@ fn digests_of_other_kinds_are_compared_and_the_diff_id_stays_sha256() {
         hasher.update(&blob);
         let digest = hasher.finish();
         let ran = Setup { digest: Some(digest.clone()), ..setup(&blob) }.collect(&blob).unwrap();
-        assert_eq!((ran.blob, ran.diff_id), (digest, Digest::sha256(&bytes)));
+        assert_eq!((ran.facts.blob, ran.facts.diff_id), (digest, Digest::sha256(&bytes)));
     }
 }
 
@@ -156,7 +159,7 @@ fn a_blob_of_unknown_size_and_digest_is_taken_as_it_is() {
     for blob in codings(&bytes) {
         let unknown = Setup { size_bytes: None, digest: None, step: 7, ..setup(&blob) };
         let ran = unknown.collect(&blob).unwrap();
-        assert_eq!((ran.output, ran.blob), (bytes.clone(), Digest::sha256(&blob)));
+        assert_eq!((ran.output, ran.facts.blob), (bytes.clone(), Digest::sha256(&blob)));
     }
 }
 
@@ -220,7 +223,7 @@ fn a_damaged_stream_is_refused_for_what_it_is() {
 fn everything_after_the_first_member_counts_too() {
     let blob = [gzip(b"one"), gzip(b""), gzip(b"two"), vec![0; 100]].concat();
     let ran = setup(&blob).collect(&blob).unwrap();
-    assert_eq!((ran.diff_id, &ran.output[..]), (Digest::sha256(b"onetwo"), &b"onetwo"[..]));
+    assert_eq!((ran.facts.diff_id, &ran.output[..]), (Digest::sha256(b"onetwo"), &b"onetwo"[..]));
 }
 
 #[test]

@@ -19,7 +19,6 @@ use rustix::fs::Mode;
 
 use super::lock::DirectoryLock;
 use crate::{
-    call::Cancel,
     error::{Classify, Error, Kind, disk_kind},
     format::{ReadAt, Sink},
     limits::Limits,
@@ -261,8 +260,14 @@ impl LayerFile {
     /// Makes this file a copy of the whole of `source`, sharing its blocks where the file systems
     /// allow it. Returns whether they are shared.
     ///
-    /// `len` is the size that `source` must have: `UnexpectedEof` when it is shorter.
-    pub fn copy_from(&mut self, source: &File, len: u64, cancel: &Cancel) -> io::Result<bool> {
+    /// `len` is the size that `source` must have: `UnexpectedEof` when it is shorter. A copy calls `step`
+    /// now and then with the bytes it has copied so far, and ends with its error.
+    pub fn copy_from(
+        &mut self,
+        source: &File,
+        len: u64,
+        mut step: impl FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<bool> {
         if file::reflink(source, &self.file)? {
             if self.file.metadata()?.len() < len {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -273,10 +278,10 @@ impl LayerFile {
         }
         let mut copied = 0;
         file::copy_range(source, 0, &self.file, 0, len, |done| {
-            cancel.check().map_err(|stop| Error::from(stop).into_io())?;
-            let step = done - copied;
+            step(done)?;
+            let more = done - copied;
             copied = done;
-            charge(&mut self.reserve, &self.file, step)
+            charge(&mut self.reserve, &self.file, more)
         })?;
         self.written_end = self.written_end.max(len);
         self.set_len(len)?;

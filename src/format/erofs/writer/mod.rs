@@ -367,6 +367,11 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
+    /// Identifies the image by `uuid` after all: it is written last, so it may depend on the whole input.
+    pub fn set_uuid(&mut self, uuid: [u8; 16]) {
+        self.options.uuid = uuid;
+    }
+
     /// Memory held for names and other metadata, in bytes. What is gathered for writing, below 4 MiB, is
     /// not counted.
     pub fn metadata_bytes(&self) -> u64 {

@@ -1,0 +1,188 @@
+//! From an open blob to a published image: what daemon and command line have in common.
+
+use std::{
+    fs::File,
+    io::Read,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Applied, Contents, Stats, native, tar_to_erofs};
+use crate::{
+    call::Cancel,
+    codec::Coding,
+    digest::Digest,
+    error::{Error, Kind, Result},
+    format::{
+        ReadAt as _,
+        erofs::{BlockBits, reader::Image},
+    },
+    limits::Limits,
+    media_type::LayerType,
+    pipeline::{Facts, Plan, Progress, Source, budget::Budget, stage::Helpers},
+    snapshot::{Durability, LayerFile},
+};
+
+/// How images are made, checked and published.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Block size of images made from tar layers.
+    pub block_bits: BlockBits,
+    /// Files and file ends up to this many bytes stand beside their inode.
+    pub inline_limit: u16,
+    /// When a published image is on disk.
+    pub durability: Durability,
+    /// How images that come ready are checked.
+    pub native_verify: NativeVerify,
+    /// What one layer may cost, and all together.
+    pub limits: Limits,
+    /// Threads that may help those of the callers, all requests together.
+    pub helper_threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        // Three helpers keep one layer going at full speed. One for each further processor lets several
+        // layers share a larger machine; with the callers' own they stay below eight more than processors.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            block_bits: BlockBits::DEFAULT,
+            inline_limit: 1024,
+            durability: Durability::default(),
+            native_verify: NativeVerify::default(),
+            limits: Limits::default(),
+            helper_threads: processors + 1,
+        }
+    }
+}
+
+/// How an image that comes ready is checked before it is published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NativeVerify {
+    /// All its metadata.
+    #[default]
+    Strict,
+    /// Its superblock.
+    Superblock,
+    /// Not at all.
+    Off,
+}
+
+/// A layer as its store delivers it.
+pub struct Layer<'a> {
+    /// What it is.
+    pub kind: LayerType,
+    /// The blob from its first byte to its last.
+    pub reader: &'a mut dyn Read,
+    /// The file that holds just this blob, if it is at hand.
+    pub file: Option<&'a File>,
+    /// The size it must have, in bytes, when that is known.
+    pub size_bytes: Option<u64>,
+    /// The digest it must have, when that is known.
+    pub digest: Option<Digest>,
+}
+
+impl<'a> Layer<'a> {
+    /// The source of a pipeline; `None`: the coding is found out.
+    pub(super) fn source(self, coding: Option<Coding>) -> Source<'a> {
+        Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest, coding }
+    }
+}
+
+/// What a strategy leaves to be checked and published.
+pub(super) struct Built {
+    pub(super) image: LayerFile,
+    pub(super) contents: Contents,
+    pub(super) facts: Facts,
+}
+
+/// Turns layers into images; the threads and the memory for that.
+#[derive(Debug)]
+pub struct Converter {
+    options: Options,
+    helpers: Arc<Helpers>,
+    budget: Arc<Budget>,
+}
+
+impl Converter {
+    /// Nothing is started or allocated before there is a layer.
+    pub fn new(options: Options) -> Self {
+        Self { helpers: Helpers::new(options.helper_threads), budget: Budget::new(&options.limits), options }
+    }
+
+    /// As given.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Bytes of metadata memory in use by all conversions.
+    pub fn charged_bytes(&self) -> u64 {
+        self.budget.charged_bytes()
+    }
+
+    /// Converts `layer` into `image` and publishes it; `progress` is called once a buffer.
+    ///
+    /// Nothing is published unless the blob is the one asked for and the finished image, read back from
+    /// the file, has passed its check. After an error the file is gone.
+    pub fn convert(
+        &self,
+        cancel: &Cancel,
+        layer: Layer<'_>,
+        image: LayerFile,
+        sync_fs: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Applied> {
+        let started = Instant::now();
+        let lease = self.budget.lease(cancel)?;
+        let plan =
+            Plan { helpers: &self.helpers, limits: &self.options.limits, lease: &lease, cancel, progress };
+        let kind = layer.kind;
+        let Built { image, contents, mut facts } = match kind {
+            LayerType::Tar => tar_to_erofs::run(plan, layer, image, &self.options)?,
+            LayerType::NativeErofs { zstd, .. } => native::run(plan, layer, image, zstd)?,
+        };
+        cancel.check()?;
+        facts.times.verify = timed(|| self.verify(kind, &image))?;
+        cancel.check()?;
+        let image_bytes = image.size_bytes();
+        facts.times.commit = timed(|| Ok(image.commit(self.options.durability, sync_fs)?))?;
+        Ok(Applied {
+            media_type: kind.applied(),
+            digest: facts.diff_id,
+            size_bytes: facts.stream_bytes,
+            stats: Stats {
+                blob: facts.blob,
+                blob_bytes: facts.blob_bytes,
+                coding: facts.coding,
+                image_bytes,
+                contents,
+                times: facts.times,
+                total: started.elapsed(),
+            },
+        })
+    }
+}
+
+impl Converter {
+    /// Checks the finished image, on the bytes in the file.
+    fn verify(&self, kind: LayerType, image: &LayerFile) -> Result<()> {
+        let (depth, ours) = match kind {
+            LayerType::Tar => (NativeVerify::Strict, true),
+            LayerType::NativeErofs { .. } => (self.options.native_verify, false),
+        };
+        let checked = match depth {
+            NativeVerify::Off => Ok(()),
+            NativeVerify::Superblock | NativeVerify::Strict => Image::open(image).map(drop),
+        };
+        checked.map_err(|error| match ours {
+            true => Error::new(Kind::Internal, "apply.self-check", format!("the image just made: {error}")),
+            false => error.into(),
+        })
+    }
+}
+
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let started = Instant::now();
+    work()?;
+    Ok(started.elapsed())
+}

@@ -1,0 +1,305 @@
+//! One conversion for all who ask for the same at the same time.
+//!
+//! A request that finds its directory taken by the same layer waits for that conversion and gets its
+//! reply; one that wants another layer there is refused. A conversion that its caller cancelled is no
+//! reply for the others: one of them starts anew.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Applied, ApplyError, Request};
+use crate::{
+    call::{Call, Cancel, Namespace},
+    digest::Digest,
+    error::{Error, Kind, Result},
+};
+
+/// The conversions under way, by directory.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    running: Mutex<HashMap<(u64, u64), Arc<Flight>>>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    /// Who asked: another namespace may not have the blob, so it cannot join.
+    namespace: Namespace,
+    digest: Digest,
+    media_type: String,
+    size_bytes: u64,
+    sync_fs: bool,
+    landed: Mutex<Option<Outcome>>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Debug)]
+enum Outcome {
+    Applied(Box<Applied>),
+    Failed(Kind, &'static str, String),
+    /// The one who did the work gave up.
+    Abandoned,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Flights {
+    /// Runs `work` for `request`, or waits for the same work of another call.
+    pub(super) fn fly(
+        &self,
+        directory: (u64, u64),
+        call: &Call,
+        request: &Request,
+        work: impl FnOnce() -> Result<Applied>,
+    ) -> Result<Applied> {
+        loop {
+            let flight = {
+                let mut running = lock(&self.running);
+                match running.get(&directory) {
+                    Some(flight) => Arc::clone(flight),
+                    None => {
+                        let flight = Arc::new(Flight::new(call, request));
+                        running.insert(directory, Arc::clone(&flight));
+                        drop(running);
+                        // Lands, as abandoned, even if the work panics.
+                        let landing = Landing { flights: self, directory, flight };
+                        let outcome = work();
+                        landing.land(&outcome);
+                        return outcome;
+                    }
+                }
+            };
+            if !flight.is_for(call, request) {
+                let (digest, media_type) = (flight.digest.clone(), flight.media_type.clone());
+                return Err(ApplyError::Busy { digest, media_type }.into());
+            }
+            match flight.wait(&call.cancel)? {
+                // A reply without the promise that this request asks for is none.
+                Outcome::Applied(applied) if flight.sync_fs || !request.sync_fs => return Ok(*applied),
+                Outcome::Failed(kind, reason, message) => return Err(Error::new(kind, reason, message)),
+                Outcome::Applied(_) | Outcome::Abandoned => {}
+            }
+        }
+    }
+}
+
+impl Flight {
+    fn new(call: &Call, request: &Request) -> Self {
+        Self {
+            namespace: call.namespace.clone(),
+            digest: request.diff.digest.clone(),
+            media_type: request.diff.media_type.clone(),
+            size_bytes: request.diff.size_bytes,
+            sync_fs: request.sync_fs,
+            landed: Mutex::new(None),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn is_for(&self, call: &Call, request: &Request) -> bool {
+        self.namespace == call.namespace
+            && self.digest == request.diff.digest
+            && self.media_type == request.diff.media_type
+            && self.size_bytes == request.diff.size_bytes
+    }
+
+    fn wait(&self, cancel: &Cancel) -> Result<Outcome> {
+        let mut landed = lock(&self.landed);
+        loop {
+            if let Some(outcome) = &*landed {
+                return Ok(outcome.clone());
+            }
+            cancel.check()?;
+            landed =
+                self.changed.wait_timeout(landed, Cancel::POLL).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Ends a flight, with its outcome or without.
+struct Landing<'a> {
+    flights: &'a Flights,
+    directory: (u64, u64),
+    flight: Arc<Flight>,
+}
+
+impl Landing<'_> {
+    fn land(self, outcome: &Result<Applied>) {
+        *lock(&self.flight.landed) = Some(match outcome {
+            Ok(applied) => Outcome::Applied(Box::new(applied.clone())),
+            Err(error) if matches!(error.kind(), Kind::Cancelled | Kind::DeadlineExceeded) => {
+                Outcome::Abandoned
+            }
+            Err(error) => Outcome::Failed(error.kind(), error.reason(), error.to_string()),
+        });
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        // First the place, then the news: whoever hears it and starts anew finds the place free.
+        lock(&self.flights.running).remove(&self.directory);
+        lock(&self.flight.landed).get_or_insert(Outcome::Abandoned);
+        self.flight.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::{apply::Stats, codec::Coding, descriptor::Descriptor, pipeline::StageTimes};
+
+    fn call() -> Call {
+        Call::new("default".parse().unwrap())
+    }
+
+    fn request(name: &[u8], sync_fs: bool) -> Request {
+        let diff = Descriptor::new("a/b", Digest::sha256(name), 1).unwrap();
+        Request { diff, mounts: Vec::new(), sync_fs }
+    }
+
+    fn applied() -> Applied {
+        let digest = Digest::sha256(b"applied");
+        let stats = Stats {
+            blob: digest.clone(),
+            blob_bytes: 1,
+            coding: Coding::Plain,
+            image_bytes: 0,
+            contents: super::super::Contents::default(),
+            times: StageTimes::default(),
+            total: Duration::ZERO,
+        };
+        Applied { media_type: "a/b", digest, size_bytes: 1, stats }
+    }
+
+    #[test]
+    fn the_same_request_many_times_is_worked_on_once() {
+        let flights = Flights::default();
+        let (started, worked) = (Barrier::new(8), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    started.wait();
+                    let got = flights.fly((1, 1), &call(), &request(b"x", false), || {
+                        worked.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(Duration::from_millis(100));
+                        Ok(applied())
+                    });
+                    assert_eq!(got.unwrap(), applied());
+                });
+            }
+        });
+        assert_eq!(worked.into_inner(), 1);
+        assert!(flights.running.lock().unwrap().is_empty());
+    }
+
+    /// Runs `second` while the first request works for 50 ms and then ends as `outcome` says.
+    fn beside(
+        outcome: fn() -> Result<Applied>,
+        first_syncs: bool,
+        second: impl FnOnce(&Flights) -> Result<Applied>,
+    ) -> Result<Applied> {
+        let (flights, begun) = (Flights::default(), Barrier::new(2));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _whatever = flights.fly((1, 1), &call(), &request(b"x", first_syncs), || {
+                    begun.wait();
+                    thread::sleep(Duration::from_millis(50));
+                    outcome()
+                });
+            });
+            begun.wait();
+            let got = second(&flights);
+            assert!(lock(&flights.running).len() <= 1);
+            got
+        })
+    }
+
+    fn never() -> Result<Applied> {
+        panic!("not to be worked on")
+    }
+
+    #[test]
+    fn another_layer_for_the_same_directory_is_a_conflict() {
+        let other = |call: Call, request: Request| {
+            beside(|| Ok(applied()), false, |flights| flights.fly((1, 1), &call, &request, never))
+        };
+        let mut foreign = call();
+        foreign.namespace = "other".parse().unwrap();
+        let mut relabelled = request(b"x", false);
+        relabelled.diff.media_type = "a/c".to_owned();
+        for (call, request) in
+            [(call(), request(b"y", false)), (foreign, request(b"x", false)), (call(), relabelled)]
+        {
+            let error = other(call, request).unwrap_err();
+            assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "apply.busy"));
+        }
+        let elsewhere = beside(
+            || Ok(applied()),
+            false,
+            |flights| flights.fly((1, 2), &call(), &request(b"y", false), || Ok(applied())),
+        );
+        assert!(elsewhere.is_ok());
+    }
+
+    #[test]
+    fn failures_are_shared_and_cancellations_are_not() {
+        let join = |flights: &Flights| flights.fly((1, 1), &call(), &request(b"x", false), never);
+        let error = beside(|| Err(Error::new(Kind::Malformed, "tar.x", "bad")), false, join).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.reason(), error.to_string()),
+            (Kind::Malformed, "tar.x", "bad".into())
+        );
+
+        let retry = |flights: &Flights| flights.fly((1, 1), &call(), &request(b"x", false), || Ok(applied()));
+        assert!(beside(|| Err(crate::call::Cancelled::ByCaller.into()), false, retry).is_ok());
+    }
+
+    #[test]
+    fn a_request_that_asks_for_sync_does_not_take_a_reply_without() {
+        let (mut worked, sync) = (false, request(b"x", true));
+        let work = |flights: &Flights| {
+            flights.fly((1, 1), &call(), &sync, || {
+                worked = true;
+                Ok(applied())
+            })
+        };
+        beside(|| Ok(applied()), false, work).unwrap();
+        assert!(worked);
+        let join = |flights: &Flights| flights.fly((1, 1), &call(), &sync, never);
+        beside(|| Ok(applied()), true, join).unwrap();
+    }
+
+    #[test]
+    fn waiting_for_another_request_can_be_cancelled() {
+        let started = Instant::now();
+        let error = beside(
+            || {
+                thread::sleep(Duration::from_millis(300));
+                Ok(applied())
+            },
+            false,
+            |flights| {
+                let call = call();
+                call.cancel.cancel();
+                let got = flights.fly((1, 1), &call, &request(b"x", false), never);
+                assert!(started.elapsed() < Duration::from_millis(250));
+                got
+            },
+        )
+        .unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! One module per on-disk record ([`superblock`], [`inode`], [`dirent`], [`xattr`], [`chunk`],
 //! [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image and
-//! [`check`] decides whether a kernel should see it.
+//! [`check`] decides whether a kernel should see it, [`dump`] shows it as text.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/erofs_fs.h` and
 //! `Documentation/filesystems/erofs.rst`.
@@ -12,6 +12,7 @@ pub mod check;
 pub mod chunk;
 pub mod device;
 pub mod dirent;
+pub mod dump;
 #[cfg(test)]
 mod fixture;
 pub mod inode;

@@ -7,6 +7,7 @@ use crate::format::{
     ReadAt,
     erofs::{
         device::DeviceSlot,
+        dump::feature_names,
         reader::Image,
         superblock::{Superblock, compat, incompat},
     },
@@ -64,7 +65,10 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
     if refused & COMPRESSION != 0 {
         return Err(CheckError::image(
             Rule::Compressed,
-            format!("the image is compressed ({}), which is not supported", names(refused, &incompat::NAMES)),
+            format!(
+                "the image is compressed ({}), which is not supported",
+                feature_names(refused, &incompat::NAMES)
+            ),
         ));
     }
     if refused & incompat::DEVICE_TABLE != 0 {
@@ -76,27 +80,11 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
     let refused_compat = superblock.feature_compat & !policy.compat;
     for (refused, names_of) in [(refused, &incompat::NAMES[..]), (refused_compat, &compat::NAMES[..])] {
         if refused != 0 {
-            let found = names(refused, names_of);
+            let found = feature_names(refused, names_of);
             return Err(CheckError::image(Rule::Feature, format!("features not allowed: {found}")));
         }
     }
     Ok(())
-}
-
-/// The names of feature bits, those without a name in hexadecimal.
-pub(in crate::format::erofs) fn names(bits: u32, table: &[(u32, &str)]) -> String {
-    let mut rest = bits;
-    let mut found = Vec::new();
-    for (bit, name) in table {
-        if rest & bit != 0 {
-            found.push((*name).to_owned());
-            rest &= !bit;
-        }
-    }
-    if rest != 0 {
-        found.push(format!("{rest:#x}"));
-    }
-    found.join(" ")
 }
 
 /// Devices lie beside the image on the line of addresses, and within their files.

@@ -114,6 +114,22 @@ impl<R: ReadAt> Image<R> {
         }
         Ok(None)
     }
+
+    /// Finds the inode at `path` below the root; empty components and `.` mean nothing, `..` leads up,
+    /// links are not followed. `None` when there is none, or a component is no directory.
+    pub fn find(&self, path: &[u8]) -> Result<Option<Node>, ReadError> {
+        let mut node = self.root()?;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
+            if node.inode.file_type != FileType::Directory {
+                return Ok(None);
+            }
+            match self.lookup(&node, name)? {
+                Some((nid, _)) => node = self.node(nid)?,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
+    }
 }
 
 impl<R: ReadAt> Directory<'_, R> {

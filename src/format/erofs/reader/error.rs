@@ -291,6 +291,13 @@ impl Classify for ReadError {
     }
 }
 
+impl ReadError {
+    /// True when the only obstacle is that data is compressed.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self, Self::Node { fault: NodeFault::Compressed, .. })
+    }
+}
+
 impl NodeFault {
     fn reason(self) -> &'static str {
         match self {

@@ -1,0 +1,384 @@
+//! An image as text: one line for each fact, in an order that makes two images comparable line by line.
+//!
+//! What cannot be read is shown as its error, and the rest all the same.
+//!
+//! Described in `docs/formats/erofs.md`, "Text".
+
+use std::{
+    collections::HashSet,
+    fmt::{self, Write as _},
+};
+
+use super::{
+    Nid,
+    inode::Form,
+    reader::{Directory, Extent, Image, Node, Place, ReadError},
+    superblock::{compat, incompat},
+};
+use crate::{
+    format::ReadAt,
+    limits::DIRECTORY_DEPTH,
+    tree::{Device, FileType, Xattr},
+};
+
+/// Extents listed for one file; more are counted.
+const EXTENTS: usize = 64;
+
+/// One fact about the image as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// What it is about, with hyphens.
+    pub name: &'static str,
+    /// What it is.
+    pub value: String,
+}
+
+/// The facts of the superblock and its tables, in the order of the record.
+pub fn facts<R: ReadAt>(image: &Image<R>) -> Vec<Fact> {
+    let superblock = image.superblock();
+    let checksum = match image.checksum() {
+        Ok(None) => "none".to_owned(),
+        Ok(Some((stored, computed))) if stored == computed => format!("{stored:#010x}"),
+        Ok(Some((stored, computed))) => format!("{stored:#010x}, but {computed:#010x} is right"),
+        Err(error) => error.to_string(),
+    };
+    let mut facts = Vec::new();
+    let mut fact = |name, value| facts.push(Fact { name, value });
+    fact("checksum", checksum);
+    fact("features", feature_names(superblock.feature_compat, &compat::NAMES));
+    fact("incompatible-features", feature_names(superblock.feature_incompat, &incompat::NAMES));
+    fact("block-size", superblock.block_bits.size().to_string());
+    fact("blocks", superblock.blocks.to_string());
+    fact("file-size", image.size_bytes().to_string());
+    fact("root", superblock.root.to_string());
+    fact("inodes", superblock.inos.to_string());
+    fact("epoch", format!("{}.{:09}", superblock.epoch, superblock.fixed_nsec));
+    fact("build-time", format!("epoch + {}", superblock.build_time));
+    fact("metadata-block", superblock.meta_block.to_string());
+    fact("xattr-block", superblock.xattr_block.to_string());
+    fact("uuid", uuid(superblock.uuid));
+    fact("volume-name", text(&superblock.volume_name));
+    fact("compression", format!("{:#x}", superblock.compression));
+    for (base, infix) in image.name_prefixes() {
+        let name = [base.as_bytes(), infix].concat();
+        fact("xattr-prefix", format!("\"{}\"", name.escape_ascii()));
+    }
+    for slot in image.slots() {
+        let (blocks, start) = (slot.blocks, slot.unified_start);
+        fact("device", format!("blocks={blocks} start={start} tag={}", text(&slot.tag)));
+    }
+    facts
+}
+
+/// The names of feature bits, those without a name in hexadecimal.
+pub fn feature_names(bits: u32, table: &[(u32, &str)]) -> String {
+    let mut rest = bits;
+    let mut found = Vec::new();
+    for (bit, name) in table {
+        if rest & bit != 0 {
+            found.push((*name).to_owned());
+            rest &= !bit;
+        }
+    }
+    if rest != 0 {
+        found.push(format!("{rest:#x}"));
+    }
+    if found.is_empty() { "none".into() } else { found.join(" ") }
+}
+
+/// Text padded with NUL, quoted.
+fn text(padded: &[u8]) -> String {
+    let end = padded.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    format!("\"{}\"", padded.get(..end).unwrap_or_default().escape_ascii())
+}
+
+fn uuid(bytes: [u8; 16]) -> String {
+    let mut text = String::new();
+    for (index, byte) in bytes.iter().enumerate() {
+        let hyphen = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{hyphen}{byte:02x}");
+    }
+    text
+}
+
+/// One name of an image, as a line.
+#[derive(Debug)]
+pub struct Entry {
+    /// From the root on, with a slash in front.
+    pub path: Vec<u8>,
+    /// The number in the directory's record.
+    pub nid: Nid,
+    /// What it leads to, or why that cannot be read.
+    pub inode: Result<Details, ReadError>,
+}
+
+/// What a name leads to.
+#[derive(Debug)]
+pub struct Details {
+    /// The inode.
+    pub node: Node,
+    /// The target of a symbolic link.
+    pub target: Option<Vec<u8>>,
+    /// Attributes in the order of their names.
+    pub xattrs: Vec<Xattr>,
+    /// The first extents of the data.
+    pub extents: Vec<Extent>,
+    /// Extents beyond these.
+    pub more_extents: u64,
+}
+
+impl Details {
+    /// Reads everything about `node`.
+    pub fn read<R: ReadAt>(image: &Image<R>, node: Node) -> Result<Self, ReadError> {
+        let target = match node.inode.file_type {
+            FileType::Symlink => Some(image.symlink_target(&node)?),
+            _ => None,
+        };
+        let mut xattrs = image.xattrs(&node)?;
+        xattrs.sort_unstable();
+        let (mut extents, mut more_extents) = (Vec::new(), 0);
+        if matches!(node.inode.file_type, FileType::Regular | FileType::Directory | FileType::Symlink) {
+            for extent in image.extents(&node, 0) {
+                match extent {
+                    Ok(extent) if extents.len() < EXTENTS => extents.push(extent),
+                    Ok(_) => more_extents += 1,
+                    // The line shows the layout, and with it that the data cannot be followed.
+                    Err(error) if error.is_compressed() => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(Self { node, target, xattrs, extents, more_extents })
+    }
+}
+
+/// The line for one name, and after it the error that ended its directory, if one did.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" nid={}", self.path.escape_ascii(), self.nid)?;
+        match &self.inode {
+            Ok(details) => write!(f, " {details}"),
+            Err(error) => write!(f, " error: {error}"),
+        }
+    }
+}
+
+impl fmt::Display for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inode = &self.node.inode;
+        let attributes = inode.attributes;
+        write!(
+            f,
+            "{} {:04o} {}:{}",
+            type_name(inode.file_type),
+            attributes.mode,
+            attributes.uid,
+            attributes.gid
+        )?;
+        let mtime = attributes.mtime;
+        write!(f, " links={} mtime={}.{:09}", inode.nlink, mtime.seconds, mtime.nanoseconds)?;
+        if let super::inode::Data::Device(Device { major, minor }) = inode.data {
+            write!(f, " device={major}:{minor}")?;
+        } else {
+            write!(f, " size={} {}", inode.size_bytes, inode.data.layout().as_str())?;
+        }
+        if self.node.form == Form::Compact {
+            f.write_str(" compact")?;
+        }
+        if let Some(target) = &self.target {
+            write!(f, " target=\"{}\"", target.escape_ascii())?;
+        }
+        if !self.xattrs.is_empty() {
+            let list = self.xattrs.iter();
+            let list = list.map(|x| format!("{}=\"{}\"", x.name.escape_ascii(), x.value.escape_ascii()));
+            write!(f, " xattrs=[{}]", list.collect::<Vec<_>>().join(" "))?;
+        }
+        if !self.extents.is_empty() {
+            let list: Vec<String> = self.extents.iter().map(|extent| place_text(*extent)).collect();
+            write!(f, " data=[{}]", list.join(" "))?;
+        }
+        if self.more_extents > 0 {
+            write!(f, " and {} more", self.more_extents)?;
+        }
+        Ok(())
+    }
+}
+
+/// An extent as `offset+length@place`, the place being a byte of the image or of a device.
+pub fn place_text(Extent { offset, len, place }: Extent) -> String {
+    match place {
+        Place::Hole => format!("{offset}+{len}@hole"),
+        Place::Inline { offset: at } => format!("{offset}+{len}@inline:{at}"),
+        Place::Blocks { device: 0, offset: at } => format!("{offset}+{len}@{at}"),
+        Place::Blocks { device, offset: at } => format!("{offset}+{len}@device{device}:{at}"),
+    }
+}
+
+/// The name of a type.
+pub fn type_name(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::Regular => "file",
+        FileType::Directory => "directory",
+        FileType::CharDevice => "char-device",
+        FileType::BlockDevice => "block-device",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+        FileType::Symlink => "symlink",
+    }
+}
+
+/// Gives every name from `start` on to `each`, a directory before its contents, names in order.
+///
+/// A directory is entered once, however often it is listed. Holds one block for each level.
+pub fn walk<R: ReadAt, E>(
+    image: &Image<R>,
+    start: Node,
+    path: &[u8],
+    mut each: impl FnMut(&Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut path = path.to_vec();
+    let mut open: Vec<(Directory<'_, R>, Nid, usize)> = Vec::new();
+    let mut entered = HashSet::new();
+    let mut enter = |node: &Node, depth: usize| -> Option<Directory<'_, R>> {
+        let is_directory = node.inode.file_type == FileType::Directory;
+        let shallow = u32::try_from(depth).is_ok_and(|depth| depth < DIRECTORY_DEPTH);
+        (is_directory && shallow && entered.insert(node.position)).then(|| image.directory(node).ok())?
+    };
+    let entry = |path: &[u8], nid: Nid| {
+        let inode = image.node(nid).and_then(|node| Details::read(image, node));
+        Entry { path: if path.is_empty() { b"/".to_vec() } else { path.to_vec() }, nid, inode }
+    };
+    each(&entry(&path, start.nid))?;
+    open.extend(enter(&start, 0).map(|directory| (directory, start.nid, path.len())));
+    let mut depth = open.len();
+    while let Some((directory, own, len)) = open.last_mut() {
+        path.truncate(*len);
+        let own = *own;
+        let nid = match directory.next_child() {
+            Ok(None) => {
+                open.pop();
+                depth -= 1;
+                continue;
+            }
+            Ok(Some(child)) => {
+                path.push(b'/');
+                path.extend_from_slice(child.name);
+                child.nid
+            }
+            Err(error) => {
+                open.pop();
+                depth -= 1;
+                each(&Entry { path: path.clone(), nid: own, inode: Err(error) })?;
+                continue;
+            }
+        };
+        let entry = entry(&path, nid);
+        each(&entry)?;
+        if let Ok(node) = image.node(nid)
+            && let Some(directory) = enter(&node, depth)
+        {
+            open.push((directory, nid, path.len()));
+            depth += 1;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::erofs::fixture::sample;
+
+    fn lines(bytes: &[u8]) -> Vec<String> {
+        let image = Image::open_despite_checksum(bytes, Vec::new()).unwrap();
+        let mut lines: Vec<String> =
+            facts(&image).into_iter().map(|fact| format!("{}: {}", fact.name, fact.value)).collect();
+        let root = image.root().unwrap();
+        let done: Result<(), fmt::Error> = walk(&image, root, b"", |entry| {
+            lines.push(entry.to_string());
+            Ok(())
+        });
+        done.unwrap();
+        lines
+    }
+
+    #[test]
+    fn every_fact_and_every_name_is_a_line() {
+        let (bytes, _) = sample(12);
+        let lines = lines(&bytes);
+        let want = [
+            "features: sb_chksum mtime xattr_filter",
+            "incompatible-features: chunked_file",
+            "block-size: 4096",
+            "root: 36",
+            "inodes: 9",
+            "epoch: 0.000000000",
+            "uuid: 00000000-0000-0000-0000-000000000000",
+            "volume-name: \"\"",
+        ];
+        for want in want {
+            assert!(lines.iter().any(|line| line == want), "{want} is not in {lines:#?}");
+        }
+        let names: Vec<&str> =
+            lines.iter().filter_map(|line| line.strip_prefix('"')?.split('"').next()).collect();
+        let want = [
+            "/",
+            "/!first",
+            "/chunks",
+            "/dir",
+            "/dir/again",
+            "/dir/gone",
+            "/dir/sda",
+            "/fifo",
+            "/plain",
+            "/tail",
+        ];
+        assert_eq!(names, want);
+        let line = |name: &str| lines.iter().find(|line| line.starts_with(name)).unwrap().as_str();
+        assert_eq!(
+            line("\"/chunks\""),
+            "\"/chunks\" nid=138 file 0644 1000:1001 links=1 mtime=1700000000.000000007 size=16387 chunks \
+             xattrs=[user.odd=\"v\"] data=[0+8192@81920 8192+8192@hole 16384+3@90112]"
+        );
+        assert!(
+            line("\"/dir/sda\"")
+                .ends_with("block-device 0644 1000:1001 links=1 mtime=1700000000.000000007 device=8:300")
+        );
+        assert!(line("\"/!first\"").contains("size=6 inline target=\"target\" data=[0+6@inline:"));
+    }
+
+    #[test]
+    fn what_is_broken_is_shown_and_the_rest_as_well() {
+        let (mut bytes, at) = sample(12);
+        let plain = usize::try_from(at.plain.byte_offset(0)).unwrap();
+        bytes[plain] = 0x0b;
+        let text = lines(&bytes).join("\n");
+        assert!(
+            text.contains("\"/plain\" nid=128 error: inode 128: inode format 0x000b has unknown bits"),
+            "{text}"
+        );
+        assert!(text.contains("\"/tail\" nid="), "{text}");
+        // A directory that lists itself is entered once.
+        let (mut bytes, at) = sample(12);
+        let child = usize::try_from(at.directory.byte_offset(0)).unwrap() + 64 + 52 + 2 * 12;
+        bytes[child..child + 8].copy_from_slice(&at.directory.0.to_le_bytes());
+        let text = lines(&bytes).join("\n");
+        assert!(text.contains("\"/dir/again\" nid="), "{text}");
+        assert!(!text.contains("/dir/again/"), "{text}");
+        // Records out of order end their directory.
+        let (mut bytes, _) = sample(12);
+        bytes[1152 + 64 + 8 * 12] = b'~';
+        let text = lines(&bytes).join("\n");
+        assert!(text.contains("error: directory 36, block 0: name"), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_shown_with_the_right_one() {
+        let (mut bytes, _) = sample(12);
+        bytes[1024 + 0x30] = 0xab;
+        let lines = lines(&bytes);
+        assert!(lines[0].starts_with("checksum: 0x") && lines[0].ends_with(" is right"), "{}", lines[0]);
+        assert!(lines.contains(&"uuid: ab000000-0000-0000-0000-000000000000".to_owned()));
+    }
+}

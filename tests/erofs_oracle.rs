@@ -18,6 +18,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use plywood::{
     format::erofs::{
         BlockBits,
+        check::{Policy, verify},
         writer::{Options, Summary, Writer, WriterError},
     },
     tree::{Attributes, Body, Device, Entry, Extent, Timestamp, Xattr},
@@ -340,6 +341,9 @@ fn random_layers_in_memory() -> Result<(), Failed> {
         prop_assert_eq!(image.len() as u64, summary.size_bytes);
         prop_assert_eq!(want.len() as u64, summary.names + 1);
         assert_same(listing::by_our_reader(&image), &want, "our reader")?;
+        let report = verify(image.as_slice(), &Policy::layer());
+        let report = report.map_err(|error| TestCaseError::fail(format!("our check: {error}")))?;
+        prop_assert!(report.lints.is_empty(), "our check: {:?}", report.lints);
         assert_same(listing::by_erofs_rs(&image), &want, "erofs-rs")
     })
 }

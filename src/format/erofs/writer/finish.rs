@@ -153,7 +153,7 @@ impl<S: Sink> Writer<S> {
         self.sink.set_len(summary.size_bytes)?;
         let mut superblock = Superblock::new(bits);
         superblock.feature_compat = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER;
-        superblock.feature_incompat = if self.has_chunks { incompat::CHUNKED_FILE } else { 0 };
+        superblock.feature_incompat = if self.chunked.is_empty() { 0 } else { incompat::CHUNKED_FILE };
         superblock.root = root_nid().ok_or(WriterError::Order("the root is off a slot"))?;
         superblock.inos = summary.nodes;
         superblock.blocks = end;

@@ -22,7 +22,7 @@ const GROUP: usize = 512 << 10;
 const UNPLACED: u32 = u32::MAX;
 
 /// Where a record lies: the bin's number and the slot in it. Numbers count slots through all bins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Slot(pub u32);
 
 /// The decisions, without the bytes: which bin takes a record, and in which order bins are closed.

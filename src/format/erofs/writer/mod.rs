@@ -17,7 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use self::{
     attributes::Shared,
@@ -244,7 +244,8 @@ pub struct Writer<S> {
     tail: Vec<u8>,
     freed: Vec<Place>,
     next_ino: u32,
-    has_chunks: bool,
+    /// The chunk-based files of the image: whether there is any decides about a feature bit.
+    chunked: HashSet<Slot>,
 }
 
 /// Length of what is written last: the superblock with the root directory's inode behind it. One block, or
@@ -269,7 +270,7 @@ impl<S: Sink> Writer<S> {
             tail: Vec::new(),
             freed: Vec::new(),
             next_ino: 1,
-            has_chunks: false,
+            chunked: HashSet::new(),
             options,
         }
     }
@@ -363,6 +364,9 @@ impl<S: Sink> Writer<S> {
         if !self.head.is_empty() {
             file.place.slot = self.add_record()?;
         }
+        if let Stored::Chunks(_) = file.stored {
+            self.chunked.insert(file.place.slot);
+        }
         self.tree.set_payload(file.id, file.place);
         Ok(())
     }
@@ -375,7 +379,8 @@ impl<S: Sink> Writer<S> {
     /// Memory held for names and other metadata, in bytes. What is gathered for writing, below 4 MiB, is
     /// not counted.
     pub fn metadata_bytes(&self) -> u64 {
-        self.tree.memory_bytes() + self.metadata.memory_bytes() + self.shared.memory_bytes()
+        let chunked = self.chunked.capacity() * (size_of::<Slot>() + 1);
+        self.tree.memory_bytes() + self.metadata.memory_bytes() + self.shared.memory_bytes() + chunked as u64
     }
 
     /// Size of the image as far as it has been laid out, in bytes; directories come on top.
@@ -539,7 +544,6 @@ impl<S: Sink> Writer<S> {
             let format = chunks.format().ok_or(WriterError::Order("a chunk is too large"))?;
             self.set_inode(&inode(Data::Chunks(format)));
             self.chunked(&mut place, &chunks)?;
-            self.has_chunks = true;
             Stored::Chunks(chunks)
         } else {
             let tail_len = bits.within(size_bytes);
@@ -601,6 +605,7 @@ impl<S: Sink> Writer<S> {
     fn discard(&mut self, place: Place) -> Result<(), WriterError> {
         let Self { metadata, stream, sink, options, .. } = self;
         let bits = options.block_bits.get();
+        self.chunked.remove(&place.slot);
         if place.data_blocks > 0 {
             let (start, blocks) = (u64::from(place.data_start), u64::from(place.data_blocks));
             stream.discard(sink, start << bits, blocks << bits)?;

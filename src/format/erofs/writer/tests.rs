@@ -35,7 +35,7 @@ fn hex(text: &str) -> Vec<u8> {
     digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
-/// The example of `docs/formats/erofs.md`, "An image in bytes".
+/// The example of `docs/formats/erofs.md`, "An example".
 #[test]
 fn golden_a_file_and_a_whiteout() {
     let (mut hello, data) = regular("hello", b"world\n");

@@ -252,6 +252,31 @@ fn a_native_image_arrives_as_it_is_however_it_comes() {
     }
 }
 
+#[test]
+fn how_deep_a_native_image_is_checked_is_the_operators_choice() {
+    let mut fixture = fixture();
+    fixture.apply("1", PLAIN, &archive(10)).unwrap();
+    let mut image = fixture.layer("1");
+    let name = image.windows(10).rposition(|bytes| bytes == b"os-release").unwrap();
+    assert!(name > 4096, "the first block has a checksum");
+    image[name + 2] = b'/';
+    for (native_verify, refused) in
+        [(NativeVerify::Strict, true), (NativeVerify::Superblock, false), (NativeVerify::Off, false)]
+    {
+        fixture.options.native_verify = native_verify;
+        let outcome = fixture.apply("2", NATIVE, &image);
+        assert_eq!(outcome.is_err(), refused, "{native_verify:?}: {outcome:?}");
+        let published = fixture.snapshot("2").join("layer.erofs");
+        assert_eq!(published.exists(), !refused);
+        if let Err(error) = outcome {
+            assert_eq!(error.kind(), Kind::Malformed);
+            assert!(error.reason().starts_with("erofs."), "{}", error.reason());
+        }
+    }
+    fixture.options.native_verify = NativeVerify::Superblock;
+    assert_eq!(fixture.apply("2", NATIVE, &[0; 8192]).unwrap_err().kind(), Kind::Malformed);
+}
+
 /// Hands out blobs as files, as the direct path of a content store does.
 struct Files(tempfile::TempDir);
 

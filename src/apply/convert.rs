@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{self, Read},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,14 +12,21 @@ use crate::{
     call::Cancel,
     codec::Coding,
     digest::Digest,
-    error::{Error, Kind, Result},
+    error::{Classify as _, Error, Kind, Result},
     format::{
-        ReadAt as _,
-        erofs::{BlockBits, reader::Image},
+        ReadAt,
+        erofs::{
+            BlockBits,
+            check::{self, CheckError, Level, Policy},
+        },
     },
     limits::Limits,
     media_type::LayerType,
-    pipeline::{Facts, Plan, Progress, Source, budget::Budget, stage::Helpers},
+    pipeline::{
+        Facts, Plan, Progress, Source,
+        budget::{Budget, Lease, SHARE_BYTES, Use},
+        stage::Helpers,
+    },
     snapshot::{Durability, LayerFile},
 };
 
@@ -142,7 +149,7 @@ impl Converter {
             LayerType::NativeErofs { zstd, .. } => native::run(plan, layer, image, zstd)?,
         };
         cancel.check()?;
-        facts.times.verify = timed(|| self.verify(kind, &image))?;
+        facts.times.verify = timed(|| self.verify(kind, &image, &lease, cancel))?;
         cancel.check()?;
         let image_bytes = image.size_bytes();
         facts.times.commit = timed(|| Ok(image.commit(self.options.durability, sync_fs)?))?;
@@ -165,19 +172,57 @@ impl Converter {
 
 impl Converter {
     /// Checks the finished image, on the bytes in the file.
-    fn verify(&self, kind: LayerType, image: &LayerFile) -> Result<()> {
+    fn verify(&self, kind: LayerType, image: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
         let (depth, ours) = match kind {
             LayerType::Tar => (NativeVerify::Strict, true),
             LayerType::NativeErofs { .. } => (self.options.native_verify, false),
         };
-        let checked = match depth {
-            NativeVerify::Off => Ok(()),
-            NativeVerify::Superblock | NativeVerify::Strict => Image::open(image).map(drop),
+        let level = match depth {
+            NativeVerify::Strict => Level::Strict,
+            NativeVerify::Superblock => Level::Superblock,
+            NativeVerify::Off => return Ok(()),
         };
-        checked.map_err(|error| match ours {
-            true => Error::new(Kind::Internal, "apply.self-check", format!("the image just made: {error}")),
-            false => error.into(),
-        })
+        let limits = &self.options.limits;
+        let image = Watched { image, cancel };
+        // What decoder and writer used is free again. How much the check needs only the check can tell.
+        lease.charge(Use::Window, 0, cancel)?;
+        let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
+        loop {
+            lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
+            let policy = Policy { level, max_nodes: limits.nodes, max_memory_bytes, ..Policy::layer() };
+            let error = match check::verify(&image, &policy) {
+                Ok(_report) => return Ok(()),
+                Err(error) => error,
+            };
+            cancel.check()?;
+            match error {
+                CheckError::Memory { .. } if max_memory_bytes < limits.metadata_bytes => {
+                    max_memory_bytes = limits.metadata_bytes;
+                }
+                error if ours && error.kind() == Kind::Malformed => {
+                    let message = format!("the image just made: {error} [{}]", error.reason());
+                    return Err(Error::new(Kind::Internal, "apply.self-check", message));
+                }
+                error => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// An image whose reads end when the call is cancelled.
+struct Watched<'a> {
+    image: &'a LayerFile,
+    cancel: &'a Cancel,
+}
+
+impl ReadAt for Watched<'_> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.cancel.check().map_err(|stop| Error::from(stop).into_io())?;
+        self.image.read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
     }
 }
 

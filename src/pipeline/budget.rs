@@ -144,6 +144,13 @@ impl Lease {
     }
 }
 
+impl Lease {
+    /// Whether it holds the large share.
+    pub fn is_large(&self) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).large
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);

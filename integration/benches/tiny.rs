@@ -29,7 +29,10 @@ fn main() -> anyhow::Result<()> {
     }
     host::isolate()?;
     let layer = Layer::oci(&three_files()?, Coding::Gzip)?;
-    println!("{:>10} {:>10} {:>8} {:>8} {:>8} {:>8}", "wire", "durability", "min ms", "p50 ms", "p95 ms", "max ms");
+    println!(
+        "{:>10} {:>10} {:>8} {:>8} {:>8} {:>8}",
+        "wire", "durability", "min ms", "p50 ms", "p95 ms", "max ms"
+    );
     let mut missed = false;
     for durability in ["always", "request"] {
         let tables = format!("[apply]\ndurability = \"{durability}\"\n");

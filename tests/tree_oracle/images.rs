@@ -31,7 +31,8 @@ pub fn program(name: &str) -> Option<PathBuf> {
 /// Whether the kernel can mount EROFS.
 pub fn kernel_has_erofs() -> bool {
     let known = || fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\terofs\n"));
-    known() || (Command::new("modprobe").arg("-q").arg("erofs").status().is_ok_and(|s| s.success()) && known())
+    known()
+        || (Command::new("modprobe").arg("-q").arg("erofs").status().is_ok_and(|s| s.success()) && known())
 }
 
 /// Runs a command to its end; returns what it said, standard output and error together.
@@ -132,7 +133,9 @@ fn node(image: &EroFS<SliceImage<'_>>, inode: Inode) -> Result<Node, Failed> {
         FileType::RegularFile => {
             let (size_bytes, sha256) = hash(image.open_inode_file(inode)?)?;
             if size_bytes != inode.data_size() {
-                return Err(format!("inode {}: {size_bytes} of {} bytes", inode.id(), inode.data_size()).into());
+                return Err(
+                    format!("inode {}: {size_bytes} of {} bytes", inode.id(), inode.data_size()).into()
+                );
             }
             Kind::Regular { size_bytes, sha256 }
         }
@@ -186,7 +189,8 @@ fn same_bytes(one: &Path, other: &Path, but: &[std::ops::Range<u64>]) -> Result<
         b.read_exact(&mut right[..take])?;
         if left[..take] != right[..take] {
             let differs = (offset..).zip(left[..take].iter().zip(&right[..take]));
-            let mut differs = differs.filter(|(at, (l, r))| l != r && !but.iter().any(|range| range.contains(at)));
+            let mut differs =
+                differs.filter(|(at, (l, r))| l != r && !but.iter().any(|range| range.contains(at)));
             if let Some((at, _)) = differs.next() {
                 return Err(format!("the images differ at byte {at} of {len}").into());
             }

@@ -29,7 +29,9 @@ use std::{
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
 
-use images::{Mounted, apply, erofs_utils_accept, kernel_has_erofs, plywood, program, read_with_erofs_rs, run};
+use images::{
+    Mounted, apply, erofs_utils_accept, kernel_has_erofs, plywood, program, read_with_erofs_rs, run,
+};
 use tree::{Kind, Tree, clean, compare, image_of, scan, split};
 
 /// Above this many entries a corpus measures speed; its tree would only repeat what smaller ones show.
@@ -44,9 +46,13 @@ fn main() {
         trials.extend(of_layer(&here, source));
     }
     match corpora() {
-        Some(found) => trials.extend(found.into_iter().flat_map(|layer| of_layer(&here, Source::Corpus(layer)))),
+        Some(found) => {
+            trials.extend(found.into_iter().flat_map(|layer| of_layer(&here, Source::Corpus(layer))))
+        }
         None => trials.push(Trial::ignorable_test("corpora: every image shows what its layer holds", || {
-            Ok(Completion::ignored_with("needs PLYWOOD_CORPORA, a directory made by tests/benches/corpora.py"))
+            Ok(Completion::ignored_with(
+                "needs PLYWOOD_CORPORA, a directory made by tests/benches/corpora.py",
+            ))
         })),
     }
     trials.push(Trial::test("memory: a layer streams through, however large", memory::a_stream_of_any_size));
@@ -197,7 +203,9 @@ fn extracted(archive: &Path, to: &Path) -> Result<Tree, Failed> {
         std::iter::successors(Some(split(name).0), |name| (!name.is_empty()).then(|| split(name).0))
     });
     let implied = above
-        .filter(|name| !named.contains(*name) && tree.get(*name).is_some_and(|node| node.kind == Kind::Directory))
+        .filter(|name| {
+            !named.contains(*name) && tree.get(*name).is_some_and(|node| node.kind == Kind::Directory)
+        })
         .map(<[u8]>::to_vec)
         .collect();
     Ok(image_of(tree, &implied))

@@ -96,7 +96,9 @@ fn imply(tree: &mut Tree) -> Result<BTreeSet<Vec<u8>>, Failed> {
                 None => implied.insert(rest.to_vec()),
                 Some(Kind::Directory) => break,
                 Some(_) => {
-                    return Err(format!("{}: the parent is no directory", String::from_utf8_lossy(name)).into());
+                    return Err(
+                        format!("{}: the parent is no directory", String::from_utf8_lossy(name)).into()
+                    );
                 }
             };
         }

@@ -52,7 +52,9 @@ fn fill(root: &Path) -> Result<(), Failed> {
     let mode = |name: &str, mode| fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode));
 
     // Around a block, and around the limits of inline tails.
-    for len in [0, 1, 31, 1023, 1024, 1025, 2048, 4000, 4095, 4096, 4097, 5120, 5121, 8192, 100_000, 3_000_000] {
+    for len in
+        [0, 1, 31, 1023, 1024, 1025, 2048, 4000, 4095, 4096, 4097, 5120, 5121, 8192, 100_000, 3_000_000]
+    {
         file(&format!("sizes/{len}"), &noise(len, 7))?;
     }
     let sparse = fs::File::create(root.join("sizes/sparse"))?;
@@ -79,7 +81,13 @@ fn fill(root: &Path) -> Result<(), Failed> {
         ("far", FileType::CharacterDevice, 4095, (1 << 20) - 1),
         ("fifo", FileType::Fifo, 0, 0),
     ] {
-        rustix::fs::mknodat(CWD, root.join("nodes").join(name), kind, Mode::from_raw_mode(0o640), makedev(major, minor))?;
+        rustix::fs::mknodat(
+            CWD,
+            root.join("nodes").join(name),
+            kind,
+            Mode::from_raw_mode(0o640),
+            makedev(major, minor),
+        )?;
     }
 
     file("modes/setuid", b"#!/bin/sh\n")?;

@@ -28,8 +28,12 @@ pub fn archive() -> Result<Vec<u8>, Failed> {
     out.add("long-target", '2', 0o777, b"cut")?;
     out.add_prefixed(&"p".repeat(120), "name", b"the prefix of a POSIX header")?;
     out.base_256("base-256", 3_000_000_000, b"owner and size in binary")?;
-    out.extended(&[("path", b"by-pax/caf\xe9"), ("uid", b"4000000000"), ("gid", b"70000")])
-        .add("short", '0', 0o4755, b"set-uid by another owner")?;
+    out.extended(&[("path", b"by-pax/caf\xe9"), ("uid", b"4000000000"), ("gid", b"70000")]).add(
+        "short",
+        '0',
+        0o4755,
+        b"set-uid by another owner",
+    )?;
     out.extended(&[("linkpath", &b"y/".repeat(900))]).add("pax-target", '2', 0o777, b"short")?;
     for (name, mtime) in [
         ("times/before", "-0.25"),
@@ -40,8 +44,14 @@ pub fn archive() -> Result<Vec<u8>, Failed> {
     ] {
         out.extended(&[("mtime", mtime.as_bytes())]).add(name, '0', 0o644, b"")?;
     }
-    out.extended(&[("size", b"5"), ("atime", b"1.5"), ("ctime", b"1.5"), ("uname", b"nobody"), ("comment", b"x")])
-        .add("pax-size", '0', 0o644, b"sized")?;
+    out.extended(&[
+        ("size", b"5"),
+        ("atime", b"1.5"),
+        ("ctime", b"1.5"),
+        ("uname", b"nobody"),
+        ("comment", b"x"),
+    ])
+    .add("pax-size", '0', 0o644, b"sized")?;
 
     // Attributes; what overlayfs would take as its own must not arrive.
     out.extended(&[
@@ -52,7 +62,12 @@ pub fn archive() -> Result<Vec<u8>, Failed> {
         ("SCHILY.xattr.trusted.overlay.metacopy", b""),
     ])
     .add("attributed", '0', 0o644, b"x")?;
-    out.extended(&[("SCHILY.xattr.user.of", b"a directory")]).add("attributed-directory/", '5', 0o755, b"")?;
+    out.extended(&[("SCHILY.xattr.user.of", b"a directory")]).add(
+        "attributed-directory/",
+        '5',
+        0o755,
+        b"",
+    )?;
 
     // The later entry of a name wins.
     out.add("twice", '0', 0o644, b"the earlier and longer of two contents")?;
@@ -233,7 +248,10 @@ fn spell_records(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (key, value) in records {
         let rest = key.len() + value.len() + 3;
-        let len = (1..).map(|digits| rest + digits).find(|len| len.to_string().len() + rest == *len).unwrap_or(rest);
+        let len = (1..)
+            .map(|digits| rest + digits)
+            .find(|len| len.to_string().len() + rest == *len)
+            .unwrap_or(rest);
         body.extend_from_slice(format!("{len} {key}=").as_bytes());
         body.extend_from_slice(value);
         body.push(b'\n');

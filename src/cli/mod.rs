@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod config;
+pub mod containerd;
 pub mod generate;
 pub mod output;
 
@@ -15,11 +16,19 @@ use clap::{Parser, Subcommand};
 /// Turns image layers into mountable EROFS blobs, for containerd and by hand.
 #[derive(Debug, Parser)]
 #[command(name = "plywood", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = AFTER_HELP)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// The shortest way from here to a pulled image.
+const AFTER_HELP: &str = "\
+To let containerd use it:
+  plywood config default > /etc/plywood/config.toml   every setting, explained
+  plywood config containerd                           what to add to containerd's configuration
+  plywood serve                                       the daemon, in the foreground";
 
 /// Every subcommand.
 #[derive(Debug, Subcommand)]

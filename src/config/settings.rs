@@ -78,8 +78,9 @@ table! {
         /// Read blobs from the content store's directory once containerd has confirmed that the caller
         /// may have them. false: every byte comes over gRPC.
         direct_content: bool = true;
-        /// containerd's content directory: where the sandbox lets blobs be read directly.
-        content_root: PathBuf = "/var/lib/containerd/io.containerd.content.v1.content".into();
+        /// The content store's directory, which the sandbox then lets us read. "": the one beside each snapshot
+        /// root, as containerd lays them out.
+        content_root: PathBuf = PathBuf::new();
     }
 }
 
@@ -241,6 +242,23 @@ impl Config {
         text
     }
 
+    /// Where the content store's directory is expected, for the sandbox.
+    pub fn content_roots(&self) -> Vec<PathBuf> {
+        let Containerd { direct_content, content_root, .. } = &self.containerd;
+        if !direct_content {
+            return Vec::new();
+        }
+        if !content_root.as_os_str().is_empty() {
+            return vec![content_root.clone()];
+        }
+        let beside = self.snapshots.roots.iter().filter_map(|root| root.parent());
+        let mut found: Vec<_> =
+            beside.map(|parent| parent.join("io.containerd.content.v1.content")).collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
     /// The limits as the rest of the program takes them.
     pub fn limits(&self) -> limits::Limits {
         limits::Limits {
@@ -260,6 +278,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -268,6 +288,16 @@ mod tests {
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
         assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
         assert_eq!(Config::default().limits(), limits::Limits::default());
+    }
+
+    #[test]
+    fn the_content_store_is_expected_beside_the_snapshots() {
+        let with = |text: &str| toml::from_str::<Config>(text).unwrap().content_roots();
+        let beside = PathBuf::from("/var/lib/containerd/io.containerd.content.v1.content");
+        assert_eq!(with(""), [beside.as_path()]);
+        assert_eq!(with("[snapshots]\nroots = [\"/a/x\", \"/a/y\"]").len(), 1);
+        assert_eq!(with("[containerd]\ncontent_root = \"/c\""), [Path::new("/c")]);
+        assert!(with("[containerd]\ndirect_content = false\ncontent_root = \"/c\"").is_empty());
     }
 
     #[test]

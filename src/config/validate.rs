@@ -17,7 +17,10 @@ impl Config {
         let log = &self.log.level;
         log.parse::<tracing_subscriber::EnvFilter>().map_err(|error| refuse("log.level", log, error))?;
         socket("containerd.address", &self.containerd.address)?;
-        absolute("containerd.content_root", &self.containerd.content_root)?;
+        let content_root = &self.containerd.content_root;
+        if !content_root.as_os_str().is_empty() {
+            absolute("containerd.content_root", content_root)?;
+        }
         self.validate_roots()?;
         let erofs = &self.erofs;
         if !erofs.block_size.is_power_of_two() || !(512..=4096).contains(&erofs.block_size) {

@@ -127,21 +127,24 @@ fn confine(config: &Config) -> Result<()> {
     let socket_directories: Vec<_> =
         [&server.socket, &server.metrics_socket].into_iter().filter_map(|path| path.parent()).collect();
     let roots: Vec<_> = config.snapshots.roots.iter().map(AsRef::as_ref).collect();
-    let content = [config.containerd.content_root.as_path()];
+    let content = config.content_roots();
+    let content: Vec<_> = content.iter().map(AsRef::as_ref).collect();
     let paths = sandbox::Paths {
         read_write: &roots,
-        read: if config.containerd.direct_content { &content } else { &[] },
+        read: &content,
         remove: &socket_directories,
         abstract_sockets: notify::uses_abstract_socket(),
     };
-    let failed = |what: &str, error: String| {
-        let message = format!("{what}: {error} (security.sandbox = false starts without)");
+    let enforced = sandbox::confine(paths).unwrap_or_else(|error| {
+        // A filter of system calls may be in the way: what it leaves out, we have to do without.
+        tracing::warn!(%error, "landlock refuses");
+        sandbox::Enforced { level: "none", abi: 0, missing: Vec::new() }
+    });
+    let dropped = capabilities::drop_all_but(capabilities::KEPT).and_then(|()| capabilities::effective());
+    let kept = dropped.map_err(|error| {
+        let message = format!("cannot drop capabilities: {error} (security.sandbox = false starts with all)");
         Error::new(Kind::Denied, "server.sandbox", message)
-    };
-    let enforced = sandbox::confine(paths).map_err(|error| failed("landlock", error.to_string()))?;
-    capabilities::drop_all_but(capabilities::KEPT)
-        .map_err(|error| failed("capabilities", error.to_string()))?;
-    let kept = capabilities::effective().map_err(|error| failed("capabilities", error.to_string()))?;
+    })?;
     let missing = (!enforced.missing.is_empty()).then(|| enforced.missing.join(", "));
     tracing::info!(
         capabilities = kept.bits(),

@@ -55,7 +55,7 @@ pub enum SocketError {
         uid: u32,
     },
     /// The kernel refused.
-    #[error("cannot {what} {path}: {source}")]
+    #[error("cannot {what} {path}")]
     Io {
         /// What was tried.
         what: &'static str,

@@ -1,0 +1,203 @@
+//! `plywood config containerd`: what containerd's own configuration needs in order to use us.
+//!
+//! Source: containerd `docs/PLUGINS.md` (proxy plugins), `docs/transfer.md`, `docs/snapshotters/erofs.md`.
+
+use std::{env, path::Path, process::Command, str::FromStr};
+
+use crate::error::{Error, Kind};
+
+/// A minor release of containerd, of which three write this part of the configuration differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    major: u32,
+    minor: u32,
+}
+
+/// The first release with the EROFS snapshotter.
+const OLDEST: Version = Version { major: 2, minor: 1 };
+/// The first release that knows native layers and EROFS platforms by itself.
+const NATIVE: Version = Version { major: 2, minor: 3 };
+
+impl FromStr for Version {
+    type Err = String;
+
+    /// `2.1`, `2.3.4`, `v2.2.0-rc.1`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.strip_prefix('v').unwrap_or(text).split('.');
+        let mut number = || parts.next().and_then(|part| part.parse().ok());
+        match (number(), number()) {
+            (Some(major), Some(minor)) if Self { major, minor } >= OLDEST => Ok(Self { major, minor }),
+            (Some(_), Some(_)) => Err("the EROFS snapshotter came with containerd 2.1".to_owned()),
+            _ => Err("not a version such as 2.1 or 2.3.4".to_owned()),
+        }
+    }
+}
+
+/// What the snippet depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'h> {
+    /// containerd's release.
+    pub version: Version,
+    /// The machine, as containerd names it.
+    pub architecture: &'h str,
+    /// Whether containerd's own EROFS differ can run, and with it be listed.
+    pub has_erofs_differ: bool,
+    /// Our socket.
+    pub socket: &'h Path,
+}
+
+/// Asks the installed containerd for its version.
+pub fn installed_version() -> Result<Version, Error> {
+    let hint = "say which one it is for: --version 2.1";
+    let refuse =
+        |kind, problem: String| Error::new(kind, "config.containerd-version", format!("{problem}; {hint}"));
+    let output = Command::new("containerd")
+        .arg("--version")
+        .output()
+        .map_err(|error| refuse(Kind::NotFound, format!("containerd --version: {error}")))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = find_version(&text)
+        .ok_or_else(|| refuse(Kind::Malformed, format!("containerd --version printed {text:?}")))?;
+    version.parse().map_err(|problem| refuse(Kind::Malformed, format!("containerd {version}: {problem}")))
+}
+
+/// The first word of `containerd --version` that looks like a version.
+fn find_version(output: &str) -> Option<&str> {
+    output.split_whitespace().find(|word| {
+        let digits = word.strip_prefix('v').unwrap_or(word);
+        digits.starts_with(|first: char| first.is_ascii_digit()) && digits.contains('.')
+    })
+}
+
+/// This machine's name in platform strings.
+pub fn architecture() -> &'static str {
+    match env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// Whether `program` is somewhere in PATH.
+pub fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// The tables to add to containerd's configuration.
+pub fn snippet(host: &Host<'_>) -> String {
+    let Host { version: Version { major, minor }, architecture, has_erofs_differ, socket } = *host;
+    let socket = toml::Value::from(socket.display().to_string());
+    let differs =
+        if has_erofs_differ { r#"["plywood", "erofs", "walking"]"# } else { r#"["plywood", "walking"]"# };
+    let mut text = format!(
+        r#"# For containerd {major}.{minor}: add to /etc/containerd/config.toml, then restart containerd.
+version = 3
+
+# Plywood, as a plugin that containerd calls over its socket.
+[proxy_plugins.plywood]
+  type = "diff"
+  address = {socket}
+
+# Who applies and compares layers for ctr pull --local, nerdctl, BuildKit: the first that does not decline.
+"#
+    );
+    if !has_erofs_differ {
+        text += "# containerd's own \"erofs\" differ needs mkfs.erofs, which is not installed: naming a differ that is not\n\
+                 # loaded would disable all of them.\n";
+    }
+    text += &format!(
+        r#"[plugins."io.containerd.service.v1.diff-service"]
+  default = {differs}
+
+# Who does it for the transfer service: ctr pull, and Kubernetes. Only the named differ is asked.
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{architecture}"
+  snapshotter = "erofs"
+  differ = "plywood"
+"#
+    );
+    if host.version < NATIVE {
+        text += "  # Layers that are EROFS images already; without this, images made of them are pulled but not unpacked.\n  \
+                 layer_types = [\"application/vnd.erofs.layer.v1\", \"application/vnd.erofs.layer.v1+zstd\"]\n";
+    } else {
+        text += &format!(
+            r#"
+# Images that say they are made of EROFS layers (os.features).
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux(+erofs)/{architecture}"
+  snapshotter = "erofs"
+  differ = "plywood"
+"#
+        );
+    }
+    text += &format!(
+        r#"
+# Entries of this list replace containerd's defaults: keep the one for ordinary snapshots.
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{architecture}"
+  snapshotter = "overlayfs"
+  differ = "walking"
+
+# To make it the default for Kubernetes as well:
+# [plugins."io.containerd.cri.v1.images"]
+#   snapshotter = "erofs"
+"#
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(version: &str, has_erofs_differ: bool) -> String {
+        let socket = Path::new("/run/plywood/plywood.sock");
+        let version = version.parse().unwrap();
+        snippet(&Host { version, architecture: "amd64", has_erofs_differ, socket })
+    }
+
+    #[test]
+    fn the_shipped_files_are_what_the_command_prints() {
+        for (version, file) in [
+            ("2.1", include_str!("../../integration/deploy/containerd-2.1.toml")),
+            ("2.3", include_str!("../../integration/deploy/containerd-2.3.toml")),
+        ] {
+            assert_eq!(of(version, true), file, "{version}: plywood config containerd --version {version}");
+        }
+    }
+
+    #[test]
+    fn every_variant_is_toml_that_names_us_everywhere() {
+        for (version, differs, entries) in [
+            ("2.1", true, 2),
+            ("2.2.7", false, 2),
+            ("2.3.4", true, 3),
+            ("v2.4.0-beta.1", false, 3),
+            ("3.0", true, 3),
+        ] {
+            let parsed: toml::Table = of(version, differs).parse().unwrap();
+            assert_eq!(parsed["proxy_plugins"]["plywood"]["type"].as_str(), Some("diff"));
+            let plugins = &parsed["plugins"];
+            let default = plugins["io.containerd.service.v1.diff-service"]["default"].as_array().unwrap();
+            assert_eq!(default.first().and_then(toml::Value::as_str), Some("plywood"));
+            assert_eq!(default.len(), if differs { 3 } else { 2 });
+            let unpack = plugins["io.containerd.transfer.v1.local"]["unpack_config"].as_array().unwrap();
+            assert_eq!(unpack.len(), entries, "{version}");
+            assert_eq!(unpack[0].get("layer_types").is_some(), version < "2.3", "{version}");
+        }
+    }
+
+    #[test]
+    fn versions_are_found_in_what_containerd_prints() {
+        let debian = "containerd github.com/containerd/containerd/v2 2.1.9~ds1-1 deadbeef\n";
+        assert_eq!(find_version(debian), Some("2.1.9~ds1-1"));
+        assert_eq!(find_version(debian).unwrap().parse(), Ok(Version { major: 2, minor: 1 }));
+        assert_eq!(find_version("containerd containerd.io v2.3.4 abc"), Some("v2.3.4"));
+        assert_eq!(find_version("no idea"), None);
+        assert!("1.7.20".parse::<Version>().unwrap_err().contains("2.1"));
+        assert!("2".parse::<Version>().is_err() && "".parse::<Version>().is_err());
+    }
+}

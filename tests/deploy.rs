@@ -1,0 +1,70 @@
+//! The systemd units that are shipped: in step with the defaults, and such that systemd takes them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, process::Command};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use plywood::config::{Config, DEFAULT_PATH};
+
+const SERVICE: &str = include_str!("../integration/deploy/plywood.service");
+const SOCKET: &str = include_str!("../integration/deploy/plywood.socket");
+
+fn main() {
+    let has_analyze = Command::new("systemd-analyze").arg("--version").output().is_ok();
+    let tests = vec![
+        Trial::test("the_units_and_the_defaults_name_the_same_paths", same_paths),
+        Trial::test("systemd_waits_longer_than_the_daemon_drains", stop_timeout),
+        Trial::test("systemd_takes_the_units", verify).with_ignored_flag(!has_analyze),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit();
+}
+
+/// The value of the first `key=` line.
+fn value<'u>(unit: &'u str, key: &str) -> &'u str {
+    let prefix = format!("{key}=");
+    unit.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or_else(|| panic!("no {key}"))
+}
+
+fn same_paths() -> Result<(), Failed> {
+    let config = Config::default();
+    assert_eq!(value(SOCKET, "ListenStream"), config.server.socket.to_str().unwrap());
+    let runtime = format!("/run/{}", value(SERVICE, "RuntimeDirectory"));
+    assert!(config.server.metrics_socket.starts_with(&runtime));
+    assert!(value(SERVICE, "ExecStart").ends_with(&format!("serve --config {DEFAULT_PATH}")));
+    let roots: Vec<_> = config.snapshots.roots.iter().map(|root| format!("-{}", root.display())).collect();
+    assert_eq!([value(SERVICE, "ReadWritePaths")], roots.as_slice());
+    let content: Vec<_> = config.content_roots().iter().map(|root| format!("-{}", root.display())).collect();
+    assert_eq!([value(SERVICE, "ReadOnlyPaths")], content.as_slice());
+    Ok(())
+}
+
+fn stop_timeout() -> Result<(), Failed> {
+    // Two seconds for what is cancelled, one for the replies.
+    let drain = Config::default().server.drain_seconds + 3;
+    assert!(value(SERVICE, "TimeoutStopSec").parse::<u64>().unwrap() > drain);
+    Ok(())
+}
+
+fn verify() -> Result<(), Failed> {
+    let scratch = tempfile::tempdir()?;
+    let installed = SERVICE.replace("/usr/bin/plywood", "/bin/true");
+    // The manual pages are not installed here.
+    let installed: String = installed
+        .lines()
+        .filter(|line| !line.starts_with("Documentation="))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let (service, socket) = (scratch.path().join("plywood.service"), scratch.path().join("plywood.socket"));
+    fs::write(&service, installed)?;
+    fs::write(&socket, SOCKET)?;
+    let output = Command::new("systemd-analyze").arg("verify").args([&service, &socket]).output()?;
+    let complaints: Vec<_> = String::from_utf8_lossy(&output.stderr)
+        .lines()
+        // Known from systemd 255 on.
+        .filter(|line| line.contains("plywood") && !line.contains("@sandbox"))
+        .map(str::to_owned)
+        .collect();
+    assert!(complaints.is_empty() && output.status.success(), "{complaints:#?}");
+    Ok(())
+}

@@ -8,6 +8,7 @@ pub mod config;
 pub mod containerd;
 pub mod generate;
 pub mod output;
+pub mod serve;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ To let containerd use it:
 pub enum Command {
     /// Convert a layer in a file into a mountable image
     Apply(apply::Arguments),
+    /// Run the daemon that containerd calls
+    Serve(serve::Arguments),
     /// Show or check a configuration, or print what containerd needs to find us
     Config(config::Arguments),
     /// Print a completion script for a shell
@@ -47,6 +50,7 @@ pub enum Command {
 pub fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Apply(arguments) => apply::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments),
         Command::Man(arguments) => generate::man(&arguments),

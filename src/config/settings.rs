@@ -96,7 +96,7 @@ table! {
 table! {
     /// The images made from tar layers. Changing these changes the bytes of every image made from now on.
     Erofs {
-        /// Bytes per block: 512, 1024, 2048 or 4096.
+        /// Bytes per block: a power of two from 512 to the page size.
         block_size: u32 = 4096;
         /// Files and file ends up to this many bytes are stored beside their inode. 0: never, as
         /// containerd's own differ does it.

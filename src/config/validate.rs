@@ -23,8 +23,11 @@ impl Config {
         }
         self.validate_roots()?;
         let erofs = &self.erofs;
-        if !erofs.block_size.is_power_of_two() || !(512..=4096).contains(&erofs.block_size) {
-            return Err(refuse("erofs.block_size", erofs.block_size, "not 512, 1024, 2048 or 4096"));
+        // Larger blocks than pages cannot be mounted here.
+        let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+        if !erofs.block_size.is_power_of_two() || !(512..=page).contains(&erofs.block_size) {
+            let problem = format!("not a power of two from 512 to the page size, {page}");
+            return Err(refuse("erofs.block_size", erofs.block_size, problem));
         }
         if erofs.inline_limit > erofs.block_size {
             let problem = format!("more than one block of {} bytes", erofs.block_size);
@@ -141,7 +144,7 @@ mod tests {
             ("[snapshots]\nroots = [\"/\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a/b\"]", "snapshots.roots"),
-            ("[erofs]\nblock_size = 8192", "erofs.block_size"),
+            ("[erofs]\nblock_size = 1048576", "erofs.block_size"),
             ("[erofs]\nblock_size = 3000", "erofs.block_size"),
             ("[erofs]\nblock_size = 512", "erofs.inline_limit"),
             ("[limits]\nnodes = 0", "limits.nodes"),

@@ -47,7 +47,12 @@ pub trait MakeApplier {
 pub fn run(config: &Config, origin: &Origin, applier: impl MakeApplier) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %origin, "starting");
-    let roots = Arc::new(Roots::open(&config.snapshots.roots)?);
+    let roots = Roots::open(&config.snapshots.roots).map_err(|error| {
+        Error::from(error).context(
+            "containerd makes it when it starts with its EROFS snapshotter; snapshots.roots names others",
+        )
+    })?;
+    let roots = Arc::new(roots);
     let sockets = Sockets::open(&config.server)?;
     if config.security.sandbox {
         confine(config)?;

@@ -1,0 +1,95 @@
+//! `plywood serve`: the daemon.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio::runtime::Runtime;
+
+use crate::{
+    apply::{Applier, Apply, NativeVerify, Options},
+    config::{self, Config},
+    error::{Error, Kind, Result},
+    format::erofs::BlockBits,
+    observe::logging,
+    server::{self, MakeApplier, MemoryGauge},
+    snapshot::{Durability, Roots},
+    store::{self, Direct},
+};
+
+/// Arguments of `plywood serve`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Configuration file [default: /etc/plywood/config.toml if there is one]
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let (config, origin) = config::load(arguments.config.as_deref())?;
+    logging::start(&config.log)?;
+    server::run(&config, &origin, Containerd)
+}
+
+/// Applies what a containerd's content store holds.
+struct Containerd;
+
+impl MakeApplier for Containerd {
+    fn make(
+        self,
+        config: &Config,
+        roots: Arc<Roots>,
+        runtime: &Runtime,
+    ) -> Result<(Arc<dyn Apply>, MemoryGauge)> {
+        let config::Containerd { address, direct_content, .. } = &config.containerd;
+        let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
+        let limits = config.limits();
+        let store = store::Containerd::new(address, runtime.handle().clone(), direct, limits.stall);
+        let options = options(config)?;
+        if options.durability == Durability::Never {
+            tracing::warn!("apply.durability is \"never\": a power cut may leave torn layers");
+        }
+        if options.native_verify == NativeVerify::Off {
+            tracing::warn!("apply.native_verify is \"off\": layers that are images reach the kernel unread");
+        }
+        let applier = Arc::new(Applier::new(Arc::new(store), roots, options));
+        let memory = Arc::clone(&applier);
+        Ok((applier, Box::new(move || memory.charged_bytes())))
+    }
+}
+
+/// The settings as the domain takes them.
+fn options(config: &Config) -> Result<Options> {
+    let block_size = config.erofs.block_size;
+    let bits = u8::try_from(block_size.trailing_zeros()).ok().and_then(BlockBits::new);
+    let block_bits = bits.filter(|bits| bits.size() == u64::from(block_size)).ok_or_else(|| {
+        Error::new(Kind::Malformed, "config.value", format!("erofs.block_size = {block_size}"))
+    })?;
+    Ok(Options {
+        block_bits,
+        // The check of the configuration keeps it within a block.
+        inline_limit: u16::try_from(config.erofs.inline_limit).unwrap_or(u16::MAX),
+        durability: match config.apply.durability {
+            config::Durability::Always => Durability::Always,
+            config::Durability::Request => Durability::Request,
+            config::Durability::Never => Durability::Never,
+        },
+        native_verify: match config.apply.native_verify {
+            config::NativeVerify::Strict => NativeVerify::Strict,
+            config::NativeVerify::Superblock => NativeVerify::Superblock,
+            config::NativeVerify::Off => NativeVerify::Off,
+        },
+        limits: config.limits(),
+        ..Options::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_settings_are_the_defaults_of_the_domain() {
+        let (ours, theirs) = (options(&Config::default()).unwrap(), Options::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+}

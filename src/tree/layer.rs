@@ -51,6 +51,9 @@ pub enum TreeError {
     /// The parent is a file, device or fifo.
     #[error("parent {0} is neither a directory nor a symbolic link")]
     Parent(String),
+    /// Links of the layer lead to directories deeper than any reader follows.
+    #[error("a directory lies more than {} directories deep", limits::DIRECTORY_DEPTH)]
+    Depth,
     /// Too many symbolic links on the way to the parent.
     #[error("more than {} symbolic links lead to the parent", limits::SYMLINK_HOPS)]
     Loop,
@@ -92,7 +95,9 @@ pub enum TreeError {
 impl Classify for TreeError {
     fn kind(&self) -> Kind {
         match self {
-            Self::XattrSum | Self::Nodes { .. } | Self::Memory { .. } | Self::LinkSteps => Kind::Exhausted,
+            Self::XattrSum | Self::Depth | Self::Nodes { .. } | Self::Memory { .. } | Self::LinkSteps => {
+                Kind::Exhausted
+            }
             _ => Kind::Malformed,
         }
     }
@@ -108,6 +113,7 @@ impl Classify for TreeError {
             Self::LinkMissing(_) | Self::LinkType(..) => "tree.hardlink.target",
             Self::SymlinkTarget { .. } => "tree.symlink.target",
             Self::XattrSum => "limit.xattr-sum",
+            Self::Depth => "limit.depth",
             Self::Nodes { .. } => "limit.nodes",
             Self::Memory { .. } => "limit.metadata",
             Self::LinkSteps => "limit.link-steps",
@@ -162,6 +168,8 @@ pub(super) struct Directory {
     pub(super) name: u32,
     /// The newest of its names.
     pub(super) first: u32,
+    /// Directories above it.
+    depth: u16,
     /// An opaque marker was seen in it.
     opaque: bool,
 }
@@ -433,7 +441,12 @@ impl<P: Copy + Default> Tree<P> {
         {
             return Ok(number);
         }
-        let directory = Directory { attributes: IMPLIED, name: NONE, first: NONE, ..Directory::default() };
+        let depth = self.directories.get(parent).depth + 1;
+        if u32::from(depth) > limits::DIRECTORY_DEPTH {
+            return Err(TreeError::Depth);
+        }
+        let directory =
+            Directory { attributes: IMPLIED, name: NONE, first: NONE, depth, ..Directory::default() };
         let number = self.directories.insert(directory);
         let name = self.name(parent, name, Target::Directory(number), freed)?;
         self.directories.get_mut(number).name = name;

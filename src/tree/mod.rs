@@ -9,6 +9,8 @@
 mod arena;
 mod entry;
 mod layer;
+#[cfg(test)]
+mod layer_tests;
 mod names;
 pub mod path;
 mod pool;

@@ -23,6 +23,9 @@ pub const TAR_EXTENSION_BYTES: usize = 1 << 20;
 pub const TAR_EXTENSION_HEADERS: u32 = 16;
 /// Most regions of one sparse file.
 pub const SPARSE_REGIONS: usize = 65_536;
+/// Most bytes that holes may cost one image: zeros stored between data, and the arrays that say where
+/// there are none. Sparse files in the wild cost kilobytes; a few lines of a header can ask for terabytes.
+pub const SPARSE_OVERHEAD_BYTES: u64 = 1 << 30;
 /// Most symbolic links followed while one parent is resolved: the kernel's own bound.
 pub const SYMLINK_HOPS: u32 = 40;
 /// Longest gzip header string (file name, comment, extra field), in bytes; skipped while reading.

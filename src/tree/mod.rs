@@ -8,6 +8,7 @@
 
 mod arena;
 mod entry;
+mod error;
 mod layer;
 #[cfg(test)]
 mod layer_tests;
@@ -19,7 +20,8 @@ pub mod whiteout;
 pub mod xattr;
 
 pub use entry::{Body, Entry, Extent};
-pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree, TreeError};
+pub use error::TreeError;
+pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree};
 
 /// The seven types of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

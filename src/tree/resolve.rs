@@ -5,12 +5,7 @@
 //! that are missing on the way are made. What a link led to is remembered until a directory or a link
 //! is removed, so that a chain of links used by every entry is followed once.
 
-use super::{
-    FileType,
-    layer::{Tree, TreeError},
-    names::Target,
-    path::PathError,
-};
+use super::{FileType, TreeError, layer::Tree, names::Target, path::PathError};
 use crate::{error::Quoted, limits};
 
 /// The cleaned components between the root and an entry, or the directory they are known to lead to.

@@ -10,31 +10,29 @@
 
 mod attributes;
 mod directory;
+mod error;
 mod finish;
+mod inodes;
 mod metadata;
 mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashSet, io};
+use std::collections::HashSet;
 
+pub use self::error::WriterError;
 use self::{
     attributes::Shared,
     metadata::{Metadata, Slot},
     sparse::Chunks,
     stream::Stream,
 };
-use super::{
-    Block, BlockBits, Nid,
-    chunk::BlockMapEntry,
-    inode::{Data, Inode},
-    superblock::Superblock,
-};
+use super::{BlockBits, Nid, inode::Data, superblock::Superblock};
 use crate::{
-    error::{Classify, Kind, Quoted, disk_kind},
+    error::Quoted,
     format::Sink,
-    tree::{self, Attributes, Body, Device, Entry, FileId, FileType, Inserted, Tree, TreeError},
+    tree::{self, Device, Entry, FileId, FileType, Inserted, Tree},
 };
 
 /// What an image is to be like.
@@ -64,100 +62,6 @@ impl Default for Options {
             uuid: [0; 16],
             max_nodes: limits.nodes,
             max_metadata_bytes: limits.metadata_bytes,
-        }
-    }
-}
-
-/// Why an image cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WriterError {
-    /// An entry has no place in the tree.
-    #[error("entry {path}: {source}")]
-    Tree {
-        /// The entry's name.
-        path: String,
-        /// Why.
-        source: TreeError,
-    },
-    /// The sink does not take the bytes.
-    #[error("cannot write the image: {0}")]
-    Sink(#[from] io::Error),
-    /// Addresses are 32 bits.
-    #[error("an image of {blocks} blocks has more than 2^32 - 1")]
-    ImageBlocks {
-        /// Blocks needed so far.
-        blocks: u64,
-    },
-    /// More metadata than 32 bits of inode slots address.
-    #[error("inodes take more than 128 GiB")]
-    Inodes,
-    /// An attribute that EROFS cannot store.
-    #[error("extended attribute {name} with a value of {value} bytes cannot be stored")]
-    Xattr {
-        /// Its name.
-        name: String,
-        /// Length of its value in bytes.
-        value: usize,
-    },
-    /// The attributes of one inode do not fit.
-    #[error("extended attributes of one inode take {len} bytes, more than EROFS stores")]
-    XattrSum {
-        /// Length in bytes.
-        len: usize,
-    },
-    /// The root directory has too many attributes for the first block, even when all are shared.
-    #[error("{count} extended attributes do not fit beside the root directory's inode")]
-    RootXattrs {
-        /// How many it has.
-        count: usize,
-    },
-    /// Names and numbers take too much memory.
-    #[error("the layer's metadata exceeds {limit} bytes of memory")]
-    Memory {
-        /// The limit in bytes.
-        limit: u64,
-    },
-    /// The caller broke the order of calls, or gave more or less data than it announced.
-    #[error("writer called out of order: {0}")]
-    Order(&'static str),
-    /// A number that cannot be as large as it is.
-    #[error("writer lost count: {0}")]
-    Count(std::num::TryFromIntError),
-}
-
-impl WriterError {
-    fn internal(error: std::num::TryFromIntError) -> Self {
-        Self::Count(error)
-    }
-}
-
-impl Classify for WriterError {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Tree { source, .. } => source.kind(),
-            Self::Sink(error) => disk_kind(error),
-            Self::ImageBlocks { .. }
-            | Self::Inodes
-            | Self::XattrSum { .. }
-            | Self::RootXattrs { .. }
-            | Self::Memory { .. } => Kind::Exhausted,
-            Self::Xattr { .. } => Kind::Malformed,
-            Self::Order(_) | Self::Count(_) => Kind::Internal,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Tree { source, .. } => source.reason(),
-            Self::Sink(_) => "disk.write",
-            Self::ImageBlocks { .. } => "limit.image-blocks",
-            Self::Inodes => "limit.inodes",
-            Self::Xattr { .. } => "erofs.xattr.name",
-            Self::XattrSum { .. } => "limit.xattr-sum",
-            Self::RootXattrs { .. } => "limit.root-xattrs",
-            Self::Memory { .. } => "limit.metadata",
-            Self::Order(_) | Self::Count(_) => "erofs.writer",
         }
     }
 }
@@ -244,6 +148,8 @@ pub struct Writer<S> {
     tail: Vec<u8>,
     freed: Vec<Place>,
     next_ino: u32,
+    /// What holes of sparse files cost so far, in bytes.
+    hole_bytes: u64,
     /// The chunk-based files of the image: whether there is any decides about a feature bit.
     chunked: HashSet<Slot>,
 }
@@ -270,6 +176,7 @@ impl<S: Sink> Writer<S> {
             tail: Vec::new(),
             freed: Vec::new(),
             next_ino: 1,
+            hole_bytes: 0,
             chunked: HashSet::new(),
             options,
         }
@@ -401,204 +308,6 @@ impl<S: Sink> Writer<S> {
         let ino = self.next_ino;
         self.next_ino = self.next_ino.wrapping_add(1);
         ino
-    }
-
-    /// Begins the record of an inode in `self.head`, with room for its attributes' sharing decided.
-    fn begin_record(&mut self, xattrs: &[tree::Xattr]) -> Result<u16, WriterError> {
-        self.head.clear();
-        self.tail.clear();
-        self.head.resize(Inode::EXTENDED_LEN, 0);
-        if xattrs.is_empty() {
-            return Ok(0);
-        }
-        let mut sorted: Vec<&tree::Xattr> = xattrs.iter().collect();
-        sorted.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        // Shared from the second user on: the first has it inline.
-        self.shared.note_all(sorted.iter().copied(), false)?;
-        self.shared.body(sorted, &mut self.head)
-    }
-
-    fn set_inode(&mut self, inode: &Inode) {
-        if let Some(place) = self.head.first_chunk_mut() {
-            *place = inode.encode_extended();
-        }
-    }
-
-    /// Adds `self.head` and `self.tail` to the metadata.
-    fn add_record(&mut self) -> Result<Slot, WriterError> {
-        let Self { metadata, stream, sink, head, tail, .. } = self;
-        if (head.len() + tail.len()) as u64 > self.options.block_bits.size() {
-            return metadata.add_long(stream, sink, head);
-        }
-        metadata.add(stream, sink, head, tail)
-    }
-
-    /// Whether a tail of `len` bytes can stand behind `self.head`.
-    fn has_room_for(&self, len: u64) -> bool {
-        self.head.len() as u64 + len <= self.bits().size()
-    }
-
-    /// Writes the inode of a file that has no data blocks, or begins a regular one.
-    fn file(&mut self, id: FileId, entry: &Entry) -> Result<(), WriterError> {
-        match &entry.body {
-            Body::Regular { size_bytes, extents } => self.regular(id, entry, *size_bytes, extents.as_deref()),
-            Body::Symlink { target } => self.symlink(id, entry, target),
-            Body::CharDevice(device) => {
-                let data = Data::Device(*device);
-                self.special(id, FileType::CharDevice, entry.attributes, &entry.xattrs, data)
-            }
-            Body::BlockDevice(device) => {
-                let data = Data::Device(*device);
-                self.special(id, FileType::BlockDevice, entry.attributes, &entry.xattrs, data)
-            }
-            Body::Fifo => self.special(id, FileType::Fifo, entry.attributes, &entry.xattrs, Data::None),
-            Body::Directory | Body::HardLink { .. } => {
-                Err(WriterError::Order("the tree takes it for a file"))
-            }
-        }
-    }
-
-    fn special(
-        &mut self,
-        id: FileId,
-        file_type: FileType,
-        attributes: Attributes,
-        xattrs: &[tree::Xattr],
-        data: Data,
-    ) -> Result<(), WriterError> {
-        let xattr_icount = self.begin_record(xattrs)?;
-        let ino = self.take_ino();
-        self.set_inode(&Inode {
-            xattr_icount,
-            file_type,
-            attributes,
-            nlink: 1,
-            size_bytes: 0,
-            ino,
-            dot_omitted: false,
-            data,
-        });
-        let record_len = u32::try_from(self.head.len()).map_err(WriterError::internal)?;
-        let slot = self.add_record()?;
-        self.tree.set_payload(id, Place { slot, record_len, ..Place::default() });
-        Ok(())
-    }
-
-    fn symlink(&mut self, id: FileId, entry: &Entry, target: &[u8]) -> Result<(), WriterError> {
-        let xattr_icount = self.begin_record(&entry.xattrs)?;
-        let len = target.len() as u64;
-        let ino = self.take_ino();
-        let bits = self.bits();
-        let mut place = Place::default();
-        let data = if len < bits.size() && self.has_room_for(len) {
-            self.tail.extend_from_slice(target);
-            Data::Inline { start: Some(Block::UNUSED) }
-        } else {
-            place.data_start = self.stream.append(&mut self.sink, bits, target)?;
-            place.data_blocks = u32::try_from(bits.blocks_for(len)).map_err(WriterError::internal)?;
-            Data::Plain { start: Some(Block(u64::from(place.data_start))) }
-        };
-        self.set_inode(&Inode {
-            xattr_icount,
-            file_type: FileType::Symlink,
-            attributes: entry.attributes,
-            nlink: 1,
-            size_bytes: len,
-            ino,
-            dot_omitted: false,
-            data,
-        });
-        place.record_len = u32::try_from(self.head.len() + self.tail.len()).map_err(WriterError::internal)?;
-        place.slot = self.add_record()?;
-        self.tree.set_payload(id, place);
-        Ok(())
-    }
-
-    /// Gives a regular file its blocks and, but for what follows with its data, its record.
-    fn regular(
-        &mut self,
-        id: FileId,
-        entry: &Entry,
-        size_bytes: u64,
-        extents: Option<&[tree::Extent]>,
-    ) -> Result<(), WriterError> {
-        let bits = self.bits();
-        let xattr_icount = self.begin_record(&entry.xattrs)?;
-        let ino = self.take_ino();
-        let mut place = Place::default();
-        let chunks = match extents {
-            Some(extents) if size_bytes > 0 => Chunks::plan(bits, size_bytes, extents),
-            _ => None,
-        };
-        let inode = |data| Inode {
-            xattr_icount,
-            file_type: FileType::Regular,
-            attributes: entry.attributes,
-            nlink: 1,
-            size_bytes,
-            ino,
-            dot_omitted: false,
-            data,
-        };
-        let stored = if let Some(chunks) = chunks {
-            let format = chunks.format().ok_or(WriterError::Order("a chunk is too large"))?;
-            self.set_inode(&inode(Data::Chunks(format)));
-            self.chunked(&mut place, &chunks)?;
-            Stored::Chunks(chunks)
-        } else {
-            let tail_len = bits.within(size_bytes);
-            let inline = tail_len > 0
-                && tail_len <= u64::from(self.options.inline_limit)
-                && self.has_room_for(tail_len);
-            let body_len = if inline { size_bytes - tail_len } else { size_bytes };
-            let blocks = bits.blocks_for(body_len);
-            place.data_start = self.stream.allocate(blocks)?;
-            place.data_blocks = u32::try_from(blocks).map_err(WriterError::internal)?;
-            let start = if blocks > 0 { Block(u64::from(place.data_start)) } else { Block::UNUSED };
-            let start = Some(start);
-            self.set_inode(&inode(if inline { Data::Inline { start } } else { Data::Plain { start } }));
-            if inline {
-                self.tail.resize(usize::try_from(tail_len).map_err(WriterError::internal)?, 0);
-            }
-            place.record_len =
-                u32::try_from(self.head.len() + self.tail.len()).map_err(WriterError::internal)?;
-            Stored::Flat { body_len }
-        };
-        let missing = match extents {
-            Some(extents) => extents.iter().map(|extent| extent.len).sum(),
-            None => size_bytes,
-        };
-        self.open = Open::File(OpenFile { id, place, missing, next_offset: 0, size_bytes, stored });
-        Ok(())
-    }
-
-    /// Gives a chunk-based file its blocks, and writes its record if that is longer than a block.
-    fn chunked(&mut self, place: &mut Place, chunks: &Chunks) -> Result<(), WriterError> {
-        // Entries of the array, in bytes of a piece of it.
-        const PIECE: usize = (64 << 10) / BlockMapEntry::LEN;
-        let bits = self.bits();
-        let record_len = self.head.len() as u64 + chunks.array_len();
-        place.record_len = u32::try_from(record_len).map_err(WriterError::internal)?;
-        place.data_blocks = u32::try_from(chunks.blocks()).map_err(WriterError::internal)?;
-        if record_len <= bits.size() {
-            place.data_start = self.stream.allocate(chunks.blocks())?;
-            // Inodes and attributes are multiples of 4 bytes, which is how the array is aligned.
-            self.head.extend(chunks.array(place.data_start).flatten());
-            return Ok(());
-        }
-        // Arrays may take megabytes: they are not gathered, but written in front of the data.
-        let block = self.stream.allocate(bits.blocks_for(record_len))?;
-        place.data_start = self.stream.allocate(chunks.blocks())?;
-        place.slot = self.metadata.add_placed(block)?;
-        let mut offset = u64::from(block) << bits.get();
-        let mut records = chunks.array(place.data_start);
-        while !self.head.is_empty() {
-            self.stream.write(&mut self.sink, offset, &self.head)?;
-            offset += self.head.len() as u64;
-            self.head.clear();
-            self.head.extend(records.by_ref().take(PIECE).flatten());
-        }
-        Ok(())
     }
 
     /// Takes a file's record and data out of the image.

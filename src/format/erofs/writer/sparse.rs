@@ -11,11 +11,12 @@ use crate::{
         Block, BlockBits,
         chunk::{BlockMapEntry, ChunkFormat},
     },
+    limits,
     tree::Extent,
 };
 
 /// Longest array that is considered, in bytes.
-const LONGEST_ARRAY: u64 = 1 << 30;
+const LONGEST_ARRAY: u64 = limits::SPARSE_OVERHEAD_BYTES;
 
 /// How a sparse file is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,11 @@ impl Chunks {
         })
     }
 
+    /// Bytes of the image that the file takes, without inode and attributes.
+    pub fn stored_bytes(&self) -> u64 {
+        (self.blocks() << self.bits.get()) + self.array_len()
+    }
+
     /// The chunk format of the inode.
     pub fn format(&self) -> Option<ChunkFormat> {
         ChunkFormat::new(u8::try_from(self.log_blocks()).ok()?, false)
@@ -187,8 +193,7 @@ mod tests {
     fn a_few_bytes_in_a_terabyte_take_little() {
         let end = 1 << 40;
         let chunks = plan(end, &[extent(0, 1), extent(end - 1, 1)]).unwrap();
-        let total = (chunks.blocks() << 12) + chunks.array_len();
-        assert!(total < 8 << 20, "{total}");
+        assert!(chunks.stored_bytes() < 8 << 20, "{}", chunks.stored_bytes());
         assert_eq!(chunks.locate(0), Some((0, 1 << chunks.chunk_bits)));
         assert_eq!(chunks.locate(end / 2), None);
     }

@@ -135,7 +135,7 @@ pub(super) fn mend_checksum(block: &mut [u8; BLOCK]) {
     if let Some(own) = block.get_mut(CHECKSUM) {
         own.fill(b' ');
     }
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    let sum = sum(block);
     if let Some(own) = block.get_mut(CHECKSUM) {
         own.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     }
@@ -144,8 +144,8 @@ pub(super) fn mend_checksum(block: &mut [u8; BLOCK]) {
 /// Compares the checksum field with the sum of all bytes, the field itself counted as spaces.
 fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), Problem> {
     let own = field(block, CHECKSUM);
-    let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
-    let computed = sum(block) - sum(own) + 8 * u32::from(b' ');
+    let own_sum: u32 = own.iter().map(|byte| u32::from(*byte)).sum();
+    let computed = sum(block) - own_sum + 8 * u32::from(b' ');
     let stored = number::octal(own);
     // Some old writers summed signed characters; each byte above 127 then counts 256 less.
     let high = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(byte >> 7)).sum::<u32>();
@@ -160,6 +160,21 @@ fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), Problem> {
             Err(Problem::Checksum { stored: bytes, computed })
         }
     }
+}
+
+/// The sum of a block's bytes.
+///
+/// Eight bytes at a time, in four lanes of 16 bits: a lane gets two bytes of each of 64 words, so it
+/// holds at most 2 * 64 * 255 and none spills into the next. Byte by byte, with every addition checked
+/// for overflow, this alone took half the time of reading an archive of small files.
+fn sum(block: &[u8; BLOCK]) -> u32 {
+    const LANES: u64 = 0x00ff_00ff_00ff_00ff;
+    let lanes = block.as_chunks::<8>().0.iter().fold(0_u64, |lanes, word| {
+        let word = u64::from_le_bytes(*word);
+        lanes.wrapping_add(word & LANES).wrapping_add((word >> 8) & LANES)
+    });
+    let [a, b, c, d, e, f, g, h] = lanes.to_le_bytes();
+    [[a, b], [c, d], [e, f], [g, h]].into_iter().map(|lane| u32::from(u16::from_le_bytes(lane))).sum()
 }
 
 fn dialect(block: &[u8; BLOCK]) -> Result<Dialect, Problem> {
@@ -234,6 +249,13 @@ mod tests {
         }
         unsigned[CHECKSUM].copy_from_slice(b"\x80\0\0\0\0\0\0\0");
         assert_eq!(Header::decode(&unsigned).unwrap_err().reason(), "tar.checksum");
+    }
+
+    #[test]
+    fn a_sum_of_words_is_the_sum_of_bytes() {
+        assert_eq!((sum(&[0; BLOCK]), sum(&[255; BLOCK])), (0, 512 * 255));
+        let block: [u8; BLOCK] = std::array::from_fn(|at| (at * 7 % 256).to_le_bytes()[0]);
+        assert_eq!(sum(&block), block.iter().map(|byte| u32::from(*byte)).sum::<u32>());
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Extensions {
     /// The name of the entry that `header` begins.
     pub(super) fn path(&mut self, header: &Header<'_>) -> Result<Vec<u8>, Problem> {
         let (path, sparse_name) = match &mut self.pax {
-            Some(pax) => (pax.path.take(), pax.sparse.name.take()),
+            Some(pax) => (pax.path.take(), pax.sparse.as_mut().and_then(|sparse| sparse.name.take())),
             None => (None, None),
         };
         match (self.long_name.take(), sparse_name.or(path)) {
@@ -137,14 +137,14 @@ impl Extensions {
         let mut xattrs = pax.xattrs;
         xattr::settle(&mut xattrs)?;
         let is_file = matches!(body, Body::Regular { .. });
-        if !is_file && pax.sparse.any {
+        if !is_file && pax.sparse.is_some() {
             return Err(Problem::SparseType { found: header.kind });
         }
         if !is_file && stored > 0 {
             return Err(Problem::Body { found: header.kind, size_bytes: stored });
         }
-        let content = match pax.sparse.plan()? {
-            Some(plan) => Content::Sparse { plan, stored },
+        let content = match pax.sparse {
+            Some(records) => Content::Sparse { plan: records.plan()?, stored },
             None if is_file => Content::Plain { size_bytes: stored },
             None => Content::Nothing,
         };

@@ -12,6 +12,32 @@ use crate::tree::Timestamp;
 ///
 /// A NUL right after the digits ends the field, whatever follows. After a space only blanks follow.
 pub(super) fn octal(field: &[u8]) -> Option<u64> {
+    // What every writer of today writes: leading zeros, one byte at the end.
+    let padded = match *field {
+        [a, b, c, d, e, f, g, 0 | b' '] => eight_digits([b'0', a, b, c, d, e, f, g]),
+        [a, b, c, d, e, f, g, h, i, j, k, 0 | b' '] => {
+            let high = eight_digits([b'0', b'0', b'0', b'0', b'0', a, b, c]);
+            high.zip(eight_digits([d, e, f, g, h, i, j, k])).map(|(high, low)| high << 24 | low)
+        }
+        _ => None,
+    };
+    padded.or_else(|| any_octal(field))
+}
+
+/// Reads eight octal digits at once: neighbours are joined into numbers of 2, 4 and 8 digits.
+fn eight_digits(digits: [u8; 8]) -> Option<u64> {
+    let digits = u64::from_be_bytes(digits);
+    // The digits are 0x30 to 0x37.
+    if digits & 0xf8f8_f8f8_f8f8_f8f8 != 0x3030_3030_3030_3030 {
+        return None;
+    }
+    let pairs = (digits & 0x0007_0007_0007_0007) | ((digits >> 5) & 0x0038_0038_0038_0038);
+    let fours = (pairs & 0x0000_003f_0000_003f) | ((pairs >> 10) & 0x0000_0fc0_0000_0fc0);
+    Some((fours & 0xfff) | ((fours >> 20) & 0xff_f000))
+}
+
+/// Reads an octal field that is filled in another way.
+fn any_octal(field: &[u8]) -> Option<u64> {
     let mut rest = field;
     while let Some(after) = rest.strip_prefix(b" ") {
         rest = after;
@@ -124,6 +150,21 @@ mod tests {
             (b"junk\0\0\0\0", None),
         ] {
             assert_eq!(octal(field), want, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_usual_octal_fields_are_read_like_all_others() {
+        for len in [8, 12] {
+            for at in 0..len {
+                for byte in 0..=u8::MAX {
+                    let mut field = b"01234567654\0"[12 - len..].to_vec();
+                    field[at] = byte;
+                    assert_eq!(octal(&field), any_octal(&field), "{}", field.escape_ascii());
+                }
+            }
+            let largest = [vec![b'7'; len - 1], vec![b' ']].concat();
+            assert_eq!(octal(&largest), Some((1 << (3 * (len - 1))) - 1));
         }
     }
 

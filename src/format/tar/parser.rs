@@ -317,7 +317,8 @@ impl Parser {
     /// Reads a block where a header or the end of the archive may stand.
     fn block(&mut self, block: &[u8; BLOCK]) -> Result<Option<Entry>, Problem> {
         self.name.clear();
-        let zero = *block == [0; BLOCK];
+        // Most headers begin with a name.
+        let zero = block.first() == Some(&0) && *block == [0; BLOCK];
         match (&self.state, zero) {
             (State::ZeroBlock, true) => self.state = State::End,
             (State::ZeroBlock, false) => return Err(Problem::LoneZeroBlock),

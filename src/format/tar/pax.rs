@@ -80,7 +80,8 @@ pub(super) struct Overrides {
     pub(super) xattrs: Vec<Xattr>,
     /// How many an image does not keep.
     pub(super) dropped_xattrs: u64,
-    pub(super) sparse: sparse::Records,
+    /// The records of a sparse file, of which there are few.
+    pub(super) sparse: Option<Box<sparse::Records>>,
 }
 
 impl Overrides {
@@ -90,7 +91,6 @@ impl Overrides {
         for record in (Records { body, at: 0 }) {
             overrides.apply(record?)?;
         }
-        overrides.sparse.end()?;
         Ok(overrides)
     }
 
@@ -108,7 +108,7 @@ impl Overrides {
                     return self.xattr(name, value);
                 }
                 if let Some(field) = key.strip_prefix(SPARSE) {
-                    return self.sparse.apply(field, value);
+                    return self.sparse.get_or_insert_default().apply(field, value);
                 }
             }
         }

@@ -15,8 +15,6 @@ const MAP_DIGITS: u32 = 20;
 /// The `GNU.sparse.*` records of one extended header.
 #[derive(Debug, Default)]
 pub(super) struct Records {
-    /// Whether there are any.
-    pub(super) any: bool,
     /// The file's own name; the header's is made up.
     pub(super) name: Option<Vec<u8>>,
     major: Option<u8>,
@@ -46,7 +44,6 @@ pub(super) struct Plan {
 impl Records {
     /// Takes the record `GNU.sparse.FIELD`.
     pub(super) fn apply(&mut self, field: &[u8], value: &[u8]) -> Result<(), Problem> {
-        self.any = true;
         match field {
             b"major" => self.major = parse("GNU.sparse.major", value, digit)?,
             b"minor" => self.minor = parse("GNU.sparse.minor", value, digit)?,
@@ -71,17 +68,12 @@ impl Records {
         Ok(())
     }
 
-    /// Called after the last record.
-    pub(super) fn end(&self) -> Result<(), Problem> {
-        if self.offset.is_some() { Err(MAP_PAIRS) } else { Ok(()) }
-    }
-
-    /// Decides the version and hands out the map; `None` when there are no sparse records.
+    /// Decides the version and hands out the map.
     ///
     /// Records that some readers would take for a sparse file and others for a plain one are refused.
-    pub(super) fn plan(self) -> Result<Option<Plan>, Problem> {
-        if !self.any {
-            return Ok(None);
+    pub(super) fn plan(self) -> Result<Plan, Problem> {
+        if self.offset.is_some() {
+            return Err(MAP_PAIRS);
         }
         let version = |detail| Problem::SparseVersion { detail };
         let size_bytes = match (self.size, self.real_size) {
@@ -106,7 +98,7 @@ impl Records {
             Some(map) if self.regions != u64::try_from(map.len()).ok() => {
                 Err(Problem::SparseMap { detail: "as many regions as GNU.sparse.numblocks says" })
             }
-            map => Ok(Some(Plan { size_bytes, map })),
+            map => Ok(Plan { size_bytes, map }),
         }
     }
 }
@@ -247,12 +239,11 @@ pub(super) fn settle(map: &[Extent], size_bytes: u64, stored: u64) -> Result<Opt
 mod tests {
     use super::*;
 
-    fn plan(records: &[(&str, &str)]) -> Result<Option<Plan>, Problem> {
+    fn plan(records: &[(&str, &str)]) -> Result<Plan, Problem> {
         let mut all = Records::default();
         for (field, value) in records {
             all.apply(field.as_bytes(), value.as_bytes())?;
         }
-        all.end()?;
         all.plan()
     }
 
@@ -262,7 +253,6 @@ mod tests {
 
     #[test]
     fn all_three_versions_give_a_plan() {
-        assert!(plan(&[]).unwrap().is_none());
         let want = extents(&[(512, 10), (4096, 0)]);
         let pairs = [("offset", "512"), ("numbytes", "10"), ("offset", "4096"), ("numbytes", "0")];
         for records in [
@@ -278,18 +268,18 @@ mod tests {
                 ("map", "512,10,4096,0"),
             ],
         ] {
-            let plan = plan(&records).unwrap().unwrap();
+            let plan = plan(&records).unwrap();
             assert_eq!((plan.size_bytes, plan.map), (4096, Some(want.clone())));
         }
-        let plan =
-            plan(&[("major", "1"), ("minor", "0"), ("realsize", "9"), ("name", "a")]).unwrap().unwrap();
+        let plan = plan(&[("major", "1"), ("minor", "0"), ("realsize", "9"), ("name", "a")]).unwrap();
         assert_eq!((plan.size_bytes, plan.map), (9, None));
     }
 
     #[test]
     fn records_that_readers_take_for_different_files_are_refused() {
         for records in [
-            &[("name", "a")][..],
+            &[][..],
+            &[("name", "a")],
             &[("size", "1")],
             &[("realsize", "1"), ("major", "1")],
             &[("realsize", "1"), ("minor", "0")],

@@ -4,9 +4,12 @@
 //! follow by themselves.
 
 pub mod apply;
+pub mod check;
 pub mod config;
 pub mod containerd;
+pub mod dump;
 pub mod generate;
+mod image;
 pub mod output;
 pub mod serve;
 
@@ -38,6 +41,10 @@ pub enum Command {
     Apply(apply::Arguments),
     /// Run the daemon that containerd calls
     Serve(serve::Arguments),
+    /// Check images: are they sound, and would a layer be accepted
+    Check(check::Arguments),
+    /// Show what is in an image, one line for each fact
+    Dump(dump::Arguments),
     /// Show or check a configuration, or print what containerd needs to find us
     Config(config::Arguments),
     /// Print a completion script for a shell
@@ -51,6 +58,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Apply(arguments) => apply::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Dump(arguments) => dump::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments),
         Command::Man(arguments) => generate::man(&arguments),

@@ -31,7 +31,11 @@ fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// Read by Plywood's own reader.
 pub fn by_our_reader(bytes: &[u8]) -> Listing {
-    let image = Image::open(bytes).unwrap();
+    of_image(&Image::open(bytes).unwrap())
+}
+
+/// Read by Plywood's own reader from an image that is open.
+pub fn of_image(image: &Image<&[u8]>) -> Listing {
     let mut listing = Listing::new();
     let mut inodes = BTreeMap::new();
     let mut open: Vec<(Vec<u8>, Nid)> = vec![(Vec::new(), image.root().unwrap().nid)];
@@ -76,7 +80,11 @@ pub fn by_our_reader(bytes: &[u8]) -> Listing {
 
 /// Read by the erofs-rs crate.
 pub fn by_erofs_rs(bytes: &[u8]) -> Listing {
-    let image = EroFS::new(SliceImage::new(bytes)).unwrap();
+    of_erofs_rs(&EroFS::new(SliceImage::new(bytes)).unwrap())
+}
+
+/// Read by the erofs-rs crate from an image that is open.
+pub fn of_erofs_rs(image: &EroFS<SliceImage<'_>>) -> Listing {
     let root = image.get_inode(image.super_block().root_inode_id()).unwrap();
     let mut found = vec![(Vec::new(), root)];
     for entry in image.walk_dir("/").unwrap() {

@@ -126,6 +126,16 @@ pub struct Details {
     pub extents: Vec<Extent>,
     /// Extents beyond these.
     pub more_extents: u64,
+    /// Why the rest of the data cannot be found. Compressed data, whose layout says so, is no error.
+    pub data_error: Option<ReadError>,
+}
+
+impl Entry {
+    /// Reads the inode `nid`, which `path` names; the root's path is empty.
+    pub fn read<R: ReadAt>(image: &Image<R>, path: &[u8], nid: Nid) -> Self {
+        let inode = image.node(nid).and_then(|node| Details::read(image, node));
+        Self { path: if path.is_empty() { b"/".to_vec() } else { path.to_vec() }, nid, inode }
+    }
 }
 
 impl Details {
@@ -137,19 +147,17 @@ impl Details {
         };
         let mut xattrs = image.xattrs(&node)?;
         xattrs.sort_unstable();
-        let (mut extents, mut more_extents) = (Vec::new(), 0);
+        let (mut extents, mut more_extents, mut data_error) = (Vec::new(), 0, None);
         if matches!(node.inode.file_type, FileType::Regular | FileType::Directory | FileType::Symlink) {
             for extent in image.extents(&node, 0) {
                 match extent {
                     Ok(extent) if extents.len() < EXTENTS => extents.push(extent),
                     Ok(_) => more_extents += 1,
-                    // The line shows the layout, and with it that the data cannot be followed.
-                    Err(error) if error.is_compressed() => break,
-                    Err(error) => return Err(error),
+                    Err(error) => data_error = Some(error).filter(|error| !error.is_compressed()),
                 }
             }
         }
-        Ok(Self { node, target, xattrs, extents, more_extents })
+        Ok(Self { node, target, xattrs, extents, more_extents, data_error })
     }
 }
 
@@ -201,6 +209,9 @@ impl fmt::Display for Details {
         if self.more_extents > 0 {
             write!(f, " and {} more", self.more_extents)?;
         }
+        if let Some(error) = &self.data_error {
+            write!(f, " data-error: {error}")?;
+        }
         Ok(())
     }
 }
@@ -245,11 +256,7 @@ pub fn walk<R: ReadAt, E>(
         let shallow = u32::try_from(depth).is_ok_and(|depth| depth < DIRECTORY_DEPTH);
         (is_directory && shallow && entered.insert(node.position)).then(|| image.directory(node).ok())?
     };
-    let entry = |path: &[u8], nid: Nid| {
-        let inode = image.node(nid).and_then(|node| Details::read(image, node));
-        Entry { path: if path.is_empty() { b"/".to_vec() } else { path.to_vec() }, nid, inode }
-    };
-    each(&entry(&path, start.nid))?;
+    each(&Entry::read(image, &path, start.nid))?;
     open.extend(enter(&start, 0).map(|directory| (directory, start.nid, path.len())));
     let mut depth = open.len();
     while let Some((directory, own, len)) = open.last_mut() {
@@ -273,8 +280,7 @@ pub fn walk<R: ReadAt, E>(
                 continue;
             }
         };
-        let entry = entry(&path, nid);
-        each(&entry)?;
+        each(&Entry::read(image, &path, nid))?;
         if let Ok(node) = image.node(nid)
             && let Some(directory) = enter(&node, depth)
         {
@@ -371,6 +377,19 @@ mod tests {
         bytes[1152 + 64 + 8 * 12] = b'~';
         let text = lines(&bytes).join("\n");
         assert!(text.contains("error: directory 36, block 0: name"), "{text}");
+    }
+
+    #[test]
+    fn data_outside_is_shown_beside_everything_else() {
+        let (mut bytes, at) = sample(12);
+        let plain = usize::try_from(at.plain.byte_offset(0)).unwrap();
+        bytes[plain + 0x10..plain + 0x12].fill(0xff);
+        let text = lines(&bytes).join("\n");
+        assert!(text.contains(" size=12188 plain xattrs=[security.selinux="), "{text}");
+        assert!(
+            text.contains(" data-error: file data at byte 268431360, 12188 bytes long, is outside"),
+            "{text}"
+        );
     }
 
     #[test]

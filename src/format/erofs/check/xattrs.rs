@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use super::{CheckError, Notes, Policy, Rule};
 use crate::{
+    error::Quoted,
     format::{
         ReadAt,
         erofs::{
@@ -71,11 +72,11 @@ impl XattrCheck {
             let name = image.xattr_name(node.nid, &entry, &mut self.name)?;
             let after_base = self.name.get(name.base_len..).unwrap_or_default();
             if self.filtered && walk.name_filter() & filter_bit(name.base.index(), after_base) != 0 {
-                let detail = format!("the filter {:#010x} hides \"{}\"", walk.name_filter(), self.text());
+                let detail = format!("the filter {:#010x} hides {}", walk.name_filter(), self.text());
                 return Err(CheckError::inode(Rule::XattrFilter, node.nid, detail));
             }
             if name.base == Prefix::Lustre {
-                notes.lint(Rule::Prefix, Some(node.nid), || format!("no kernel reads \"{}\"", self.text()));
+                notes.lint(Rule::Prefix, Some(node.nid), || format!("no kernel reads {}", self.text()));
             }
             if !policy.overlay_control {
                 self.overlay(image, node, &entry)?;
@@ -109,7 +110,7 @@ impl XattrCheck {
         if allowed {
             return Ok(());
         }
-        let detail = format!("\"{}\" with {} bytes is not allowed", self.text(), entry.header.value_size);
+        let detail = format!("{} with {} bytes is not allowed", self.text(), entry.header.value_size);
         Err(CheckError::inode(Rule::Overlay, node.nid, detail))
     }
 
@@ -124,13 +125,13 @@ impl XattrCheck {
         match twice {
             None => Ok(()),
             Some(name) => {
-                let detail = format!("the attribute \"{}\" is there twice", name.escape_ascii());
+                let detail = format!("the attribute {} is there twice", Quoted(name));
                 Err(CheckError::inode(Rule::XattrTwice, node.nid, detail))
             }
         }
     }
 
-    fn text(&self) -> impl std::fmt::Display {
-        self.name.escape_ascii()
+    fn text(&self) -> Quoted<'_> {
+        Quoted(&self.name)
     }
 }

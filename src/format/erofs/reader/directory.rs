@@ -7,6 +7,7 @@ use super::{
     error::{DirectoryFault, NodeFault, ReadError},
 };
 use crate::{
+    error::Quoted,
     format::{
         ReadAt,
         erofs::{
@@ -205,7 +206,7 @@ impl<R: ReadAt> Directory<'_, R> {
             return Err(self.fault(DirectoryFault::NameLength { index, len: name.len() }));
         }
         if name.iter().any(|byte| matches!(byte, 0 | b'/')) {
-            return Err(self.fault(DirectoryFault::NameByte { name: name.escape_ascii().to_string() }));
+            return Err(self.fault(DirectoryFault::NameByte { name: Quoted(name).to_string() }));
         }
         Ok((dirent, name, end))
     }
@@ -235,8 +236,8 @@ impl<R: ReadAt> Directory<'_, R> {
         };
         if name <= before {
             return Err(self.fault(DirectoryFault::Order {
-                name: name.escape_ascii().to_string(),
-                before: before.escape_ascii().to_string(),
+                name: Quoted(name).to_string(),
+                before: Quoted(before).to_string(),
             }));
         }
         let name = (std::mem::replace(&mut self.name_start, end), end);

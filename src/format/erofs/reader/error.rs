@@ -216,17 +216,17 @@ pub enum DirectoryFault {
         len: usize,
     },
     /// A name with a slash or NUL.
-    #[error("name \"{name}\" holds a slash or NUL")]
+    #[error("name {name} holds a slash or NUL")]
     NameByte {
-        /// The name, escaped.
+        /// The name, quoted.
         name: String,
     },
     /// Names do not ascend.
-    #[error("name \"{name}\" does not sort after \"{before}\"")]
+    #[error("name {name} does not sort after {before}")]
     Order {
-        /// The name, escaped.
+        /// The name, quoted.
         name: String,
-        /// The name before it, escaped.
+        /// The name before it, quoted.
         before: String,
     },
 }

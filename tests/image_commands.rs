@@ -1,0 +1,122 @@
+//! `plywood check` and `plywood dump` as a user runs them, on fixtures of another writer.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn plywood(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_plywood"))
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/erofs"))
+        .output()
+        .expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("the output is UTF-8")
+}
+
+#[test]
+fn sound_images_are_one_line_each_and_exit_code_0() {
+    let output = plywood(&["check", "inline.erofs", "block512.erofs"]);
+    let lines = text(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    let lines: Vec<&str> = lines.lines().filter(|line| !line.starts_with("  ")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("inline.erofs: sound, 12 inodes, "), "{lines:?}");
+}
+
+#[test]
+fn one_refused_image_makes_exit_code_1_and_does_not_stop_the_others() {
+    let output = plywood(&["check", "lz4.erofs", "README.md", "no-such-file", "inline.erofs"]);
+    assert_eq!(output.status.code(), Some(1));
+    let out = text(&output.stdout);
+    for (line, want) in out.lines().zip([
+        "lz4.erofs: refused: the image is compressed (zero_padding), which is not supported [erofs.compressed]",
+        "README.md: refused: not an EROFS image: ",
+        "no-such-file: refused: ",
+        "inline.erofs: sound",
+    ]) {
+        assert!(line.starts_with(want), "{line}");
+    }
+    assert_eq!(text(&output.stderr), "plywood: 3 of 4 images refused [check.refused]\n");
+}
+
+#[test]
+fn results_for_machines_are_json() {
+    let output = plywood(&["check", "--json", "lz4.erofs", "inline.erofs"]);
+    assert_eq!(output.status.code(), Some(1));
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!(value[0]["sound"], false);
+    assert_eq!(value[0]["reason"], "erofs.compressed");
+    assert_eq!(value[1]["sound"], true);
+    assert_eq!(value[1]["inodes"], 12);
+}
+
+#[test]
+fn another_kind_of_file_is_named() {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    for (bytes, want) in [
+        (&b"\x1f\x8b\x08\0"[..], "a gzip stream; `plywood apply` makes an image"),
+        (b"\x28\xb5\x2f\xfd", "a zstd stream; `plywood apply` makes an image"),
+        (&[&[b'a'; 257][..], b"ustar\0", &[0; 2000]].concat(), "a tar archive; `plywood apply`"),
+        (&[&[0; 1080][..], &[0x53, 0xef], &[0; 2000]].concat(), "an ext2, ext3 or ext4 image"),
+        (b"hsqs", "a SquashFS image"),
+    ] {
+        let path = dir.path().join("layer");
+        std::fs::write(&path, bytes).expect("it can be written");
+        let path = path.to_str().expect("it is UTF-8");
+        for command in ["check", "dump"] {
+            let output = plywood(&[command, path]);
+            assert_eq!(output.status.code(), Some(1));
+            let all = text(&output.stdout) + &text(&output.stderr);
+            assert!(all.contains(&format!("not an EROFS image, but {want}")), "{all}");
+        }
+    }
+    let output = plywood(&["dump", dir.path().to_str().expect("it is UTF-8")]);
+    assert!(text(&output.stderr).contains("directory"), "{output:?}");
+}
+
+#[test]
+fn dumps_show_the_superblock_and_on_request_the_names() {
+    let output = plywood(&["dump", "inline.erofs"]);
+    let facts = text(&output.stdout);
+    assert!(output.status.success() && !facts.contains("nid="), "{facts}");
+    assert!(facts.contains("block-size: 4096\n"), "{facts}");
+    let tree = text(&plywood(&["dump", "--tree", "inline.erofs"]).stdout);
+    assert!(tree.starts_with(&facts), "{tree}");
+    assert_eq!(tree.lines().filter(|line| line.starts_with('"')).count(), 13, "{tree}");
+    let one = text(&plywood(&["dump", "--path", "dir//./sub/", "inline.erofs"]).stdout);
+    assert_eq!(one.lines().count(), 1);
+    assert!(one.starts_with("\"/dir/sub\" nid="), "{one}");
+    assert!(tree.contains(&one), "a line is the same wherever it is shown");
+    let below = text(&plywood(&["dump", "--tree", "--path", "/dir", "inline.erofs"]).stdout);
+    assert!(below.lines().count() > 1 && below.lines().all(|line| line.starts_with("\"/dir")), "{below}");
+    let none = plywood(&["dump", "--path", "/dir/none", "inline.erofs"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("there is no /dir/none [image.path]"), "{none:?}");
+}
+
+#[test]
+fn dumps_for_machines_are_one_json_object_a_line() {
+    let output = plywood(&["dump", "--json", "--tree", "inline.erofs"]);
+    let lines = text(&output.stdout);
+    let values: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
+    assert_eq!(values.len(), 14);
+    assert_eq!(values[0]["block-size"], "4096");
+    assert_eq!((&values[1]["path"], &values[1]["type"]), (&"/".into(), &"directory".into()));
+    let link = values.iter().find(|value| value["path"] == "/link").expect("the link is listed");
+    assert_eq!(link["target"], "dir/medium");
+}
+
+#[test]
+fn devices_may_be_given() {
+    let apart = plywood(&["check", "--rules", "any", "--device", "devices.blob", "devices.erofs"]);
+    assert!(apart.status.success(), "{apart:?}");
+    let missing = plywood(&["check", "--rules", "any", "devices.erofs"]);
+    assert!(text(&missing.stdout).contains("[erofs.device.range]"), "{missing:?}");
+    let layer = plywood(&["check", "--device", "devices.blob", "devices.erofs"]);
+    assert!(text(&layer.stdout).contains("[erofs.policy.devices]"), "{layer:?}");
+}

@@ -8,8 +8,10 @@
 mod support;
 
 use std::{
+    ffi::OsStr,
     fs,
     io::Write,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -21,7 +23,7 @@ use plywood::{
         check::{Policy, verify},
         writer::{Options, Summary, Writer, WriterError},
     },
-    tree::{Attributes, Body, Device, Entry, Extent, Timestamp, Xattr},
+    tree::{Attributes, Body, Device, Entry, Extent, FileType, Timestamp, Xattr},
 };
 use proptest::{
     prelude::*,
@@ -65,6 +67,11 @@ fn main() {
             "needs_fsck_erofs_random_layers_pass",
             program("fsck.erofs").is_some(),
             random_layers_pass_fsck,
+        ),
+        trial(
+            "needs_dump_erofs_random_layers_show_what_the_model_says",
+            program("dump.erofs").is_some(),
+            random_layers_in_dump,
         ),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -433,6 +440,39 @@ fn random_layers_pass_fsck() -> Result<(), Failed> {
         let text = String::from_utf8_lossy(&text);
         prop_assert!(output.status.success(), "fsck.erofs: {}", text);
         prop_assert!(!text.contains("<E>") && !text.contains("<W>"), "fsck.erofs: {}", text);
+        Ok(())
+    })
+}
+
+fn random_layers_in_dump() -> Result<(), Failed> {
+    let dump = program("dump.erofs").unwrap();
+    check(8, layers(), |(items, options)| {
+        let (items, want) = accepted(items);
+        let (image, summary) = written(&items, &options)?;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&image).unwrap();
+        let run = |arguments: &[&OsStr]| {
+            let output = Command::new(&dump).args(arguments).arg(file.path()).output().unwrap();
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        };
+        let text = run(&[OsStr::new("-s")]);
+        let inodes = text.lines().find_map(|line| line.strip_prefix("Filesystem inode count:"));
+        let inodes = inodes.and_then(|number| number.trim().parse().ok());
+        prop_assert_eq!(inodes, Some(summary.nodes), "{}", text);
+        for (path, want) in want.iter().filter(|(_, listed)| listed.file_type != FileType::Directory) {
+            let path = [b"--path=/", path.as_slice()].concat();
+            let text = run(&[OsStr::from_bytes(&path)]);
+            for shown in [
+                format!("Size: {} ", want.size_bytes),
+                format!("Links: {} ", want.nlink),
+                format!("Uid: {} ", want.attributes.uid),
+                format!("Gid: {} ", want.attributes.gid),
+                format!("Access: {:04o}/", want.attributes.mode),
+                format!(".{:09}", want.attributes.mtime.nanoseconds),
+            ] {
+                prop_assert!(text.contains(&shown), "{} is not in {}", shown, text);
+            }
+        }
         Ok(())
     })
 }

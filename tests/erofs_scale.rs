@@ -34,8 +34,10 @@ fn main() {
         trial("repeated_opaque_markers_grow_linearly", || growth(opaque_markers)),
         trial("a_long_chain_of_links_in_every_parent_grows_linearly", || growth(link_chain)),
         trial("many_attributes_on_one_directory_grow_linearly", || growth(attributes_of_one)),
+        trial("writes_are_few_and_large", writes_are_few),
         trial("replaced_names_take_no_memory", replaced_names_take_no_memory),
         trial("links_that_keep_changing_are_refused_in_time", changing_links),
+        measure("measure_synth_10k", || report("10k entries, 100 per directory", 10_000, synth)),
         measure("measure_synth_1m", || report("1M entries, 100 per directory", 1_000_000, synth)),
         measure("measure_wide_100k", || report("100k entries in one directory", 100_000, wide)),
         measure("measure_wide_1m", || report("1M entries in one directory", 1_000_000, wide)),
@@ -204,6 +206,17 @@ fn growth(layer: Build) -> Result<(), Failed> {
     Ok(())
 }
 
+fn writes_are_few() -> Result<(), Failed> {
+    for (layer, count) in [(synth as Build, 20_000), (wide, 20_000), (labelled, 20_000), (symlinks, 20_000)] {
+        let (sink, ..) = build(count, layer)?;
+        let most = 3 + sink.bytes / (512 << 10);
+        if sink.writes > most {
+            return Err(format!("{} writes of {} bytes, at most {most}", sink.writes, sink.bytes).into());
+        }
+    }
+    Ok(())
+}
+
 fn replaced_names_take_no_memory() -> Result<(), Failed> {
     for layer in [replaced as Build, replaced_subtree] {
         let (_, _, _, held) = build(60_000, layer)?;
@@ -251,7 +264,7 @@ fn status_kib(field: &str) -> u64 {
 fn report(what: &str, count: u32, layer: Build) -> Result<(), Failed> {
     let (sink, summary, seconds, held) = build(count, layer)?;
     println!(
-        "\n{what}: {seconds:.2} s CPU, peak {} MiB, {} bytes held per entry, {} writes, {} MiB of {} MiB, {summary:?}",
+        "\n{what}: {seconds:.3} s CPU, peak {} MiB, {} bytes held per entry, {} writes, {} MiB of {} MiB, {summary:?}",
         status_kib("VmHWM") >> 10,
         held / u64::from(count),
         sink.writes,

@@ -17,7 +17,7 @@ use crate::format::{
 /// Blocks that are open for more records at a time.
 const OPEN_BINS: usize = 16;
 /// Bytes of full blocks that are written at once.
-const GROUP: usize = 512 << 10;
+const GROUP: usize = 1 << 20;
 /// The place of a bin that has none yet.
 const UNPLACED: u32 = u32::MAX;
 

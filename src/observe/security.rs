@@ -47,7 +47,7 @@ impl SecurityEvent {
                 Some(Self::OddPath)
             }
             Kind::Denied => Some(Self::OddOwner),
-            Kind::DataLoss if reason.starts_with("digest.") => Some(Self::DigestMismatch),
+            Kind::DataLoss if reason == "blob.digest" => Some(Self::DigestMismatch),
             Kind::Exhausted if reason.starts_with("limit.") => Some(Self::LimitHit),
             _ => None,
         }
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(event(Kind::Denied, "mount.path"), Some(SecurityEvent::OddPath));
         assert_eq!(event(Kind::Internal, "internal.panic"), Some(SecurityEvent::Panic));
         assert_eq!(event(Kind::Denied, "mount.owner"), Some(SecurityEvent::OddOwner));
-        assert_eq!(event(Kind::DataLoss, "digest.compressed"), Some(SecurityEvent::DigestMismatch));
+        assert_eq!(event(Kind::DataLoss, "blob.digest"), Some(SecurityEvent::DigestMismatch));
         assert_eq!(event(Kind::Exhausted, "limit.nodes"), Some(SecurityEvent::LimitHit));
         assert_eq!(event(Kind::Malformed, "tar.checksum"), None);
         assert_eq!(event(Kind::Exhausted, "server.busy"), None);

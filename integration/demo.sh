@@ -222,9 +222,9 @@ echo "$image"
 
 step "Pull: containerd asks Plywood to apply every layer"
 ctr image pull --plain-http --snapshotter erofs "$image" >"$logs/pull.log" 2>&1 || { tail -n 5 "$logs/pull.log" >&2; fail "the pull failed"; }
-tail -n 1 "$logs/pull.log"
+grep . "$logs/pull.log" | tail -n 1
 echo
-grep -i apply "$logs/plywood.log" || fail "plywood logged no Apply: the layers did not pass through it"
+grep 'method="Apply"' "$logs/plywood.log" || fail "plywood logged no Apply: the layers did not pass through it"
 
 step "What landed in the snapshot directories"
 found=0

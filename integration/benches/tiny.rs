@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
         let tables = format!("[apply]\ndurability = \"{durability}\"\n");
         let env = Env::start(&Setup { plywood_tables: tables, ..Setup::default() })?;
         let caller = env.caller()?;
-        caller.ingest(&env, &layer)?;
+        caller.ingest(&layer)?;
         let namespace = env.namespace();
 
         let mut client = ttrpc::Client::connect(&env.plywood_socket())?;

@@ -1,23 +1,21 @@
 //! Services of containerd and of Plywood called directly, as clients other than `ctr` would.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
-use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
+use containerd_client::services::v1::{ApplyRequest, ApplyResponse, WriteAction, WriteContentRequest};
 use containerd_client::types::{Descriptor, Mount};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
-use crate::env::Env;
-use crate::host;
 use crate::image::Layer;
 
 /// The largest message either side takes, in bytes.
@@ -54,15 +52,44 @@ impl Caller {
     }
 
     /// Puts the blob of a layer into containerd's store and keeps it from being collected.
-    pub fn ingest(&self, env: &Env, layer: &Layer) -> anyhow::Result<()> {
+    pub fn ingest(&self, layer: &Layer) -> anyhow::Result<()> {
         let digest = layer.digest();
-        let mut file = tempfile::tempfile()?;
-        file.write_all(&layer.blob)?;
-        std::io::Seek::rewind(&mut file)?;
-        let mut command = env.ctr(&["content", "ingest", "--expected-digest", &digest, &digest]);
-        host::run(command.stdin(file))?;
-        host::run(&mut env.ctr(&["content", "label", &digest, "containerd.io/gc.root=test"]))?;
-        Ok(())
+        let total = layer.size_bytes();
+        let mut messages = Vec::new();
+        let mut offset = 0;
+        for piece in layer.blob.chunks(1 << 20) {
+            let len = i64::try_from(piece.len())?;
+            messages.push(WriteContentRequest {
+                action: WriteAction::Write.into(),
+                r#ref: digest.clone(),
+                total,
+                offset,
+                data: piece.to_vec(),
+                ..WriteContentRequest::default()
+            });
+            offset += len;
+        }
+        messages.push(WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            r#ref: digest.clone(),
+            total,
+            offset,
+            expected: digest,
+            // Part of the commit: the collector may run at any moment after it.
+            labels: [("containerd.io/gc.root".to_owned(), "test".to_owned())].into(),
+            ..WriteContentRequest::default()
+        });
+        let request = in_namespace(tokio_stream::iter(messages), Some(&self.namespace))?;
+        let mut client = ContentClient::new(self.containerd.clone());
+        let written = self.runtime.block_on(async {
+            let mut answers = client.write(request).await?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok::<_, Status>(())
+        });
+        match written {
+            Err(status) if status.code() != Code::AlreadyExists => Err(status.into()),
+            _ => Ok(()),
+        }
     }
 
     /// A new active snapshot of the EROFS snapshotter; its mounts.

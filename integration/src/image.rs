@@ -114,6 +114,18 @@ impl Image {
         }
     }
 
+    /// The name of the snapshot of all layers: the digest of the name below it and the layer's diffID.
+    pub fn chain_id(&self) -> String {
+        let mut chain = String::new();
+        for layer in &self.layers {
+            chain = match chain.is_empty() {
+                true => layer.diff_id.clone(),
+                false => digest(format!("{chain} {}", layer.diff_id).as_bytes()),
+            };
+        }
+        chain
+    }
+
     /// Writes an OCI layout whose only image is tagged `latest`.
     pub fn write_layout(&self, directory: &Path) -> anyhow::Result<()> {
         let blobs = directory.join("blobs/sha256");

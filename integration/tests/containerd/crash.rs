@@ -36,10 +36,10 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(env: &Env, caller: &Caller) -> anyhow::Result<Self> {
+    fn new(caller: &Caller) -> anyhow::Result<Self> {
         let tar = archive::one_file("dir/file", &archive::text(LAYER_BYTES, 3))?;
         let layer = Layer::oci(&tar, Coding::Gzip)?;
-        caller.ingest(env, &layer)?;
+        caller.ingest(&layer)?;
         let mounts = caller.prepare("crash", "")?;
         let directory = layer_directory(&mounts)?;
         let start = Instant::now();
@@ -68,7 +68,7 @@ impl Prepared {
 
 fn killed(env: &mut Env) -> anyhow::Result<()> {
     let mut caller = env.caller()?;
-    let prepared = Prepared::new(env, &caller)?;
+    let prepared = Prepared::new(&caller)?;
     let mut published = 0;
     for point in 0..POINTS {
         let call = caller.begin_here(apply_request(&prepared.layer, &prepared.mounts));
@@ -109,7 +109,7 @@ fn out_of_space() -> anyhow::Result<()> {
 
 fn fill_and_apply(env: &Env, disk: &Path) -> anyhow::Result<()> {
     let caller = env.caller()?;
-    let prepared = Prepared::new(env, &caller)?;
+    let prepared = Prepared::new(&caller)?;
     let filler = disk.join("filler");
     let need = u64::try_from(prepared.whole.len())?;
     let mut published = 0;
@@ -118,13 +118,7 @@ fn fill_and_apply(env: &Env, disk: &Path) -> anyhow::Result<()> {
         let leave = (need + (4 << 20)) * point / SPACES;
         let stat = rustix::fs::statvfs(disk)?;
         let free = stat.f_bavail * stat.f_frsize;
-        let file = std::fs::File::create(&filler)?;
-        rustix::fs::fallocate(
-            &file,
-            rustix::fs::FallocateFlags::empty(),
-            0,
-            free.saturating_sub(leave).max(1),
-        )?;
+        fill(&filler, free.saturating_sub(leave))?;
         match caller.apply(&prepared.layer, &prepared.mounts) {
             Ok(_) => {
                 anyhow::ensure!(prepared.is_published()?, "{leave} bytes: answered without a layer");
@@ -140,5 +134,17 @@ fn fill_and_apply(env: &Env, disk: &Path) -> anyhow::Result<()> {
         std::fs::remove_file(&filler)?;
     }
     anyhow::ensure!(published > 0 && published < SPACES, "{published} of {SPACES} were published");
+    Ok(())
+}
+
+/// Takes this many bytes of the disk, or a little less where its own records need some of them.
+fn fill(filler: &Path, mut bytes: u64) -> anyhow::Result<()> {
+    let file = std::fs::File::create(filler)?;
+    while bytes > 0 {
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            Err(rustix::io::Errno::NOSPC) => bytes = bytes.saturating_sub(64 << 10),
+            done => return Ok(done?),
+        }
+    }
     Ok(())
 }

@@ -91,7 +91,8 @@ fn base_image() -> anyhow::Result<(tempfile::TempDir, Vec<u8>)> {
 fn is_published(env: &mut Env, media_type: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let (scratch, tars, images) = images()?;
     let layers = images.iter().map(|image| Layer::native(media_type, image)).collect::<Result<_, _>>()?;
-    let reference = env.push("native", &Image::oci(layers))?;
+    let image = Image::oci(layers);
+    let reference = env.push("native", &image)?;
     env.pull(&reference, "erofs", arguments)?;
     let mut published = Vec::new();
     for file in env.layer_files()? {
@@ -106,7 +107,7 @@ fn is_published(env: &mut Env, media_type: &str, arguments: &[&str]) -> anyhow::
     anyhow::ensure!(said.trim_end().ends_with("proven"), "the container said {said:?}");
     let expected = scratch.path().join("want");
     tree::stack(&tars, &expected)?;
-    let mounted = env.mount(&reference)?;
+    let mounted = env.mount(&image)?;
     tree::ensure_equal(&tree::scan(&expected)?, &tree::scan(mounted.path())?)
 }
 

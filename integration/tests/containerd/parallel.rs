@@ -29,7 +29,7 @@ fn same_at_once_as_one_by_one(env: &mut Env) -> anyhow::Result<()> {
         let codings = [Coding::Gzip, Coding::Zstd, Coding::Plain];
         let coding = codings[usize::try_from(number % 3)?];
         let layer = Layer::oci(&tar, coding)?;
-        caller.ingest(env, &layer)?;
+        caller.ingest(&layer)?;
         layers.push(layer);
     }
     let at_once = apply_all(&caller, &layers, "at-once", true)?;

@@ -50,7 +50,8 @@ fn equals_its_layers(env: &mut Env, make: Make, arguments: &[&str]) -> anyhow::R
     let scratch = tempfile::tempdir()?;
     let files = archive::feature_layers(scratch.path(), Sparse::With)?;
     let tars: Vec<Vec<u8>> = files.iter().map(std::fs::read).collect::<Result<_, _>>()?;
-    let reference = env.push("features", &make(&tars)?)?;
+    let image = make(&tars)?;
+    let reference = env.push("features", &image)?;
     env.pull(&reference, "erofs", arguments)?;
 
     let said = env.run(&reference, "erofs", &["/bin/proof"])?;
@@ -58,7 +59,7 @@ fn equals_its_layers(env: &mut Env, make: Make, arguments: &[&str]) -> anyhow::R
 
     let want = scratch.path().join("want");
     tree::stack(&files, &want)?;
-    let mounted = env.mount(&reference)?;
+    let mounted = env.mount(&image)?;
     tree::ensure_equal(&tree::scan(&want)?, &tree::scan(mounted.path())?)?;
 
     anyhow::ensure!(env.layer_files()?.len() == 3, "layers: {:?}", env.layer_files()?);

@@ -35,7 +35,7 @@ pub fn add(suite: &mut Suite) {
 fn both_wires(env: &mut Env) -> anyhow::Result<()> {
     let caller = env.caller()?;
     let layer = Layer::oci(&archive::one_file("file", &archive::text(300_000, 2))?, Coding::Gzip)?;
-    caller.ingest(env, &layer)?;
+    caller.ingest(&layer)?;
     let mut requests = Vec::new();
     for number in 0..2 * THREADS * CALLS {
         requests.push(apply_request(&layer, &caller.prepare(&format!("wire-{number}"), "")?));

@@ -4,11 +4,15 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use plywood::{
     error::Classify,
-    format::tar::{Parser, TarError},
+    format::{
+        erofs::check::{Policy, verify},
+        tar::{Parser, TarError},
+    },
 };
 
 /// Every target of `tests/fuzz/Cargo.toml`, with its entry function.
-const TARGETS: &[(&str, Entry)] = &[("tar_parser", plywood::format::tar::fuzz)];
+const TARGETS: &[(&str, Entry)] =
+    &[("tar_parser", plywood::format::tar::fuzz), ("erofs_image", plywood::format::erofs::fuzz_image)];
 
 type Entry = fn(&[u8]);
 
@@ -61,6 +65,27 @@ fn tar_archives_are_refused_for_the_reason_in_their_name() {
         let found = read_tar(&archive).err();
         let reason = found.as_ref().map_or("ok", Classify::reason);
         assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn erofs_images_are_refused_for_the_reason_in_their_name() {
+    for (name, image) in corpus("erofs_image") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = verify(image.as_slice(), &Policy::layer()).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn images_of_another_writer_pass_the_target_too() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/erofs");
+    for entry in fs::read_dir(directory).expect("there are fixtures") {
+        let path = entry.expect("the fixtures are readable").path();
+        if path.extension().is_some_and(|extension| extension == "erofs") {
+            plywood::format::erofs::fuzz_image(&fs::read(path).expect("fixtures are readable"));
+        }
     }
 }
 

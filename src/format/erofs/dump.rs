@@ -253,7 +253,7 @@ pub fn walk<R: ReadAt, E>(
     let mut entered = HashSet::new();
     let mut enter = |node: &Node, depth: usize| -> Option<Directory<'_, R>> {
         let is_directory = node.inode.file_type == FileType::Directory;
-        let shallow = u32::try_from(depth).is_ok_and(|depth| depth < DIRECTORY_DEPTH);
+        let shallow = u32::try_from(depth).is_ok_and(|depth| depth <= DIRECTORY_DEPTH);
         (is_directory && shallow && entered.insert(node.position)).then(|| image.directory(node).ok())?
     };
     each(&Entry::read(image, &path, start.nid))?;

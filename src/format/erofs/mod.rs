@@ -15,6 +15,7 @@ pub mod dirent;
 pub mod dump;
 #[cfg(test)]
 mod fixture;
+mod fuzz;
 pub mod inode;
 pub mod reader;
 pub mod superblock;
@@ -22,3 +23,4 @@ pub mod writer;
 pub mod xattr;
 
 pub use address::{Block, BlockBits, Nid, SLOT_LEN};
+pub use fuzz::fuzz_image;

@@ -138,6 +138,8 @@ pub struct LayerFile {
     temporary: Option<CString>,
     /// Set at commit; `None` leaves what the umask gave.
     mode: Option<Mode>,
+    /// Its size in bytes.
+    len: u64,
     /// Largest end of a write, in bytes.
     written_end: u64,
     /// End of the reserved space, in bytes; `None` when the file system cannot reserve.
@@ -240,6 +242,7 @@ impl LayerFile {
             path: path.to_owned(),
             temporary,
             mode: None,
+            len: 0,
             written_end: 0,
             reserved_end: Some(0),
             reserve: None,
@@ -247,7 +250,7 @@ impl LayerFile {
         })
     }
 
-    /// The open file, readable and writable.
+    /// The open file, readable and writable. Its size is changed through [`Sink`] only.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -447,6 +450,7 @@ impl Sink for LayerFile {
             self.give_back(offset.min(reserved_end))?;
         }
         self.written_end = self.written_end.max(end);
+        self.len = self.len.max(end);
         Ok(())
     }
 
@@ -468,6 +472,7 @@ impl Sink for LayerFile {
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         rustix::fs::ftruncate(&self.file, len)?;
+        self.len = len;
         self.give_back(len.min(self.reserved_end.unwrap_or(0)))?;
         self.written_end = self.written_end.min(len);
         self.reserved_end = self.reserved_end.map(|end| end.min(len));
@@ -481,7 +486,7 @@ impl ReadAt for LayerFile {
     }
 
     fn size_bytes(&self) -> u64 {
-        ReadAt::size_bytes(&self.file)
+        self.len
     }
 }
 

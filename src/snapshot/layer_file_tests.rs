@@ -54,7 +54,9 @@ fn a_committed_file_has_its_bytes_mode_and_no_neighbours() {
             let mut layer = scratch.begin().unwrap();
             layer.write_at(3, b"def").unwrap();
             layer.write_at(0, b"abc").unwrap();
+            assert_eq!(ReadAt::size_bytes(&layer), 6);
             layer.set_len(8).unwrap();
+            assert_eq!(ReadAt::size_bytes(&layer), 8);
             assert!(!scratch.names().iter().any(|name| name.starts_with('.')));
             layer.commit(durability, sync_fs).unwrap();
             assert_eq!(fs::read(scratch.layer()).unwrap(), b"abcdef\0\0");
@@ -247,6 +249,7 @@ fn a_copy_of_a_file_has_its_bytes_and_its_size() {
     let source = File::open(&source).unwrap();
     let mut layer = scratch.begin().unwrap();
     layer.copy_from(&source, bytes.len() as u64, |_| Ok(())).unwrap();
+    assert_eq!(ReadAt::size_bytes(&layer), bytes.len() as u64);
     layer.commit(Durability::Never, false).unwrap();
     assert!(fs::read(scratch.layer()).unwrap() == bytes);
 

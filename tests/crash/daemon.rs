@@ -1,0 +1,170 @@
+//! The publisher as it is: the daemon, with a content store in this process.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use plywood::apply::Request;
+
+use super::{
+    Outcome, Publisher,
+    harness::{Daemon, Node, Reply, SOON, archive, gzip, names},
+    strace::Fault,
+};
+
+/// A gzip layer of so many files of so many bytes.
+pub struct Service {
+    files: usize,
+    len: usize,
+    layer: OnceLock<Layer>,
+}
+
+/// The blob, the answer it gets, and the image that it becomes.
+struct Layer {
+    blob: Vec<u8>,
+    answer: Reply,
+    image: Vec<u8>,
+}
+
+pub const SCENARIOS: [(&str, (usize, usize)); 3] =
+    [("a tiny layer", (3, 10)), ("a small layer", (100, 5_000)), ("a large layer", (3_000, 4_000))];
+
+/// codes of google.rpc.
+const RESOURCE_EXHAUSTED: i32 = 8;
+const UNAVAILABLE: i32 = 14;
+
+impl Service {
+    pub fn new((files, len): (usize, usize)) -> Self {
+        Self { files, len, layer: OnceLock::new() }
+    }
+
+    /// Made by an undisturbed daemon.
+    fn layer(&self) -> &Layer {
+        self.layer.get_or_init(|| {
+            let tar = archive(self.files, self.len);
+            let blob = gzip(&tar);
+            let node = Node::new();
+            let daemon = node.start();
+            let request = node.request_for(1, &blob);
+            assert_eq!(node.apply(&request), Reply::of_tar(&tar));
+            daemon.stop();
+            let image = fs::read(node.root().join("snapshots/1/layer.erofs")).unwrap();
+            Layer { blob, answer: Reply::of_tar(&tar), image }
+        })
+    }
+
+    /// A daemon behind strace, and the request that it shall get. The snapshot is newer than the
+    /// daemon's sweep.
+    fn node(&self, strace: &[String]) -> (Node, Daemon, Attached, Request) {
+        let node = Node::new();
+        let daemon = node.start();
+        let attached = Attached::to(&daemon, strace);
+        let request = node.request_for(1, &self.layer().blob);
+        (node, daemon, attached, request)
+    }
+}
+
+/// strace on a process that runs already, so that its start is neither listed nor disturbed.
+struct Attached(Child);
+
+impl Attached {
+    fn to(daemon: &Daemon, strace: &[String]) -> Self {
+        let pid = daemon.child.id().to_string();
+        let mut child = Command::new("strace")
+            .args(strace)
+            .args(["-p", &pid])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let own = format!("TracerPid:\t{}\n", child.id());
+        let traced = |task: fs::DirEntry| {
+            fs::read_to_string(task.path().join("status")).is_ok_and(|status| status.contains(&own))
+        };
+        let end = Instant::now() + SOON;
+        let tasks = || fs::read_dir(format!("/proc/{pid}/task"));
+        while !tasks().is_ok_and(|mut tasks| tasks.all(|task| task.is_ok_and(traced))) {
+            // A thread that only waits makes calls too: the fault may have ended the daemon already.
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            assert!(Instant::now() < end, "strace attaches to no process");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Self(child)
+    }
+
+    /// Waits until strace has seen the end of the process.
+    fn wait(mut self) {
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Publisher for Service {
+    fn traced(&self, _: &Path, strace: &[String]) {
+        let (node, daemon, attached, request) = self.node(strace);
+        assert_eq!(node.apply(&request), self.layer().answer);
+        daemon.stop();
+        attached.wait();
+    }
+
+    fn concerns(&self, _: &Path, line: &str) -> bool {
+        line.contains("snapshotter.v1.erofs/snapshots") || line.contains("\"snapshots/1\"")
+    }
+
+    fn attempt(&self, _: &Path, strace: &[String], fault: Fault) -> Result<Outcome, String> {
+        let Layer { answer, image, .. } = self.layer();
+        let (node, daemon, attached, request) = self.node(strace);
+        let snapshot = node.root().join("snapshots/1");
+        let reply = node.apply(&request);
+        let found = fs::read(snapshot.join("layer.erofs")).ok();
+        if found.as_ref().is_some_and(|found| found != image) {
+            return Err(format!("a layer of {:?} bytes is left", found.map(|found| found.len())));
+        }
+        let left = |when: &str, published: bool| {
+            let mut names = names(&snapshot);
+            names.retain(|name| !matches!(name.as_str(), "fs" | "work" | ".erofslayer"));
+            names.retain(|name| !(published && name == "layer.erofs"));
+            if names.is_empty() { Ok(()) } else { Err(format!("{names:?} left {when}")) }
+        };
+        let want = if fault == Fault::NoSpace { RESOURCE_EXHAUSTED } else { UNAVAILABLE };
+        match &reply {
+            reply if reply == answer && found.is_none() => {
+                return Err("success was reported without a layer".into());
+            }
+            reply if reply == answer => {}
+            Reply::Applied { .. } => return Err(format!("a wrong answer: {reply:?}")),
+            Reply::Refused { .. } if fault == Fault::Kill => {}
+            Reply::Refused { code, .. } if *code != want => {
+                return Err(format!("{code} instead of {want}: {reply:?}; {}", daemon.log()));
+            }
+            Reply::Refused { .. } => left("after the refusal", false)?,
+        }
+        drop(attached);
+        // The next start sweeps, and the same request then works.
+        drop(daemon);
+        let next = node.start();
+        left("after the next start", true)?;
+        let again = node.apply(&request);
+        if again != *answer {
+            return Err(format!("the next request fails: {again:?}; {}", next.log()));
+        }
+        next.stop();
+        if fs::read(snapshot.join("layer.erofs")).ok().as_ref() != Some(image) {
+            return Err("the next request made another image".into());
+        }
+        Ok(if reply == *answer { Outcome::Unharmed } else { Outcome::Struck })
+    }
+}

@@ -1,0 +1,151 @@
+//! A publisher that is killed, or told that the disk is full or broken, at any of its system calls.
+//!
+//! strace runs it once to list its calls, then again and again with one of them turned into a SIGKILL,
+//! `ENOSPC` or `EIO`. Whatever happens, the snapshot directory holds no layer or a whole one, a reply of
+//! success means a whole one, and after the next start nothing else is left.
+//!
+//! Two publishers: the library alone, which has few calls and all of them about the layer, and the
+//! daemon. Needs strace, and root for the daemon; `CRASH_POINTS` sets how many calls of each scenario are tried.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../support/containerd.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod containerd;
+mod daemon;
+#[path = "../daemon/harness.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod harness;
+mod library;
+mod strace;
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use strace::{Fault, Point};
+
+/// Calls tried per scenario in a normal run.
+const POINTS: usize = 40;
+
+/// One way to publish a layer.
+trait Publisher: Send + Sync + 'static {
+    /// Publishes in `place`, undisturbed, behind strace with these arguments.
+    fn traced(&self, place: &Path, strace: &[String]);
+
+    /// Whether a line of the trace is about the snapshot directory in `place`.
+    fn concerns(&self, place: &Path, line: &str) -> bool;
+
+    /// Publishes in `place` behind strace with these arguments, which make one call fail, and looks at
+    /// what is left.
+    fn attempt(&self, place: &Path, strace: &[String], fault: Fault) -> Result<Outcome, String>;
+
+    /// Arguments of strace that every run needs.
+    fn always(&self, _scratch: &Path) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// What a fault did that was survived.
+enum Outcome {
+    /// It ended the work.
+    Struck,
+    /// Success was reported all the same, and rightly.
+    Unharmed,
+}
+
+fn main() -> ExitCode {
+    if let Some(code) = library::act() {
+        return code;
+    }
+    let arguments = Arguments::from_args();
+    let missing = !works("strace", &["-f", "--seccomp-bpf", "-e", "trace=none", "true"]);
+    let is_root = rustix::process::geteuid().is_root();
+    let mut trials = Vec::new();
+    let mut add = |name: &str, ignored: bool, make: &dyn Fn() -> Box<dyn Publisher>| {
+        for fault in [Fault::Kill, Fault::NoSpace, Fault::Broken] {
+            let publisher = make();
+            let trial = Trial::test(format!("{name} {}", fault.name()), move || run(&*publisher, fault));
+            trials.push(trial.with_ignored_flag(missing || ignored).with_kind("needs strace"));
+        }
+    };
+    for (name, library) in library::SCENARIOS {
+        add(&format!("library: {name}"), false, &|| Box::new(library));
+    }
+    for (name, size) in daemon::SCENARIOS {
+        add(&format!("daemon: {name}"), !is_root, &|| Box::new(daemon::Service::new(size)));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn works(program: &str, arguments: &[&str]) -> bool {
+    let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn run(publisher: &dyn Publisher, fault: Fault) -> Result<(), Failed> {
+    let scratch = tempfile::tempdir().unwrap();
+    let always = publisher.always(scratch.path());
+    let points = points(publisher, fault, &always, scratch.path());
+    let want = env::var("CRASH_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(POINTS);
+    let chosen: Vec<&Point> = match points.len() {
+        few if few <= want => points.iter().collect(),
+        many => (0..want).map(|index| &points[index * many / want]).collect(),
+    };
+    assert!(chosen.len() > 10, "only {} system calls found", chosen.len());
+    let next = AtomicUsize::new(0);
+    let struck = AtomicUsize::new(0);
+    let work = |place: &Path| {
+        let mut failures = Vec::new();
+        while let Some(point) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match publisher.attempt(place, &point.injection(fault, &always), fault) {
+                Ok(Outcome::Struck) => _ = struck.fetch_add(1, Ordering::Relaxed),
+                Ok(Outcome::Unharmed) => {}
+                Err(what) => failures.push(format!("{point}: {what}")),
+            }
+        }
+        failures
+    };
+    let failures: Vec<String> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..2)
+            .map(|worker| {
+                let place = scratch.path().join(format!("worker-{worker}"));
+                scope.spawn(move || work(&place))
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    if !failures.is_empty() {
+        return Err(failures.join("\n").into());
+    }
+    // Some calls may fail without harm: those that ask for something nice to have, and in a program
+    // of several threads those that another thread made more of this time.
+    let struck = struck.into_inner();
+    assert!(struck > chosen.len() / 2, "only {struck} of {} faults had an effect", chosen.len());
+    Ok(())
+}
+
+/// The system calls to disturb: for a kill all from the first that concerns the snapshot to the last,
+/// for an error those that concern it.
+fn points(publisher: &dyn Publisher, fault: Fault, always: &[String], scratch: &Path) -> Vec<Point> {
+    let place = scratch.join("traced");
+    let mut points = strace::list(scratch, always, |strace| publisher.traced(&place, strace));
+    let concerns = |point: &Point| publisher.concerns(&place, &point.line);
+    let begin = points.iter().position(concerns).expect("the snapshot is in the trace");
+    let end = points.iter().rposition(concerns).expect("the snapshot is in the trace");
+    points.truncate(end + 1);
+    points.drain(..begin);
+    // strace injects one fault per name of a call.
+    points.retain(|point| always.is_empty() || point.call != "openat");
+    if fault != Fault::Kill {
+        // What cannot be closed or removed has been written all the same.
+        points.retain(|point| concerns(point) && !matches!(point.call.as_str(), "close" | "unlinkat"));
+    }
+    points
+}

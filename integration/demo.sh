@@ -228,7 +228,7 @@ grep 'method="Apply"' "$logs/plywood.log" || fail "plywood logged no Apply: the 
 
 step "What landed in the snapshot directories"
 found=0
-for directory in "$snapshots"/snapshots/*/; do
+for directory in "$snapshots"/snapshots/*; do
     [ -e "$directory/layer.erofs" ] || continue
     found=$((found + 1))
     echo "${directory#"$work/"}"

@@ -30,13 +30,15 @@ pub fn add(suite: &mut Suite) {
     suite.with_env("native_oci_image_is_published_through_the_diff_service", Setup::default(), |env| {
         is_published(env, OCI, &["--local"])
     });
-    let spoil: [(&str, Spoil); 4] = [
-        ("cut_in_half", |image| image.truncate(image.len() / 2)),
-        ("cut_by_one_block", |image| image.truncate(image.len() - 4096)),
-        ("with_a_flipped_bit_in_the_superblock", |image| image[1024 + 40] ^= 1),
-        ("of_noise", |image| *image = archive::noise(image.len(), 11)),
+    let spoil: [(&str, &str, Spoil); 4] = [
+        ("cut_in_half", "[erofs.superblock.blocks]", |image| image.truncate(image.len() / 2)),
+        ("cut_by_one_block", "[erofs.superblock.blocks]", |image| image.truncate(image.len() - 4096)),
+        ("with_a_flipped_bit_in_the_superblock", "[erofs.superblock.checksum]", |image| {
+            image[1024 + 40] ^= 1
+        }),
+        ("of_noise", "[erofs.superblock.magic]", |image| *image = archive::noise(image.len(), 11)),
     ];
-    for (name, spoil) in spoil {
+    for (name, reason, spoil) in spoil {
         for (spelling, media_type) in [("plain", EROFS), ("zstd", EROFS_ZSTD)] {
             suite.with_env(
                 format!("native_{spelling}_layer_{name}_is_refused"),
@@ -44,7 +46,7 @@ pub fn add(suite: &mut Suite) {
                 move |env| {
                     let (_, mut image) = base_image()?;
                     spoil(&mut image);
-                    is_refused(env, Layer::native(media_type, &image)?, "")
+                    is_refused(env, Layer::native(media_type, &image)?, reason)
                 },
             );
         }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use plywood::{
+    codec::{Coding, CodecError},
     error::Classify,
     format::{
         erofs::check::{Policy, verify},
@@ -11,8 +12,12 @@ use plywood::{
 };
 
 /// Every target of `tests/fuzz/Cargo.toml`, with its entry function.
-const TARGETS: &[(&str, Entry)] =
-    &[("tar_parser", plywood::format::tar::fuzz), ("erofs_image", plywood::format::erofs::fuzz_image)];
+const TARGETS: &[(&str, Entry)] = &[
+    ("tar_parser", plywood::format::tar::fuzz),
+    ("erofs_image", plywood::format::erofs::fuzz_image),
+    ("gzip", plywood::codec::fuzz_gzip),
+    ("zstd", plywood::codec::fuzz_zstd),
+];
 
 type Entry = fn(&[u8]);
 
@@ -101,5 +106,40 @@ fn every_reason_in_the_rules_of_tar_has_an_archive() {
         .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
         .filter(|reason| reason != "ok")
         .collect();
+    assert_eq!(reasons, shown);
+}
+
+fn decode(coding: Coding, mut input: &[u8]) -> Result<(), CodecError> {
+    let mut decoder = coding.decoder(128 << 20)?;
+    let mut output = vec![0; 1 << 16];
+    // A full buffer, or a window that has just been announced: there is more.
+    while decoder.decode(&mut input, &mut output)? == output.len() || !input.is_empty() {}
+    decoder.finish()
+}
+
+#[test]
+fn compressed_streams_are_refused_for_the_reason_in_their_name() {
+    for (target, coding) in [("gzip", Coding::Gzip), ("zstd", Coding::Zstd)] {
+        for (name, stream) in corpus(target) {
+            let Some((want, _)) = name.split_once('@') else { continue };
+            let found = decode(coding, &stream).err();
+            let reason = found.as_ref().map_or("ok", Classify::reason);
+            assert_eq!(reason, want, "{target}/{name}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_compression_has_a_stream() {
+    let rules = include_str!("../docs/formats/compression.md");
+    let ids = rules.split('`').filter(|word| word.starts_with("codec.") && !word.contains(' '));
+    let reasons: BTreeSet<_> = ids.map(str::to_owned).collect();
+    let shown = ["gzip", "zstd"].into_iter().flat_map(corpus);
+    let mut shown: BTreeSet<_> = shown
+        .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
+        .filter(|reason| reason != "ok")
+        .collect();
+    // Takes a megabyte: the decoder's own tests make one.
+    shown.insert("codec.gzip.header-string".to_owned());
     assert_eq!(reasons, shown);
 }

@@ -5,6 +5,7 @@ Every input is made by hand here, so that no other program's idea of a format is
 """
 
 import pathlib
+import zlib
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 BLOCK = 512
@@ -117,7 +118,73 @@ TAR = {
     "limit.xattrs@4-times-61440": pax(*((b"SCHILY.xattr.user.%d" % n, bytes(61440)) for n in range(4))) + F + END,
 }
 
-for target, inputs in {"tar_parser": TAR}.items():
+
+def member(data=b"data", flags=0, method=8, fields=b"", deflate=None, crc=None, size=None):
+    """A gzip member around one stored block."""
+    number = lambda value, width: value.to_bytes(width, "little")
+    stored = b"\x01" + number(len(data), 2) + number(len(data) ^ 0xFFFF, 2) + data
+    return (b"\x1f\x8b" + bytes([method, flags]) + bytes(6) + fields + (deflate or stored)
+            + number(zlib.crc32(data) if crc is None else crc, 4) + number(len(data) if size is None else size, 4))
+
+
+HEADER_SUM = (zlib.crc32(member(flags=2)[:10]) & 0xFFFF).to_bytes(2, "little")
+GZIP = {
+    "ok@member": member(),
+    "ok@empty-members": member(b"") * 3 + member() + member(b""),
+    "ok@every-field": member(flags=0b11101, fields=b"\x02\0ex" + b"name\0" + b"comment\0"),
+    "ok@header-sum": member(flags=2, fields=HEADER_SUM),
+    "ok@nul-padding": member() + bytes(700),
+    "ok@fixed-block": member(deflate=b"\x4b\x49\x2c\x49\x04\0"),
+    "codec.gzip.trailing@letters": member() + b"tail",
+    "codec.gzip.trailing@after-padding": member() + bytes(9) + member(),
+    "codec.gzip.method@7": member(method=7),
+    "codec.gzip.flags@bit-5": member(flags=32),
+    "codec.gzip.header-checksum@wrong": member(flags=2, fields=b"\0\0"),
+    "codec.gzip.deflate@block-type-3": member(deflate=b"\x07"),
+    "codec.gzip.checksum@zero": member(crc=0),
+    "codec.gzip.length@one-more": member(size=5),
+    "codec.gzip.truncated@empty": b"",
+    "codec.gzip.truncated@trailer": member()[:-1],
+    "codec.gzip.truncated@second-header": member() + member()[:5],
+}
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def frame(descriptor=0x20, fields=b"\x04", data=b"data", kind=0, end=b""):
+    """A zstd frame with one last block; as it stands a single segment of 4 bytes."""
+    block = (1 | kind << 1 | len(data) << 3).to_bytes(3, "little")
+    return ZSTD_MAGIC + bytes([descriptor]) + fields + block + data + end
+
+
+def skippable(data, number=0):
+    return bytes([0x50 + number]) + b"\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
+
+
+ZSTD = {
+    "ok@frame": frame(),
+    "ok@frames": skippable(b"skip") + frame() + skippable(b"", 15) + frame(),
+    "ok@skippable-only": skippable(bytes(300), 7),
+    "ok@window": frame(0, b"\x50"),
+    "ok@run": frame(0, b"\0", b"", 1, b"x"),
+    # XXH64 of nothing ends in these four bytes.
+    "ok@checksum": frame(0x24, b"\0", b"", end=b"\x99\xe9\xd8\x51"),
+    "codec.zstd.trailing@letters": frame() + b"tail",
+    "codec.zstd.trailing@nul": frame() + bytes(4),
+    "codec.zstd.reserved@bit-3": frame(0x28),
+    "codec.zstd.dictionary@1": frame(0x21, b"\x01\x04"),
+    "codec.zstd.window@largest": frame(0, b"\xff"),
+    "codec.zstd.window@single-segment": frame(0xE0, bytes(7) + b"\x01"),
+    "codec.zstd.frame@block-type-3": frame(kind=3),
+    "codec.zstd.length@empty-block": frame(data=b""),
+    "codec.zstd.checksum@zero": frame(0x24, end=bytes(4)),
+    "codec.zstd.truncated@empty": b"",
+    "codec.zstd.truncated@block": frame()[:-1],
+    "codec.zstd.truncated@magic": frame() + ZSTD_MAGIC[:2],
+    "codec.zstd.truncated@skippable": skippable(b"skip")[:-1],
+}
+
+for target, inputs in {"tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

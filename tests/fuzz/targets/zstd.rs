@@ -1,0 +1,5 @@
+//! zstd frames: never a panic, and the same bytes or the same refusal whatever the steps.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plywood::codec::fuzz_zstd(data));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use plywood::{
-    codec::{Coding, CodecError},
+    codec::{CodecError, Coding},
     error::Classify,
     format::{
         erofs::check::{Policy, verify},

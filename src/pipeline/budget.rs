@@ -12,7 +12,7 @@ use crate::{
     limits::Limits,
 };
 
-/// What every request may use without asking, in bytes: some 120 000 entries.
+/// What every request may use without asking, in bytes: some 300 000 entries with short names.
 pub const SHARE_BYTES: u64 = 24 << 20;
 
 /// Why a request may not use more memory.

@@ -158,8 +158,10 @@ pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<
     thread::scope(|scope| {
         let blob_hash = Hash::new(algorithm);
         if !twice {
-            let mut permits = helpers.take_up_to(usize::from(!small));
-            let consumer = Placed::new(scope, permits.pop(), "build", consumer)?;
+            // Hashing takes longest here; reading is little beside it, but not nothing.
+            let mut permits = helpers.take_up_to(if small { 0 } else { 2 }).into_iter();
+            let consumer = Placed::new(scope, permits.next(), "build", consumer)?;
+            let blob_hash = Placed::new(scope, permits.next(), "blob-digest", blob_hash)?;
             let metered = Metered { meter: Meter::new(feed.plan.limits), next: consumer };
             let (output, blob) = feed.drive(first, blob_hash, metered)?;
             let facts = Facts {
@@ -183,7 +185,7 @@ pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<
         let decode =
             Decode::new(decoder, Pool::new(stream), feed.plan.limits, feed.plan.lease, cancel, consume);
         let decode = Placed::new(scope, decoding, "decode", decode)?;
-        let (((diff_id, output), decode_busy), blob) = feed.drive(first, blob_hash, decode)?;
+        let (((diff_id, output), decode_busy), blob) = feed.drive(first, Placed::Here(blob_hash), decode)?;
         let facts = Facts {
             coding,
             blob: blob.digest,
@@ -269,7 +271,7 @@ impl<'s, 'p> Feed<'s, 'p> {
     fn drive<S: Stage>(
         &mut self,
         first: Option<Chunk>,
-        mut hash: Hash,
+        mut hash: Placed<'_, Hash>,
         next: S,
     ) -> Result<(S::Output, Hashed)> {
         let mut next = Ok(next);

@@ -1,6 +1,6 @@
 //! `plywood config containerd`: what containerd's own configuration needs in order to use us.
 //!
-//! Source: containerd `docs/PLUGINS.md` (proxy plugins), `docs/transfer.md`, `docs/snapshotters/erofs.md`.
+//! Source: containerd's documents PLUGINS.md (proxy plugins), transfer.md and snapshotters/erofs.md.
 
 use std::{env, path::Path, process::Command, str::FromStr};
 

@@ -233,6 +233,18 @@ mod tests {
     };
 
     #[test]
+    fn every_metric_is_documented() {
+        let documented = include_str!("../../docs/operations.md");
+        let metrics = Metrics::new();
+        let text = metrics.text(Load::default());
+        let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        for (name, kind) in named {
+            let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
+            assert!(documented.contains(&name), "{name} is not in docs/operations.md");
+        }
+    }
+
+    #[test]
     fn what_was_counted_is_in_the_text() {
         let metrics = Metrics::new();
         let outcome = Outcome { method: "Apply", wire: "grpc", layer: "tar", code: "ok", reason: "" };

@@ -37,10 +37,10 @@ To let containerd use it:
 /// Every subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Convert a layer in a file into a mountable image
-    Apply(apply::Arguments),
     /// Run the daemon that containerd calls
     Serve(serve::Arguments),
+    /// Convert a layer in a file into a mountable image
+    Apply(apply::Arguments),
     /// Check images: are they sound, and would a layer be accepted
     Check(check::Arguments),
     /// Show what is in an image, one line for each fact

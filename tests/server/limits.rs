@@ -222,3 +222,62 @@ fn open_to_all(directory: &std::path::Path, socket: &std::path::Path) {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666)).unwrap();
 }
+
+/// An HTTP/2 frame (RFC 9113, section 4.1).
+fn http2(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The client preface and an empty SETTINGS frame.
+fn http2_preface() -> Vec<u8> {
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &http2(4, 0, 0, b"")].concat()
+}
+
+/// `POST http /`, from the static table of HPACK.
+const POST: [u8; 3] = [0x83, 0x86, 0x84];
+
+/// Sends until the server closes the connection; false when it takes everything.
+async fn flood(server: &Server, pieces: u32, piece: impl Fn(u32) -> Vec<u8>) -> bool {
+    let (mut reader, mut writer) = server.connect().await.into_split();
+    writer.write_all(&http2_preface()).await.unwrap();
+    let replies = tokio::spawn(async move {
+        let mut sink = vec![0; 64 << 10];
+        while reader.read(&mut sink).await.is_ok_and(|read| read > 0) {}
+    });
+    for number in 0..pieces {
+        if writer.write_all(&piece(number)).await.is_err() {
+            return true;
+        }
+    }
+    // The last pieces may lie in the socket while the server closes.
+    timeout(Duration::from_secs(1), replies).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_resets_and_of_headers_end_their_connection_only() {
+    const HEADERS: u8 = 1;
+    const RESET: u8 = 3;
+    const CONTINUATION: u8 = 9;
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    let server = Server::start();
+    let bystander = server.ttrpc().await;
+    let resets = |number| {
+        let stream = 2 * number + 1;
+        let open = http2(HEADERS, END_STREAM | END_HEADERS, stream, &POST);
+        [open, http2(RESET, 0, stream, &8_u32.to_be_bytes())].concat()
+    };
+    let continuations = |number| match number {
+        0 => http2(HEADERS, END_STREAM, 1, &POST),
+        // A literal header without indexing: name "a", value of 100 bytes.
+        _ => http2(CONTINUATION, 0, 1, &[b"\x00\x01a\x64".as_slice(), &[b'x'; 100]].concat()),
+    };
+    let (few_resets, few_continuations) =
+        tokio::join!(flood(&server, 5, resets), flood(&server, 5, continuations));
+    assert!(!few_resets && !few_continuations, "a few are nothing unusual");
+    assert!(flood(&server, 20_000, resets).await, "rapid resets");
+    assert!(flood(&server, 20_000, continuations).await, "endless headers");
+    assert!(bystander.apply("tar").await.is_applied());
+    assert!(server.grpc().await.apply("tar").await.is_applied());
+}

@@ -240,11 +240,12 @@ fn of_layer(here: &Here, source: Source) -> Vec<Trial> {
     let make = if packed { extract } else { None };
     let want = if corpus { None } else { extract };
     let mount = all(&[here.root, here.kernel]);
-    let tests: [(&str, Option<&'static str>, Test); 5] = [
+    let tests: [(&str, Option<&'static str>, Test); 6] = [
         ("the kernel shows what the layer holds", all(&[make, want, mount]), kernel_shows),
         ("erofs-rs reads what the layer holds", all(&[make, want]), erofs_rs_reads),
         ("tar --diff sees no difference", all(&[make, mount, here.gnu_tar]), tar_compares),
         ("fsck.erofs and dump.erofs have no complaint", all(&[make, here.erofs_utils]), erofs_utils),
+        ("plywood check has no complaint", make, checks),
         ("one layer is one image, whatever its coding and the CPUs", make, is_deterministic),
     ];
     let name = source.name();
@@ -292,6 +293,10 @@ fn tar_compares(layer: &Layer) -> Result<(), Failed> {
 
 fn erofs_utils(layer: &Layer) -> Result<(), Failed> {
     erofs_utils_accept(&layer.made()?.image)
+}
+
+fn checks(layer: &Layer) -> Result<(), Failed> {
+    run(plywood().arg("check").arg(&layer.made()?.image)).map(drop)
 }
 
 fn is_deterministic(layer: &Layer) -> Result<(), Failed> {

@@ -158,7 +158,8 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         let layout = node.inode.data.layout();
         let mut end = node.xattr_end();
         if matches!(layout, Layout::CompressedFull | Layout::CompressedCompact) {
-            if !self.policy.skip_compressed || node.inode.file_type == FileType::Directory {
+            // No writer compresses a symbolic link or a directory.
+            if !self.policy.skip_compressed || node.inode.file_type != FileType::Regular {
                 return Err(ReadError::Node { nid: node.nid, fault: NodeFault::Compressed }.into());
             }
             self.report.compressed += 1;

@@ -77,7 +77,7 @@ rules! {
     Reserved = "erofs.lint.reserved",
     /// Lint: bytes between records are not zero.
     Padding = "erofs.lint.padding",
-    /// Lint: bytes after the names of a directory block are not zero.
+    /// Lint: bytes after the names of a directory block, or reserved ones of a record, are not zero.
     Fill = "erofs.lint.directory-fill",
     /// Lint: nanoseconds above a second.
     Time = "erofs.lint.time",

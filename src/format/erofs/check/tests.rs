@@ -204,6 +204,9 @@ fn compressed_files_are_passed_over_where_the_policy_says_so() {
     let report = verify(bytes.as_slice(), &Policy::any()).unwrap();
     assert_eq!((report.compressed, report.lints.len()), (1, 1));
     assert_eq!(report.lints[0].rule, Rule::Unchecked);
+    // Links are not compressed by anyone, and could not be read.
+    let (_, Sample { link, .. }) = sample(12);
+    assert_eq!(verdict(&with(at(link), &[0x07, 0]), &Policy::any()), "erofs.compressed");
 }
 
 #[test]
@@ -482,6 +485,10 @@ fn what_is_merely_unusual_is_a_lint() {
         (field(0x78), &[1], Rule::Reserved),
         (at(plain) + 0x30, &[1], Rule::Reserved),
         (at(link) + 64 + 6, &[1], Rule::Padding),
+        // The opaque mark of "dir" takes 19 bytes of 20.
+        (at(directory) + 64 + 12 + 19, &[1], Rule::Padding),
+        (at(directory) + 64 + 5, &[1], Rule::Reserved),
+        (ROOT_AT + 64 + 11, &[1], Rule::Fill),
         (at(plain) + 0x28, &[0xff, 0xff, 0xff, 0xff], Rule::Time),
         (at(device) + 8, &[1], Rule::Special),
         (at(device), &[0x05], Rule::Special),
@@ -534,6 +541,26 @@ fn every_rule_has_a_reason_of_its_own() {
     reasons.sort_unstable();
     reasons.dedup();
     assert_eq!(reasons.len(), Rule::ALL.len());
+}
+
+/// The ids in the document's tables; `.x` after `a.b.c` stands for `a.b.x`.
+#[test]
+fn every_rule_is_documented() {
+    let document = include_str!("../../../../docs/formats/erofs.md");
+    let mut documented = std::collections::BTreeSet::new();
+    let mut area = String::new();
+    for word in document.split('`').skip(1).step_by(2) {
+        match word.strip_prefix('.') {
+            Some(rest) => drop(documented.insert(format!("{area}.{rest}"))),
+            None => {
+                area = word.rsplit_once('.').map_or(String::new(), |(area, _)| area.to_owned());
+                documented.insert(word.to_owned());
+            }
+        }
+    }
+    let missing: Vec<_> =
+        Rule::ALL.iter().map(|rule| rule.reason()).filter(|reason| !documented.contains(*reason)).collect();
+    assert_eq!(missing, [""; 0]);
 }
 
 #[test]

@@ -155,9 +155,11 @@ impl Tree {
                 return Err(CheckError::inode(rule, nid, format!("it has no \"{name}\"")));
             }
         }
-        if walk.dirty_fill() > 0 {
-            let found = walk.dirty_fill();
-            notes.lint(Rule::Fill, Some(nid), || format!("{found} bytes after names are not zero"));
+        if walk.dirty_bytes() > 0 {
+            let found = walk.dirty_bytes();
+            notes.lint(Rule::Fill, Some(nid), || {
+                format!("{found} bytes in records or after names are not zero")
+            });
         }
         let links = (pending.len() - subdirectories) as u64 + 2;
         let nlink = u64::from(node.inode.nlink);

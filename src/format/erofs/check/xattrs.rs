@@ -12,7 +12,7 @@ use crate::{
         erofs::{
             reader::{Image, Node, XattrEntry},
             superblock::{Superblock, compat},
-            xattr::{Prefix, filter_bit},
+            xattr::{BodyHeader, EntryHeader, Prefix, filter_bit},
         },
     },
     tree::FileType,
@@ -65,10 +65,18 @@ impl XattrCheck {
         self.names.clear();
         self.spans.clear();
         let mut walk = image.xattr_entries(node)?;
+        let mut header = [0; BodyHeader::LEN];
+        image.read_at(node.xattr_start(), &mut header, "xattr body")?;
+        if BodyHeader::decode(&header).encode() != header {
+            notes.lint(Rule::Reserved, Some(node.nid), || {
+                "reserved bytes of the attributes are not zero".into()
+            });
+        }
         while let Some(entry) = walk.next_entry()? {
             if let Some(id) = entry.shared {
                 self.shared.insert(id);
             }
+            padding(image, node, &entry, notes)?;
             let name = image.xattr_name(node.nid, &entry, &mut self.name)?;
             let after_base = self.name.get(name.base_len..).unwrap_or_default();
             if self.filtered && walk.name_filter() & filter_bit(name.base.index(), after_base) != 0 {
@@ -134,4 +142,25 @@ impl XattrCheck {
     fn text(&self) -> Quoted<'_> {
         Quoted(&self.name)
     }
+}
+
+/// Lints the zeros after an entry of the inode's own.
+fn padding<R: ReadAt>(
+    image: &Image<R>,
+    node: &Node,
+    entry: &XattrEntry,
+    notes: &mut Notes,
+) -> Result<(), CheckError> {
+    let len = entry.header.entry_len();
+    let count = usize::try_from(len.padded - len.exact).unwrap_or(0);
+    if entry.shared.is_some() || count == 0 {
+        return Ok(());
+    }
+    let mut bytes = [0; EntryHeader::LEN - 1];
+    let bytes = bytes.get_mut(..count).unwrap_or_default();
+    image.read_at(entry.position + len.exact, bytes, "xattr padding")?;
+    if bytes.iter().any(|byte| *byte != 0) {
+        notes.lint(Rule::Padding, Some(node.nid), || "bytes after an attribute are not zero".into());
+    }
+    Ok(())
 }

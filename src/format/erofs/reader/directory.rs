@@ -54,8 +54,9 @@ pub struct Directory<'i, R> {
     before: Vec<u8>,
     /// Where the name given out last is in the block.
     last: Option<(usize, usize)>,
-    /// Bytes after the last name of a finished block that are not zero.
-    dirty_fill: u64,
+    /// Reserved bytes of the records so far, and bytes after the last name of finished blocks, that are
+    /// not zero.
+    dirty_bytes: u64,
 }
 
 /// A record that was checked, and where its name is in the block held.
@@ -84,7 +85,7 @@ impl<R: ReadAt> Image<R> {
             name_start: 0,
             before: Vec::new(),
             last: None,
-            dirty_fill: 0,
+            dirty_bytes: 0,
         })
     }
 
@@ -152,9 +153,10 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(None)
     }
 
-    /// Bytes after the names of the blocks walked so far that are not zero.
-    pub fn dirty_fill(&self) -> u64 {
-        self.dirty_fill
+    /// How many bytes that should be zero are not: reserved ones in records walked over, and those after
+    /// the names of finished blocks.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes
     }
 
     fn blocks(&self) -> u64 {
@@ -240,12 +242,14 @@ impl<R: ReadAt> Directory<'_, R> {
                 before: Quoted(before).to_string(),
             }));
         }
+        let reserved = self.block.get(self.next * Dirent::LEN + Dirent::LEN - 1);
+        self.dirty_bytes += u64::from(reserved.is_some_and(|byte| *byte != 0));
         let name = (std::mem::replace(&mut self.name_start, end), end);
         self.last = Some(name);
         self.next += 1;
         if self.next == self.records {
             let fill = self.block.get(end..).unwrap_or_default();
-            self.dirty_fill += fill.iter().map(|byte| u64::from(*byte != 0)).sum::<u64>();
+            self.dirty_bytes += fill.iter().map(|byte| u64::from(*byte != 0)).sum::<u64>();
         }
         Ok(Some(Record { dirent, name }))
     }

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0 values | [`error`], [`digest`], [`descriptor`], [`media_type`], [`limits`], [`call`] |
 //! | 1 codecs | [`codec`] |
-//! | 2 formats | [`tree`], [`format`] |
+//! | 2 formats | [`tree`], [`mod@format`] |
 //! | 3 ports | [`sys`], [`store`], [`snapshot`] |
 //! | 4 domain | [`pipeline`], [`apply`] |
 //! | 5 edges | [`config`], [`observe`], [`rpc`], [`server`], [`cli`] |

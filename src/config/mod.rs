@@ -1,6 +1,6 @@
 //! The configuration file: what may be set, what it is when it is not, and what makes no sense.
 //!
-//! [`settings`] is the one source of truth: its doc comments become the comments of the default file,
+//! `settings.rs` is the one source of truth: its doc comments become the comments of the default file,
 //! its default expressions the values. Unknown keys are refused, and so are values that contradict each
 //! other, before anything is opened.
 

@@ -55,15 +55,23 @@ impl Name {
 pub(super) struct Names {
     names: Slab<Name>,
     bytes: Bytes,
-    table: HashTable<u32>,
+    /// Half a hash and the number of a name: with the hash at hand, a table that grows does not have to
+    /// visit every name, which would cost more than all else in a large layer.
+    table: HashTable<(u32, u32)>,
     hasher: RandomState,
 }
 
-fn hash(hasher: &RandomState, parent: u32, name: &[u8]) -> u64 {
+fn half_hash(hasher: &RandomState, parent: u32, name: &[u8]) -> u32 {
     let mut state = hasher.build_hasher();
     state.write_u32(parent);
     state.write(name);
-    state.finish()
+    let [a, b, c, d, ..] = state.finish().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// The hash the table wants: it looks at the lowest bits and at the highest.
+fn whole(half: u32) -> u64 {
+    u64::from(half) << 32 | u64::from(half)
 }
 
 fn spelled<'a>(bytes: &'a Bytes, name: &Name) -> &'a [u8] {
@@ -97,11 +105,14 @@ impl Names {
 
     pub fn find(&self, parent: u32, spelling: &[u8]) -> Option<u32> {
         let Self { names, bytes, table, hasher } = self;
-        let is_it = |number: &u32| {
-            let name = names.get(*number);
-            name.parent == parent && spelled(bytes, name) == spelling
+        let half = half_hash(hasher, parent, spelling);
+        let is_it = |(other, number): &(u32, u32)| {
+            *other == half && {
+                let name = names.get(*number);
+                name.parent == parent && spelled(bytes, name) == spelling
+            }
         };
-        table.find(hash(hasher, parent, spelling), is_it).copied()
+        table.find(whole(half), is_it).map(|(_, number)| *number)
     }
 
     /// Adds a name that [`Names::find`] does not find, in front of the chain that begins with `next`.
@@ -111,12 +122,9 @@ impl Names {
         let len = u8::try_from(spelling.len()).expect("components are at most 255 bytes");
         let mut name = Name { parent, next, node: 0, offset, len, is_directory: false, whited_out: false };
         name.set_target(target);
-        let Self { names, bytes, table, hasher } = self;
-        let number = names.insert(name);
-        table.insert_unique(hash(hasher, parent, spelling), number, |other| {
-            let name = names.get(*other);
-            hash(hasher, name.parent, spelled(bytes, name))
-        });
+        let number = self.names.insert(name);
+        let half = half_hash(&self.hasher, parent, spelling);
+        self.table.insert_unique(whole(half), (half, number), |(half, _)| whole(*half));
         Some(number)
     }
 
@@ -124,8 +132,8 @@ impl Names {
     pub fn remove(&mut self, number: u32) {
         let Self { names, bytes, table, hasher } = self;
         let name = names.get(number);
-        let found = table.find_entry(hash(hasher, name.parent, spelled(bytes, name)), |it| *it == number);
-        if let Ok(entry) = found {
+        let half = half_hash(hasher, name.parent, spelled(bytes, name));
+        if let Ok(entry) = table.find_entry(whole(half), |(_, it)| *it == number) {
             entry.remove();
         }
         bytes.release(usize::from(name.len));
@@ -176,7 +184,7 @@ impl Names {
     pub fn memory_bytes(&self) -> usize {
         // One control byte beside each bucket; tables are at most 7/8 full.
         let buckets = self.table.capacity() / 7 * 8;
-        self.names.memory_bytes() + self.bytes.memory_bytes() + buckets * (size_of::<u32>() + 1)
+        self.names.memory_bytes() + self.bytes.memory_bytes() + buckets * (size_of::<(u32, u32)>() + 1)
     }
 }
 

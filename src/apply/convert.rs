@@ -183,7 +183,7 @@ impl Converter {
             NativeVerify::Off => return Ok(()),
         };
         let limits = &self.options.limits;
-        let image = Watched { image, cancel };
+        let image = Watched { image, size_bytes: image.size_bytes(), cancel };
         // What decoder and writer used is free again. How much the check needs only the check can tell.
         lease.charge(Use::Window, 0, cancel)?;
         let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
@@ -212,6 +212,8 @@ impl Converter {
 /// An image whose reads end when the call is cancelled.
 struct Watched<'a> {
     image: &'a LayerFile,
+    /// Asked of the kernel once, not at every read.
+    size_bytes: u64,
     cancel: &'a Cancel,
 }
 
@@ -222,7 +224,7 @@ impl ReadAt for Watched<'_> {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.image.size_bytes()
+        self.size_bytes
     }
 }
 

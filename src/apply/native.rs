@@ -36,11 +36,11 @@ const HASH_BYTES: usize = 512 << 10;
 /// Makes `image` the image that `layer` holds.
 pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, zstd: bool) -> Result<Built> {
     let contents = Contents::default();
-    if let (false, Some(file), Some(size_bytes), Some(digest)) =
-        (zstd, layer.file, layer.size_bytes, &layer.digest)
-        && digest.algorithm() == Algorithm::Sha256
+    let expected = layer.digest.as_ref();
+    if let (false, Some(file), Some(size_bytes)) = (zstd, layer.file, layer.size_bytes)
+        && expected.is_none_or(|digest| digest.algorithm() == Algorithm::Sha256)
     {
-        let (image, facts) = share(plan, file, size_bytes, digest, image)?;
+        let (image, facts) = share(plan, file, size_bytes, expected, image)?;
         return Ok(Built { image, contents, facts });
     }
     let coding = if zstd { Coding::Zstd } else { Coding::Plain };
@@ -80,7 +80,7 @@ fn share(
     plan: Plan<'_>,
     source: &File,
     size_bytes: u64,
-    expected: &Digest,
+    expected: Option<&Digest>,
     mut image: LayerFile,
 ) -> Result<(LayerFile, Facts)> {
     if size_bytes > plan.limits.blob_bytes {
@@ -129,7 +129,7 @@ fn share(
         };
         Ok::<_, Error>((blob, busy, build))
     })?;
-    if blob != *expected {
+    if let Some(expected) = expected.filter(|expected| **expected != blob) {
         return Err(BlobError::Digest { expected: expected.clone(), found: blob, refused: None }.into());
     }
     let facts = Facts {

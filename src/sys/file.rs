@@ -22,8 +22,9 @@ use crate::format::ReadAt;
 
 /// Bytes moved at a time when the kernel cannot copy by itself.
 const COPY_BUFFER: usize = 1 << 20;
-/// Bytes asked of one `copy_file_range` call, so that a cancelled copy ends soon.
-const COPY_STEP: usize = 64 << 20;
+/// Bytes asked of one `copy_file_range` call, so that a cancelled copy ends soon and whoever hashes the
+/// copy can follow closely.
+const COPY_STEP: usize = 8 << 20;
 
 impl ReadAt for File {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -135,7 +136,7 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
 
 /// Copies `len` bytes at `from_offset` of `from` to `to_offset` of `to`, in the kernel where it can.
 ///
-/// `step` runs between pieces of at most 64 MiB with the bytes copied so far; its error ends the copy.
+/// `step` runs between pieces of at most 8 MiB with the bytes copied so far; its error ends the copy.
 /// Errors: `UnexpectedEof` when `from` is shorter.
 pub fn copy_range(
     from: &File,

@@ -41,21 +41,25 @@ if [ -z "${PLYWOOD_DEMO_INSIDE:-}" ]; then
         grep -qw "$filesystem" /proc/filesystems || fail "this kernel has no $filesystem"
     done
     work=$(mktemp -d /tmp/plywood-demo.XXXXXX)
+    mkdir "$work/logs"
     export PLYWOOD_DEMO_INSIDE=$work PLYWOOD_BIN PLYWOOD_TOOLS
-    status=0
-    # Mounts go with the namespace, and the kernel ends whatever is left in it when its first process ends.
-    unshare --mount --pid --fork --kill-child --mount-proc "$BASH" "${BASH_SOURCE[0]}" || status=$?
-    # The namespaces of containers: containerd removes a container's cgroup but not its own above it.
-    for group in /sys/fs/cgroup/"${work##*/}" /sys/fs/cgroup/*/"${work##*/}"; do
-        [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || :
-    done
-    if [ "$status" = 0 ]; then
+    # shellcheck disable=SC2317 # the trap calls it
+    finish() {
+        local status=$? group
+        # The namespaces of containers: containerd removes a container's cgroup but not its own above it.
+        for group in /sys/fs/cgroup/"${work##*/}" /sys/fs/cgroup/*/"${work##*/}"; do
+            [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || :
+        done
+        if [ "$status" != 0 ]; then
+            mv "$work/logs" "$work.logs"
+            printf '\ndemo: failed; the logs are in %s\n' "$work.logs" >&2
+        fi
         rm -rf "$work"
-    else
-        mv "$work/logs" "$work.logs" && rm -rf "$work"
-        printf '\ndemo: failed; the logs are in %s\n' "$work.logs" >&2
-    fi
-    exit "$status"
+    }
+    trap finish EXIT
+    # Mounts go with the namespace, and the kernel ends whatever is left in it when its first process ends.
+    unshare --mount --pid --fork --kill-child --mount-proc "$BASH" "${BASH_SOURCE[0]}"
+    exit
 fi
 
 # --- inside ----------------------------------------------------------------------------------------------------
@@ -67,7 +71,7 @@ snapshots=$work/containerd/io.containerd.snapshotter.v1.erofs
 PATH=$PLYWOOD_TOOLS/bin:$PATH
 # Shims and ctr keep sockets and fifos at fixed places below /run/containerd.
 mount -t tmpfs -o mode=755 run /run
-mkdir -p "$logs" "$work/image" "$snapshots" "$work/registry"
+mkdir -p "$work/image" "$snapshots" "$work/registry"
 chmod 700 "$snapshots"
 daemons=()
 

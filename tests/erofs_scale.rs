@@ -1,8 +1,8 @@
 //! What large and hostile layers cost the tree and the EROFS writer: time that grows with the layer and
 //! no faster, memory that grows with its live names alone.
 //!
-//! The trials marked as ignored measure at full size, one per process:
-//! `cargo test --release --test erofs_scale -- --ignored --nocapture measure_synth`
+//! With PLYWOOD_MEASURE set there are also trials that measure at full size, one per process:
+//! `PLYWOOD_MEASURE=1 cargo test --release --test erofs_scale -- --nocapture measure_synth_1m`
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "measurements are for people")]
@@ -23,9 +23,7 @@ fn main() {
     // Processor time is that of the process.
     arguments.test_threads = Some(1);
     let trial = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
-    let measure =
-        |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test).with_ignored_flag(true);
-    let trials = vec![
+    let mut trials = vec![
         trial("one_directory_of_many_names_grows_linearly", || growth(wide)),
         trial("many_directories_grow_linearly", || growth(synth)),
         trial("deep_implied_chains_grow_linearly", || growth(deep)),
@@ -37,14 +35,18 @@ fn main() {
         trial("writes_are_few_and_large", writes_are_few),
         trial("replaced_names_take_no_memory", replaced_names_take_no_memory),
         trial("links_that_keep_changing_are_refused_in_time", changing_links),
-        measure("measure_synth_10k", || report("10k entries, 100 per directory", 10_000, synth)),
-        measure("measure_synth_1m", || report("1M entries, 100 per directory", 1_000_000, synth)),
-        measure("measure_wide_100k", || report("100k entries in one directory", 100_000, wide)),
-        measure("measure_wide_1m", || report("1M entries in one directory", 1_000_000, wide)),
-        measure("measure_labelled_100k", || report("100k labelled files", 100_000, labelled)),
-        measure("measure_directories_1m", || report("1M directories", 1_000_000, directories)),
-        measure("measure_links_1m", || report("1M symbolic links", 1_000_000, symlinks)),
     ];
+    if std::env::var_os("PLYWOOD_MEASURE").is_some() {
+        trials.extend([
+            trial("measure_synth_10k", || report("10k entries, 100 per directory", 10_000, synth)),
+            trial("measure_synth_1m", || report("1M entries, 100 per directory", 1_000_000, synth)),
+            trial("measure_wide_100k", || report("100k entries in one directory", 100_000, wide)),
+            trial("measure_wide_1m", || report("1M entries in one directory", 1_000_000, wide)),
+            trial("measure_labelled_100k", || report("100k labelled files", 100_000, labelled)),
+            trial("measure_directories_1m", || report("1M directories", 1_000_000, directories)),
+            trial("measure_links_1m", || report("1M symbolic links", 1_000_000, symlinks)),
+        ]);
+    }
     libtest_mimic::run(&arguments, trials).exit()
 }
 

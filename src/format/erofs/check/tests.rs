@@ -611,13 +611,15 @@ proptest! {
     }
 }
 
-/// Writes inputs for the fuzz target `erofs_image`: run it by name with `--ignored` when the records change.
+/// With PLYWOOD_WRITE_CORPUS set it writes them instead, which is what to do when the records change.
 #[test]
-#[ignore = "writes to tests/fuzz/corpus"]
-fn write_the_fuzz_corpus() {
+fn the_inputs_of_the_fuzz_target_are_refused_for_what_they_are_named_after() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/erofs_image");
-    std::fs::create_dir_all(&directory).unwrap();
-    let put = |name: &str, bytes: &[u8]| std::fs::write(directory.join(name), bytes).unwrap();
+    let write = std::env::var_os("PLYWOOD_WRITE_CORPUS").is_some();
+    let put = |name: &str, bytes: &[u8]| match write {
+        true => std::fs::write(directory.join(name), bytes).unwrap(),
+        false => assert!(std::fs::read(directory.join(name)).unwrap() == bytes, "{name} is of another time"),
+    };
     let (good, Sample { plain, tail, link, chunks, directory: below, .. }) = sample(9);
     put("ok@one-of-everything", &good);
     let at = |nid: Nid, offset: u64| usize::try_from(at(nid) + offset).unwrap();

@@ -4,7 +4,10 @@
 //! end of the archive. The rest of the image is written only once the whole blob has been read and both
 //! digests are known to be right.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use uuid::Uuid;
 
@@ -17,6 +20,7 @@ use crate::{
     digest::Digest,
     error::{Error, Result},
     format::{
+        Sink,
         erofs::writer::{self, Writer, WriterError},
         tar::{Event, Parser},
     },
@@ -38,7 +42,7 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
     let build = Build {
         parser: Parser::new(),
         writer: Writer::new(
-            image,
+            Watched { image, cancel },
             writer::Options {
                 block_bits: options.block_bits,
                 inline_limit: options.inline_limit,
@@ -57,7 +61,7 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
     let started = Instant::now();
     let mut writer = build.writer;
     writer.set_uuid(image_uuid(&facts.blob));
-    let (image, summary) = writer.finish().map_err(writer_error)?;
+    let (Watched { image, .. }, summary) = writer.finish().map_err(writer_error)?;
     facts.times.build = build.busy;
     facts.times.finish = started.elapsed();
     let contents = Contents {
@@ -83,10 +87,38 @@ fn writer_error(error: WriterError) -> Error {
     }
 }
 
+/// A file whose writes end when the call is cancelled: the end of a large image takes seconds.
+struct Watched<'env> {
+    image: LayerFile,
+    cancel: &'env Cancel,
+}
+
+impl Watched<'_> {
+    fn check(&self) -> io::Result<()> {
+        self.cancel.check().map_err(|stop| Error::from(stop).into_io())
+    }
+}
+
+impl Sink for Watched<'_> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.image.write_at(offset, bytes)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.image.discard(offset, len)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.image.set_len(len)
+    }
+}
+
 /// Parses the archive and writes the image.
 struct Build<'env> {
     parser: Parser,
-    writer: Writer<LayerFile>,
+    writer: Writer<Watched<'env>>,
     /// Metadata memory charged so far, in bytes.
     charged: u64,
     lease: &'env Lease,

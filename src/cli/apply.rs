@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::output;
 use crate::{
-    apply::{Applied, ApplyError, Converter, Layer, Options, Stats},
+    apply::{Applied, ApplyError, Converter, Layer, Options},
     call::Cancel,
     codec::Coding,
     digest::Digest,
@@ -188,25 +188,14 @@ fn progress_bar(size_bytes: Option<u64>) -> ProgressBar {
     }
 }
 
-/// The steps in their order, with the time each was at work.
-fn steps(stats: &Stats) -> [(&'static str, Duration); 8] {
-    let times = &stats.times;
-    [
-        ("read", times.read),
-        ("blob_digest", times.blob_digest),
-        ("decode", times.decode),
-        ("diff_id", times.diff_id),
-        ("build", times.build),
-        ("finish", times.finish),
-        ("verify", times.verify),
-        ("commit", times.commit),
-    ]
-}
-
 fn as_json(applied: &Applied) -> serde_json::Value {
     let stats = &applied.stats;
-    let mut seconds: serde_json::Map<_, _> =
-        steps(stats).into_iter().map(|(step, time)| (step.to_owned(), json!(time.as_secs_f64()))).collect();
+    let mut seconds: serde_json::Map<_, _> = stats
+        .times
+        .steps()
+        .into_iter()
+        .map(|(step, time)| (step.to_owned(), json!(time.as_secs_f64())))
+        .collect();
     seconds.insert("total".to_owned(), json!(stats.total.as_secs_f64()));
     json!({
         "media_type": applied.media_type,
@@ -244,7 +233,9 @@ fn for_people(output: &Path, applied: &Applied) -> String {
         }
         text.push('\n');
     }
-    let busy: Vec<_> = steps(stats)
+    let busy: Vec<_> = stats
+        .times
+        .steps()
         .into_iter()
         .filter(|(_, time)| *time >= Duration::from_millis(1))
         .map(|(step, time)| format!("{} {:.3}", step.replace('_', " "), time.as_secs_f64()))

@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 
 use super::{process::Usage, security::SecurityEvent};
-use crate::{apply::Applied, pipeline::StageTimes};
+use crate::apply::Applied;
 
 /// Labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,20 +79,6 @@ pub struct Metrics {
     resident: Gauge,
     descriptors: Gauge,
     threads: Gauge,
-}
-
-/// Every stage by its name.
-fn stages(times: &StageTimes) -> [(&'static str, Duration); 8] {
-    [
-        ("read", times.read),
-        ("blob_digest", times.blob_digest),
-        ("decode", times.decode),
-        ("diff_id", times.diff_id),
-        ("build", times.build),
-        ("finish", times.finish),
-        ("verify", times.verify),
-        ("commit", times.commit),
-    ]
 }
 
 /// 1 ms to 524 s: from a tiny layer to one of many GiB.
@@ -192,7 +178,7 @@ impl Metrics {
         self.bytes_in.get_or_create(&layer).inc_by(stats.blob_bytes);
         self.bytes_out.get_or_create(&layer).inc_by(applied.size_bytes);
         self.nodes.inc_by(stats.contents.nodes);
-        for (stage, took) in stages(&stats.times) {
+        for (stage, took) in stats.times.steps() {
             self.stage_seconds.get_or_create(&Stage { stage }).observe(took.as_secs_f64());
         }
     }
@@ -230,6 +216,7 @@ mod tests {
         apply::{Contents, Stats},
         codec::Coding,
         digest::Digest,
+        pipeline::StageTimes,
     };
 
     #[test]

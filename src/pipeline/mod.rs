@@ -57,3 +57,19 @@ pub struct StageTimes {
     /// Syncing and renaming.
     pub commit: Duration,
 }
+
+impl StageTimes {
+    /// Every step by its name, in the order of the work.
+    pub fn steps(&self) -> [(&'static str, Duration); 8] {
+        [
+            ("read", self.read),
+            ("blob_digest", self.blob_digest),
+            ("decode", self.decode),
+            ("diff_id", self.diff_id),
+            ("build", self.build),
+            ("finish", self.finish),
+            ("verify", self.verify),
+            ("commit", self.commit),
+        ]
+    }
+}

@@ -58,17 +58,24 @@ fn big_image() -> anyhow::Result<Image> {
     Ok(Image::oci(vec![Layer::oci(&tar, Coding::Gzip)?]))
 }
 
-/// Waits until Plywood has written a good part of a layer.
-fn wait_for_the_middle(env: &mut Env) -> anyhow::Result<()> {
+/// Waits until Plywood has written a good part of a layer, and stops it there: however fast it is and however busy the
+/// machine, what happens next happens in the middle.
+fn stop_in_the_middle(env: &mut Env) -> anyhow::Result<()> {
     let before = env.plywood()?.written_bytes()?;
     let plywood = env.plywood()?;
-    wait_until("the Apply is in its middle", || Ok(plywood.written_bytes()? > before + MIDDLE_BYTES))
+    wait_until("the Apply is in its middle", || Ok(plywood.written_bytes()? > before + MIDDLE_BYTES))?;
+    signal("STOP", plywood.pid())
+}
+
+fn signal(name: &str, pid: u32) -> anyhow::Result<()> {
+    host::run(Command::new("kill").args(["-s", name, &pid.to_string()]))?;
+    Ok(())
 }
 
 fn killed(env: &mut Env) -> anyhow::Result<()> {
     let reference = env.push("big", &big_image()?)?;
     let mut pull = quietly(&mut env.pull_command(&reference, "erofs", &[])).spawn()?;
-    wait_for_the_middle(env)?;
+    stop_in_the_middle(env)?;
     env.kill_plywood()?;
     anyhow::ensure!(!pull.wait()?.success(), "a pull without its differ succeeded");
     env.start_plywood()?;
@@ -83,10 +90,11 @@ fn killed(env: &mut Env) -> anyhow::Result<()> {
 fn cancelled(env: &mut Env) -> anyhow::Result<()> {
     let reference = env.push("big", &big_image()?)?;
     let mut pull = quietly(&mut env.pull_command(&reference, "erofs", &[])).spawn()?;
-    wait_for_the_middle(env)?;
+    stop_in_the_middle(env)?;
     // ctr passes an interrupt on as the cancellation of its call.
-    host::run(Command::new("kill").arg("-INT").arg(pull.id().to_string()))?;
+    signal("INT", pull.id())?;
     anyhow::ensure!(!pull.wait()?.success(), "a cancelled pull succeeded");
+    signal("CONT", env.plywood()?.pid())?;
     std::thread::sleep(Duration::from_secs(1));
     let plywood = env.plywood()?;
     let after_a_second = plywood.written_bytes()?;

@@ -8,7 +8,12 @@
 
 mod frames;
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use ::ttrpc::{
     Code, MessageHeader, Request, Response,
@@ -98,6 +103,7 @@ pub(super) async fn serve(
     let (mut reader, mut writer) = stream.split();
     let mut frames = Frames::default();
     let mut requests: JoinSet<(u32, Response)> = JoinSet::new();
+    let mut open = HashSet::new();
     let first_frame = sleep(limits::FIRST_FRAME);
     tokio::pin!(first_frame);
     let mut waits_for_first = true;
@@ -106,7 +112,7 @@ pub(super) async fn serve(
         while let Some(frame) = frames.next() {
             waits_for_first = false;
             let id = frame.header.stream_id;
-            let answer = match frames.judge(&frame) {
+            let answer = match frame.judge(&open) {
                 Verdict::Ignore => continue,
                 Verdict::Refuse(code, message) => refuse(code, &message),
                 Verdict::Serve if requests.len() >= max_streams => {
@@ -114,6 +120,7 @@ pub(super) async fn serve(
                 }
                 Verdict::Serve => {
                     let services = Arc::clone(&services);
+                    open.insert(id);
                     requests
                         .spawn(async move { (id, dispatch(&services, frame.header, &frame.payload).await) });
                     continue;
@@ -131,7 +138,10 @@ pub(super) async fn serve(
             },
             Some(done) = requests.join_next() => {
                 let written = match done {
-                    Ok((id, response)) => respond(&mut writer, id, &response).await,
+                    Ok((id, response)) => {
+                        open.remove(&id);
+                        respond(&mut writer, id, &response).await
+                    }
                     // Requests catch their own panics; a connection in an unknown state is not kept.
                     Err(error) => Err(io::Error::other(error)),
                 };

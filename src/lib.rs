@@ -8,13 +8,14 @@
 //! | 1 codecs | [`codec`] |
 //! | 2 formats | [`tree`], [`mod@format`] |
 //! | 3 ports | [`sys`], [`store`], [`snapshot`] |
-//! | 4 domain | [`pipeline`], [`apply`] |
+//! | 4 domain | [`pipeline`], [`apply`], [`compare`] |
 //! | 5 edges | [`config`], [`observe`], [`rpc`], [`server`], [`cli`] |
 
 pub mod apply;
 pub mod call;
 pub mod cli;
 pub mod codec;
+pub mod compare;
 pub mod config;
 pub mod descriptor;
 pub mod digest;

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 6] = [
     &["codec"],
     &["tree", "format"],
     &["sys", "store", "snapshot"],
-    &["pipeline", "apply"],
+    &["pipeline", "apply", "compare"],
     &["config", "observe", "rpc", "server", "cli", "main"],
 ];
 

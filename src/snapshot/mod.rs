@@ -11,12 +11,14 @@ mod lock;
 mod mount;
 mod resolve;
 mod roots;
+mod stack;
 mod sweep;
 
 pub use layer_file::{Durability, LayerError, LayerFile};
 pub use mount::Mount;
 pub use resolve::{Access, MountError};
 pub use roots::{Roots, RootsError, SnapshotDir};
+pub use stack::{LayerSource, Stack, StackLayer};
 pub use sweep::{Sweep, Swept};
 
 use std::ffi::CStr;

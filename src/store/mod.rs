@@ -5,9 +5,9 @@
 //!
 //! Source: docs/formats/containerd.md, "The content store".
 
-use std::{fs::File, io::Read};
+use std::{collections::BTreeMap, fs::File, io::Read};
 
-use crate::{call::Call, descriptor::Descriptor, error::Result};
+use crate::{call::Call, descriptor::Descriptor, digest::Digest, error::Result};
 
 mod containerd;
 mod file;
@@ -26,6 +26,33 @@ pub trait ContentStore: Send + Sync {
     /// Errors: `NotFound` when that namespace has no such blob; `DataLoss` when its size is not the
     /// descriptor's; `Unavailable` when the store does not answer.
     fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>>;
+}
+
+/// A place for blobs.
+pub trait BlobSink: Send + Sync {
+    /// Begins a blob: under `reference`, whose earlier data is thrown away, or under a unique one when it
+    /// is empty. Waits for a reference that another writer holds.
+    ///
+    /// Errors: `Unavailable` when the reference stays locked or the store does not answer.
+    fn ingest(&self, call: &Call, reference: &str) -> Result<Box<dyn Ingest>>;
+}
+
+/// A blob being written. Dropped without [`Ingest::commit`], nothing of ours is left in the store.
+pub trait Ingest: Send {
+    /// Appends `bytes`, any number of them. Waits for the store at most 100 ms after a cancellation.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Makes the blob visible. A blob that the store has already is a success; its labels are completed.
+    fn commit(self: Box<Self>, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored>;
+}
+
+/// What the store says of a blob that was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size_bytes: u64,
 }
 
 /// An open blob, read from its start to its end.

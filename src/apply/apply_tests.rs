@@ -182,7 +182,7 @@ fn an_unknown_type_or_foreign_mounts_are_left_to_other_differs_untouched() {
 
 #[test]
 fn a_refused_layer_leaves_the_directory_as_it_was() {
-    let mut fixture = fixture();
+    let fixture = fixture();
     let blob = gzip(&archive(500_000));
     let digest = fixture.store.insert(&*blob);
     let mut flipped = blob.clone();
@@ -341,7 +341,7 @@ impl<F: Fn(&mut [u8]) -> io::Result<usize> + Clone + Send + Sync + 'static> Cont
 
 #[test]
 fn a_panic_fails_its_request_only() {
-    let mut fixture = fixture();
+    let fixture = fixture();
     let digest = fixture.store.insert(&*archive(10));
     let panicking = fixture.applier_of(Arc::new(Odd(|_: &mut [u8]| panic!("a fault of ours"))));
     let request = fixture.request("1", PLAIN, &digest, archive(10).len());
@@ -388,7 +388,7 @@ fn the_same_layer_asked_for_many_times_is_converted_once() {
             self.0.open(call, descriptor)
         }
     }
-    let mut fixture = fixture();
+    let fixture = fixture();
     let blob = gzip(&archive(10_000));
     let digest = fixture.store.insert(&*blob);
     let applier = fixture.applier_of(Arc::new(Counting(fixture.store.clone())));

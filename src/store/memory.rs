@@ -1,12 +1,13 @@
 //! Blobs in memory: for tests, and for blobs made by the program itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{Cursor, Read},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use super::{Blob, ContentStore, reason};
+use super::{Blob, BlobSink, ContentStore, Ingest, Stored, check_labels, labels::lacking, reason};
 use crate::{
     call::{Call, Cancel},
     descriptor::Descriptor,
@@ -14,20 +15,39 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Blobs by digest, the same in every namespace.
+/// Blobs by digest, the same in every namespace. A clone is the same store.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    blobs: BTreeMap<Digest, Arc<[u8]>>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    blobs: BTreeMap<Digest, Held>,
+    /// What uncommitted ingests have left under given references.
+    left: BTreeMap<String, Vec<u8>>,
+    /// References that are being written.
+    locked: BTreeSet<String>,
+    unnamed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    bytes: Arc<[u8]>,
+    labels: HashMap<String, String>,
 }
 
 impl Memory {
+    /// How long a locked reference is waited for.
+    const LOCK_WAIT: Duration = Duration::from_secs(1);
+
     /// No blobs.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Adds a blob under its SHA-256.
-    pub fn insert(&mut self, bytes: impl Into<Arc<[u8]>>) -> Digest {
+    pub fn insert(&self, bytes: impl Into<Arc<[u8]>>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::sha256(&bytes);
         self.insert_as(digest.clone(), bytes);
@@ -35,19 +55,111 @@ impl Memory {
     }
 
     /// Adds bytes under a digest that need not be theirs: a store that lies.
-    pub fn insert_as(&mut self, digest: Digest, bytes: impl Into<Arc<[u8]>>) {
-        self.blobs.insert(digest, bytes.into());
+    pub fn insert_as(&self, digest: Digest, bytes: impl Into<Arc<[u8]>>) {
+        self.lock().blobs.insert(digest, Held { bytes: bytes.into(), labels: HashMap::new() });
+    }
+
+    /// The bytes of a blob.
+    pub fn bytes(&self, digest: &Digest) -> Option<Arc<[u8]>> {
+        self.lock().blobs.get(digest).map(|held| Arc::clone(&held.bytes))
+    }
+
+    /// The labels of a blob.
+    pub fn labels(&self, digest: &Digest) -> Option<BTreeMap<String, String>> {
+        self.lock().blobs.get(digest).map(|held| held.labels.clone().into_iter().collect())
+    }
+
+    /// References under which uncommitted bytes lie, with those bytes; being written or left behind.
+    pub fn ingests(&self) -> BTreeMap<String, Vec<u8>> {
+        self.lock().left.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ContentStore for Memory {
     fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
         call.cancel.check()?;
-        let bytes = self.blobs.get(&descriptor.digest).ok_or_else(|| {
+        let bytes = self.bytes(&descriptor.digest).ok_or_else(|| {
             Error::new(Kind::NotFound, reason::NOT_FOUND, format!("{} is not here", descriptor.digest))
         })?;
         check_size(descriptor, bytes.len() as u64)?;
-        Ok(in_memory(Arc::clone(bytes), call.cancel.clone()))
+        Ok(in_memory(bytes, call.cancel.clone()))
+    }
+}
+
+impl BlobSink for Memory {
+    fn ingest(&self, call: &Call, reference: &str) -> Result<Box<dyn Ingest>> {
+        let begun = Instant::now();
+        loop {
+            call.cancel.check()?;
+            let mut shared = self.lock();
+            let ours = reference.is_empty();
+            shared.unnamed += u64::from(ours);
+            let reference = if ours { format!("ours-{}", shared.unnamed) } else { reference.to_owned() };
+            if shared.locked.insert(reference.clone()) {
+                shared.left.insert(reference.clone(), Vec::new());
+                let store = self.clone();
+                return Ok(Box::new(MemoryIngest { store, reference, ours, cancel: call.cancel.clone() }));
+            }
+            drop(shared);
+            if begun.elapsed() >= Self::LOCK_WAIT {
+                let message = format!("reference {reference:?} is being written by another");
+                return Err(Error::new(Kind::Unavailable, reason::LOCKED, message));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+struct MemoryIngest {
+    store: Memory,
+    reference: String,
+    /// Not a given reference.
+    ours: bool,
+    cancel: Cancel,
+}
+
+impl Ingest for MemoryIngest {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.cancel.check()?;
+        self.store.lock().left.entry(self.reference.clone()).or_default().extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored> {
+        self.cancel.check()?;
+        check_labels(labels)?;
+        let mut shared = self.store.lock();
+        let bytes = shared.left.get(&self.reference).cloned().unwrap_or_default();
+        let mut hasher = crate::digest::Hasher::new(digest.algorithm());
+        hasher.update(&bytes);
+        let found = hasher.finish();
+        if found != *digest {
+            let message = format!("{} bytes of {found} were written, not of {digest}", bytes.len());
+            return Err(Error::new(Kind::DataLoss, reason::DIGEST, message));
+        }
+        let size_bytes = bytes.len() as u64;
+        let held = shared
+            .blobs
+            .entry(found.clone())
+            .or_insert_with(|| Held { bytes: bytes.into(), labels: HashMap::new() });
+        let lacking = lacking(labels, &held.labels);
+        held.labels.extend(lacking.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        shared.left.remove(&self.reference);
+        Ok(Stored { digest: found, size_bytes })
+    }
+}
+
+impl Drop for MemoryIngest {
+    fn drop(&mut self) {
+        let mut shared = self.store.lock();
+        if self.ours {
+            shared.left.remove(&self.reference);
+        }
+        shared.locked.remove(&self.reference);
     }
 }
 
@@ -94,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_blob_is_delivered_under_its_digest_and_size_only() {
-        let mut store = Memory::new();
+        let store = Memory::new();
         let digest = store.insert(*b"layer");
         let descriptor = |digest: &Digest, size| Descriptor::new("a/b", digest.clone(), size).unwrap();
         let mut read = Vec::new();
@@ -109,12 +221,49 @@ mod tests {
 
     #[test]
     fn a_cancelled_call_reads_nothing() {
-        let mut store = Memory::new();
+        let store = Memory::new();
         let digest = store.insert(*b"layer");
         let call = call();
         let mut blob = store.open(&call, &Descriptor::new("a/b", digest, 5).unwrap()).unwrap();
         call.cancel.cancel();
         let error = blob.read(&mut [0; 5]).unwrap_err();
         assert_eq!(Error::from_io(error, Kind::Internal, "").kind(), Kind::Cancelled);
+    }
+
+    #[test]
+    fn a_committed_blob_is_there_with_its_labels_and_an_uncommitted_one_is_not() {
+        let store = Memory::new();
+        let label = |value: &str| BTreeMap::from([("key".to_owned(), value.to_owned())]);
+        let digest = Digest::sha256(b"layer");
+        for value in ["1", "1", "2"] {
+            let mut ingest = store.ingest(&call(), "").unwrap();
+            ingest.write(b"lay").unwrap();
+            ingest.write(b"er").unwrap();
+            let stored = ingest.commit(&digest, &label(value)).unwrap();
+            assert_eq!(stored, Stored { digest: digest.clone(), size_bytes: 5 });
+            assert_eq!(store.labels(&digest), Some(label(value)));
+        }
+        let mut dropped = store.ingest(&call(), "").unwrap();
+        dropped.write(b"other").unwrap();
+        drop(dropped);
+        let mut wrong = store.ingest(&call(), "").unwrap();
+        wrong.write(b"other").unwrap();
+        assert_eq!(wrong.commit(&digest, &label("1")).unwrap_err().reason(), "store.digest");
+        assert_eq!(store.bytes(&Digest::sha256(b"other")), None);
+        assert!(store.ingests().is_empty());
+    }
+
+    #[test]
+    fn a_given_reference_is_left_to_its_owner_and_begun_anew() {
+        let store = Memory::new();
+        let mut first = store.ingest(&call(), "theirs").unwrap();
+        first.write(b"half").unwrap();
+        assert_eq!(store.ingest(&call(), "theirs").err().unwrap().reason(), "store.locked");
+        drop(first);
+        assert_eq!(store.ingests(), [("theirs".to_owned(), b"half".to_vec())].into());
+        let mut second = store.ingest(&call(), "theirs").unwrap();
+        second.write(b"whole").unwrap();
+        second.commit(&Digest::sha256(b"whole"), &BTreeMap::new()).unwrap();
+        assert!(store.ingests().is_empty());
     }
 }

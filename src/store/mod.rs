@@ -11,12 +11,14 @@ use crate::{call::Call, descriptor::Descriptor, digest::Digest, error::Result};
 
 mod containerd;
 mod file;
+mod labels;
 mod local;
 mod memory;
 mod stream;
 
 pub use containerd::{Containerd, Direct};
 pub use file::{FileStore, open as open_file};
+pub use labels::check_labels;
 pub use memory::Memory;
 
 /// A source of blobs.
@@ -43,6 +45,9 @@ pub trait Ingest: Send {
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
     /// Makes the blob visible. A blob that the store has already is a success; its labels are completed.
+    ///
+    /// Errors: as [`check_labels`], which a caller may ask before anything is written; `DataLoss` when the
+    /// store has other bytes than were written.
     fn commit(self: Box<Self>, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored>;
 }
 
@@ -91,4 +96,10 @@ mod reason {
     pub(super) const REFUSED: &str = "store.refused";
     /// Bytes could not be read.
     pub(super) const READ: &str = "store.read";
+    /// Another writer holds the reference.
+    pub(super) const LOCKED: &str = "store.locked";
+    /// What was written has another digest than its writer says.
+    pub(super) const DIGEST: &str = "store.digest";
+    /// A label that the store does not take.
+    pub(super) const LABEL: &str = "store.label";
 }

@@ -3,9 +3,13 @@
 //! A layer is what one directory of an overlay mount holds: whiteouts and opaque directories are in it
 //! in overlayfs's form, and mean nothing here.
 
+mod extents;
+
+pub use extents::Extents;
+
 use crate::{
     error::Result,
-    tree::{Attributes, Device, Extent, FileType, Xattr},
+    tree::{Attributes, Device, Extent, FileType, Timestamp, Xattr},
 };
 
 /// A file of a layer.
@@ -17,12 +21,16 @@ pub struct Node {
     pub attributes: Attributes,
     /// Number of a device; 0:0 for all else.
     pub device: Device,
-    /// Bytes of a file or of a symbolic link's target.
+    /// Bytes of a file or of a symbolic link's target; 0 for all else.
     pub size_bytes: u64,
-    /// Number of names.
+    /// Number of names. Of a directory, anything.
     pub links: u64,
-    /// Number of the inode, unique in its layer.
+    /// Number of the inode, unique in its volume.
     pub inode: u64,
+    /// Which of the layer's file systems the inode is on; 0 in an image, which is one.
+    pub volume: u64,
+    /// When anything about it changed last, in a layer that can change; 0 in an image.
+    pub changed: Timestamp,
 }
 
 /// A file and the name it was found under: images are read by inode, directories by name.
@@ -51,22 +59,26 @@ pub trait Layer {
     /// The root directory.
     fn root(&self) -> Result<Node>;
 
-    /// The names in a directory, in byte order, without `.` and `..`.
-    fn names(&self, directory: At<'_>) -> Result<Vec<Box<[u8]>>>;
+    /// Hands out the names in a directory, each once and in any order, without `.` and `..`. A directory
+    /// may have millions: whoever gathers them pays for the memory.
+    fn names(&self, directory: At<'_>, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
     /// The entry `name` of a directory.
     fn lookup(&self, directory: At<'_>, name: &[u8]) -> Result<Option<Node>>;
 
-    /// All extended attributes, overlayfs's own among them, sorted by name.
+    /// All extended attributes, overlayfs's own among them, sorted by name, each name once.
     fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>>;
 
     /// Where a symbolic link points.
     fn symlink_target(&self, at: At<'_>) -> Result<Vec<u8>>;
 
-    /// Where a file has data; `None` when that is all of it. Ascending, not touching.
+    /// Where a file has data; `None` when that is all of it. Ascending, not touching, none empty, and at
+    /// most [`crate::limits::SPARSE_REGIONS`]: what [`Extents`] gathers.
     fn extents(&self, at: At<'_>) -> Result<Option<Vec<Extent>>>;
 
-    /// Hands out the data of `extents` in order, each piece with its offset in the file.
+    /// Hands out the bytes of `extents` in order, each piece with its offset in the file. The extents
+    /// ascend and lie within the file; they need not be those that [`Layer::extents`] tells: holes read
+    /// as zeros.
     fn read(
         &self,
         at: At<'_>,

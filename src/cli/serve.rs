@@ -5,12 +5,12 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::runtime::Runtime;
 
 use crate::{
-    apply::{Applier, Apply, NativeVerify, Options},
+    apply::{Applier, NativeVerify, Options},
     config::{self, Config},
     error::{Error, Kind, Result},
     format::erofs::BlockBits,
     observe::logging,
-    server::{self, MakeApplier, MemoryGauge},
+    server::{self, Domain, MakeDomain, MemoryGauge},
     snapshot::{Durability, Roots},
     store::{self, Direct},
 };
@@ -30,16 +30,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     server::run(&config, &origin, Containerd)
 }
 
-/// Applies what a containerd's content store holds.
+/// Works with the content store of a containerd.
 struct Containerd;
 
-impl MakeApplier for Containerd {
+impl MakeDomain for Containerd {
     fn make(
         self,
         config: &Config,
         roots: Arc<Roots>,
         runtime: &Runtime,
-    ) -> Result<(Arc<dyn Apply>, MemoryGauge)> {
+    ) -> Result<(Domain, MemoryGauge)> {
         let config::Containerd { address, direct_content, .. } = &config.containerd;
         let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
         let limits = config.limits();
@@ -53,7 +53,8 @@ impl MakeApplier for Containerd {
         }
         let applier = Arc::new(Applier::new(Arc::new(store), roots, options));
         let memory = Arc::clone(&applier);
-        Ok((applier, Box::new(move || memory.charged_bytes())))
+        let domain = Domain { applier, comparer: None };
+        Ok((domain, Box::new(move || memory.charged_bytes())))
     }
 }
 

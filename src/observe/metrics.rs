@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 
 use super::{process::Usage, security::SecurityEvent};
-use crate::apply::Applied;
+use crate::{apply::Applied, compare::Compared};
 
 /// Labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -41,6 +41,7 @@ struct Layer {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Stage {
+    method: &'static str,
     stage: &'static str,
 }
 
@@ -72,6 +73,10 @@ pub struct Metrics {
     bytes_in: Family<Layer, Counter>,
     bytes_out: Family<Layer, Counter>,
     nodes: Counter,
+    diff_seconds: Family<Layer, Histogram>,
+    diff_in: Family<Layer, Counter>,
+    diff_out: Family<Layer, Counter>,
+    diff_entries: Counter,
     security: Family<Event, Counter>,
     running: Gauge,
     waiting: Gauge,
@@ -98,6 +103,10 @@ impl Metrics {
             bytes_in: Family::default(),
             bytes_out: Family::default(),
             nodes: Counter::default(),
+            diff_seconds: Family::new_with_constructor(seconds),
+            diff_in: Family::default(),
+            diff_out: Family::default(),
+            diff_entries: Counter::default(),
             security: Family::default(),
             running: Gauge::default(),
             waiting: Gauge::default(),
@@ -123,7 +132,7 @@ impl Metrics {
         );
         own.register_with_unit(
             "stage_duration",
-            "Time that stages of an Apply took",
+            "Time that stages of a request took",
             Unit::Seconds,
             metrics.stage_seconds.clone(),
         );
@@ -140,6 +149,29 @@ impl Metrics {
             metrics.bytes_out.clone(),
         );
         own.register("layer_nodes", "Files, directories, links and whiteouts written", metrics.nodes.clone());
+        own.register_with_unit(
+            "diff_duration",
+            "Time from request to reply, waiting included, of layers that were written",
+            Unit::Seconds,
+            metrics.diff_seconds.clone(),
+        );
+        own.register_with_unit(
+            "diff_uncompressed",
+            "Uncompressed bytes of layers that were written",
+            Unit::Bytes,
+            metrics.diff_in.clone(),
+        );
+        own.register_with_unit(
+            "diff_written",
+            "Bytes of layer blobs that were written",
+            Unit::Bytes,
+            metrics.diff_out.clone(),
+        );
+        own.register(
+            "diff_entries",
+            "Entries of layers that were written, whiteouts included",
+            metrics.diff_entries.clone(),
+        );
         own.register(
             "security_events",
             "Events of the security log, those it dropped included",
@@ -178,8 +210,27 @@ impl Metrics {
         self.bytes_in.get_or_create(&layer).inc_by(stats.blob_bytes);
         self.bytes_out.get_or_create(&layer).inc_by(applied.size_bytes);
         self.nodes.inc_by(stats.contents.nodes);
-        for (stage, took) in stats.times.steps() {
-            self.stage_seconds.get_or_create(&Stage { stage }).observe(took.as_secs_f64());
+        self.count_stages("Apply", stats.times.steps());
+    }
+
+    /// A layer of kind `layer` was written.
+    pub fn count_compared(&self, layer: &'static str, compared: &Compared, took: Duration) {
+        let layer = Layer { layer };
+        let stats = &compared.stats;
+        self.diff_seconds.get_or_create(&layer).observe(took.as_secs_f64());
+        self.diff_in.get_or_create(&layer).inc_by(stats.uncompressed_bytes);
+        self.diff_out.get_or_create(&layer).inc_by(compared.descriptor.size_bytes);
+        self.diff_entries.inc_by(stats.contents.entries);
+        self.count_stages("Diff", stats.times.steps());
+    }
+
+    fn count_stages(
+        &self,
+        method: &'static str,
+        steps: impl IntoIterator<Item = (&'static str, Duration)>,
+    ) {
+        for (stage, took) in steps {
+            self.stage_seconds.get_or_create(&Stage { method, stage }).observe(took.as_secs_f64());
         }
     }
 
@@ -253,7 +304,7 @@ mod tests {
         for line in [
             "plywood_requests_total{method=\"Apply\",wire=\"grpc\",layer=\"tar\",code=\"ok\",reason=\"\"} 2",
             "plywood_apply_duration_seconds_count{layer=\"tar\"} 1",
-            "plywood_stage_duration_seconds_bucket{le=\"0.004\",stage=\"read\"} 1",
+            "plywood_stage_duration_seconds_bucket{le=\"0.004\",method=\"Apply\",stage=\"read\"} 1",
             "plywood_layer_read_bytes_total{layer=\"tar\"} 10",
             "plywood_layer_uncompressed_bytes_total{layer=\"tar\"} 70",
             "plywood_layer_nodes_total 3",

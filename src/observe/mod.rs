@@ -10,7 +10,7 @@ pub mod security;
 use std::time::Instant;
 
 pub use metrics::{Load, Metrics};
-pub use record::{Record, one_line};
+pub use record::{About, Figures, Record, Subject, Success, one_line};
 pub use security::SecurityEvent;
 
 /// Everything that is counted or logged goes through here.

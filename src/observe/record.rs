@@ -2,15 +2,141 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Observer, metrics::Outcome, security::SecurityEvent};
+use super::{Metrics, Observer, metrics::Outcome, security::SecurityEvent};
 use crate::{
-    apply::{Applied, Request},
+    apply::{self, Applied},
     call::Call,
+    codec::Coding,
+    compare::{self, Compared, Container, Form},
+    digest::Digest,
     error::Error,
     media_type::LayerType,
     server::Caller,
     snapshot::Mount,
 };
+
+/// What a request is about.
+pub trait Subject {
+    /// What its log line tells of it.
+    fn about(&self) -> About;
+}
+
+/// What a request came to when it succeeded.
+pub trait Success {
+    /// What its log line tells of it.
+    fn figures(&self) -> Figures;
+
+    /// Adds it to the metrics. `layer` is [`About::layer`], `took` the time from request to reply.
+    fn count(&self, metrics: &Metrics, layer: &'static str, took: Duration);
+}
+
+/// A request in words.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// What a message about it begins with.
+    pub subject: String,
+    /// Digest of the blob that is named; empty when none is.
+    pub digest: String,
+    /// Media type that is asked for.
+    pub media_type: String,
+    /// tar, erofs or other.
+    pub layer: &'static str,
+    /// Number of the snapshot.
+    pub snapshot: Option<String>,
+    /// Number of the one it is compared with.
+    pub parent: Option<String>,
+}
+
+/// The result of a request in numbers.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// Digest of the blob, read or written.
+    pub digest: Digest,
+    /// Digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// How the blob is compressed.
+    pub coding: Coding,
+    /// Bytes that came in: the blob's, or those of the uncompressed layer that was put together.
+    pub bytes_in: u64,
+    /// Bytes that went out: those of the uncompressed layer, or the blob's.
+    pub bytes_out: u64,
+    /// Size of the image, for Apply.
+    pub image_bytes: Option<u64>,
+    /// Files, directories, links and whiteouts.
+    pub nodes: u64,
+    /// Sockets that were left out, for Diff.
+    pub sockets: Option<u64>,
+}
+
+impl Subject for apply::Request {
+    fn about(&self) -> About {
+        let layer = match LayerType::of(&self.diff.media_type) {
+            Some(LayerType::Tar) => "tar",
+            Some(LayerType::NativeErofs { .. }) => "erofs",
+            None => "other",
+        };
+        let (digest, media_type) = (self.diff.digest.to_string(), self.diff.media_type.clone());
+        let snapshot = snapshot_id(&self.mounts).map(str::to_owned);
+        let place = snapshot.as_deref().map(|id| format!(" to snapshot {id}")).unwrap_or_default();
+        let subject = format!("apply {digest} ({media_type}){place}");
+        About { subject, digest, media_type, layer, snapshot, parent: None }
+    }
+}
+
+impl Subject for compare::Request {
+    fn about(&self) -> About {
+        let form = Form::of(&self.media_type);
+        let layer = match form.map(|form| form.container) {
+            Some(Container::Tar) => "tar",
+            Some(Container::Erofs) => "erofs",
+            None => "other",
+        };
+        let media_type = form.map_or_else(|| self.media_type.clone(), |form| form.media_type.to_owned());
+        let [snapshot, parent] =
+            [&self.right, &self.left].map(|mounts| snapshot_id(mounts).map(str::to_owned));
+        let name = snapshot.as_deref().map(|id| format!(" of snapshot {id}")).unwrap_or_default();
+        let subject = format!("diff{name} ({media_type})");
+        About { subject, digest: String::new(), media_type, layer, snapshot, parent }
+    }
+}
+
+impl Success for Applied {
+    fn figures(&self) -> Figures {
+        Figures {
+            digest: self.stats.blob.clone(),
+            diff_id: self.digest.clone(),
+            coding: self.stats.coding,
+            bytes_in: self.stats.blob_bytes,
+            bytes_out: self.size_bytes,
+            image_bytes: Some(self.stats.image_bytes),
+            nodes: self.stats.contents.nodes,
+            sockets: None,
+        }
+    }
+
+    fn count(&self, metrics: &Metrics, layer: &'static str, took: Duration) {
+        metrics.count_applied(layer, self, took);
+    }
+}
+
+impl Success for Compared {
+    fn figures(&self) -> Figures {
+        Figures {
+            digest: self.descriptor.digest.clone(),
+            diff_id: self.stats.diff_id.clone(),
+            coding: self.stats.coding,
+            bytes_in: self.stats.uncompressed_bytes,
+            bytes_out: self.descriptor.size_bytes,
+            image_bytes: None,
+            nodes: self.stats.contents.entries,
+            sockets: Some(self.stats.contents.sockets),
+        }
+    }
+
+    fn count(&self, metrics: &Metrics, layer: &'static str, took: Duration) {
+        metrics.count_compared(layer, self, took);
+    }
+}
 
 /// What is known about a request while it is worked on.
 #[derive(Clone, Debug)]
@@ -18,30 +144,19 @@ pub struct Record {
     caller: Caller,
     namespace: String,
     trace_parent: Option<String>,
-    digest: String,
-    media_type: String,
-    layer: &'static str,
-    snapshot: Option<String>,
+    about: About,
     since: Instant,
     queued: Duration,
 }
 
 impl Record {
     /// A request that could be read.
-    pub fn new(caller: &Caller, call: &Call, request: &Request) -> Self {
-        let layer = match LayerType::of(&request.diff.media_type) {
-            Some(LayerType::Tar) => "tar",
-            Some(LayerType::NativeErofs { .. }) => "erofs",
-            None => "other",
-        };
+    pub fn new(caller: &Caller, call: &Call, subject: &impl Subject) -> Self {
         Self {
             caller: *caller,
             namespace: call.namespace.to_string(),
             trace_parent: call.trace_parent.as_ref().map(|parent| parent.as_str().to_owned()),
-            digest: request.diff.digest.to_string(),
-            media_type: request.diff.media_type.clone(),
-            layer,
-            snapshot: snapshot_id(&request.mounts).map(str::to_owned),
+            about: subject.about(),
             since: Instant::now(),
             queued: Duration::ZERO,
         }
@@ -49,23 +164,21 @@ impl Record {
 
     /// A request that was refused before it was understood.
     pub fn unread(caller: &Caller) -> Self {
-        Self {
-            caller: *caller,
-            namespace: String::new(),
-            trace_parent: None,
+        let about = About {
+            subject: String::new(),
             digest: String::new(),
             media_type: String::new(),
             layer: "other",
             snapshot: None,
-            since: Instant::now(),
-            queued: Duration::ZERO,
-        }
+            parent: None,
+        };
+        let (since, queued) = (Instant::now(), Duration::ZERO);
+        Self { caller: *caller, namespace: String::new(), trace_parent: None, about, since, queued }
     }
 
     /// What a message about this request begins with.
-    pub fn subject(&self) -> String {
-        let snapshot = self.snapshot.as_deref().map(|id| format!(" to snapshot {id}")).unwrap_or_default();
-        format!("apply {} ({}){snapshot}", self.digest, self.media_type)
+    pub fn subject(&self) -> &str {
+        &self.about.subject
     }
 
     /// The request got its turn after `queued`.
@@ -75,8 +188,9 @@ impl Record {
     }
 
     /// Writes the line and counts.
-    pub fn finish(&self, observer: &Observer, outcome: Result<&Applied, &Error>) {
+    pub fn finish(&self, observer: &Observer, outcome: Result<&dyn Success, &Error>) {
         let took = self.since.elapsed();
+        let About { digest, media_type, layer, snapshot, parent, .. } = &self.about;
         let (code, reason) = match outcome {
             Ok(_) => ("ok", ""),
             Err(error) => (error.kind().as_str(), error.reason()),
@@ -84,12 +198,12 @@ impl Record {
         observer.metrics.count_request(&Outcome {
             method: self.caller.method.as_str(),
             wire: self.caller.wire.as_str(),
-            layer: self.layer,
+            layer,
             code,
             reason,
         });
-        if let Ok(applied) = outcome {
-            observer.metrics.count_applied(self.layer, applied, took);
+        if let Ok(done) = outcome {
+            done.count(&observer.metrics, layer, took);
         }
         if let Err(error) = outcome
             && let Some(event) = SecurityEvent::of(error)
@@ -97,23 +211,27 @@ impl Record {
             observer.security(event, &error.to_string());
         }
         let peer = self.caller.peer;
-        let stats = outcome.ok().map(|applied| &applied.stats);
+        let done = outcome.ok().map(Success::figures);
+        let done = done.as_ref();
+        let written = done.map(|done| done.digest.to_string());
         tracing::info!(
             target: "plywood::request",
             method = self.caller.method.as_str(),
             wire = self.caller.wire.as_str(),
             namespace = some(&self.namespace),
-            digest = some(&self.digest),
-            media_type = some(&self.media_type),
-            snapshot = self.snapshot.as_deref(),
+            digest = some(digest).or(written.as_deref()),
+            media_type = some(media_type),
+            snapshot = snapshot.as_deref(),
+            parent = parent.as_deref(),
             code,
             reason = some(reason),
-            diff_id = outcome.ok().map(|applied| applied.digest.to_string()),
-            coding = stats.map(|stats| stats.coding.as_str()),
-            bytes_in = stats.map(|stats| stats.blob_bytes),
-            bytes_out = outcome.ok().map(|applied| applied.size_bytes),
-            image_bytes = stats.map(|stats| stats.image_bytes),
-            nodes = stats.map(|stats| stats.contents.nodes),
+            diff_id = done.map(|done| done.diff_id.to_string()),
+            coding = done.map(|done| done.coding.as_str()),
+            bytes_in = done.map(|done| done.bytes_in),
+            bytes_out = done.map(|done| done.bytes_out),
+            image_bytes = done.and_then(|done| done.image_bytes),
+            nodes = done.map(|done| done.nodes),
+            sockets = done.and_then(|done| done.sockets),
             duration_ms = milliseconds(took),
             queued_ms = milliseconds(self.queued),
             peer_pid = peer.and_then(|peer| peer.pid),

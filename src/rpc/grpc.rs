@@ -15,11 +15,9 @@ use super::{
     status,
 };
 use crate::{
-    apply,
-    call::Call,
     error::Error,
     limits,
-    server::{Caller, Method, Service},
+    server::{Caller, Job, Method, Service},
 };
 
 /// How long a peer that stopped answering keeps its connection: one ping, then this.
@@ -39,23 +37,30 @@ struct Handler {
 #[tonic::async_trait]
 impl Diff for Handler {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let caller = Caller::new(Wire::Grpc, Method::Apply, request.extensions().get().copied());
-        let (call, request) =
-            parse(request).map_err(|error| status::grpc(&self.service.refuse(&caller, error)))?;
-        let applied =
-            self.service.apply(&caller, call, request).await.map_err(|error| status::grpc(&error))?;
-        Ok(Response::new(convert::to_grpc(&applied)))
+        let applied = self.serve(Method::Apply, request, convert::apply::from_grpc).await?;
+        Ok(Response::new(convert::apply::to_grpc(&applied)))
     }
 
     async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
-        let caller = Caller::new(Wire::Grpc, Method::Diff, request.extensions().get().copied());
-        Err(status::grpc(&self.service.refuse(&caller, Service::diff_unsupported())))
+        let compared = self.serve(Method::Diff, request, convert::diff::from_grpc).await?;
+        Ok(Response::new(convert::diff::to_grpc(&compared)))
     }
 }
 
-fn parse(request: Request<ApplyRequest>) -> Result<(Call, apply::Request), Error> {
-    let call = metadata::grpc_call(request.metadata())?;
-    Ok((call, convert::from_grpc(request.into_inner())?))
+impl Handler {
+    /// Takes the message apart and calls the service once.
+    async fn serve<M, J: Job>(
+        &self,
+        method: Method,
+        request: Request<M>,
+        convert: fn(M) -> Result<J, Error>,
+    ) -> Result<J::Done, Status> {
+        let caller = Caller::new(Wire::Grpc, method, request.extensions().get().copied());
+        let parsed =
+            metadata::grpc_call(request.metadata()).and_then(|call| Ok((call, convert(request.into_inner())?)));
+        let (call, job) = parsed.map_err(|error| status::grpc(&self.service.refuse(&caller, error)))?;
+        self.service.run(&caller, call, job).await.map_err(|error| status::grpc(&error))
+    }
 }
 
 /// Serves the connections that come in until `stop` is ready; then says goodbye on each and lets its

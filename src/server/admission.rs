@@ -100,7 +100,7 @@ impl Admission {
         let shared = Arc::new(Shared { capacity, state: Mutex::default(), work: Condvar::new() });
         for number in 0..capacity.running {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(format!("apply-{number}")).spawn(move || shared.work())?;
+            thread::Builder::new().name(format!("worker-{number}")).spawn(move || shared.work())?;
         }
         Ok(Self { shared })
     }

@@ -12,11 +12,10 @@ use tokio::{
 };
 
 use super::{
-    Capacity, Service, notify,
+    Capacity, Domain, Service, notify,
     socket::{Bound, Listening, SocketFile},
 };
 use crate::{
-    apply::Apply,
     config::{Config, Origin, Server},
     error::{Error, Kind, Result},
     observe::{Observer, scrape},
@@ -32,19 +31,19 @@ const FIRST_SWEEP: Duration = Duration::from_secs(10);
 /// Connections between the accept loop and the gRPC server.
 const HANDOVER: usize = 8;
 
-/// What makes the applier, once the process is confined: its threads must be confined too.
-pub trait MakeApplier {
-    /// The applier, and what reads the bytes of memory it has charged to requests.
+/// What makes the domain's half, once the process is confined: its threads must be confined too.
+pub trait MakeDomain {
+    /// The domain, and what reads the bytes of memory it has charged to requests.
     fn make(
         self,
         config: &Config,
         roots: Arc<Roots>,
         runtime: &Runtime,
-    ) -> Result<(Arc<dyn Apply>, super::service::MemoryGauge)>;
+    ) -> Result<(Domain, super::service::MemoryGauge)>;
 }
 
 /// Runs the daemon until it is told to stop. Call it before the process has other threads.
-pub fn run(config: &Config, origin: &Origin, applier: impl MakeApplier) -> Result<()> {
+pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %origin, "starting");
     let roots = Roots::open(&config.snapshots.roots).map_err(|error| {
@@ -66,9 +65,9 @@ pub fn run(config: &Config, origin: &Origin, applier: impl MakeApplier) -> Resul
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no runtime: {error}")))?;
-    let (applier, memory) = applier.make(config, Arc::clone(&roots), &runtime)?;
+    let (domain, memory) = domain.make(config, Arc::clone(&roots), &runtime)?;
     let capacity = Capacity::new(config.server.running_applies, config.server.waiting_applies);
-    let service = Service::start(applier, Arc::new(Observer::new()), capacity, memory)
+    let service = Service::start(domain, Arc::new(Observer::new()), capacity, memory)
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no workers: {error}")))?;
     sweep(roots.sweep());
     runtime.block_on(serve(&config.server, Arc::new(service), sockets))

@@ -15,19 +15,61 @@ use super::{
     drain::{Entry, Stopping, UnderWay},
 };
 use crate::{
-    apply::{Applied, Apply, Request},
+    apply::{self, Applied, Apply},
     call::{Call, Cancel},
+    compare::{self, Compare, Compared},
     error::{Error, Kind, Result},
-    observe::{Load, Observer, Record, scrape::Report},
+    observe::{Load, Observer, Record, Subject, Success, scrape::Report},
     pipeline::stage::panicked,
 };
 
 /// Reads the bytes of metadata memory that are charged to requests.
 pub type MemoryGauge = Box<dyn Fn() -> u64 + Send + Sync>;
 
+/// The domain's half of both methods.
+#[derive(Clone)]
+pub struct Domain {
+    /// Does Apply.
+    pub applier: Arc<dyn Apply>,
+    /// Does Diff; `None` leaves it to containerd's next differ.
+    pub comparer: Option<Arc<dyn Compare>>,
+}
+
+/// A request of either method.
+pub trait Job: Subject + Send + 'static {
+    /// What it comes to.
+    type Done: Success + Send + 'static;
+
+    /// Does the work. Blocks; ends within a second of the call's cancellation.
+    fn run(&self, call: &Call, domain: &Domain) -> Result<Self::Done>;
+}
+
+impl Job for apply::Request {
+    type Done = Applied;
+
+    fn run(&self, call: &Call, domain: &Domain) -> Result<Applied> {
+        domain.applier.apply(call, self)
+    }
+}
+
+impl Job for compare::Request {
+    type Done = Compared;
+
+    fn run(&self, call: &Call, domain: &Domain) -> Result<Compared> {
+        match &domain.comparer {
+            Some(comparer) => comparer.compare(call, self),
+            None => {
+                let why = "this differ applies layers and does not compare (diff.enabled = false)";
+                let error = Error::new(Kind::NotImplemented, "diff.disabled", why);
+                Err(error.context(self.about().subject))
+            }
+        }
+    }
+}
+
 /// The Diff service behind the wires.
 pub struct Service {
-    applier: Arc<dyn Apply>,
+    domain: Domain,
     admission: Admission,
     under_way: Arc<UnderWay>,
     observer: Arc<Observer>,
@@ -37,13 +79,13 @@ pub struct Service {
 impl Service {
     /// Starts the workers. `memory` is looked at when metrics are read.
     pub fn start(
-        applier: Arc<dyn Apply>,
+        domain: Domain,
         observer: Arc<Observer>,
         capacity: Capacity,
         memory: MemoryGauge,
     ) -> io::Result<Self> {
         let admission = Admission::start(capacity)?;
-        Ok(Self { applier, admission, under_way: Arc::default(), observer, memory })
+        Ok(Self { domain, admission, under_way: Arc::default(), observer, memory })
     }
 
     /// Where everything is counted.
@@ -53,34 +95,25 @@ impl Service {
 
     /// Logs and counts a request that ends before it begins; gives the error back.
     pub fn refuse(&self, caller: &Caller, error: Error) -> Error {
-        Record::unread(caller).finish(&self.observer, Err(&error));
+        Record::unread(caller).finish(&self.observer, refused(&error));
         error
     }
 
-    /// The answer to Diff, so that containerd asks its next differ.
-    pub fn diff_unsupported() -> Error {
-        Error::new(
-            Kind::NotImplemented,
-            "diff.unsupported",
-            "this differ applies layers and does not compare",
-        )
-    }
-
-    /// Applies a layer. Dropping the future cancels the work: at once when it still waits, at its next
+    /// Runs a request. Dropping the future cancels the work: at once when it still waits, at its next
     /// look at the flag when it runs.
-    pub async fn apply(&self, caller: &Caller, call: Call, request: Request) -> Result<Applied> {
+    pub async fn run<J: Job>(&self, caller: &Caller, call: Call, job: J) -> Result<J::Done> {
         let (reply, answer) = oneshot::channel();
-        let record = Record::new(caller, &call, &request);
+        let record = Record::new(caller, &call, &job);
         let entry = match self.under_way.enter(&call.cancel) {
             Ok(entry) => entry,
             Err(stopping) => return Err(self.turn_away(&record, stopping.into())),
         };
         let cancel = call.cancel.clone();
         let namespace = call.namespace.clone();
-        let (applier, observer) = (Arc::clone(&self.applier), Arc::clone(&self.observer));
+        let (domain, observer) = (self.domain.clone(), Arc::clone(&self.observer));
         let work = {
             let record = record.clone();
-            move || Work { call, request, record, reply: Some(reply), applier, observer, _entry: entry }
+            move || Work { call, job, record, reply: Some(reply), domain, observer, _entry: entry }
         };
         let ticket = match self.admission.submit(&namespace, || {
             let work = work();
@@ -104,9 +137,14 @@ impl Service {
 
     fn turn_away(&self, record: &Record, error: Error) -> Error {
         let error = error.context(record.subject());
-        record.finish(&self.observer, Err(&error));
+        record.finish(&self.observer, refused(&error));
         error
     }
+}
+
+/// A request that came to nothing, whichever it was.
+fn refused(error: &Error) -> Result<&dyn Success, &Error> {
+    Err(error)
 }
 
 impl Report for Service {
@@ -129,7 +167,7 @@ struct CancelOnDrop {
 }
 
 impl CancelOnDrop {
-    async fn outcome(&self, mut answer: oneshot::Receiver<Result<Applied>>) -> Result<Applied> {
+    async fn outcome<T>(&self, mut answer: oneshot::Receiver<Result<T>>) -> Result<T> {
         if let Some(deadline) = self.cancel.deadline() {
             tokio::select! {
                 outcome = &mut answer => return outcome.unwrap_or_else(|_| Err(lost())),
@@ -153,37 +191,37 @@ fn lost() -> Error {
 }
 
 /// The worker's side of a request. However it ends, it is logged, counted and answered exactly once.
-struct Work {
+struct Work<J: Job> {
     call: Call,
-    request: Request,
+    job: J,
     record: Record,
-    reply: Option<oneshot::Sender<Result<Applied>>>,
-    applier: Arc<dyn Apply>,
+    reply: Option<oneshot::Sender<Result<J::Done>>>,
+    domain: Domain,
     observer: Arc<Observer>,
     _entry: Entry,
 }
 
-impl Work {
+impl<J: Job> Work<J> {
     fn run(mut self, queued: Duration) {
         self.record.started(queued, &self.observer);
-        // Nothing is shared with a panicking request but the applier, whose locks are poison-proof.
+        // Nothing is shared with a panicking request but the domain, whose locks are poison-proof.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.call.cancel.check().map_err(|error| Error::from(error).context(self.record.subject()))?;
-            self.applier.apply(&self.call, &self.request)
+            self.job.run(&self.call, &self.domain)
         }));
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
         self.finish(outcome);
     }
 
-    fn finish(&mut self, outcome: Result<Applied>) {
+    fn finish(&mut self, outcome: Result<J::Done>) {
         let Some(reply) = self.reply.take() else { return };
-        self.record.finish(&self.observer, outcome.as_ref());
+        self.record.finish(&self.observer, outcome.as_ref().map(|done| done as &dyn Success));
         // A client that went away does not want it.
         let _gone = reply.send(outcome);
     }
 }
 
-impl Drop for Work {
+impl<J: Job> Drop for Work<J> {
     /// Withdrawn from the queue: cancelled or too late.
     fn drop(&mut self) {
         if self.reply.is_some() {

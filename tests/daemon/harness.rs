@@ -269,7 +269,7 @@ pub struct Grpc {
 
 impl Grpc {
     pub async fn apply(&mut self, request: &Request) -> Reply {
-        let mut message = tonic::Request::new(convert::request_to_grpc(request));
+        let mut message = tonic::Request::new(convert::apply::request_to_grpc(request));
         message.metadata_mut().insert("containerd-namespace", self.namespace.parse().unwrap());
         match self.client.apply(message).await {
             Ok(reply) => {
@@ -293,7 +293,7 @@ impl Ttrpc {
         use protobuf::Enum as _;
         let namespace = ("containerd-namespace-ttrpc".to_owned(), vec![NAMESPACE.to_owned()]);
         let context = ttrpc::context::with_metadata(HashMap::from([namespace]));
-        match self.0.apply(context, &convert::request_to_ttrpc(request)).await {
+        match self.0.apply(context, &convert::apply::request_to_ttrpc(request)).await {
             Ok(reply) => {
                 let applied = reply.applied.unwrap();
                 Reply::Applied { media_type: applied.media_type, digest: applied.digest, size: applied.size }

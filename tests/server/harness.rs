@@ -16,6 +16,7 @@ use plywood::{
     apply::{Applied, Apply, Contents, Request, Stats},
     call::Call,
     codec::Coding,
+    compare::{self, Compare, Compared},
     config,
     descriptor::Descriptor,
     digest::Digest,
@@ -23,7 +24,7 @@ use plywood::{
     observe::{Observer, scrape},
     pipeline::StageTimes,
     rpc::{convert, proto::ttrpc::diff_ttrpc, status},
-    server::{Bound, Capacity, Daemon, Service},
+    server::{Bound, Capacity, Daemon, Domain, Service},
     snapshot::Mount,
 };
 use tokio::net::{UnixListener, UnixStream};
@@ -43,16 +44,53 @@ pub struct StandIn {
 
 impl Apply for StandIn {
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
-        self.started.fetch_add(1, Ordering::SeqCst);
-        let outcome = self.outcome(call, request);
-        self.ended.fetch_add(1, Ordering::SeqCst);
-        outcome
+        self.act(call, &request.diff.media_type)?;
+        Ok(Applied {
+            media_type: "application/vnd.oci.image.layer.v1.tar",
+            digest: request.diff.digest.clone(),
+            size_bytes: 2 * request.diff.size_bytes,
+            stats: Stats {
+                blob: request.diff.digest.clone(),
+                blob_bytes: request.diff.size_bytes,
+                coding: Coding::Plain,
+                image_bytes: 4096,
+                contents: Contents { nodes: 3, ..Contents::default() },
+                times: StageTimes::default(),
+                total: Duration::from_millis(1),
+            },
+        })
+    }
+}
+
+impl Compare for StandIn {
+    fn compare(&self, call: &Call, request: &compare::Request) -> Result<Compared> {
+        self.act(call, &request.media_type)?;
+        let digest = Digest::sha256(request.reference.as_bytes());
+        let media_type = request.media_type.clone();
+        Ok(Compared {
+            stats: compare::Stats {
+                diff_id: digest.clone(),
+                uncompressed_bytes: 1024,
+                coding: Coding::Gzip,
+                contents: compare::Contents { entries: 2, ..compare::Contents::default() },
+                times: compare::Times::default(),
+                total: Duration::from_millis(1),
+            },
+            descriptor: Descriptor { media_type, digest, size_bytes: 45 },
+        })
     }
 }
 
 impl StandIn {
-    fn outcome(&self, call: &Call, request: &Request) -> Result<Applied> {
-        match request.diff.media_type.as_str() {
+    fn act(&self, call: &Call, media_type: &str) -> Result<()> {
+        self.started.fetch_add(1, Ordering::SeqCst);
+        let outcome = self.outcome(call, media_type);
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        outcome
+    }
+
+    fn outcome(&self, call: &Call, media_type: &str) -> Result<()> {
+        match media_type {
             "wait" => {
                 let end = Instant::now() + 3 * SOON;
                 while Instant::now() < end {
@@ -74,20 +112,7 @@ impl StandIn {
             "unknown" => return Err(Error::new(Kind::NotImplemented, "apply.media-type", "not ours")),
             _ => {}
         }
-        Ok(Applied {
-            media_type: "application/vnd.oci.image.layer.v1.tar",
-            digest: request.diff.digest.clone(),
-            size_bytes: 2 * request.diff.size_bytes,
-            stats: Stats {
-                blob: request.diff.digest.clone(),
-                blob_bytes: request.diff.size_bytes,
-                coding: Coding::Plain,
-                image_bytes: 4096,
-                contents: Contents { nodes: 3, ..Contents::default() },
-                times: StageTimes::default(),
-                total: Duration::from_millis(1),
-            },
-        })
+        Ok(())
     }
 }
 
@@ -106,11 +131,21 @@ impl Server {
     }
 
     pub fn with(settings: &config::Server, capacity: Capacity) -> Self {
+        Self::of(settings, capacity, true)
+    }
+
+    /// One that does not compare.
+    pub fn that_only_applies() -> Self {
+        Self::of(&config::Server::default(), Capacity { running: 1, waiting: 1 }, false)
+    }
+
+    fn of(settings: &config::Server, capacity: Capacity, compares: bool) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let work = Arc::new(StandIn::default());
         let applier = Arc::clone(&work) as Arc<dyn Apply>;
+        let domain = Domain { applier, comparer: compares.then(|| Arc::clone(&work) as Arc<dyn Compare>) };
         let observer = Arc::new(Observer::new());
-        let service = Arc::new(Service::start(applier, observer, capacity, Box::new(|| 42)).unwrap());
+        let service = Arc::new(Service::start(domain, observer, capacity, Box::new(|| 42)).unwrap());
         // Whoever runs the tests may connect; that others may not is a test of its own.
         let mut settings = settings.clone();
         if settings.allowed_uid == 0 {
@@ -205,6 +240,18 @@ pub fn request(media_type: &str) -> Request {
     }
 }
 
+/// A request to compare, answered the same way.
+pub fn diff_request(media_type: &str) -> compare::Request {
+    compare::Request {
+        left: Vec::new(),
+        right: request(media_type).mounts,
+        media_type: media_type.to_owned(),
+        reference: "a".to_owned(),
+        labels: Default::default(),
+        source_date_epoch: None,
+    }
+}
+
 /// What a call came to, the same for both wires: diffID, or code and reason and message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
@@ -234,7 +281,7 @@ impl Grpc {
     }
 
     pub async fn apply_in(&mut self, media_type: &str, namespace: &str, timeout: Option<Duration>) -> Reply {
-        let mut message = tonic::Request::new(convert::request_to_grpc(&request(media_type)));
+        let mut message = tonic::Request::new(convert::apply::request_to_grpc(&request(media_type)));
         if !namespace.is_empty() {
             message.metadata_mut().insert("containerd-namespace", namespace.parse().unwrap());
         }
@@ -243,6 +290,26 @@ impl Grpc {
         }
         match self.0.apply(message).await {
             Ok(reply) => grpc_applied(reply.into_inner()),
+            Err(status) => Reply::Refused {
+                code: status.code() as i32,
+                reason: status::reason_of(&status).unwrap_or_default(),
+                message: status.message().to_owned(),
+            },
+        }
+    }
+}
+
+impl Grpc {
+    pub async fn diff(&mut self, media_type: &str) -> Reply {
+        let request = convert::diff::request_to_grpc(&diff_request(media_type));
+        let mut message = tonic::Request::new(request);
+        message.metadata_mut().insert("containerd-namespace", "default".parse().unwrap());
+        match self.0.diff(message).await {
+            Ok(reply) => {
+                let blob = reply.into_inner().diff.unwrap();
+                assert_eq!(blob.media_type, media_type);
+                Reply::Applied { digest: blob.digest, size: blob.size }
+            }
             Err(status) => Reply::Refused {
                 code: status.code() as i32,
                 reason: status::reason_of(&status).unwrap_or_default(),
@@ -271,11 +338,27 @@ impl Ttrpc {
             metadata.insert("containerd-namespace-ttrpc".to_owned(), vec![namespace.to_owned()]);
         }
         let context = ttrpc::context::with_metadata(metadata);
-        let message = convert::request_to_ttrpc(&request(media_type));
+        let message = convert::apply::request_to_ttrpc(&request(media_type));
         match self.0.apply(context, &message).await {
             Ok(reply) => {
                 let applied = reply.applied.unwrap();
                 Reply::Applied { digest: applied.digest, size: applied.size }
+            }
+            Err(error) => ttrpc_refused(error),
+        }
+    }
+}
+
+impl Ttrpc {
+    pub async fn diff(&self, media_type: &str) -> Reply {
+        let metadata = [("containerd-namespace-ttrpc".to_owned(), vec!["default".to_owned()])];
+        let context = ttrpc::context::with_metadata(metadata.into());
+        let message = convert::diff::request_to_ttrpc(&diff_request(media_type));
+        match self.0.diff(context, &message).await {
+            Ok(reply) => {
+                let blob = reply.diff.unwrap();
+                assert_eq!(blob.media_type, media_type);
+                Reply::Applied { digest: blob.digest, size: blob.size }
             }
             Err(error) => ttrpc_refused(error),
         }
@@ -305,7 +388,7 @@ pub async fn ttrpc_by_hand(server: &Server, media_type: &str, timeout: Duration)
     message.set_timeout_nano(timeout.as_nanos().try_into().unwrap());
     let namespace = ("containerd-namespace-ttrpc".to_owned(), vec!["default".to_owned()]);
     message.set_metadata(ttrpc::context::to_pb([namespace].into()));
-    message.payload = convert::request_to_ttrpc(&request(media_type)).encode().unwrap();
+    message.payload = convert::apply::request_to_ttrpc(&request(media_type)).encode().unwrap();
     let payload = message.encode().unwrap();
     let mut stream = server.connect().await;
     let header = ttrpc::MessageHeader::new_request(1, payload.len().try_into().unwrap());

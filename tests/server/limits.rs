@@ -147,7 +147,7 @@ async fn oversized_messages_and_headers_are_refused() {
     let server = Server::start();
     let mut grpc = server.grpc().await.0.max_encoding_message_size(usize::MAX);
     let with_lease = |bytes: usize, extra: usize| {
-        let mut message = convert::request_to_grpc(&request("tar"));
+        let mut message = convert::apply::request_to_grpc(&request("tar"));
         message.mounts[0].options.push("x".repeat(bytes));
         let mut message = tonic::Request::new(message);
         message.metadata_mut().insert("containerd-namespace", "default".parse().unwrap());

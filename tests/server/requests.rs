@@ -2,8 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use containerd_client::services::v1::DiffRequest;
-use plywood::{digest::Digest, rpc::status};
+use plywood::digest::Digest;
 
 use super::harness::{Reply, SOON, Server, ttrpc_by_hand, ttrpc_refused, until};
 
@@ -53,15 +52,50 @@ async fn a_refusal_is_the_same_over_both_wires() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn diff_is_left_to_the_next_differ() {
+async fn diff_is_answered_the_same_over_both_wires() {
+    let server = Server::start();
+    let (mut grpc, ttrpc) = (server.grpc().await, server.ttrpc().await);
+    let want = Reply::Applied { digest: Digest::sha256(b"a").to_string(), size: 45 };
+    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    assert_eq!(grpc.diff(zstd).await, want);
+    assert_eq!(ttrpc.diff(zstd).await, want);
+    for (media_type, want) in [("unknown", (12, "apply.media-type")), ("panic", (13, "internal.panic"))] {
+        let reply = grpc.diff(media_type).await;
+        assert_eq!(reply.code_and_reason(), want, "{reply:?}");
+        assert_eq!(ttrpc.diff(media_type).await, reply);
+    }
+    let metrics = server.metrics().await;
+    for line in [
+        "plywood_requests_total{method=\"Diff\",wire=\"grpc\",layer=\"tar\",code=\"ok\",reason=\"\"} 1",
+        "plywood_diff_duration_seconds_count{layer=\"tar\"} 2",
+        "plywood_diff_uncompressed_bytes_total{layer=\"tar\"} 2048",
+        "plywood_diff_written_bytes_total{layer=\"tar\"} 90",
+        "plywood_diff_entries_total 4",
+        "plywood_stage_duration_seconds_count{method=\"Diff\",stage=\"encode\"} 2",
+        "plywood_apply_duration_seconds_count",
+    ] {
+        assert_eq!(metrics.contains(line), !line.contains("apply"), "{line}\n{metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_diff_whose_client_goes_away_is_cancelled() {
     let server = Server::start();
     let mut grpc = server.grpc().await;
-    let refused = grpc.0.diff(DiffRequest::default()).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::Unimplemented);
-    assert_eq!(status::reason_of(&refused).as_deref(), Some("diff.unsupported"));
-    let ttrpc = server.ttrpc().await;
-    let refused = ttrpc.0.diff(ttrpc::context::with_timeout(0), &Default::default()).await.unwrap_err();
-    assert_eq!(ttrpc_refused(refused).code_and_reason(), (12, "diff.unsupported"));
+    let call = tokio::spawn(async move { grpc.diff("wait").await });
+    server.until_started(1).await;
+    call.abort();
+    until("cancelled", || server.work.cancelled.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_does_not_compare_leaves_it_to_the_next_differ() {
+    let server = Server::that_only_applies();
+    let (mut grpc, ttrpc) = (server.grpc().await, server.ttrpc().await);
+    let reply = grpc.diff("any").await;
+    assert_eq!(reply.code_and_reason(), (12, "diff.disabled"), "{reply:?}");
+    assert_eq!(ttrpc.diff("any").await, reply);
+    assert!(grpc.apply("tar").await.is_applied());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

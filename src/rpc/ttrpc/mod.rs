@@ -41,11 +41,9 @@ use super::{
     status,
 };
 use crate::{
-    apply,
-    call::Call,
     error::Error,
     limits,
-    server::{Caller, Method, Service},
+    server::{Caller, Job, Method, Service},
 };
 
 /// Longest time that a peer may take to receive one response.
@@ -64,22 +62,35 @@ impl Diff for Handler {
         context: &TtrpcContext,
         message: diff::ApplyRequest,
     ) -> ::ttrpc::Result<diff::ApplyResponse> {
-        let caller = Caller::new(Wire::Ttrpc, Method::Apply, Some(self.peer));
-        let (call, request) =
-            parse(context, message).map_err(|error| refusal(&self.service.refuse(&caller, error)))?;
-        let applied = self.service.apply(&caller, call, request).await.map_err(|error| refusal(&error))?;
-        Ok(convert::to_ttrpc(&applied))
+        let applied = self.serve(Method::Apply, context, message, convert::apply::from_ttrpc).await?;
+        Ok(convert::apply::to_ttrpc(&applied))
     }
 
-    async fn diff(&self, _: &TtrpcContext, _: diff::DiffRequest) -> ::ttrpc::Result<diff::DiffResponse> {
-        let caller = Caller::new(Wire::Ttrpc, Method::Diff, Some(self.peer));
-        Err(refusal(&self.service.refuse(&caller, Service::diff_unsupported())))
+    async fn diff(
+        &self,
+        context: &TtrpcContext,
+        message: diff::DiffRequest,
+    ) -> ::ttrpc::Result<diff::DiffResponse> {
+        let compared = self.serve(Method::Diff, context, message, convert::diff::from_ttrpc).await?;
+        Ok(convert::diff::to_ttrpc(&compared))
     }
 }
 
-fn parse(context: &TtrpcContext, message: diff::ApplyRequest) -> Result<(Call, apply::Request), Error> {
-    let call = metadata::ttrpc_call(&context.metadata, context.timeout_nano)?;
-    Ok((call, convert::from_ttrpc(message)?))
+impl Handler {
+    /// Takes the message apart and calls the service once.
+    async fn serve<M, J: Job>(
+        &self,
+        method: Method,
+        context: &TtrpcContext,
+        message: M,
+        convert: fn(M) -> Result<J, Error>,
+    ) -> ::ttrpc::Result<J::Done> {
+        let caller = Caller::new(Wire::Ttrpc, method, Some(self.peer));
+        let parsed = metadata::ttrpc_call(&context.metadata, context.timeout_nano)
+            .and_then(|call| Ok((call, convert(message)?)));
+        let (call, job) = parsed.map_err(|error| refusal(&self.service.refuse(&caller, error)))?;
+        self.service.run(&caller, call, job).await.map_err(|error| refusal(&error))
+    }
 }
 
 fn refusal(error: &Error) -> ::ttrpc::Error {

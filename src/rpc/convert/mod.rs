@@ -1,0 +1,117 @@
+//! Messages to domain values and back, with the checks that need no file.
+//!
+//! Everything a message can get wrong on its own is found here: missing parts, digests and media types
+//! that are none, mount lists beyond all measure. What a mount list means is decided by
+//! [`crate::snapshot`].
+
+pub mod apply;
+pub mod diff;
+mod grpc;
+mod ttrpc;
+
+use crate::{
+    error::{Classify, Error, Kind},
+    limits,
+    snapshot::{Mount, MountError},
+};
+
+/// Why a message is not a request.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// `ApplyRequest.diff` is not set.
+    #[error("the request names no blob")]
+    NoDescriptor,
+    /// A NUL would cut the string short in the kernel.
+    #[error("mount {index} holds a NUL byte")]
+    Nul {
+        /// Position in the list.
+        index: usize,
+    },
+    /// Longer than the name of any ingest.
+    #[error("the reference has {len} bytes; {} are allowed", limits::REFERENCE_BYTES)]
+    Reference {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// containerd's store would refuse it, after all the work.
+    #[error("label {key} and its value have {len} bytes; {} are allowed", limits::LABEL_BYTES)]
+    Label {
+        /// Its key, quoted.
+        key: String,
+        /// Length of both in bytes.
+        len: usize,
+    },
+    /// More than any client sets.
+    #[error("{count} labels; {} are allowed", limits::LABELS)]
+    Labels {
+        /// How many came.
+        count: usize,
+    },
+    /// Not a time.
+    #[error("source_date_epoch has {nanos} nanoseconds, which is no part of a second")]
+    Epoch {
+        /// As they came.
+        nanos: i32,
+    },
+}
+
+impl Classify for ConvertError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Labels { .. } => Kind::Exhausted,
+            _ => Kind::Malformed,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoDescriptor => "request.descriptor",
+            Self::Nul { .. } => "request.mounts",
+            Self::Reference { .. } => "request.ref",
+            Self::Label { .. } => "request.labels",
+            Self::Labels { .. } => "limit.labels",
+            Self::Epoch { .. } => "request.source-date-epoch",
+        }
+    }
+}
+
+/// Bounds what a waiting request holds in memory. What the mounts mean is looked at when its turn comes.
+fn check_mounts(mounts: &[Mount]) -> Result<(), Error> {
+    let bytes = mounts.iter().flat_map(strings).map(str::len).sum();
+    if mounts.len() > limits::MOUNTS || bytes > limits::MOUNT_BYTES {
+        return Err(MountError::TooLarge { count: mounts.len(), bytes }.into());
+    }
+    match mounts.iter().position(|mount| strings(mount).any(|text| text.contains('\0'))) {
+        Some(index) => Err(ConvertError::Nul { index }.into()),
+        None => Ok(()),
+    }
+}
+
+fn strings(mount: &Mount) -> impl Iterator<Item = &str> {
+    let fixed = [mount.kind.as_str(), mount.source.as_str(), mount.target.as_str()];
+    fixed.into_iter().chain(mount.options.iter().map(String::as_str))
+}
+
+/// Sizes on the wire are signed; nothing that fits on a disk reaches the bound.
+fn wire_size(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_mount_list_that_fits_is_taken_and_the_next_one_is_not() {
+        let with = |count, source: usize| {
+            let mount = Mount { source: "s".repeat(source), ..Mount::default() };
+            check_mounts(&vec![mount; count]).err().map(|error| (error.kind(), error.reason()))
+        };
+        let refused = Some((Kind::Exhausted, "limit.mounts"));
+        assert_eq!(with(limits::MOUNTS, 1), None);
+        assert_eq!(with(limits::MOUNTS + 1, 1), refused);
+        assert_eq!(with(1, limits::MOUNT_BYTES), None);
+        assert_eq!(with(1, limits::MOUNT_BYTES + 1), refused);
+    }
+}

@@ -1,0 +1,38 @@
+//! The messages of which both methods' ttrpc messages are made.
+
+use super::wire_size;
+use crate::{
+    digest::Digest,
+    rpc::proto::ttrpc::{descriptor, mount},
+    snapshot::Mount,
+};
+
+pub(super) fn mounts(messages: Vec<mount::Mount>) -> Vec<Mount> {
+    let mount = |mount: mount::Mount| Mount {
+        kind: mount.type_,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    messages.into_iter().map(mount).collect()
+}
+
+pub(super) fn to_mounts(mounts: &[Mount]) -> Vec<mount::Mount> {
+    let message = |mount: &Mount| {
+        let mut message = mount::Mount::new();
+        message.type_ = mount.kind.clone();
+        message.source = mount.source.clone();
+        message.target = mount.target.clone();
+        message.options = mount.options.clone();
+        message
+    };
+    mounts.iter().map(message).collect()
+}
+
+pub(super) fn descriptor(media_type: &str, digest: &Digest, size_bytes: u64) -> descriptor::Descriptor {
+    let mut message = descriptor::Descriptor::new();
+    message.media_type = media_type.to_owned();
+    message.digest = digest.to_string();
+    message.size = wire_size(size_bytes);
+    message
+}

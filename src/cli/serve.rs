@@ -34,12 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 struct Containerd;
 
 impl MakeDomain for Containerd {
-    fn make(
-        self,
-        config: &Config,
-        roots: Arc<Roots>,
-        runtime: &Runtime,
-    ) -> Result<(Domain, MemoryGauge)> {
+    fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<(Domain, MemoryGauge)> {
         let config::Containerd { address, direct_content, .. } = &config.containerd;
         let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
         let limits = config.limits();

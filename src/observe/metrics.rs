@@ -224,11 +224,7 @@ impl Metrics {
         self.count_stages("Diff", stats.times.steps());
     }
 
-    fn count_stages(
-        &self,
-        method: &'static str,
-        steps: impl IntoIterator<Item = (&'static str, Duration)>,
-    ) {
+    fn count_stages(&self, method: &'static str, steps: impl IntoIterator<Item = (&'static str, Duration)>) {
         for (stage, took) in steps {
             self.stage_seconds.get_or_create(&Stage { method, stage }).observe(took.as_secs_f64());
         }

@@ -56,8 +56,8 @@ impl Handler {
         convert: fn(M) -> Result<J, Error>,
     ) -> Result<J::Done, Status> {
         let caller = Caller::new(Wire::Grpc, method, request.extensions().get().copied());
-        let parsed =
-            metadata::grpc_call(request.metadata()).and_then(|call| Ok((call, convert(request.into_inner())?)));
+        let parsed = metadata::grpc_call(request.metadata())
+            .and_then(|call| Ok((call, convert(request.into_inner())?)));
         let (call, job) = parsed.map_err(|error| status::grpc(&self.service.refuse(&caller, error)))?;
         self.service.run(&caller, call, job).await.map_err(|error| status::grpc(&error))
     }

@@ -55,8 +55,6 @@ pub const LEASE_BYTES: usize = 255;
 pub const REFERENCE_BYTES: usize = 4096;
 /// Most labels of one request; clients set a handful.
 pub const LABELS: usize = 256;
-/// Longest label of a blob, key and value together, in bytes: containerd's own bound.
-pub const LABEL_BYTES: usize = 4096;
 /// Longest status message, in bytes: percent-encoded twice over it stays within what HTTP/2 clients take
 /// as headers.
 pub const STATUS_MESSAGE_BYTES: usize = 2048;

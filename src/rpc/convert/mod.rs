@@ -34,14 +34,6 @@ pub enum ConvertError {
         /// Its length in bytes.
         len: usize,
     },
-    /// containerd's store would refuse it, after all the work.
-    #[error("label {key} and its value have {len} bytes; {} are allowed", limits::LABEL_BYTES)]
-    Label {
-        /// Its key, quoted.
-        key: String,
-        /// Length of both in bytes.
-        len: usize,
-    },
     /// More than any client sets.
     #[error("{count} labels; {} are allowed", limits::LABELS)]
     Labels {
@@ -69,7 +61,6 @@ impl Classify for ConvertError {
             Self::NoDescriptor => "request.descriptor",
             Self::Nul { .. } => "request.mounts",
             Self::Reference { .. } => "request.ref",
-            Self::Label { .. } => "request.labels",
             Self::Labels { .. } => "limit.labels",
             Self::Epoch { .. } => "request.source-date-epoch",
         }

@@ -107,6 +107,85 @@ impl<'a> Header<'a> {
     }
 }
 
+impl Header<'_> {
+    /// Writes a POSIX header, as Go's `archive/tar` does for an archive with PAX records.
+    ///
+    /// Best effort where something does not fit: a PAX record has the whole value then. Names are cut after
+    /// 100 bytes and lose what is not ASCII, numbers become 0. `prefix` is not written.
+    pub(super) fn encode(&self) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        put_name(&mut block, NAME, self.name);
+        put_octal(&mut block, MODE, i64::from(self.mode));
+        put_octal(&mut block, UID, self.uid);
+        put_octal(&mut block, GID, self.gid);
+        put_octal(&mut block, SIZE, i64::try_from(self.size_bytes).unwrap_or(i64::MAX));
+        put_octal(&mut block, MTIME, self.mtime);
+        put(&mut block, TYPE..TYPE + 1, &[self.kind]);
+        put_name(&mut block, LINK_NAME, self.link_name);
+        put(&mut block, MAGIC, b"ustar\x0000");
+        put_octal(&mut block, DEVICE_MAJOR, self.device.0);
+        put_octal(&mut block, DEVICE_MINOR, self.device.1);
+        mend_checksum(&mut block);
+        block
+    }
+}
+
+/// Whether a name stands in the header as it is.
+pub(super) fn holds_name(name: &[u8]) -> bool {
+    name.len() <= NAME.len() && name.is_ascii()
+}
+
+/// Whether an owner stands in the header as it is.
+pub(super) fn holds_owner(id: i64) -> bool {
+    fits_octal(&UID, id)
+}
+
+/// Whether a size or a time stands in the header as it is.
+pub(super) fn holds_size(size: i64) -> bool {
+    fits_octal(&SIZE, size)
+}
+
+/// Octal digits and a NUL.
+fn fits_octal(at: &Range<usize>, value: i64) -> bool {
+    let digits = u32::try_from(at.len().saturating_sub(1)).unwrap_or_default();
+    value >= 0 && (digits >= 21 || value < 1 << (3 * digits))
+}
+
+fn put(block: &mut [u8; BLOCK], at: Range<usize>, bytes: &[u8]) {
+    let len = bytes.len().min(at.len());
+    if let (Some(field), Some(bytes)) = (block.get_mut(at.start..at.start + len), bytes.get(..len)) {
+        field.copy_from_slice(bytes);
+    }
+}
+
+fn put_octal(block: &mut [u8; BLOCK], at: Range<usize>, value: i64) {
+    let mut value = if fits_octal(&at, value) { value.unsigned_abs() } else { 0 };
+    if let Some((_nul, digits)) = block.get_mut(at).and_then(<[u8]>::split_last_mut) {
+        for digit in digits.iter_mut().rev() {
+            let [low, ..] = value.to_le_bytes();
+            *digit = b'0' + (low & 7);
+            value >>= 3;
+        }
+    }
+}
+
+fn put_name(block: &mut [u8; BLOCK], at: Range<usize>, name: &[u8]) {
+    if name.is_ascii() {
+        put(block, at.clone(), name);
+    } else {
+        let ascii: Vec<u8> = name.iter().copied().filter(u8::is_ascii).collect();
+        put(block, at.clone(), &ascii);
+    }
+    // Some readers take a file whose cut name ends in a slash for a directory, whatever the record says.
+    let is_cut = name.len() > at.len();
+    if is_cut && field(block, at.clone()).ends_with(b"/") {
+        let kept = field(block, at.clone()).iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+        if let Some(byte) = block.get_mut(at.start + kept) {
+            *byte = 0;
+        }
+    }
+}
+
 /// The name field of a block, whether or not the block is a valid header; for messages.
 pub(super) fn name(block: &[u8; BLOCK]) -> &[u8] {
     until_nul(field(block, NAME))
@@ -127,7 +206,7 @@ fn numeric(block: &[u8; BLOCK], name: &'static str, at: Range<usize>) -> Result<
     number::numeric(field).ok_or_else(|| Problem::Number { field: name, found: field.to_vec() })
 }
 
-/// Writes the right checksum into a block that is not zero, for the fuzz entry.
+/// Writes the right checksum into a block that is not zero.
 pub(super) fn mend_checksum(block: &mut [u8; BLOCK]) {
     if *block == [0; BLOCK] {
         return;
@@ -226,6 +305,55 @@ mod tests {
         assert_eq!(decode(&[(257, b"ustar  \0")]), (0, (7, 9)));
         assert_eq!(decode(&[(257, b"ustar  \0"), (508, b"tar\0")]), (0, (7, 9)));
         assert_eq!(decode(&[]), (0, (0, 0)));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let header = Header {
+            kind: b'3',
+            mode: 0o7755,
+            uid: 0o7_777_777,
+            gid: 0,
+            size_bytes: 0o77_777_777_777,
+            mtime: 0o77_777_777_777,
+            device: (4095, 0xf_ffff),
+            name: &[b'n'; 100],
+            prefix: b"",
+            link_name: b"target",
+        };
+        let block = header.encode();
+        let read = Header::decode(&block).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{header:?}"));
+        assert_eq!(&block[100..108], b"0007755\0");
+        assert_eq!(&block[257..265], b"ustar\x0000");
+        assert_eq!(&block[154..156], b"\0 ", "six digits, NUL, space");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_to_a_record() {
+        let mut header = Header {
+            kind: b'0',
+            mode: 0o644,
+            uid: 0o10_000_000,
+            gid: -1,
+            size_bytes: 1 << 33,
+            mtime: -1,
+            device: (0, 0),
+            name: b"gr\xc3\xbcn",
+            prefix: b"",
+            link_name: b"",
+        };
+        let block = header.encode();
+        let read = Header::decode(&block).unwrap();
+        assert_eq!((read.uid, read.gid, read.size_bytes, read.mtime), (0, 0, 0, 0));
+        assert_eq!(read.name, b"grn");
+        assert!(!holds_name(header.name) && !holds_owner(header.uid) && !holds_owner(-1));
+        assert!(!holds_size(1 << 33) && !holds_size(-1) && holds_size((1 << 33) - 1));
+
+        let long = [&[b'd'; 97][..], b"//", b"/file"].concat();
+        header.name = &long;
+        assert_eq!(Header::decode(&header.encode()).unwrap().name, [b'd'; 97], "no slash at the cut");
+        assert!(holds_name(&[b'n'; 100]) && !holds_name(&[b'n'; 101]));
     }
 
     #[test]

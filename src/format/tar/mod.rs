@@ -1,10 +1,12 @@
-//! tar archives as layers use them: bytes in, entries and their data out.
+//! tar archives as layers use them: bytes in, entries and their data out, and back.
 //!
 //! [`Parser`] is pushed the archive in pieces of any size and never holds file data. It reads what Go's
 //! `archive/tar` reads (that is what containerd unpacks with), except where widely deployed readers
 //! would disagree about where an entry ends or what it is called: such an archive is refused, because
 //! whoever scanned the layer may have seen other files than whoever runs it. Names are handed out as
 //! they are spelled; cleaning them, whiteouts and placing entries in a tree are not done here.
+//!
+//! [`writer`] is the way back, in one spelling for each entry.
 //!
 //! Source: `docs/formats/tar.md`, which lists every rule with its source and its reason id.
 
@@ -16,6 +18,7 @@ mod parser;
 mod pax;
 mod sparse;
 mod trace;
+pub mod writer;
 
 pub use error::{Problem, TarError};
 pub use parser::{Event, Parser};

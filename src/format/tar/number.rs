@@ -118,6 +118,21 @@ pub(super) fn seconds(text: &[u8]) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanoseconds })
 }
 
+/// Spells a time as [`seconds`] reads it, without zeros at the end of the fraction.
+pub(super) fn spell_seconds(time: Timestamp) -> String {
+    let Timestamp { seconds, nanoseconds } = time;
+    if nanoseconds == 0 {
+        return seconds.to_string();
+    }
+    let text = if seconds < 0 {
+        // The fraction counts away from zero, like the seconds.
+        format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000_u32.saturating_sub(nanoseconds))
+    } else {
+        format!("{seconds}.{nanoseconds:09}")
+    };
+    text.trim_end_matches('0').to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +253,25 @@ mod tests {
         ] {
             let got = seconds(text).map(|time| (time.seconds, time.nanoseconds));
             assert_eq!(got, want, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_time_is_spelled_as_it_is_read() {
+        for (time, want) in [
+            ((0, 0), "0"),
+            ((1_700_000_000, 0), "1700000000"),
+            ((-5, 0), "-5"),
+            ((0, 1), "0.000000001"),
+            ((12, 500_000_000), "12.5"),
+            ((-1, 999_999_999), "-0.000000001"),
+            ((-2, 250_000_000), "-1.75"),
+            ((i64::MAX, 10), "9223372036854775807.00000001"),
+            ((-i64::MAX, 1), "-9223372036854775806.999999999"),
+        ] {
+            let time = Timestamp { seconds: time.0, nanoseconds: time.1 };
+            assert_eq!(spell_seconds(time), want);
+            assert_eq!(seconds(want.as_bytes()), Some(time), "{want}");
         }
     }
 }

@@ -167,6 +167,66 @@ pub(super) fn parse<T>(
     }
 }
 
+/// The body of an extended header while it is written.
+///
+/// Records come in the byte order of their keys, so that equal entries give equal bytes; Go sorts them too.
+#[derive(Debug, Default)]
+pub(super) struct Body {
+    records: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Body {
+    /// Whether it has no records.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Adds the record `key`, which holds no `=`.
+    pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.records.push((key.to_vec(), value.to_vec()));
+    }
+
+    /// Adds an extended attribute. False when its name cannot be spelled: a key ends at its first `=`, and
+    /// a NUL in it is refused.
+    pub(super) fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> bool {
+        if name.is_empty() || name.iter().any(|byte| matches!(byte, b'=' | 0)) {
+            return false;
+        }
+        self.add(&[XATTR, name].concat(), value);
+        true
+    }
+
+    /// The body.
+    pub(super) fn encode(mut self) -> Vec<u8> {
+        self.records.sort();
+        let mut body = Vec::new();
+        for (key, value) in &self.records {
+            body.extend_from_slice(record_len(key.len() + value.len()).to_string().as_bytes());
+            body.push(b' ');
+            body.extend_from_slice(key);
+            body.push(b'=');
+            body.extend_from_slice(value);
+            body.push(b'\n');
+        }
+        body
+    }
+}
+
+/// Length of a record whose key and value have `content` bytes: it counts its own digits.
+fn record_len(content: usize) -> usize {
+    let rest = content + " =\n".len();
+    let mut len = rest + digits(rest);
+    // The digits of the length may be one more than those of the rest.
+    while len != rest + digits(len) {
+        len = rest + digits(len);
+    }
+    len
+}
+
+fn digits(number: usize) -> usize {
+    number.checked_ilog10().map_or(1, |log| usize::try_from(log).unwrap_or_default() + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +243,26 @@ mod tests {
         let rest = key.len() + value.len() + 3;
         let len = (rest..).find(|len| len.to_string().len() + rest == *len).unwrap();
         [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
+    }
+
+    #[test]
+    fn written_records_are_sorted_and_count_themselves() {
+        // Around the lengths at which the length gets another digit.
+        for len in (0..130).chain(985..1010).chain(9_980..10_010) {
+            let mut body = Body::default();
+            body.add(b"path", &vec![b'p'; len]);
+            assert!(body.add_xattr(b"user.a", b"1\n\0="));
+            let body = body.encode();
+            let want = [line("SCHILY.xattr.user.a", b"1\n\0="), line("path", &vec![b'p'; len])].concat();
+            assert_eq!(body, want, "{len}");
+        }
+        let mut body = Body::default();
+        assert!(
+            !body.add_xattr(b"user.a=b", b"")
+                && !body.add_xattr(b"", b"")
+                && !body.add_xattr(b"user.\0", b"")
+        );
+        assert!(body.is_empty());
     }
 
     fn decode(records: &[(&str, &[u8])]) -> Result<Overrides, Problem> {

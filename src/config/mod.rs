@@ -10,8 +10,8 @@ mod validate;
 
 pub use file::{ConfigError, Origin, load, parse};
 pub use settings::{
-    Apply, Config, Containerd, Durability, Erofs, Limits, Log, LogFormat, NativeVerify, Security, Server,
-    Snapshots,
+    Apply, Config, Containerd, Diff, Durability, Erofs, Limits, Log, LogFormat, NativeVerify, Security,
+    Server, Snapshots, Timestamps,
 };
 
 /// Where the daemon looks when it is not told otherwise.

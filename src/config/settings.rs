@@ -116,6 +116,24 @@ table! {
 }
 
 table! {
+    /// The layers that Diff writes. Changing these changes the bytes of every layer written from now on.
+    Diff {
+        /// Level of gzip, 1 (fast) to 9 (small).
+        gzip_level: u8 = 6;
+        /// Level of zstd, 1 (fast) to 19 (small).
+        zstd_level: u8 = 3;
+        /// Times in tar layers: whole "seconds", as containerd's own differ writes them, or "nanoseconds".
+        /// Layers that are EROFS images have nanoseconds always.
+        timestamps: Timestamps = Timestamps::Seconds;
+        /// Extended attributes that belong to an image, each a name or the beginning of one with a * behind.
+        /// overlayfs's own are never written.
+        xattrs: Vec<String> = ["user.*", "trusted.*", "security.capability", "system.posix_acl_*"]
+            .map(str::to_owned)
+            .into();
+    }
+}
+
+table! {
     /// What the daemon gives up at start.
     Security {
         /// Drop all capabilities, forbid new ones, and let the kernel (Landlock, where it is built in)
@@ -172,6 +190,16 @@ pub enum Durability {
     Never,
 }
 
+/// How exact the times in tar layers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Timestamps {
+    /// Whole seconds, rounded down.
+    Seconds,
+    /// As the file system has them.
+    Nanoseconds,
+}
+
 /// How native EROFS layers are checked before they are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -200,6 +228,8 @@ pub struct Config {
     pub erofs: Erofs,
     /// `[apply]`
     pub apply: Apply,
+    /// `[diff]`
+    pub diff: Diff,
     /// `[security]`
     pub security: Security,
     /// `[limits]`
@@ -210,13 +240,14 @@ pub struct Config {
 type Table = (&'static str, &'static [&'static str], &'static [(&'static str, &'static [&'static str])]);
 
 /// The tables in the order of the file.
-const TABLES: [Table; 8] = [
+const TABLES: [Table; 9] = [
     ("server", Server::ABOUT, Server::KEYS),
     ("log", Log::ABOUT, Log::KEYS),
     ("containerd", Containerd::ABOUT, Containerd::KEYS),
     ("snapshots", Snapshots::ABOUT, Snapshots::KEYS),
     ("erofs", Erofs::ABOUT, Erofs::KEYS),
     ("apply", Apply::ABOUT, Apply::KEYS),
+    ("diff", Diff::ABOUT, Diff::KEYS),
     ("security", Security::ABOUT, Security::KEYS),
     ("limits", Limits::ABOUT, Limits::KEYS),
 ];

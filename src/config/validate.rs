@@ -33,7 +33,25 @@ impl Config {
             let problem = format!("more than one block of {} bytes", erofs.block_size);
             return Err(refuse("erofs.inline_limit", erofs.inline_limit, problem));
         }
+        self.validate_diff()?;
         self.validate_limits()
+    }
+
+    fn validate_diff(&self) -> Result<(), ConfigError> {
+        let diff = &self.diff;
+        between("diff.gzip_level", diff.gzip_level.into(), 1, 9)?;
+        between("diff.zstd_level", diff.zstd_level.into(), 1, 19)?;
+        let has_form = |name: &&String| {
+            let start = name.strip_suffix('*').unwrap_or(name);
+            start.contains('.') && start.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*')
+        };
+        match diff.xattrs.iter().find(|name| !has_form(name)) {
+            Some(name) => {
+                let problem = "not a name such as security.capability, nor a beginning such as user.*";
+                Err(refuse("diff.xattrs", name, problem))
+            }
+            None => Ok(()),
+        }
     }
 
     fn validate_server(&self) -> Result<(), ConfigError> {
@@ -147,6 +165,10 @@ mod tests {
             ("[erofs]\nblock_size = 1048576", "erofs.block_size"),
             ("[erofs]\nblock_size = 3000", "erofs.block_size"),
             ("[erofs]\nblock_size = 512", "erofs.inline_limit"),
+            ("[diff]\ngzip_level = 0", "diff.gzip_level"),
+            ("[diff]\nzstd_level = 20", "diff.zstd_level"),
+            ("[diff]\nxattrs = [\"*\"]", "diff.xattrs"),
+            ("[diff]\nxattrs = [\"user.*.x\"]", "diff.xattrs"),
             ("[limits]\nnodes = 0", "limits.nodes"),
             ("[limits]\nstall_seconds = 0", "limits.stall_seconds"),
             ("[limits]\ntotal_metadata_bytes = 2000000000", "limits.total_metadata_bytes"),

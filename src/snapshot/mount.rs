@@ -30,6 +30,11 @@ impl Mount {
         self.options.iter().any(|option| option == name)
     }
 
+    /// Whether templates in it are evaluated before it is mounted.
+    pub(super) fn is_formatted(&self) -> bool {
+        self.kind.split('/').any(|prefix| prefix == "format")
+    }
+
     /// What the kernel would be asked to mount: the type without its prefixes.
     pub(super) fn base(&self) -> &str {
         self.kind.rsplit('/').next().unwrap_or_default()
@@ -42,11 +47,13 @@ pub(super) fn mount_template(text: &str) -> Option<usize> {
     decimal(digits).and_then(|number| usize::try_from(number).ok())
 }
 
-/// Whether `text` is exactly the template `{{ overlay A B }}`.
-pub(super) fn is_overlay_template(text: &str) -> bool {
-    let inner = text.strip_prefix("{{ overlay ").and_then(|rest| rest.strip_suffix(" }}"));
-    let numbers = inner.and_then(|inner| inner.split_once(' '));
-    numbers.is_some_and(|(a, b)| decimal(a).is_some() && decimal(b).is_some())
+/// The entries from A to B, in that direction, that the template `{{ overlay A B }}` names, when `text` is
+/// exactly that.
+pub(super) fn overlay_template(text: &str) -> Option<(usize, usize)> {
+    let inner = text.strip_prefix("{{ overlay ")?.strip_suffix(" }}")?;
+    let (a, b) = inner.split_once(' ')?;
+    let number = |digits| decimal(digits).and_then(|number| usize::try_from(number).ok());
+    Some((number(a)?, number(b)?))
 }
 
 /// A number without sign, leading zeros or spaces.
@@ -68,9 +75,10 @@ mod tests {
         {
             assert_eq!(mount_template(text), None, "{text}");
         }
-        assert!(is_overlay_template("{{ overlay 0 3 }}"));
+        assert_eq!(overlay_template("{{ overlay 0 3 }}"), Some((0, 3)));
+        assert_eq!(overlay_template("{{ overlay 3 0 }}"), Some((3, 0)));
         for text in ["{{ overlay 0 }}", "{{ overlay 0 3 1 }}", "{{ overlay 0 3 }}x", "{{ overlay a b }}"] {
-            assert!(!is_overlay_template(text), "{text}");
+            assert_eq!(overlay_template(text), None, "{text}");
         }
     }
 }

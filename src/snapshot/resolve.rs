@@ -5,13 +5,11 @@
 //!
 //! Source: docs/formats/containerd.md, "Mount lists"; containerd `plugins/snapshots/erofs`.
 
-use std::io;
-
-use super::mount::{Mount, decimal, is_overlay_template, mount_template};
-use crate::{
-    error::{Classify, Kind, disk_kind},
-    limits,
+use super::{
+    error::MountError,
+    mount::{Mount, decimal, mount_template, overlay_template},
 };
+use crate::limits;
 
 /// Whether a snapshot may be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,119 +18,6 @@ pub enum Access {
     Active,
     /// A view, or a committed layer seen through one: only to be read.
     View,
-}
-
-/// Why a mount list does not lead to a snapshot directory.
-#[derive(Debug, thiserror::Error)]
-pub enum MountError {
-    /// No mounts at all.
-    #[error("the request has no mounts")]
-    Empty,
-    /// More than any snapshotter sends.
-    #[error(
-        "{count} mounts with {bytes} bytes of text; {} and {} are allowed",
-        limits::MOUNTS,
-        limits::MOUNT_BYTES
-    )]
-    TooLarge {
-        /// Entries.
-        count: usize,
-        /// Bytes of all strings.
-        bytes: usize,
-    },
-    /// A mount of a kind that the EROFS snapshotter does not make.
-    #[error("mount type {0} is not one of the EROFS snapshotter's")]
-    Type(String),
-    /// Known types put together in an unknown way.
-    #[error("{0}")]
-    Form(&'static str),
-    /// Another snapshotter's.
-    #[error("{0} is below no configured snapshot root")]
-    Outside(String),
-    /// Below a root, but not where the snapshotter keeps layers.
-    #[error("{path} is below a snapshot root but is not snapshots/NUMBER/{}", leaves.join(" or "))]
-    Path {
-        /// The path, quoted.
-        path: String,
-        /// The last components that would have been right.
-        leaves: &'static [&'static str],
-    },
-    /// An option that contradicts the others.
-    #[error("mount option {option}: {why}")]
-    Option {
-        /// The option, quoted.
-        option: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The directory does not exist.
-    #[error("{0} does not exist")]
-    Missing(String),
-    /// A link, a mount point or a file where a directory should be.
-    #[error("{0}: a component is a link, a mount point or no directory")]
-    Link(String),
-    /// A directory that others can write to.
-    #[error(
-        "{path}: owner {uid}, mode {permissions:04o}; it must belong to root and be writable by nobody else"
-    )]
-    Owner {
-        /// The directory or the marker.
-        path: String,
-        /// Owner found.
-        uid: u32,
-        /// Mode found.
-        permissions: u32,
-    },
-    /// Made by another snapshotter, or by one whose layers we do not make.
-    #[error("{0} has no marker .erofslayer")]
-    NoMarker(String),
-    /// Something else has the marker's name.
-    #[error("{0}/.erofslayer is not a regular file")]
-    Marker(String),
-    /// The kernel refused.
-    #[error("{path}")]
-    Io {
-        /// The directory.
-        path: String,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-}
-
-impl Classify for MountError {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Empty | Self::Type(_) | Self::Form(_) | Self::Outside(_) | Self::NoMarker(_) => {
-                Kind::NotImplemented
-            }
-            Self::TooLarge { .. } => Kind::Exhausted,
-            Self::Path { .. }
-            | Self::Option { .. }
-            | Self::Link(_)
-            | Self::Owner { .. }
-            | Self::Marker(_) => Kind::Denied,
-            Self::Missing(_) => Kind::Conflict,
-            Self::Io { source, .. } => disk_kind(source),
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Empty => "mount.empty",
-            Self::TooLarge { .. } => "limit.mounts",
-            Self::Type(_) => "mount.type",
-            Self::Form(_) => "mount.form",
-            Self::Outside(_) => "mount.outside-root",
-            Self::Path { .. } => "mount.path",
-            Self::Option { .. } => "mount.option",
-            Self::Missing(_) => "mount.missing",
-            Self::Link(_) => "mount.link",
-            Self::Owner { .. } => "mount.owner",
-            Self::NoMarker(_) => "mount.no-marker",
-            Self::Marker(_) => "mount.marker",
-            Self::Io { .. } => "mount.io",
-        }
-    }
 }
 
 /// The path in a mount list that names the directory.
@@ -147,11 +32,11 @@ pub(super) struct Claim<'m> {
 }
 
 /// Last component of a path to an overlay's upper directory, or to a bind mount's source.
-const UPPER: &[&str] = &["fs"];
+pub(super) const UPPER: &[&str] = &["fs"];
 /// Last component of an EROFS mount's source.
 const IMAGE: &[&str] = &["layer.erofs", "fsmeta.erofs"];
 /// Last component of the writable image in block mode.
-const BLOCK: &[&str] = &["rwlayer.img"];
+pub(super) const BLOCK: &[&str] = &["rwlayer.img"];
 
 /// Picks the path that names the directory.
 ///
@@ -164,15 +49,7 @@ const BLOCK: &[&str] = &["rwlayer.img"];
 /// | `overlay` without, `lowerdir` a template | source of the first mount |
 /// | `overlay` without, `lowerdir` a list | its first component |
 pub(super) fn claim(mounts: &[Mount]) -> Result<Claim<'_>, MountError> {
-    let bytes = mounts.iter().map(Mount::len_bytes).fold(0, usize::saturating_add);
-    if mounts.len() > limits::MOUNTS || bytes > limits::MOUNT_BYTES {
-        return Err(MountError::TooLarge { count: mounts.len(), bytes });
-    }
-    let [first, ..] = mounts else { return Err(MountError::Empty) };
-    let [.., last] = mounts else { return Err(MountError::Empty) };
-    if let Some(unknown) = mounts.iter().find(|mount| !is_known(&mount.kind)) {
-        return Err(MountError::Type(quote(&unknown.kind)));
-    }
+    let (first, last) = ends(mounts)?;
     if first.kind.starts_with("mkfs/") {
         let access = if first.has_flag("ro") || last.has_flag("ro") { Access::View } else { Access::Active };
         return Ok(Claim { path: &first.source, leaves: BLOCK, access });
@@ -197,6 +74,19 @@ pub(super) fn claim(mounts: &[Mount]) -> Result<Claim<'_>, MountError> {
     }
 }
 
+/// The first and the last mount of a list of sane size, all of whose types are known.
+pub(super) fn ends(mounts: &[Mount]) -> Result<(&Mount, &Mount), MountError> {
+    let bytes = mounts.iter().map(Mount::len_bytes).fold(0, usize::saturating_add);
+    if mounts.len() > limits::MOUNTS || bytes > limits::MOUNT_BYTES {
+        return Err(MountError::TooLarge { count: mounts.len(), bytes });
+    }
+    let ([first, ..], [.., last]) = (mounts, mounts) else { return Err(MountError::Empty) };
+    match mounts.iter().find(|mount| !is_known(&mount.kind)) {
+        Some(unknown) => Err(MountError::Type(quote(&unknown.kind))),
+        None => Ok((first, last)),
+    }
+}
+
 fn overlay<'m>(first: &'m Mount, last: &'m Mount) -> Result<Claim<'m>, MountError> {
     if let Some(upper) = last.values("upperdir").next() {
         if is_template(upper) {
@@ -206,7 +96,7 @@ fn overlay<'m>(first: &'m Mount, last: &'m Mount) -> Result<Claim<'m>, MountErro
         return Ok(Claim { path: upper, leaves: UPPER, access });
     }
     let lower = last.values("lowerdir").next().ok_or(MountError::Form("an overlay without directories"))?;
-    if is_overlay_template(lower) || mount_template(lower).is_some() {
+    if overlay_template(lower).is_some() || mount_template(lower).is_some() {
         if first.base() != "erofs" {
             return Err(MountError::Form("an overlay over templates whose first mount is no EROFS image"));
         }
@@ -219,7 +109,7 @@ fn overlay<'m>(first: &'m Mount, last: &'m Mount) -> Result<Claim<'m>, MountErro
     Ok(Claim { path: nearest, leaves: UPPER, access: Access::View })
 }
 
-fn is_template(text: &str) -> bool {
+pub(super) fn is_template(text: &str) -> bool {
     text.contains("{{")
 }
 

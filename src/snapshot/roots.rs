@@ -12,9 +12,10 @@ use std::{
 use rustix::{fs::FileType, io::Errno};
 
 use super::{
+    error::MountError,
     layer_file::{LayerError, LayerFile},
     mount::Mount,
-    resolve::{Access, MountError, Place, check_options, claim, place, quote},
+    resolve::{Access, Place, check_options, claim, place, quote},
     sweep::Sweep,
 };
 use crate::{
@@ -28,18 +29,33 @@ const MARKER: &CStr = c".erofslayer";
 /// The directory below a root that holds one directory per snapshot.
 pub(super) const SNAPSHOTS: &CStr = c"snapshots";
 
-/// The roots of all EROFS snapshotters that we serve, opened once.
+/// The roots of all snapshotters that we serve, opened once.
 #[derive(Debug)]
 pub struct Roots {
+    /// Of EROFS snapshotters.
     roots: Vec<Root>,
-    owner: u32,
+    /// Of overlayfs snapshotters, whose layers are only read.
+    pub(super) overlayfs: Vec<Root>,
+    /// Directories of images that links in the snapshots may lead to.
+    pub(super) shared: Vec<Root>,
+    pub(super) owner: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct Root {
     /// As configured, then without links; the same twice when there are none.
-    spellings: [String; 2],
-    dir: Arc<Dir>,
+    pub(super) spellings: [String; 2],
+    pub(super) dir: Arc<Dir>,
+    pub(super) snapshotter: Snapshotter,
+}
+
+/// Who keeps its snapshots below a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Snapshotter {
+    /// Images and upper directories.
+    Erofs,
+    /// Directories.
+    Overlayfs,
 }
 
 /// Why a configured root cannot be used.
@@ -91,8 +107,24 @@ impl Roots {
     pub fn open(paths: &[PathBuf]) -> Result<Self, RootsError> {
         // The user the daemon runs as: root, except in a test or a user namespace.
         let owner = rustix::process::geteuid().as_raw();
-        let roots = paths.iter().map(|path| Root::open(path, owner)).collect::<Result<_, _>>()?;
-        Ok(Self { roots, owner })
+        let open = |path: &PathBuf| Root::open(path, owner, Snapshotter::Erofs);
+        let roots = paths.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { roots, overlayfs: Vec::new(), shared: Vec::new(), owner })
+    }
+
+    /// Opens what [`Roots::stack`] may read besides: roots of overlayfs snapshotters, passed over when they
+    /// do not exist, and directories with images that several snapshots link to.
+    pub fn also_read(mut self, overlayfs: &[PathBuf], shared_layers: &[PathBuf]) -> Result<Self, RootsError> {
+        for path in overlayfs {
+            match Root::open(path, self.owner, Snapshotter::Overlayfs) {
+                Err(RootsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                root => self.overlayfs.push(root?),
+            }
+        }
+        for path in shared_layers {
+            self.shared.push(Root::open(path, self.owner, Snapshotter::Erofs)?);
+        }
+        Ok(self)
     }
 
     /// Finds the one snapshot directory that `mounts` mean, and opens it.
@@ -101,7 +133,7 @@ impl Roots {
     /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk.
     pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
         let claim = claim(mounts)?;
-        let (root, spelling, id) = self.locate(claim.path, claim.leaves)?;
+        let (root, spelling, id) = locate(&self.roots, claim.path, claim.leaves)?;
         check_options(mounts, spelling, id)?;
         root.snapshot(id, claim.access, self.owner)
     }
@@ -111,31 +143,37 @@ impl Roots {
         Sweep::new(self.roots.iter().map(|root| Arc::clone(&root.dir)).collect(), self.owner)
     }
 
-    fn locate<'a>(
+    /// Where `path` lies below any root.
+    pub(super) fn locate<'a>(
         &'a self,
         path: &'a str,
         leaves: &'static [&'static str],
     ) -> Result<(&'a Root, &'a str, &'a str), MountError> {
-        let mut odd = false;
-        for root in &self.roots {
-            for spelling in &root.spellings {
-                match place(spelling, path, leaves) {
-                    Place::Snapshot(id) => return Ok((root, spelling, id)),
-                    Place::Odd => odd = true,
-                    Place::Outside => {}
-                }
-            }
-        }
-        Err(if odd {
-            MountError::Path { path: quote(path), leaves }
-        } else {
-            MountError::Outside(quote(path))
-        })
+        locate(self.roots.iter().chain(&self.overlayfs), path, leaves)
     }
 }
 
+/// The root that `path` is below, its spelling there, and the snapshot's number.
+fn locate<'a>(
+    roots: impl IntoIterator<Item = &'a Root>,
+    path: &'a str,
+    leaves: &'static [&'static str],
+) -> Result<(&'a Root, &'a str, &'a str), MountError> {
+    let mut odd = false;
+    for root in roots {
+        for spelling in &root.spellings {
+            match place(spelling, path, leaves) {
+                Place::Snapshot(id) => return Ok((root, spelling, id)),
+                Place::Odd => odd = true,
+                Place::Outside => {}
+            }
+        }
+    }
+    Err(if odd { MountError::Path { path: quote(path), leaves } } else { MountError::Outside(quote(path)) })
+}
+
 impl Root {
-    fn open(path: &Path, owner: u32) -> Result<Self, RootsError> {
+    fn open(path: &Path, owner: u32, snapshotter: Snapshotter) -> Result<Self, RootsError> {
         let spelling = || RootsError::Spelling(path.to_owned());
         let open = |source| RootsError::Open { path: path.to_owned(), source };
         let text = path.to_str().ok_or_else(spelling)?;
@@ -154,31 +192,13 @@ impl Root {
             return Err(RootsError::Owner { path: path.to_owned(), uid, permissions });
         }
         let canonical = canonical.to_str().ok_or_else(spelling)?.to_owned();
-        Ok(Self { spellings: [text.to_owned(), canonical], dir: Arc::new(dir) })
+        Ok(Self { spellings: [text.to_owned(), canonical], dir: Arc::new(dir), snapshotter })
     }
 
     fn snapshot(&self, id: &str, access: Access, owner: u32) -> Result<SnapshotDir, MountError> {
-        let [spelling, _] = &self.spellings;
-        let path = format!("{spelling}/snapshots/{id}");
-        let refuse = |source: io::Error| refusal(&path, source);
-        let parent = self.dir.open_beneath(SNAPSHOTS).map_err(refuse)?;
-        let dir = self.dir.open_beneath(format!("snapshots/{id}")).map_err(refuse)?;
-        let status = dir.status().map_err(refuse)?;
-        let owned = |status: &Status| status.uid == owner && status.permissions & 0o022 == 0;
-        if !owned(&status) {
-            let Status { uid, permissions, .. } = status;
-            return Err(MountError::Owner { path, uid, permissions });
-        }
-        match dir.status_of(MARKER) {
-            Ok(marker) if marker.file_type != FileType::RegularFile => return Err(MountError::Marker(path)),
-            Ok(marker) if !owned(&marker) => {
-                let Status { uid, permissions, .. } = marker;
-                return Err(MountError::Owner { path: format!("{path}/.erofslayer"), uid, permissions });
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoMarker(path)),
-            Err(source) => return Err(refuse(source)),
-        }
+        let Opened { path, dir, status } = self.opened(id, owner)?;
+        check_marker(&dir, &path, owner)?;
+        let parent = self.dir.open_beneath(SNAPSHOTS).map_err(|source| refusal(&path, source))?;
         Ok(SnapshotDir {
             id: id.to_owned(),
             path: path.into(),
@@ -188,10 +208,47 @@ impl Root {
             parent,
         })
     }
+
+    /// The directory of a snapshot, of which the owner has been looked at.
+    pub(super) fn opened(&self, id: &str, owner: u32) -> Result<Opened, MountError> {
+        let [spelling, _] = &self.spellings;
+        let path = format!("{spelling}/snapshots/{id}");
+        let refuse = |source: io::Error| refusal(&path, source);
+        let dir = self.dir.open_beneath(format!("snapshots/{id}")).map_err(refuse)?;
+        let status = dir.status().map_err(refuse)?;
+        check_owner(&status, &path, owner)?;
+        Ok(Opened { path, dir, status })
+    }
+}
+
+/// A snapshot's directory and where it is.
+pub(super) struct Opened {
+    pub(super) path: String,
+    pub(super) dir: Dir,
+    status: Status,
+}
+
+/// Whether somebody else could change what is at `path`.
+pub(super) fn check_owner(status: &Status, path: &str, owner: u32) -> Result<(), MountError> {
+    let Status { uid, permissions, .. } = *status;
+    if uid == owner && permissions & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(MountError::Owner { path: path.to_owned(), uid, permissions })
+}
+
+/// Looks for the snapshotter's mark in the directory `dir` at `path`.
+pub(super) fn check_marker(dir: &Dir, path: &str, owner: u32) -> Result<(), MountError> {
+    match dir.status_of(MARKER) {
+        Ok(marker) if marker.file_type != FileType::RegularFile => Err(MountError::Marker(path.to_owned())),
+        Ok(marker) => check_owner(&marker, &format!("{path}/.erofslayer"), owner),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(MountError::NoMarker(path.to_owned())),
+        Err(source) => Err(refusal(path, source)),
+    }
 }
 
 /// What an error of `openat2` below a root means.
-fn refusal(path: &str, source: io::Error) -> MountError {
+pub(super) fn refusal(path: &str, source: io::Error) -> MountError {
     let path = path.to_owned();
     match Errno::from_io_error(&source) {
         Some(Errno::NOENT) => MountError::Missing(path),

@@ -5,7 +5,10 @@ use std::{
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
-use super::{super::LAYER_NAME, *};
+use super::{
+    super::{LAYER_NAME, lists_tests::mounts},
+    *,
+};
 
 /// A root with the snapshots 1 to 3, all as the snapshotter leaves them; `R` stands for it in mounts.
 struct Fixture {
@@ -34,27 +37,13 @@ impl Fixture {
         self.root.join("snapshots").join(id)
     }
 
-    /// A list in short: each line a type, a source and options in brackets; `R` is the root's path.
+    /// A list in short; `R` is the root's path.
     fn mounts(&self, list: &str) -> Vec<Mount> {
-        let list = list.replace("R/", &format!("{}/", self.root.display()));
-        list.lines().map(str::trim).filter(|line| !line.is_empty()).map(mount).collect()
+        mounts(list, &[("R", &self.root)])
     }
 
     fn resolve(&self, list: &str) -> Result<SnapshotDir, MountError> {
         self.roots.resolve(&self.mounts(list))
-    }
-}
-
-fn mount(line: &str) -> Mount {
-    let (kind, rest) = line.split_once(' ').unwrap();
-    let (source, options) = rest.split_once(" [").unwrap();
-    // Options with spaces are templates: those are written with `_` in these tests.
-    let words = |text: &str| text.replace('_', " ");
-    Mount {
-        kind: kind.to_owned(),
-        source: words(source),
-        target: String::new(),
-        options: options.trim_end_matches(']').split_whitespace().map(words).collect(),
     }
 }
 

@@ -1,10 +1,20 @@
 //! The layers that a mount list stacks, opened without mounting any.
 //!
-//! Source: docs/formats/containerd.md, "Mount lists" and "Diff".
+//! Source: docs/formats/containerd.md, "From a list to a stack".
 
-use std::{fs::File, path::PathBuf};
+use std::{fs::File, io, path::PathBuf};
 
-use crate::sys::dir::Dir;
+use rustix::fs::FileType;
+
+use super::{
+    error::MountError,
+    ids::IdMaps,
+    mount::Mount,
+    plan::{Item, LAYER, MERGED, Plan, check_known, id_maps, plan},
+    resolve::{UPPER, check_options, quote},
+    roots::{Opened, Root, Roots, Snapshotter, check_marker, check_owner, refusal},
+};
+use crate::sys::dir::{Dir, Status, status};
 
 /// The layers of one snapshot, the newest first. Empty for a view of nothing.
 #[derive(Debug, Default)]
@@ -20,6 +30,8 @@ pub struct StackLayer {
     pub path: PathBuf,
     /// Device and inode number of the directory or image: the same layer has the same key.
     pub key: (u64, u64),
+    /// What the owners found in it are inside the container.
+    pub ids: IdMaps,
     /// What holds it.
     pub source: LayerSource,
 }
@@ -36,7 +48,7 @@ pub enum LayerSource {
     },
     /// An EROFS image and the further devices it names.
     Erofs {
-        /// The image.
+        /// The image. It may be longer than its file system: a hash tree can follow.
         image: File,
         /// In the order of its device table.
         devices: Vec<File>,
@@ -45,5 +57,193 @@ pub enum LayerSource {
     Ext4 {
         /// The image.
         image: File,
+        /// As for a directory.
+        user_xattr: bool,
     },
 }
+
+/// The image that is a layer.
+const LAYER_NAME: &str = "layer.erofs";
+
+impl Roots {
+    /// Opens the layers that `mounts` stack, the newest first, for reading.
+    ///
+    /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
+    /// Where the newest layer lies is decided before anything is looked at on disk.
+    pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
+        let plan = plan(mounts)?;
+        let [top, ..] = plan.items.as_slice() else {
+            return Err(MountError::Form("a list without layers"));
+        };
+        let (path, leaves) = match plan.merged.first() {
+            Some(&(metadata, layer)) if layer == top.path() => (metadata, MERGED),
+            _ => (top.path(), top.leaves()),
+        };
+        let (root, spelling, id) = self.locate(path, leaves)?;
+        let mut reading = Reading { roots: self, root, plan: &plan, ids: IdMaps::default() };
+        let ids: Vec<_> = plan.items.iter().map(|item| reading.locate(item)).collect::<Result<_, _>>()?;
+        check_options(mounts, spelling, id)?;
+        check_known(mounts)?;
+        reading.check_merged()?;
+        if let Some(overlay) = plan.overlay {
+            reading.ids = id_maps(overlay)?;
+        }
+        let mut layers = Vec::with_capacity(plan.items.len());
+        for (item, id) in plan.items.iter().zip(ids) {
+            layers.extend(reading.open(item, id)?);
+        }
+        Ok(Stack { layers })
+    }
+}
+
+/// A list whose layers are below one root.
+struct Reading<'a> {
+    roots: &'a Roots,
+    root: &'a Root,
+    plan: &'a Plan<'a>,
+    /// Of the upper directory.
+    ids: IdMaps,
+}
+
+/// An open image, where it is, and its device and inode number.
+struct Image {
+    path: String,
+    file: File,
+    key: (u64, u64),
+}
+
+impl<'a> Reading<'a> {
+    /// The number of the snapshot that a layer is in.
+    fn locate(&self, item: &Item<'a>) -> Result<&'a str, MountError> {
+        let id = self.number(item.path(), item.leaves())?;
+        let is_directory = item.leaves() == UPPER;
+        if self.root.snapshotter == Snapshotter::Overlayfs && !is_directory {
+            return Err(MountError::Path { path: quote(item.path()), leaves: UPPER });
+        }
+        Ok(id)
+    }
+
+    fn number(&self, path: &'a str, leaves: &'static [&'static str]) -> Result<&'a str, MountError> {
+        match self.roots.locate(path, leaves) {
+            Ok((root, _, id)) if std::ptr::eq(root, self.root) => Ok(id),
+            Ok(_) | Err(MountError::Outside(_)) => Err(MountError::Foreign(quote(path))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Merged metadata stands for the layer beside it and those below; the list must say the same.
+    fn check_merged(&self) -> Result<(), MountError> {
+        for (metadata, top) in &self.plan.merged {
+            if self.number(metadata, MERGED)? != self.number(top, LAYER)? {
+                let option = quote(&format!("device={top}"));
+                return Err(MountError::Option { option, why: "not the layer beside the merged metadata" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a layer; `None` when there is nothing in it.
+    fn open(&self, item: &Item<'_>, id: &str) -> Result<Option<StackLayer>, MountError> {
+        let snapshot = self.root.opened(id, self.roots.owner)?;
+        if self.root.snapshotter == Snapshotter::Overlayfs {
+            return self.directory(&snapshot, item).map(Some);
+        }
+        // The directory of a view has no mark of its own.
+        if !matches!(item, Item::Viewed(_)) {
+            check_marker(&snapshot.dir, &snapshot.path, self.roots.owner)?;
+        }
+        if let Some(image) = self.image(&snapshot, LAYER_NAME)? {
+            let devices = match item {
+                Item::Image { devices, .. } => self.devices(devices)?,
+                _ => Vec::new(),
+            };
+            let source = LayerSource::Erofs { image: image.file, devices };
+            return Ok(Some(StackLayer {
+                path: image.path.into(),
+                key: image.key,
+                ids: IdMaps::default(),
+                source,
+            }));
+        }
+        match item {
+            Item::Image { .. } => Err(MountError::Missing(format!("{}/{LAYER_NAME}", snapshot.path))),
+            Item::Upper(_) | Item::Lower(_) => self.directory(&snapshot, item).map(Some),
+            Item::Viewed(_) => {
+                let layer = self.directory(&snapshot, item)?;
+                let LayerSource::Directory { dir, .. } = &layer.source else { return Ok(Some(layer)) };
+                let is_empty =
+                    dir.names().map_err(|source| refusal(&snapshot.path, source))?.next().is_none();
+                Ok((!is_empty).then_some(layer))
+            }
+            Item::Block(_) => Err(MountError::Form("block mode")),
+        }
+    }
+
+    /// The directory `fs` of a snapshot. Its owner and mode are the container's matter.
+    fn directory(&self, snapshot: &Opened, item: &Item<'_>) -> Result<StackLayer, MountError> {
+        let path = format!("{}/fs", snapshot.path);
+        let refuse = |source| refusal(&path, source);
+        let dir = snapshot.dir.open_beneath(c"fs").map_err(refuse)?;
+        let Status { device, inode, .. } = dir.status().map_err(refuse)?;
+        let ids = if matches!(item, Item::Upper(_)) { self.ids.clone() } else { IdMaps::default() };
+        let source = LayerSource::Directory { dir, user_xattr: self.plan.user_xattr };
+        Ok(StackLayer { path: path.into(), key: (device, inode), ids, source })
+    }
+
+    fn devices(&self, paths: &[&'a str]) -> Result<Vec<File>, MountError> {
+        let open = |path: &&'a str| {
+            let id = self.number(path, LAYER)?;
+            let snapshot = self.root.opened(id, self.roots.owner)?;
+            let image = self.image(&snapshot, LAYER_NAME)?;
+            image.map(|image| image.file).ok_or_else(|| MountError::Missing(quote(path)))
+        };
+        paths.iter().map(open).collect()
+    }
+
+    /// The image `name` of a snapshot, in its directory or among the shared ones; `None` without one.
+    fn image(&self, snapshot: &Opened, name: &str) -> Result<Option<Image>, MountError> {
+        let path = format!("{}/{name}", snapshot.path);
+        let refuse = |source| refusal(&path, source);
+        let file = match snapshot.dir.status_of(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(refuse(source)),
+            Ok(found) if found.file_type == FileType::Symlink && name == LAYER_NAME => {
+                self.shared(snapshot, &path)?
+            }
+            // A fifo or a device is not even opened.
+            Ok(found) if found.file_type != FileType::RegularFile => return Err(MountError::File(path)),
+            Ok(_) => snapshot.dir.open_file_beneath(name).map_err(refuse)?,
+        };
+        let found = status(&file).map_err(refuse)?;
+        if found.file_type != FileType::RegularFile {
+            return Err(MountError::File(path));
+        }
+        check_owner(&found, &path, self.roots.owner)?;
+        Ok(Some(Image { path, file, key: (found.device, found.inode) }))
+    }
+
+    /// What the link at `path` leads to, when that is a shared layer.
+    fn shared(&self, snapshot: &Opened, path: &str) -> Result<File, MountError> {
+        let target = snapshot.dir.link_target(LAYER_NAME).map_err(|source| refusal(path, source))?;
+        let stranger = || MountError::Shared {
+            path: path.to_owned(),
+            target: quote(&String::from_utf8_lossy(target.to_bytes())),
+        };
+        let text = target.to_str().map_err(|_not_utf8| stranger())?;
+        for root in &self.roots.shared {
+            for spelling in &root.spellings {
+                let below = text.strip_prefix(spelling.as_str()).and_then(|rest| rest.strip_prefix('/'));
+                let Some(below) = below else { continue };
+                if below.split('/').any(|part| matches!(part, "" | "." | "..")) {
+                    return Err(stranger());
+                }
+                return root.dir.open_file_beneath(below).map_err(|source| refusal(path, source));
+            }
+        }
+        Err(stranger())
+    }
+}
+
+#[cfg(test)]
+#[path = "stack_tests.rs"]
+mod tests;

@@ -117,6 +117,11 @@ impl Dir {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?.into())
     }
 
+    /// Where the symbolic link `name` in this directory points.
+    pub fn link_target(&self, name: impl Arg) -> io::Result<CString> {
+        Ok(rustix::fs::readlinkat(&self.0, name, Vec::new())?)
+    }
+
     /// The names in this directory except `.` and `..`, in the file system's order.
     pub fn names(&self) -> io::Result<impl Iterator<Item = io::Result<CString>>> {
         let entries = rustix::fs::Dir::read_from(&self.0)?;

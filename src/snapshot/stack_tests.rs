@@ -19,7 +19,8 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let scratch = tempfile::tempdir().unwrap();
+    // The random part of the name must not end like a short name of these lists.
+    let scratch = tempfile::Builder::new().suffix(".stack").tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name);
     let snapshot = |root: &str, id: &str, entries: &[&str]| {
         let dir = at(root).join("snapshots").join(id);
@@ -505,7 +506,7 @@ fn no_list_leads_out_of_the_roots() {
         "{{ overlay 0 1 }}",
         "{{ mount 0 }}/upper",
     ]);
-    let path = prop_oneof![whole, prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())];
+    let path = prop_oneof![4 => whole, 1 => prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())];
     let key =
         words(&["upperdir=", "lowerdir=", "workdir=", "device=", "uidmap=", "ro", "X-containerd.x=", ""]);
     let kind = words(&[
@@ -519,7 +520,7 @@ fn no_list_leads_out_of_the_roots() {
         "tmpfs",
     ]);
     let option = (key, path.clone()).prop_map(|(key, path)| key + &path);
-    let mount = (kind, path, prop::collection::vec(option, 0..4));
+    let mount = (kind, path, prop::collection::vec(option, 0..3));
     let place = |text: String| {
         let [erofs, overlayfs, shared] = ["erofs/", "overlayfs/", "shared/"]
             .map(|name| format!("{}/{name}", fixture.scratch.path().display()));
@@ -527,7 +528,7 @@ fn no_list_leads_out_of_the_roots() {
     };
     let mut runner = TestRunner::new(ProptestConfig::with_cases(3000));
     let opened = std::cell::Cell::new(0);
-    let outcome = runner.run(&prop::collection::vec(mount, 0..4), |list| {
+    let outcome = runner.run(&prop::collection::vec(mount, 1..4), |list| {
         let list: Vec<_> = list
             .into_iter()
             .map(|(kind, source, options)| Mount {

@@ -506,7 +506,8 @@ fn no_list_leads_out_of_the_roots() {
         "{{ overlay 0 1 }}",
         "{{ mount 0 }}/upper",
     ]);
-    let path = prop_oneof![4 => whole, 1 => prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())];
+    let path =
+        prop_oneof![4 => whole, 1 => prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())];
     let key =
         words(&["upperdir=", "lowerdir=", "workdir=", "device=", "uidmap=", "ro", "X-containerd.x=", ""]);
     let kind = words(&[

@@ -19,13 +19,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // The other side of the content client, for the tests' own content store.
     let files = protox::compile(
-        ["services/content/v1/content.proto", "services/introspection/v1/introspection.proto"],
+        [
+            "services/content/v1/content.proto",
+            "services/introspection/v1/introspection.proto",
+            "services/leases/v1/leases.proto",
+        ],
         ["protos/api"],
     )?;
     tonic_prost_build::configure()
         .build_client(false)
         .extern_path(".containerd.services.content.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.services.introspection.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.services.leases.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.types", "::containerd_client::types")
         .extern_path(".google.rpc", "::containerd_client::google::rpc")
         .compile_fds(files)?;

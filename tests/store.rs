@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "store/failures.rs"]
+mod failures;
+#[path = "store/leases.rs"]
+mod leases;
 mod support;
+#[path = "store/write.rs"]
+mod write;
 
 use std::{
     fs,

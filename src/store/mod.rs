@@ -100,6 +100,14 @@ mod reason {
     pub(super) const LOCKED: &str = "store.locked";
     /// What was written has another digest than its writer says.
     pub(super) const DIGEST: &str = "store.digest";
+    /// What is not a reference.
+    pub(super) const REFERENCE: &str = "store.reference";
+    /// The store's disk is full.
+    pub(super) const FULL: &str = "store.full";
+    /// The store could not write.
+    pub(super) const WRITE: &str = "store.write";
+    /// The lease that keeps the blob is gone.
+    pub(super) const LEASE: &str = "store.lease";
     /// A label that the store does not take.
     pub(super) const LABEL: &str = "store.label";
 }

@@ -1,14 +1,19 @@
 //! A content store that answers like containerd's, and misbehaves on request.
 //!
-//! It serves the content and introspection services on a unix socket from a thread of the test. Blobs
-//! belong to namespaces. What came with each call is recorded.
+//! It serves the content, leases and introspection services on a unix socket from a thread of the test.
+//! Blobs belong to namespaces. What came with each call is recorded.
+
+#[path = "containerd/leases.rs"]
+mod leases;
+#[path = "containerd/writes.rs"]
+mod writes;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use containerd_client::services::v1::{
@@ -16,7 +21,6 @@ use containerd_client::services::v1::{
     ListContentResponse, ListStatusesRequest, ListStatusesResponse, Plugin, PluginInfoRequest,
     PluginInfoResponse, PluginsRequest, PluginsResponse, ReadContentRequest, ReadContentResponse,
     ServerResponse, StatusRequest, StatusResponse, UpdateRequest, UpdateResponse, WriteContentRequest,
-    WriteContentResponse,
 };
 use plywood::digest::Digest;
 use tokio::{net::UnixListener, runtime::Runtime, sync::mpsc};
@@ -26,11 +30,18 @@ use tokio_stream::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
+#[allow(unused_imports, reason = "each test binary uses its own part")]
+pub use leases::LeaseView;
+#[allow(unused_imports, reason = "each test binary uses its own part")]
+pub use writes::{Message, WriteFault};
+
 use content::content_server::{Content, ContentServer};
 use introspection::introspection_server::{Introspection, IntrospectionServer};
 
-/// Bytes of one message; containerd's own.
+/// Bytes of one message that is sent; containerd's own.
 const MESSAGE: usize = 1 << 20;
+/// Bytes of the largest message that is taken; containerd's own.
+const LARGEST: usize = 16 << 20;
 
 #[allow(clippy::all, missing_docs, unused_qualifications, reason = "generated")]
 mod content {
@@ -69,6 +80,8 @@ pub enum Fault {
     Unavailable,
     /// Info answers after so many milliseconds.
     SlowInfo(u64),
+    /// Update answers well and changes nothing.
+    DeafUpdate,
 }
 
 /// One call that arrived.
@@ -81,12 +94,23 @@ pub struct Seen {
 
 #[derive(Default)]
 struct State {
-    blobs: BTreeMap<(String, String), Arc<Vec<u8>>>,
+    blobs: BTreeMap<(String, String), Held>,
+    writes: writes::Writes,
+    leases: leases::Leases,
     fault: Option<Fault>,
     plugins: Vec<Plugin>,
     seen: Vec<Seen>,
     connections: Vec<std::os::unix::net::UnixStream>,
     active_reads: usize,
+}
+
+/// A blob of one namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    pub bytes: Arc<Vec<u8>>,
+    pub labels: HashMap<String, String>,
+    /// Put there by the test: something refers to it.
+    rooted: bool,
 }
 
 /// The server, which stops when it is dropped.
@@ -119,7 +143,31 @@ impl FakeContainerd {
     /// Adds bytes under a digest that need not be theirs.
     pub fn add_as(&self, namespace: &str, digest: &Digest, bytes: impl Into<Vec<u8>>) {
         let key = (namespace.to_owned(), digest.to_string());
-        self.state.lock().unwrap().blobs.insert(key, Arc::new(bytes.into()));
+        let held = Held { bytes: Arc::new(bytes.into()), labels: HashMap::new(), rooted: true };
+        self.state.lock().unwrap().blobs.insert(key, held);
+    }
+
+    /// The bytes and labels of a blob.
+    pub fn blob(&self, namespace: &str, digest: &Digest) -> Option<Held> {
+        let key = (namespace.to_owned(), digest.to_string());
+        self.state.lock().unwrap().blobs.get(&key).cloned()
+    }
+
+    /// Gives a blob exactly these labels.
+    pub fn label(&self, namespace: &str, digest: &Digest, labels: &[(&str, &str)]) {
+        let key = (namespace.to_owned(), digest.to_string());
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        self.state.lock().unwrap().blobs.get_mut(&key).unwrap().labels = labels;
+    }
+
+    /// What containerd's collection does at the time `now`: leases that are over go, then blobs and ingests
+    /// that nothing holds any more.
+    pub fn collect(&self, now: SystemTime) {
+        let mut state = self.state.lock().unwrap();
+        let State { blobs, writes, leases, .. } = &mut *state;
+        leases.end(now);
+        blobs.retain(|(namespace, digest), held| held.rooted || leases.hold(namespace, "content", digest));
+        writes.collect(leases);
     }
 
     /// Sets or clears what goes wrong.
@@ -180,7 +228,8 @@ impl FakeContainerd {
             tonic::transport::Server::builder()
                 .initial_stream_window_size(8 << 20)
                 .initial_connection_window_size(16 << 20)
-                .add_service(ContentServer::new(service.clone()))
+                .add_service(ContentServer::new(service.clone()).max_decoding_message_size(LARGEST))
+                .add_service(leases::service(service.clone()))
                 .add_service(IntrospectionServer::new(service))
                 .serve_with_incoming(incoming),
         );
@@ -207,12 +256,7 @@ struct Service {
 
 impl Service {
     /// Records the call, and finds the blob in its namespace.
-    fn blob<T>(
-        &self,
-        method: &'static str,
-        request: &Request<T>,
-        digest: &str,
-    ) -> Result<Arc<Vec<u8>>, Status> {
+    fn blob<T>(&self, method: &'static str, request: &Request<T>, digest: &str) -> Result<Held, Status> {
         let seen = self.record(method, request);
         let namespace = seen.namespace.ok_or_else(|| Status::failed_precondition("namespace is required"))?;
         let key = (namespace, digest.to_owned());
@@ -317,19 +361,19 @@ impl Content for Service {
             Some(Fault::SlowInfo(ms)) => tokio::time::sleep(Duration::from_millis(ms)).await,
             _ => {}
         }
-        let blob = self.blob("info", &request, &digest)?;
-        let mut size = i64::try_from(blob.len()).unwrap();
+        let Held { bytes, labels, .. } = self.blob("info", &request, &digest)?;
+        let mut size = i64::try_from(bytes.len()).unwrap();
         if let Some(Fault::WrongSize(more)) = fault {
             size += more;
         }
-        Ok(Response::new(InfoResponse { info: Some(Info { digest, size, ..Info::default() }) }))
+        Ok(Response::new(InfoResponse { info: Some(Info { digest, size, labels, ..Info::default() }) }))
     }
 
     type ReadStream = Pin<Box<dyn Stream<Item = Result<ReadContentResponse, Status>> + Send>>;
 
     async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let ReadContentRequest { digest, offset, size } = request.get_ref().clone();
-        let blob = self.blob("read", &request, &digest)?;
+        let blob = self.blob("read", &request, &digest)?.bytes;
         let fault = self.fault_now();
         if fault == Some(Fault::Gone) {
             return Err(Status::not_found(format!("content {digest}: not found")));
@@ -352,8 +396,31 @@ impl Content for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
-    async fn update(&self, _: Request<UpdateRequest>) -> Result<Response<UpdateResponse>, Status> {
-        Err(Status::unimplemented("update"))
+    async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<UpdateResponse>, Status> {
+        let info = request.get_ref().info.clone().unwrap_or_default();
+        let paths = request.get_ref().update_mask.clone().unwrap_or_default().paths;
+        let held = self.blob("update", &request, &info.digest)?;
+        let namespace = namespace(&request)?;
+        let mut labels = held.labels;
+        if paths.is_empty() {
+            labels = info.labels.clone();
+        }
+        for path in &paths {
+            let Some(key) = path.strip_prefix("labels.") else {
+                return Err(Status::invalid_argument(format!("cannot update {path:?} field")));
+            };
+            labels.insert(key.to_owned(), info.labels.get(key).cloned().unwrap_or_default());
+        }
+        let labels = writes::checked(labels)?;
+        let size = i64::try_from(held.bytes.len()).unwrap();
+        let deaf = self.fault_now() == Some(Fault::DeafUpdate);
+        let mut state = self.state.lock().unwrap();
+        let now = &mut state.blobs.get_mut(&(namespace, info.digest.clone())).unwrap().labels;
+        if !deaf {
+            now.clone_from(&labels);
+        }
+        let info = Info { digest: info.digest, size, labels: now.clone(), ..Info::default() };
+        Ok(Response::new(UpdateResponse { info: Some(info) }))
     }
 
     type ListStream = tokio_stream::Empty<Result<ListContentResponse, Status>>;
@@ -366,29 +433,48 @@ impl Content for Service {
         Err(Status::unimplemented("delete"))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Err(Status::unimplemented("status"))
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.record("status", &request);
+        let namespace = namespace(&request)?;
+        let reference = &request.get_ref().r#ref;
+        let status = self.state.lock().unwrap().writes.status(&namespace, reference)?;
+        Ok(Response::new(StatusResponse { status: Some(status) }))
     }
 
     async fn list_statuses(
         &self,
-        _: Request<ListStatusesRequest>,
+        request: Request<ListStatusesRequest>,
     ) -> Result<Response<ListStatusesResponse>, Status> {
-        Err(Status::unimplemented("list statuses"))
+        self.record("list statuses", &request);
+        let statuses = self.state.lock().unwrap().writes.statuses(&namespace(&request)?);
+        Ok(Response::new(ListStatusesResponse { statuses }))
     }
 
-    type WriteStream = tokio_stream::Empty<Result<WriteContentResponse, Status>>;
+    type WriteStream = writes::Replies;
 
     async fn write(
         &self,
-        _: Request<Streaming<WriteContentRequest>>,
+        request: Request<Streaming<WriteContentRequest>>,
     ) -> Result<Response<Self::WriteStream>, Status> {
-        Err(Status::unimplemented("write"))
+        let seen = self.record("write", &request);
+        let namespace = namespace(&request)?;
+        let replies = writes::serve(&self.state, namespace, seen.lease, request.into_inner()).await?;
+        Ok(Response::new(replies))
     }
 
-    async fn abort(&self, _: Request<AbortRequest>) -> Result<Response<()>, Status> {
-        Err(Status::unimplemented("abort"))
+    async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<()>, Status> {
+        self.record("abort", &request);
+        let namespace = namespace(&request)?;
+        let mut state = self.state.lock().unwrap();
+        state.writes.abort(&namespace, &request.get_ref().r#ref)?;
+        Ok(Response::new(()))
     }
+}
+
+/// The namespace of a call, which each needs.
+fn namespace<T>(request: &Request<T>) -> Result<String, Status> {
+    let value = request.metadata().get("containerd-namespace").and_then(|value| value.to_str().ok());
+    value.map(str::to_owned).ok_or_else(|| Status::failed_precondition("namespace is required"))
 }
 
 #[tonic::async_trait]

@@ -7,18 +7,21 @@
 //! Source: docs/formats/containerd.md, "The content store"; containerd
 //! `api/services/content/v1/content.proto`.
 
+mod ingest;
+mod lease;
+mod read;
+mod upload;
+mod write;
+
 use std::{
     error::Error as _,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
-use containerd_client::services::v1::{
-    InfoRequest, PluginsRequest, ReadContentRequest, content_client::ContentClient,
-    introspection_client::IntrospectionClient,
-};
+use containerd_client::services::v1::{Info, InfoRequest, content_client::ContentClient};
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, runtime::Handle};
 use tonic::{
@@ -27,17 +30,11 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::{
-    Blob, ContentStore,
-    file::FileBlob,
-    local::ContentRoot,
-    memory::{check_size, in_memory},
-    reason,
-    stream::{Sender, stream},
-};
+use self::read::Discovery;
+use super::reason;
 use crate::{
     call::{Call, Cancel},
-    descriptor::Descriptor,
+    digest::Digest,
     error::{Error, Kind, Result},
 };
 
@@ -53,8 +50,8 @@ const MESSAGE_BYTES: usize = 16 << 20;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Pauses before a short call is tried again on a new connection.
 const RETRIES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
-/// containerd's type of content stores.
-const CONTENT_PLUGIN: &str = "io.containerd.content.v1";
+/// How long a lease of our own lives if nobody says otherwise.
+const LEASE_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// Whether blobs are read from the store's directory when that is possible.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,22 +67,9 @@ pub enum Direct {
 
 /// A client of one containerd.
 pub struct Containerd {
-    channel: Channel,
-    runtime: Handle,
-    address: PathBuf,
-    stall: Duration,
+    client: Client,
     direct: Mutex<Discovery>,
-}
-
-/// What is known about the store's directory.
-#[derive(Debug)]
-enum Discovery {
-    /// To be asked for; nobody has answered yet.
-    Unknown,
-    /// Named by the operator; perhaps containerd has yet to make it.
-    Configured(PathBuf),
-    Found(PathBuf, Arc<ContentRoot>),
-    Unusable,
+    lease_lifetime: Duration,
 }
 
 impl Containerd {
@@ -112,82 +96,49 @@ impl Containerd {
             Direct::Introspect => Discovery::Unknown,
             Direct::At(path) => Discovery::Configured(path),
         };
-        Self { channel, runtime, address: address.to_owned(), stall, direct: Mutex::new(direct) }
+        let client = Client { channel, runtime, address: address.into(), stall };
+        Self { client, direct: Mutex::new(direct), lease_lifetime: LEASE_LIFETIME }
     }
 
-    /// The directory that blobs are read from, asking containerd for it if need be; `None` when they
-    /// are read over gRPC. For the sandbox, which has to allow it.
-    pub fn content_root(&self, call: &Call) -> Option<PathBuf> {
-        self.root(call).map(|(path, _)| path)
+    /// How long what is written for a call without a lease stays when nothing refers to it; an hour if
+    /// this is not called.
+    #[must_use]
+    pub fn with_lease_lifetime(self, lease_lifetime: Duration) -> Self {
+        Self { lease_lifetime, ..self }
+    }
+}
+
+/// The connection, and how calls are made over it; cheap to clone.
+#[derive(Clone)]
+struct Client {
+    channel: Channel,
+    runtime: Handle,
+    address: Arc<Path>,
+    stall: Duration,
+}
+
+impl Client {
+    fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
-    /// The size of a blob in the call's namespace, in bytes.
-    fn info(&self, call: &Call, descriptor: &Descriptor) -> Result<u64> {
-        let digest = descriptor.digest.to_string();
-        let response = self.retried(call, "content info", |channel| {
+    /// What the store knows of a blob in the call's namespace, and its size in bytes.
+    fn info(&self, call: &Call, digest: &Digest) -> Result<(Info, u64)> {
+        let digest = digest.to_string();
+        let response = self.retried(call, "content info", |_channel| {
             let request = request(call, InfoRequest { digest: digest.clone() });
-            async move { ContentClient::new(channel).info(request?).await.map_err(from_status) }
+            let mut content = self.content();
+            async move { content.info(request?).await.map_err(from_status) }
         })?;
         let info = response.into_inner().info.unwrap_or_default();
         if info.digest != digest {
             let message = format!("the store answered for {:?}", info.digest);
             return Err(Error::new(Kind::DataLoss, reason::SIZE, message));
         }
-        u64::try_from(info.size).map_err(|_negative| {
+        let size_bytes = u64::try_from(info.size).map_err(|_negative| {
             Error::new(Kind::DataLoss, reason::SIZE, format!("the store's blob has {} bytes", info.size))
-        })
-    }
-
-    /// The store's directory, if it can be used.
-    fn root(&self, call: &Call) -> Option<(PathBuf, Arc<ContentRoot>)> {
-        let lock = || self.direct.lock().unwrap_or_else(PoisonError::into_inner);
-        {
-            let mut direct = lock();
-            if let Discovery::Configured(path) = &*direct
-                && let found @ Discovery::Found(..) = usable(path)
-            {
-                *direct = found;
-            }
-            match &*direct {
-                Discovery::Found(path, root) => return Some((path.clone(), Arc::clone(root))),
-                Discovery::Unusable | Discovery::Configured(_) => return None,
-                Discovery::Unknown => {}
-            }
-        }
-        // Not under the lock: two requests may both ask, with the same result.
-        let discovered = match self.introspect(call) {
-            Ok(Some(path)) => usable(&path),
-            Ok(None) => Discovery::Unusable,
-            Err(error) if error.kind() == Kind::Unavailable => return None,
-            Err(error) => {
-                tracing::debug!(%error, "introspection failed, blobs are read over gRPC");
-                Discovery::Unusable
-            }
-        };
-        let found = match &discovered {
-            Discovery::Found(path, root) => Some((path.clone(), Arc::clone(root))),
-            _ => None,
-        };
-        *lock() = discovered;
-        found
-    }
-
-    /// Asks for the root of the one content store that containerd has.
-    fn introspect(&self, call: &Call) -> Result<Option<PathBuf>> {
-        let response = self.retried(call, "introspection", |channel| {
-            let filters = vec![format!("type=={CONTENT_PLUGIN}")];
-            let request = request(call, PluginsRequest { filters });
-            async move { IntrospectionClient::new(channel).plugins(request?).await.map_err(from_status) }
         })?;
-        let mut plugins = response.into_inner().plugins;
-        plugins.retain(|plugin| plugin.r#type == CONTENT_PLUGIN);
-        let root = match plugins.as_slice() {
-            [plugin] if plugin.init_err.is_none() => plugin.exports.get("root").map(PathBuf::from),
-            // With several, the blobs may be in any of them.
-            _ => None,
-        };
-        tracing::debug!(plugins = plugins.len(), ?root, "content stores of containerd");
-        Ok(root.filter(|root| root.is_absolute()))
+        Ok((info, size_bytes))
     }
 
     /// Makes a short call, up to three times while nobody answers, and waits for its answer.
@@ -247,52 +198,6 @@ impl Containerd {
         task.abort();
         Err(stop)
     }
-
-    fn stream(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
-        let size_bytes = descriptor.size_bytes;
-        let read = ReadContentRequest {
-            digest: descriptor.digest.to_string(),
-            offset: 0,
-            size: i64::try_from(size_bytes).map_err(|_wide| {
-                Error::new(Kind::Malformed, reason::SIZE, format!("{size_bytes} bytes are not a blob's size"))
-            })?,
-        };
-        let request = request(call, read)?;
-        let client = ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
-        Ok(Box::new(stream(size_bytes, self.stall, call.cancel.clone(), |sender| {
-            self.runtime.spawn(receive(client, request, size_bytes, sender)).abort_handle()
-        })))
-    }
-}
-
-impl ContentStore for Containerd {
-    fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
-        call.cancel.check()?;
-        check_size(descriptor, self.info(call, descriptor)?)?;
-        if descriptor.size_bytes == 0 {
-            // A read of 0 bytes means "to the end" to containerd.
-            return Ok(in_memory(Arc::from([]), call.cancel.clone()));
-        }
-        if let Some((path, root)) = self.root(call) {
-            match root.blob(descriptor) {
-                Ok(file) => return Ok(Box::new(FileBlob::new(file, call.cancel.clone())?)),
-                Err(error) => {
-                    tracing::debug!(%error, root = %path.display(), digest = %descriptor.digest, "blob is read over gRPC");
-                }
-            }
-        }
-        self.stream(call, descriptor)
-    }
-}
-
-fn usable(path: &Path) -> Discovery {
-    match ContentRoot::open(path) {
-        Ok(root) => Discovery::Found(path.to_owned(), Arc::new(root)),
-        Err(error) => {
-            tracing::debug!(%error, root = %path.display(), "blobs are read over gRPC");
-            Discovery::Unusable
-        }
-    }
 }
 
 /// Connects, and makes sure that it is root or our own user who listens.
@@ -324,39 +229,10 @@ fn request<T>(call: &Call, message: T) -> Result<Request<T>> {
     if let Some(lease) = &call.lease {
         request.metadata_mut().insert("containerd-lease", value(lease)?);
     }
-    Ok(request)
-}
-
-/// Passes on the messages of one read, and checks that they are the blob's bytes from first to last.
-async fn receive(
-    mut client: ContentClient<Channel>,
-    request: Request<ReadContentRequest>,
-    size_bytes: u64,
-    sender: Sender,
-) {
-    let outcome = async {
-        let mut messages = client.read(request).await.map_err(from_status)?.into_inner();
-        let mut received = 0_u64;
-        while let Some(message) = messages.message().await.map_err(from_status)? {
-            if u64::try_from(message.offset) != Ok(received) {
-                let text = format!("bytes at offset {} follow byte {received}", message.offset);
-                return Err(Error::new(Kind::DataLoss, reason::OFFSET, text));
-            }
-            received = received.saturating_add(message.data.len() as u64);
-            if received > size_bytes {
-                let text = format!("the store sent at least {received} bytes of {size_bytes}");
-                return Err(Error::new(Kind::DataLoss, reason::LONG, text));
-            }
-            sender.send(message.data).await;
-        }
-        if received < size_bytes {
-            let text = format!("the store sent {received} of {size_bytes} bytes");
-            return Err(Error::new(Kind::DataLoss, reason::SHORT, text));
-        }
-        Ok(())
+    if let Some(parent) = &call.trace_parent {
+        request.metadata_mut().insert("traceparent", value(parent.as_str())?);
     }
-    .await;
-    sender.finish(outcome);
+    Ok(request)
 }
 
 /// What an answer other than OK means to our caller.
@@ -379,13 +255,18 @@ fn from_status(status: Status) -> Error {
         Code::Unknown | Code::Internal => (Kind::DataLoss, reason::READ),
         _ => (Kind::Unavailable, reason::REFUSED),
     };
-    let mut message = format!("{:?}: {}", status.code(), status.message());
+    Error::new(kind, reason, text_of(&status))
+}
+
+/// The code, the message and the causes of a status.
+fn text_of(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = status.source();
     while let Some(error) = cause {
-        message = format!("{message}: {error}");
+        text = format!("{text}: {error}");
         cause = error.source();
     }
-    Error::new(kind, reason, message)
+    text
 }
 
 #[cfg(test)]

@@ -1,0 +1,181 @@
+//! Reading: over gRPC, or from the store's directory where containerd says it is.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+};
+
+use containerd_client::services::v1::{
+    PluginsRequest, ReadContentRequest, content_client::ContentClient,
+    introspection_client::IntrospectionClient,
+};
+use tonic::{Request, transport::Channel};
+
+use super::{
+    super::{
+        Blob, ContentStore,
+        file::FileBlob,
+        local::ContentRoot,
+        memory::{check_size, in_memory},
+        reason,
+        stream::{Sender, stream},
+    },
+    Containerd, from_status, request,
+};
+use crate::{
+    call::Call,
+    descriptor::Descriptor,
+    error::{Error, Kind, Result},
+};
+
+/// containerd's type of content stores.
+const CONTENT_PLUGIN: &str = "io.containerd.content.v1";
+
+/// What is known about the store's directory.
+#[derive(Debug)]
+pub(super) enum Discovery {
+    /// To be asked for; nobody has answered yet.
+    Unknown,
+    /// Named by the operator; perhaps containerd has yet to make it.
+    Configured(PathBuf),
+    Found(PathBuf, Arc<ContentRoot>),
+    Unusable,
+}
+
+impl Containerd {
+    /// The directory that blobs are read from, asking containerd for it if need be; `None` when they
+    /// are read over gRPC. For the sandbox, which has to allow it.
+    pub fn content_root(&self, call: &Call) -> Option<PathBuf> {
+        self.root(call).map(|(path, _)| path)
+    }
+
+    /// The store's directory, if it can be used.
+    fn root(&self, call: &Call) -> Option<(PathBuf, Arc<ContentRoot>)> {
+        let lock = || self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut direct = lock();
+            if let Discovery::Configured(path) = &*direct
+                && let found @ Discovery::Found(..) = usable(path)
+            {
+                *direct = found;
+            }
+            match &*direct {
+                Discovery::Found(path, root) => return Some((path.clone(), Arc::clone(root))),
+                Discovery::Unusable | Discovery::Configured(_) => return None,
+                Discovery::Unknown => {}
+            }
+        }
+        // Not under the lock: two requests may both ask, with the same result.
+        let discovered = match self.introspect(call) {
+            Ok(Some(path)) => usable(&path),
+            Ok(None) => Discovery::Unusable,
+            Err(error) if error.kind() == Kind::Unavailable => return None,
+            Err(error) => {
+                tracing::debug!(%error, "introspection failed, blobs are read over gRPC");
+                Discovery::Unusable
+            }
+        };
+        let found = match &discovered {
+            Discovery::Found(path, root) => Some((path.clone(), Arc::clone(root))),
+            _ => None,
+        };
+        *lock() = discovered;
+        found
+    }
+
+    /// Asks for the root of the one content store that containerd has.
+    fn introspect(&self, call: &Call) -> Result<Option<PathBuf>> {
+        let response = self.client.retried(call, "introspection", |channel| {
+            let filters = vec![format!("type=={CONTENT_PLUGIN}")];
+            let request = request(call, PluginsRequest { filters });
+            async move { IntrospectionClient::new(channel).plugins(request?).await.map_err(from_status) }
+        })?;
+        let mut plugins = response.into_inner().plugins;
+        plugins.retain(|plugin| plugin.r#type == CONTENT_PLUGIN);
+        let root = match plugins.as_slice() {
+            [plugin] if plugin.init_err.is_none() => plugin.exports.get("root").map(PathBuf::from),
+            // With several, the blobs may be in any of them.
+            _ => None,
+        };
+        tracing::debug!(plugins = plugins.len(), ?root, "content stores of containerd");
+        Ok(root.filter(|root| root.is_absolute()))
+    }
+
+    fn stream(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
+        let size_bytes = descriptor.size_bytes;
+        let read = ReadContentRequest {
+            digest: descriptor.digest.to_string(),
+            offset: 0,
+            size: i64::try_from(size_bytes).map_err(|_wide| {
+                Error::new(Kind::Malformed, reason::SIZE, format!("{size_bytes} bytes are not a blob's size"))
+            })?,
+        };
+        let request = request(call, read)?;
+        let client = self.client.content();
+        Ok(Box::new(stream(size_bytes, self.client.stall, call.cancel.clone(), |sender| {
+            self.client.runtime.spawn(receive(client, request, size_bytes, sender)).abort_handle()
+        })))
+    }
+}
+
+impl ContentStore for Containerd {
+    fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
+        call.cancel.check()?;
+        check_size(descriptor, self.client.info(call, &descriptor.digest)?.1)?;
+        if descriptor.size_bytes == 0 {
+            // A read of 0 bytes means "to the end" to containerd.
+            return Ok(in_memory(Arc::from([]), call.cancel.clone()));
+        }
+        if let Some((path, root)) = self.root(call) {
+            match root.blob(descriptor) {
+                Ok(file) => return Ok(Box::new(FileBlob::new(file, call.cancel.clone())?)),
+                Err(error) => {
+                    tracing::debug!(%error, root = %path.display(), digest = %descriptor.digest, "blob is read over gRPC");
+                }
+            }
+        }
+        self.stream(call, descriptor)
+    }
+}
+
+fn usable(path: &Path) -> Discovery {
+    match ContentRoot::open(path) {
+        Ok(root) => Discovery::Found(path.to_owned(), Arc::new(root)),
+        Err(error) => {
+            tracing::debug!(%error, root = %path.display(), "blobs are read over gRPC");
+            Discovery::Unusable
+        }
+    }
+}
+
+/// Passes on the messages of one read, and checks that they are the blob's bytes from first to last.
+async fn receive(
+    mut client: ContentClient<Channel>,
+    request: Request<ReadContentRequest>,
+    size_bytes: u64,
+    sender: Sender,
+) {
+    let outcome = async {
+        let mut messages = client.read(request).await.map_err(from_status)?.into_inner();
+        let mut received = 0_u64;
+        while let Some(message) = messages.message().await.map_err(from_status)? {
+            if u64::try_from(message.offset) != Ok(received) {
+                let text = format!("bytes at offset {} follow byte {received}", message.offset);
+                return Err(Error::new(Kind::DataLoss, reason::OFFSET, text));
+            }
+            received = received.saturating_add(message.data.len() as u64);
+            if received > size_bytes {
+                let text = format!("the store sent at least {received} bytes of {size_bytes}");
+                return Err(Error::new(Kind::DataLoss, reason::LONG, text));
+            }
+            sender.send(message.data).await;
+        }
+        if received < size_bytes {
+            let text = format!("the store sent {received} of {size_bytes} bytes");
+            return Err(Error::new(Kind::DataLoss, reason::SHORT, text));
+        }
+        Ok(())
+    }
+    .await;
+    sender.finish(outcome);
+}

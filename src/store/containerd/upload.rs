@@ -1,0 +1,363 @@
+//! The task behind one ingest: takes a lease, opens the stream, passes replies on, and takes back what
+//! nobody wanted in the end.
+//!
+//! It outlives its writer for as long as that takes, so that what the store was asked for is undone even
+//! when the answer came too late to be told to anybody.
+//!
+//! Source: docs/formats/containerd.md, "Writing a blob"; containerd
+//! `plugins/services/content/contentserver/contentserver.go`, `core/metadata/content.go`.
+
+use std::{
+    error::Error as _,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use containerd_client::services::v1::{AbortRequest, WriteAction, WriteContentRequest, WriteContentResponse};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, Streaming};
+
+use super::{
+    super::reason,
+    Client, RETRIES, from_status,
+    ingest::{End, IN_FLIGHT, Opened, Progress},
+    lease, request, text_of,
+};
+use crate::{
+    call::Call,
+    error::{Error, Kind, Result},
+};
+
+/// How long another writer of the same reference is waited for: a client that retries has just lost its
+/// connection, and the store needs a moment to notice. Not longer than any other silence of the store.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// First and longest pause between two attempts.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// How long what is under way may take to end in order once nobody wants it any more.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long one call of the cleaning up may take, and all those for one thing.
+const CLEAN_UP: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+
+/// One ingest as the store sees it.
+pub(super) struct Upload {
+    client: Client,
+    /// With the lease in use.
+    call: Call,
+    reference: String,
+    /// The reference is not a given one.
+    ours: bool,
+    lease_lifetime: Duration,
+    /// The lease that may have been created here.
+    lease: Option<String>,
+    /// The store may know the reference.
+    begun: bool,
+}
+
+/// An open stream.
+struct Session {
+    requests: mpsc::Sender<WriteContentRequest>,
+    replies: Streaming<WriteContentResponse>,
+    /// Bytes that an earlier attempt left.
+    left_bytes: i64,
+}
+
+/// Tells the writer that the task has ended, however that came about.
+struct Leaving(Arc<Progress>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+impl Upload {
+    pub(super) fn new(
+        client: Client,
+        call: Call,
+        reference: String,
+        ours: bool,
+        lease_lifetime: Duration,
+    ) -> Self {
+        Self { client, call, reference, ours, lease_lifetime, lease: None, begun: false }
+    }
+
+    /// Runs until the blob is written, or everything is as before. `wanted` is closed by a writer that is
+    /// done or has given up.
+    pub(super) async fn run(mut self, progress: Arc<Progress>, mut wanted: watch::Receiver<()>) {
+        let leaving = Leaving(Arc::clone(&progress));
+        let mut relayed = wanted.clone();
+        let mut waited = wanted.clone();
+        let outcome = tokio::select! {
+            outcome = self.relay(&progress, &mut relayed) => outcome,
+            () = async { closed(&mut waited).await; sleep(GRACE).await } => Err(given_up()),
+        };
+        let failed = outcome.is_err();
+        progress.finish(outcome);
+        if !failed {
+            closed(&mut wanted).await;
+        }
+        if !progress.kept() {
+            self.clean_up().await;
+        }
+        drop(leaving);
+    }
+
+    /// Everything up to the end of the stream.
+    async fn relay(&mut self, progress: &Progress, wanted: &mut watch::Receiver<()>) -> Result<End> {
+        if self.call.lease.is_none() {
+            self.lease().await?;
+        }
+        let Some(mut session) = self.open(wanted).await? else {
+            progress.open(Opened { requests: None, call: self.call.clone() });
+            return Ok(End::Exists);
+        };
+        if session.left_bytes != 0 {
+            self.truncate(&mut session).await?;
+        }
+        let Session { requests, mut replies, .. } = session;
+        progress.open(Opened { requests: Some(requests), call: self.call.clone() });
+        loop {
+            match replies.message().await {
+                Ok(Some(reply)) => progress.reply(&reply)?,
+                Ok(None) => return Ok(End::Closed),
+                // The blob is there; how the stream ends after that is of no interest.
+                Err(_) if progress.committed() => return Ok(End::Closed),
+                Err(status) if status.code() == Code::AlreadyExists => return Ok(End::Exists),
+                Err(status) => return Err(failure(&status, progress.committing())),
+            }
+        }
+    }
+
+    /// Takes a lease of our own.
+    async fn lease(&mut self) -> Result<()> {
+        let id = lease::unique_id()?;
+        let mut call = self.call.clone();
+        call.lease = None;
+        // Before the call: whether it went through is not known when its answer is lost.
+        self.lease = Some(id.clone());
+        let mut pauses = RETRIES.iter();
+        loop {
+            let create = lease::create(&self.client, &call, &id, self.lease_lifetime);
+            let status = match timeout(self.client.stall, create).await {
+                Err(_elapsed) => return Err(self.stalled("the lease")),
+                Ok(Ok(())) => break,
+                // The answer to an earlier attempt was lost.
+                Ok(Err(status)) if status.code() == Code::AlreadyExists => break,
+                Ok(Err(status)) => status,
+            };
+            match pauses.next() {
+                Some(pause) if status.source().is_some() => sleep(*pause).await,
+                _ => return Err(from_status(status).context("lease")),
+            }
+        }
+        self.call.lease = Some(id);
+        Ok(())
+    }
+
+    /// Opens the stream, waiting for a locked reference. `None`: the store has the blob.
+    async fn open(&mut self, wanted: &mut watch::Receiver<()>) -> Result<Option<Session>> {
+        let begun = Instant::now();
+        let mut unreachable = 0;
+        let patience = LOCK_WAIT.min(self.client.stall);
+        let (mut pause, longest) = PAUSES;
+        loop {
+            let (requests, messages) = mpsc::channel(IN_FLIGHT + 2);
+            let stat = self.message(WriteAction::Stat);
+            if requests.try_send(stat).is_err() {
+                return Err(given_up());
+            }
+            let message = request(&self.call, ReceiverStream::new(messages))?;
+            self.begun = true;
+            let attempt = attempt(&self.client, message, requests);
+            let status = match timeout(self.client.stall, attempt).await {
+                Err(_elapsed) => return Err(self.stalled("the reference")),
+                Ok(Ok(session)) => return Ok(Some(session)),
+                Ok(Err(status)) => status,
+            };
+            match status.code() {
+                Code::AlreadyExists => return Ok(None),
+                Code::NotFound if self.lease.is_none() => {
+                    tracing::debug!(lease = ?self.call.lease, %status, "the caller's lease is gone, one of ours is taken");
+                    self.lease().await?;
+                    continue;
+                }
+                _ if status.source().is_some() && unreachable < RETRIES.len() => unreachable += 1,
+                Code::Unavailable if status.source().is_none() && begun.elapsed() < patience => {}
+                _ => return Err(failure(&status, false)),
+            }
+            tracing::debug!(%status, reference = self.reference, "the reference cannot be written yet");
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = closed(wanted) => return Err(given_up()),
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Throws away what an earlier attempt left, and looks whether it is gone.
+    async fn truncate(&self, session: &mut Session) -> Result<()> {
+        tracing::debug!(
+            reference = self.reference,
+            left_bytes = session.left_bytes,
+            "begun anew over what was left"
+        );
+        // A write at offset 0 is the store's way to say it.
+        if session.requests.try_send(self.message(WriteAction::Write)).is_err() {
+            return Err(given_up());
+        }
+        let reply = timeout(self.client.stall, session.replies.message()).await;
+        let reply = reply.map_err(|_elapsed| self.stalled("the truncation"))?;
+        match reply.map_err(|status| failure(&status, false))? {
+            Some(reply) if reply.action() == WriteAction::Write && reply.offset == 0 => Ok(()),
+            reply => {
+                let offset = reply.map(|reply| reply.offset);
+                let message = format!(
+                    "{} bytes that were left are not gone, the store is at {offset:?}",
+                    session.left_bytes
+                );
+                Err(Error::new(Kind::DataLoss, reason::OFFSET, message))
+            }
+        }
+    }
+
+    fn message(&self, action: WriteAction) -> WriteContentRequest {
+        let (action, r#ref) = (action.into(), self.reference.clone());
+        WriteContentRequest { action, r#ref, ..WriteContentRequest::default() }
+    }
+
+    fn stalled(&self, what: &str) -> Error {
+        let seconds = self.client.stall.as_secs_f32();
+        Error::new(Kind::Unavailable, reason::STALL, format!("no answer about {what} for {seconds} s"))
+    }
+
+    /// Takes back the reference, if it is ours, and then the lease.
+    async fn clean_up(&self) {
+        if self.ours && self.begun {
+            let abort = || async {
+                let message = AbortRequest { r#ref: self.reference.clone() };
+                let message =
+                    request(&self.call, message).map_err(|error| Status::internal(error.to_string()))?;
+                match self.client.content().abort(message).await {
+                    Err(status) if status.code() != Code::NotFound => Err(status),
+                    _ => Ok(()),
+                }
+            };
+            persist("reference", &self.reference, abort).await;
+        }
+        if let Some(id) = &self.lease {
+            persist("lease", id, || lease::delete(&self.client, &self.call, id)).await;
+        }
+    }
+}
+
+/// Sends the first message, which is in the channel, and waits for its reply.
+async fn attempt(
+    client: &Client,
+    message: Request<ReceiverStream<WriteContentRequest>>,
+    requests: mpsc::Sender<WriteContentRequest>,
+) -> Result<Session, Status> {
+    let mut replies = client.content().write(message).await?.into_inner();
+    match replies.message().await? {
+        Some(reply) => Ok(Session { requests, replies, left_bytes: reply.offset }),
+        None => Err(Status::data_loss("the store closed the stream without a reply")),
+    }
+}
+
+/// Does something that must not be left undone, a few times if need be.
+async fn persist<F>(what: &str, name: &str, mut undo: impl FnMut() -> F)
+where
+    F: Future<Output = Result<(), Status>>,
+{
+    let (each, all) = CLEAN_UP;
+    let begun = Instant::now();
+    let (mut pause, longest) = PAUSES;
+    loop {
+        let problem = match timeout(each, undo()).await {
+            Ok(Ok(())) => return,
+            Ok(Err(status)) => text_of(&status),
+            Err(_elapsed) => format!("no answer for {} s", each.as_secs_f32()),
+        };
+        if begun.elapsed() + pause >= all {
+            tracing::warn!(what, name, problem, "left in the content store");
+            return;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// Waits until the writer is done with this ingest, or gone.
+async fn closed(wanted: &mut watch::Receiver<()>) {
+    while wanted.changed().await.is_ok() {}
+}
+
+fn given_up() -> Error {
+    Error::new(Kind::Cancelled, "call.cancelled", "the write was given up")
+}
+
+/// What an answer other than OK to a write means.
+fn failure(status: &Status, committing: bool) -> Error {
+    let local = status.source().is_some();
+    let full = ["no space left on device", "disk quota exceeded", "file too large"];
+    let (kind, reason) = match status.code() {
+        // containerd passes errors of its disk on without a code.
+        Code::Unknown | Code::Internal if !local => {
+            if full.iter().any(|text| status.message().contains(text)) {
+                (Kind::Exhausted, reason::FULL)
+            } else {
+                (Kind::Unavailable, reason::WRITE)
+            }
+        }
+        Code::Unavailable if !local && status.message().contains("locked") => {
+            (Kind::Unavailable, reason::LOCKED)
+        }
+        // The only thing that a write can miss is its lease.
+        Code::NotFound => (Kind::Unavailable, reason::LEASE),
+        Code::InvalidArgument => (Kind::Malformed, reason::REFUSED),
+        Code::OutOfRange => (Kind::DataLoss, reason::OFFSET),
+        // Size or digest of what arrived is not what was sent.
+        Code::FailedPrecondition if committing => (Kind::DataLoss, reason::DIGEST),
+        _ => return from_status(status.clone()),
+    };
+    Error::new(kind, reason, text_of(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_a_write_tells_what_can_be_done() {
+        for (status, committing, want) in [
+            (
+                Status::unknown("write /var/lib/x: no space left on device"),
+                false,
+                (Kind::Exhausted, "store.full"),
+            ),
+            (Status::unknown("write: input/output error"), false, (Kind::Unavailable, "store.write")),
+            (Status::unavailable("ref x locked for 1s"), false, (Kind::Unavailable, "store.locked")),
+            (Status::unavailable("shutting down"), false, (Kind::Unavailable, "store.unavailable")),
+            (Status::not_found("lease \"x\": not found"), true, (Kind::Unavailable, "store.lease")),
+            (Status::failed_precondition("namespace is required"), false, (Kind::Conflict, "store.refused")),
+            (Status::failed_precondition("unexpected commit digest"), true, (Kind::DataLoss, "store.digest")),
+            (
+                Status::out_of_range("write @1 must occur at current offset 0"),
+                false,
+                (Kind::DataLoss, "store.offset"),
+            ),
+            (Status::resource_exhausted("message too large"), false, (Kind::Exhausted, "store.refused")),
+        ] {
+            let error = failure(&status, committing);
+            assert_eq!((error.kind(), error.reason()), want, "{status:?}");
+            assert!(error.to_string().contains(status.message()), "{error}");
+        }
+        for code in (1..=16).map(Code::from_i32) {
+            assert_ne!(failure(&Status::new(code, ""), true).kind(), Kind::NotImplemented, "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Writing: a blob in pieces, a few of them under way at a time.
+//!
+//! Source: docs/formats/containerd.md, "Writing a blob"; containerd
+//! `api/services/content/v1/content.proto`.
+
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
+
+use containerd_client::services::v1::{Info, UpdateRequest, WriteAction, WriteContentRequest};
+use prost_types::FieldMask;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    super::{BlobSink, Ingest, Stored, check_labels, labels::lacking, reason},
+    Client, Containerd, from_status,
+    ingest::{Awaited, Outcome, PIECE_BYTES, Progress},
+    lease, request,
+    upload::Upload,
+};
+use crate::{
+    call::Call,
+    digest::Digest,
+    error::{Error, Kind, Quoted, Result},
+    sys,
+};
+
+/// What references of our own begin with; 32 hexadecimal digits follow.
+const REFERENCE: &str = "plywood-diff-";
+/// Longest reference that is passed on, in bytes: well below what the store's database takes as a key.
+const REFERENCE_BYTES: usize = 4096;
+/// How long a writer that failed waits until nothing of it is left in the store. What takes longer goes
+/// on without it.
+const CLEAN_UP: Duration = Duration::from_millis(500);
+/// Bytes per second that the store syncs at the least: a commit of a large blob may be silent for so long.
+const SYNC_RATE: u64 = 16 << 20;
+
+impl BlobSink for Containerd {
+    fn ingest(&self, call: &Call, reference: &str) -> Result<Box<dyn Ingest>> {
+        call.cancel.check()?;
+        if reference.len() > REFERENCE_BYTES {
+            let message = format!(
+                "reference {} has {} bytes, at most {REFERENCE_BYTES} are taken",
+                Quoted(reference.as_bytes()),
+                reference.len()
+            );
+            return Err(Error::new(Kind::Malformed, reason::REFERENCE, message));
+        }
+        let ours = reference.is_empty();
+        let reference = match ours {
+            true => format!("{REFERENCE}{}", sys::file::random_hex().map_err(Error::disk)?),
+            false => reference.to_owned(),
+        };
+        let client = self.client.clone();
+        let progress = Arc::new(Progress::default());
+        let (wanted, still_wanted) = watch::channel(());
+        let upload = Upload::new(client.clone(), call.clone(), reference.clone(), ours, self.lease_lifetime);
+        client.runtime.spawn(upload.run(Arc::clone(&progress), still_wanted));
+        let mut writer = Writer {
+            client,
+            call: call.clone(),
+            reference,
+            progress,
+            requests: None,
+            wanted: Some(wanted),
+            piece: Vec::new(),
+            sent_bytes: 0,
+            size_bytes: 0,
+        };
+        match writer.progress.opened(&call.cancel) {
+            Ok(opened) => (writer.requests, writer.call) = (opened.requests, opened.call),
+            Err(error) => return Err(writer.name(error)),
+        }
+        Ok(Box::new(writer))
+    }
+}
+
+/// The blocking side of an ingest.
+struct Writer {
+    client: Client,
+    /// With the lease in use.
+    call: Call,
+    reference: String,
+    progress: Arc<Progress>,
+    /// `None` when nothing is to be sent any more.
+    requests: Option<mpsc::Sender<WriteContentRequest>>,
+    /// Its end tells the task that this one is gone.
+    wanted: Option<watch::Sender<()>>,
+    piece: Vec<u8>,
+    /// Bytes that were handed to the task.
+    sent_bytes: u64,
+    /// Bytes that were written.
+    size_bytes: u64,
+}
+
+impl Ingest for Writer {
+    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        self.call.cancel.check()?;
+        self.size_bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = PIECE_BYTES - self.piece.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.piece.extend_from_slice(now);
+            bytes = later;
+            if self.piece.len() == PIECE_BYTES {
+                self.flush().map_err(|error| self.name(error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored> {
+        self.finish(digest, labels).map_err(|error| self.name(error))
+    }
+}
+
+impl Writer {
+    /// Sends the bytes that have gathered.
+    fn flush(&mut self) -> Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let data = mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
+        let (action, offset) = (WriteAction::Write, self.sent_bytes);
+        self.sent_bytes += data.len() as u64;
+        let message = WriteContentRequest { data, ..self.message(action, offset)? };
+        self.send(message, Awaited { action, offset: self.sent_bytes, digest: None })
+    }
+
+    fn finish(&mut self, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored> {
+        check_labels(labels)?;
+        self.call.cancel.check()?;
+        self.flush()?;
+        let (action, offset) = (WriteAction::Commit, self.sent_bytes);
+        let message = self.message(action, offset)?;
+        let message = WriteContentRequest {
+            total: message.offset,
+            expected: digest.to_string(),
+            labels: labels.clone().into_iter().collect(),
+            ..message
+        };
+        self.send(message, Awaited { action, offset, digest: Some(digest.to_string()) })?;
+        // The end of what is sent: the store closes the stream.
+        self.requests = None;
+        let patience = self.client.stall + Duration::from_secs(self.size_bytes / SYNC_RATE);
+        let outcome = self.progress.outcome(&self.call.cancel, patience)?;
+        if outcome == Outcome::Existed {
+            self.take_under_lease(digest)?;
+        }
+        self.check(digest, labels)?;
+        self.progress.keep();
+        tracing::debug!(%digest, size_bytes = self.size_bytes, ?outcome, lease = ?self.call.lease, "blob written");
+        Ok(Stored { digest: digest.clone(), size_bytes: self.size_bytes })
+    }
+
+    fn message(&self, action: WriteAction, offset: u64) -> Result<WriteContentRequest> {
+        let offset = i64::try_from(offset).map_err(|_wide| {
+            Error::new(Kind::Exhausted, reason::SIZE, format!("{offset} bytes are too many for a blob"))
+        })?;
+        let (action, r#ref) = (action.into(), self.reference.clone());
+        Ok(WriteContentRequest { action, r#ref, offset, ..WriteContentRequest::default() })
+    }
+
+    /// Hands a message to the task once there is room for it.
+    fn send(&mut self, message: WriteContentRequest, asks: Awaited) -> Result<()> {
+        let Some(requests) = &self.requests else { return Ok(()) };
+        if !self.progress.begin(&self.call.cancel, self.client.stall, asks)? {
+            self.requests = None;
+            return Ok(());
+        }
+        // Refused only when the stream has just ended; the next wait tells how.
+        let _ended = requests.try_send(message);
+        Ok(())
+    }
+
+    /// The store looks for the blob before it looks at the lease, and stops there.
+    fn take_under_lease(&self, digest: &Digest) -> Result<()> {
+        let Some(id) = &self.call.lease else { return Ok(()) };
+        self.client.retried(&self.call, "lease of a blob", |_channel| {
+            let (client, call) = (self.client.clone(), self.call.clone());
+            let (id, digest) = (id.clone(), digest.clone());
+            async move { lease::add(&client, &call, &id, &digest).await.map_err(from_status) }
+        })
+    }
+
+    /// Compares what the store has with what was written, and adds the labels that are missing.
+    fn check(&self, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<()> {
+        let (info, found) = self.client.info(&self.call, digest)?;
+        if found != self.size_bytes {
+            let message = format!("{} bytes were written, the store has {found}", self.size_bytes);
+            return Err(Error::new(Kind::DataLoss, reason::SIZE, message));
+        }
+        let missing = lacking(labels, &info.labels);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let response = self.client.retried(&self.call, "content update", |_channel| {
+            let labels =
+                missing.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let info = Info { digest: digest.to_string(), labels, ..Info::default() };
+            let paths = missing.keys().map(|key| format!("labels.{key}")).collect();
+            let update = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
+            let update = request(&self.call, update);
+            let mut content = self.client.content();
+            async move { content.update(update?).await.map_err(from_status) }
+        })?;
+        let after = response.into_inner().info.unwrap_or_default();
+        match lacking(labels, &after.labels).into_keys().next() {
+            None => Ok(()),
+            Some(key) => {
+                let message = format!("the store did not take label {}", Quoted(key.as_bytes()));
+                Err(Error::new(Kind::DataLoss, reason::LABEL, message))
+            }
+        }
+    }
+
+    /// Says which write failed. What is not found then is a lease or a blob that was just collected, which
+    /// is nothing that the caller asked for.
+    fn name(&self, error: Error) -> Error {
+        let error = match error.kind() {
+            Kind::NotFound => Error::new(Kind::Unavailable, reason::LEASE, error.to_string()),
+            _ => error,
+        };
+        let reference = Quoted(self.reference.as_bytes()).to_string();
+        error.context(format!(
+            "write to containerd at {}, reference {reference}",
+            self.client.address.display()
+        ))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.requests = None;
+        self.progress.abandon();
+        self.wanted = None;
+        if !self.progress.kept() {
+            self.progress.gone(CLEAN_UP);
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Codecs: compressed bytes in, plain bytes out, in steps of any size.
+//! Codecs: compressed bytes in, plain bytes out, in steps of any size; and back, in [`encode`].
 //!
 //! A decoder sees slices only: no files, sockets, clocks or threads, and no allocation sized by its
 //! input. Which decoder reads a layer is decided by the first bytes ([`Coding::detect`]), because media
@@ -8,6 +8,7 @@
 // Bytes from outside must not be able to panic a root daemon.
 #![deny(clippy::indexing_slicing)]
 
+pub mod encode;
 mod gzip;
 mod zstd;
 
@@ -261,15 +262,22 @@ pub enum CodecError {
         /// Length of the stream.
         offset: u64,
     },
-    /// The decoder's own state could not be set up.
-    #[error("no memory for a decoder")]
+    /// The state of a decoder or encoder could not be set up.
+    #[error("no memory for a codec")]
     Memory,
+    /// An encoder did not take a block, or had too little room for it.
+    #[error("the {} encoder failed", coding.as_str())]
+    Encoder {
+        /// Which one.
+        coding: Coding,
+    },
 }
 
 impl Classify for CodecError {
     fn kind(&self) -> Kind {
         match self {
             Self::ZstdWindow { .. } | Self::Memory => Kind::Exhausted,
+            Self::Encoder { .. } => Kind::Internal,
             _ => Kind::Malformed,
         }
     }
@@ -294,6 +302,7 @@ impl Classify for CodecError {
             Self::ZstdChecksum { .. } => "codec.zstd.checksum",
             Self::ZstdTruncated { .. } => "codec.zstd.truncated",
             Self::Memory => "codec.memory",
+            Self::Encoder { .. } => "codec.encoder",
         }
     }
 }

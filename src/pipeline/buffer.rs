@@ -61,6 +61,15 @@ impl Drop for Buffer {
     }
 }
 
+impl Chunk {
+    /// A few bytes that are in no buffer yet.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut buffer = Pool::new(bytes.len()).take();
+        buffer.space().copy_from_slice(bytes);
+        buffer.freeze(bytes.len())
+    }
+}
+
 impl Deref for Chunk {
     type Target = [u8];
 

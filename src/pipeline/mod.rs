@@ -16,9 +16,11 @@
 //! digests by then. When a consumer or decoder refuses the bytes, the rest of the blob is still read and
 //! hashed: only if the bytes are the ones that were asked for is the layer to blame, else the store.
 
+mod blocks;
 pub mod budget;
 pub mod buffer;
 pub mod decode;
+pub mod encode;
 pub mod hash;
 pub mod stage;
 

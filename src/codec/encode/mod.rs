@@ -1,0 +1,330 @@
+//! Encoders: plain bytes in, compressed bytes out, in blocks that depend on nothing but their bytes.
+//!
+//! A stream is cut into blocks of a fixed length. Each is compressed by itself, knowing at most what stands
+//! before it, so that any number of threads gives the same bytes. Here a block is compressed, and the
+//! [`Envelope`] around all of them written; threads are the caller's.
+//!
+//! Source: `docs/formats/compression.md`, "What is written".
+
+mod gzip;
+mod zstd;
+
+use super::{Coding, CodecError};
+use crate::error::{Classify, Kind};
+
+/// How a stream is to be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compression {
+    coding: Coding,
+    level: u8,
+}
+
+/// A level that a coding does not have.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} has no level {level}, only {} to {}", coding.as_str(), levels.0, levels.1)]
+pub struct LevelError {
+    coding: Coding,
+    level: u8,
+    levels: (u8, u8),
+}
+
+impl Classify for LevelError {
+    fn kind(&self) -> Kind {
+        Kind::Malformed
+    }
+    fn reason(&self) -> &'static str {
+        "codec.level"
+    }
+}
+
+impl Compression {
+    /// No compression.
+    pub const PLAIN: Self = Self { coding: Coding::Plain, level: 0 };
+    /// gzip at the level whose output is as small as that of Go's level 6, and not slower.
+    pub const GZIP: Self = Self { coding: Coding::Gzip, level: 5 };
+    /// zstd at the level that everybody writes layers with.
+    pub const ZSTD: Self = Self { coding: Coding::Zstd, level: 3 };
+
+    /// A coding with its usual level.
+    pub fn of(coding: Coding) -> Self {
+        match coding {
+            Coding::Plain => Self::PLAIN,
+            Coding::Gzip => Self::GZIP,
+            Coding::Zstd => Self::ZSTD,
+        }
+    }
+
+    /// A coding at another level: 1 to 9 for gzip, 1 to 19 for zstd, 0 for none. Errors: [`LevelError`].
+    pub fn at_level(coding: Coding, level: u8) -> Result<Self, LevelError> {
+        let levels = match coding {
+            Coding::Plain => (0, 0),
+            Coding::Gzip => (1, 9),
+            // Those above need windows that decoders refuse unasked.
+            Coding::Zstd => (1, 19),
+        };
+        if level < levels.0 || level > levels.1 {
+            return Err(LevelError { coding, level, levels });
+        }
+        Ok(Self { coding, level })
+    }
+
+    /// The coding.
+    pub fn coding(self) -> Coding {
+        self.coding
+    }
+
+    /// The level; 0 without compression.
+    pub fn level(self) -> u8 {
+        self.level
+    }
+
+    /// Length of every block but the last, in bytes.
+    pub fn block_bytes(self) -> usize {
+        match self.coding {
+            Coding::Plain => 1 << 20,
+            Coding::Gzip => gzip::BLOCK,
+            Coding::Zstd => zstd::BLOCK,
+        }
+    }
+
+    /// Length of the largest output that a block of `len` bytes can have, in bytes.
+    pub fn bound(self, len: usize) -> usize {
+        match self.coding {
+            Coding::Plain => len,
+            Coding::Gzip => gzip::bound(len),
+            Coding::Zstd => zstd::bound(len),
+        }
+    }
+
+    /// An encoder for any number of blocks. Errors: [`CodecError::Memory`].
+    pub fn encoder(self) -> Result<Box<dyn Encoder>, CodecError> {
+        Ok(match self.coding {
+            Coding::Plain => Box::new(Copy),
+            Coding::Gzip => Box::new(gzip::Blocks::new(self.level)),
+            Coding::Zstd => Box::new(zstd::Frames::new(self.level)?),
+        })
+    }
+}
+
+/// Compresses blocks, in any order.
+///
+/// ```
+/// use plywood::codec::{Coding, encode::{Compression, Encoder, Envelope}};
+///
+/// # fn main() -> Result<(), plywood::codec::CodecError> {
+/// let compression = Compression::GZIP;
+/// let mut encoder = compression.encoder()?;
+/// let mut envelope = Envelope::new(compression);
+/// let mut stream = envelope.start().to_vec();
+/// let mut before = &b""[..];
+/// for block in [&b"one "[..], b"two"] {
+///     let mut out = vec![0; compression.bound(block.len())];
+///     let coded = encoder.encode(before, block, &mut out)?;
+///     stream.extend_from_slice(&out[..coded.len]);
+///     envelope.add(coded, block.len() as u64);
+///     before = block;
+/// }
+/// stream.extend(envelope.end());
+/// assert_eq!(Coding::detect(&stream), Coding::Gzip);
+/// # Ok(())
+/// # }
+/// ```
+pub trait Encoder: Send {
+    /// Compresses `block` into `out`, which has at least [`Compression::bound`] bytes.
+    ///
+    /// `before` is the whole block in front of it, empty for the first one. The first block of a stream may
+    /// be empty: a stream has one block at least. Errors: the compressor failed, which none does that has
+    /// its memory.
+    fn encode(&mut self, before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError>;
+}
+
+/// What became of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coded {
+    /// Bytes of the output.
+    pub len: usize,
+    /// CRC-32 of the block; 0 where the envelope has none.
+    pub crc32: u32,
+}
+
+/// What stands around the blocks of a stream.
+#[derive(Debug)]
+pub struct Envelope {
+    coding: Coding,
+    crc32: u32,
+    /// Bytes of all blocks.
+    size_bytes: u64,
+}
+
+impl Envelope {
+    /// Around no blocks yet.
+    pub fn new(compression: Compression) -> Self {
+        Self { coding: compression.coding, crc32: 0, size_bytes: 0 }
+    }
+
+    /// What comes before the first block.
+    pub fn start(&self) -> &'static [u8] {
+        match self.coding {
+            Coding::Gzip => &gzip::HEADER,
+            Coding::Plain | Coding::Zstd => &[],
+        }
+    }
+
+    /// Takes the next block, of `block_bytes` bytes, into account.
+    pub fn add(&mut self, coded: Coded, block_bytes: u64) {
+        if self.coding == Coding::Gzip {
+            self.crc32 = gzip::join(self.crc32, coded.crc32, block_bytes);
+        }
+        self.size_bytes = self.size_bytes.wrapping_add(block_bytes);
+    }
+
+    /// What comes after the last block.
+    pub fn end(self) -> Vec<u8> {
+        match self.coding {
+            Coding::Gzip => gzip::end(self.crc32, self.size_bytes).to_vec(),
+            Coding::Plain | Coding::Zstd => Vec::new(),
+        }
+    }
+}
+
+/// No compression.
+struct Copy;
+
+impl Encoder for Copy {
+    fn encode(&mut self, _before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
+        let space = out.get_mut(..block.len()).ok_or(CodecError::Encoder { coding: Coding::Plain })?;
+        space.copy_from_slice(block);
+        Ok(Coded { len: block.len(), crc32: 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Compresses in blocks of `block` bytes.
+    pub(super) fn encode(compression: Compression, plain: &[u8], block: usize) -> Vec<u8> {
+        let mut encoder = compression.encoder().unwrap();
+        let mut envelope = Envelope::new(compression);
+        let mut stream = envelope.start().to_vec();
+        let blocks: Vec<&[u8]> = if plain.is_empty() { vec![&[]] } else { plain.chunks(block).collect() };
+        let mut before = &[][..];
+        for block in blocks {
+            let mut out = vec![0xaa; compression.bound(block.len())];
+            let coded = encoder.encode(before, block, &mut out).unwrap();
+            stream.extend_from_slice(&out[..coded.len]);
+            envelope.add(coded, block.len() as u64);
+            before = block;
+        }
+        stream.extend(envelope.end());
+        stream
+    }
+
+    fn decoded(coding: Coding, stream: &[u8]) -> Vec<u8> {
+        let mut decoder = coding.decoder(8 << 20).unwrap();
+        let (mut plain, mut space, mut input) = (Vec::new(), vec![0; 1 << 16], stream);
+        loop {
+            let filled = decoder.decode(&mut input, &mut space).unwrap();
+            plain.extend_from_slice(&space[..filled]);
+            if input.is_empty() && filled < space.len() {
+                break;
+            }
+        }
+        decoder.finish().unwrap();
+        plain
+    }
+
+    pub(super) fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let step = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        };
+        (0..len).map(step).collect()
+    }
+
+    fn every_level() -> impl Iterator<Item = Compression> {
+        [(Coding::Plain, 0..=0), (Coding::Gzip, 1..=9), (Coding::Zstd, 1..=19)]
+            .into_iter()
+            .flat_map(|(coding, levels)| levels.map(move |level| Compression::at_level(coding, level).unwrap()))
+    }
+
+    #[test]
+    fn only_the_levels_of_a_coding_are_taken() {
+        for (coding, level) in
+            [(Coding::Plain, 1), (Coding::Gzip, 0), (Coding::Gzip, 10), (Coding::Zstd, 0), (Coding::Zstd, 20)]
+        {
+            let error = Compression::at_level(coding, level).unwrap_err();
+            assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "codec.level"), "{error}");
+        }
+        for coding in [Coding::Plain, Coding::Gzip, Coding::Zstd] {
+            let usual = Compression::of(coding);
+            assert_eq!(Compression::at_level(coding, usual.level()), Ok(usual));
+        }
+    }
+
+    #[test]
+    fn every_level_round_trips_at_its_block_length_and_fits_its_bound() {
+        for compression in every_level() {
+            let block = compression.block_bytes();
+            // What does not compress at all must fit too.
+            for plain in [noise(100_000), vec![0; block + 1], Vec::new()] {
+                let stream = encode(compression, &plain, block);
+                assert_eq!(Coding::detect(&stream), if plain.is_empty() { Coding::detect(&stream) } else { compression.coding() });
+                assert!(decoded(compression.coding(), &stream) == plain, "{compression:?}");
+            }
+        }
+        for compression in [Compression::GZIP, Compression::ZSTD] {
+            let plain = noise(compression.block_bytes() * 2 + 1);
+            let stream = encode(compression, &plain, compression.block_bytes());
+            assert!(stream.len() > plain.len());
+            assert!(decoded(compression.coding(), &stream) == plain);
+        }
+    }
+
+    #[test]
+    fn an_encoder_keeps_nothing_of_the_blocks_before() {
+        for compression in every_level() {
+            let (one, two) = (noise(5000), [b"some words, some more words, ".repeat(90), noise(700)].concat());
+            let mut fresh = compression.encoder().unwrap();
+            let mut used = compression.encoder().unwrap();
+            let mut out = vec![0; compression.bound(20_000)];
+            let mut run = |encoder: &mut Box<dyn Encoder>| {
+                let coded = encoder.encode(&one, &two, &mut out).unwrap();
+                (coded, out[..coded.len].to_vec())
+            };
+            let want = run(&mut fresh);
+            run(&mut used);
+            let mut other = vec![0; compression.bound(20_000)];
+            used.encode(&two, &noise(20_000), &mut other).unwrap();
+            assert_eq!(run(&mut used), want, "{compression:?}");
+        }
+    }
+
+    #[test]
+    fn too_little_room_is_an_error() {
+        for compression in every_level() {
+            let plain = noise(1000);
+            let outcome = compression.encoder().unwrap().encode(&[], &plain, &mut [0; 900]);
+            let error = outcome.unwrap_err();
+            assert_eq!((error.kind(), error.reason()), (Kind::Internal, "codec.encoder"), "{compression:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn any_bytes_in_any_blocks_round_trip(
+            plain in proptest::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..4000),
+            block in 1_usize..2000,
+        ) {
+            for coding in [Coding::Plain, Coding::Gzip, Coding::Zstd] {
+                let stream = encode(Compression::of(coding), &plain, block);
+                prop_assert_eq!(&decoded(coding, &stream), &plain);
+            }
+        }
+    }
+}

@@ -12,6 +12,7 @@
 mod form;
 pub mod layer;
 pub mod output;
+pub mod tar;
 
 pub use form::{Container, Form};
 

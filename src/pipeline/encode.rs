@@ -79,19 +79,6 @@ pub struct Times {
     pub deliver: Duration,
 }
 
-impl Times {
-    /// Every step by its name, in the order of the work.
-    pub fn steps(&self) -> [(&'static str, Duration); 5] {
-        [
-            ("produce", self.produce),
-            ("diff_id", self.diff_id),
-            ("encode", self.encode),
-            ("blob_digest", self.blob_digest),
-            ("deliver", self.deliver),
-        ]
-    }
-}
-
 /// Where a producer writes its stream.
 ///
 /// Errors of [`Write`] carry a classified error, which [`Error::from_io`] unpacks. After one the producer
@@ -156,10 +143,7 @@ enum Steps<'scope, 'env> {
     /// The blob is the stream.
     Plain { diff_id: Placed<'scope, Hash>, delivery: Placed<'scope, Delivery<'env>> },
     /// The blob is compressed.
-    Coded {
-        diff_id: Placed<'scope, Hash>,
-        blocks: Box<Blocks<'scope, 'env, Placed<'scope, Delivery<'env>>>>,
-    },
+    Coded { diff_id: Placed<'scope, Hash>, blocks: Box<Blocks<'scope, 'env, Placed<'scope, Delivery<'env>>>> },
 }
 
 impl<'scope, 'env> Stream<'scope, 'env, '_> {

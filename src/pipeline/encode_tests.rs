@@ -30,7 +30,8 @@ impl Setup {
         produce: impl FnOnce(&mut dyn Feed) -> Result<T>,
     ) -> Result<(T, Facts)> {
         let Self { helpers, limits, cancel } = self;
-        let outcome = run(Plan { helpers, limits, cancel, progress: &mut |_| {} }, compression, deliver, produce);
+        let outcome =
+            run(Plan { helpers, limits, cancel, progress: &mut |_| {} }, compression, deliver, produce);
         assert_eq!(Arc::strong_count(helpers), 1, "all permits are back");
         outcome
     }
@@ -97,7 +98,8 @@ fn many_blocks_keep_their_order() {
 
 #[test]
 fn one_block_uses_the_callers_thread_alone() {
-    for (compression, blocks) in ALL.into_iter().flat_map(|compression| [(compression, 1), (compression, 2)]) {
+    for (compression, blocks) in ALL.into_iter().flat_map(|compression| [(compression, 1), (compression, 2)])
+    {
         let caller = thread::current().id();
         let mut elsewhere = false;
         let mut deliver = |_: &[u8]| {

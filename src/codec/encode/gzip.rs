@@ -11,7 +11,7 @@ use zlib_rs::{
     crc32::{crc32, crc32_combine},
 };
 
-use super::{Coded, CodecError, Coding, Encoder};
+use super::{CodecError, Coded, Coding, Encoder};
 
 /// Block length in bytes. The output is within 0.1 % of that in one piece from 256 KiB on; longer blocks only
 /// leave threads idle at the end of small layers.

@@ -9,7 +9,7 @@
 mod gzip;
 mod zstd;
 
-use super::{Coding, CodecError};
+use super::{CodecError, Coding};
 use crate::error::{Classify, Kind};
 
 /// How a stream is to be compressed.
@@ -246,9 +246,9 @@ mod tests {
     }
 
     fn every_level() -> impl Iterator<Item = Compression> {
-        [(Coding::Plain, 0..=0), (Coding::Gzip, 1..=9), (Coding::Zstd, 1..=19)]
-            .into_iter()
-            .flat_map(|(coding, levels)| levels.map(move |level| Compression::at_level(coding, level).unwrap()))
+        [(Coding::Plain, 0..=0), (Coding::Gzip, 1..=9), (Coding::Zstd, 1..=19)].into_iter().flat_map(
+            |(coding, levels)| levels.map(move |level| Compression::at_level(coding, level).unwrap()),
+        )
     }
 
     #[test]
@@ -272,7 +272,10 @@ mod tests {
             // What does not compress at all must fit too.
             for plain in [noise(100_000), vec![0; block + 1], Vec::new()] {
                 let stream = encode(compression, &plain, block);
-                assert_eq!(Coding::detect(&stream), if plain.is_empty() { Coding::detect(&stream) } else { compression.coding() });
+                assert_eq!(
+                    Coding::detect(&stream),
+                    if plain.is_empty() { Coding::detect(&stream) } else { compression.coding() }
+                );
                 assert!(decoded(compression.coding(), &stream) == plain, "{compression:?}");
             }
         }
@@ -287,7 +290,8 @@ mod tests {
     #[test]
     fn an_encoder_keeps_nothing_of_the_blocks_before() {
         for compression in every_level() {
-            let (one, two) = (noise(5000), [b"some words, some more words, ".repeat(90), noise(700)].concat());
+            let (one, two) =
+                (noise(5000), [b"some words, some more words, ".repeat(90), noise(700)].concat());
             let mut fresh = compression.encoder().unwrap();
             let mut used = compression.encoder().unwrap();
             let mut out = vec![0; compression.bound(20_000)];

@@ -9,7 +9,7 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
 
-use super::{Coded, CodecError, Coding, Encoder};
+use super::{CodecError, Coded, Coding, Encoder};
 
 /// Block length in bytes: twice the window of the usual level. Half of it costs 1 to 4 % of the output, twice as
 /// much 0.3 to 1 % but twice the memory for each thread.

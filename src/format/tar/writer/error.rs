@@ -26,9 +26,12 @@ impl WriterError {
         &self.inner.1
     }
 
-    /// The same, taken out.
-    pub fn into_problem(self) -> WriterProblem {
-        self.inner.1
+    /// The error of the sink, if it was the sink that failed; else itself.
+    pub fn into_sink_error(self) -> Result<io::Error, Self> {
+        match *self.inner {
+            (_, WriterProblem::Sink(error)) => Ok(error),
+            inner => Err(Self { inner: Box::new(inner) }),
+        }
     }
 }
 

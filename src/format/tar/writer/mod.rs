@@ -154,6 +154,11 @@ impl<W: Write> Writer<W> {
         Ok(self.out)
     }
 
+    /// The sink.
+    pub fn sink(&self) -> &W {
+        &self.out
+    }
+
     fn refuse(&self, problem: WriterProblem) -> WriterError {
         WriterError::new(&self.name, problem)
     }

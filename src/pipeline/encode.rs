@@ -109,7 +109,8 @@ pub fn run<T>(
             filled: 0,
             shipped_bytes: 0,
             pushing: Duration::ZERO,
-            steps: Steps::Later(Some(Delivery { deliver, hash: None, busy: Duration::ZERO })),
+            delivery: Some(Delivery { deliver, hash: None, busy: Duration::ZERO }),
+            steps: None,
             plan,
         };
         let output = produce(&mut stream)?;
@@ -133,17 +134,23 @@ struct Stream<'scope, 'env, 'plan> {
     shipped_bytes: u64,
     /// Time spent in the steps that run on this thread, and in waiting for the others.
     pushing: Duration,
-    steps: Steps<'scope, 'env>,
+    /// Until the steps are set up, which is when the first block is full.
+    delivery: Option<Delivery<'env>>,
+    steps: Option<Steps<'scope, 'env>>,
 }
 
 /// The steps after the producer.
-enum Steps<'scope, 'env> {
-    /// Not set up before the first block is full; `None` only while that is done.
-    Later(Option<Delivery<'env>>),
-    /// The blob is the stream.
-    Plain { diff_id: Placed<'scope, Hash>, delivery: Placed<'scope, Delivery<'env>> },
-    /// The blob is compressed.
-    Coded { diff_id: Placed<'scope, Hash>, blocks: Box<Blocks<'scope, 'env, Placed<'scope, Delivery<'env>>>> },
+struct Steps<'scope, 'env> {
+    diff_id: Placed<'scope, Hash>,
+    rest: Rest<'scope, 'env>,
+}
+
+/// What happens to the stream besides its digest.
+enum Rest<'scope, 'env> {
+    /// It is the blob.
+    Plain(Box<Placed<'scope, Delivery<'env>>>),
+    /// It is compressed.
+    Coded(Box<Blocks<'scope, 'env, Placed<'scope, Delivery<'env>>>>),
 }
 
 impl<'scope, 'env> Stream<'scope, 'env, '_> {
@@ -170,45 +177,55 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
         let started = Instant::now();
         let chunk = buffer.freeze(std::mem::take(&mut self.filled));
         self.shipped_bytes = self.shipped_bytes.saturating_add(chunk.len() as u64);
-        self.set_up(more)?;
-        self.steps.push(chunk)?;
+        self.steps(more)?.push(chunk)?;
         self.pushing += started.elapsed();
         (self.plan.progress)(self.shipped_bytes);
         Ok(())
     }
 
-    /// Sets the steps up, on threads of their own when there is enough to do.
-    fn set_up(&mut self, large: bool) -> Result<()> {
-        let Steps::Later(delivery) = &mut self.steps else { return Ok(()) };
-        let Some(mut delivery) = delivery.take() else {
-            return Err(Error::new(Kind::Internal, "pipeline.abandoned", "the steps have failed before"));
-        };
+    /// The steps; set up at first, on threads of their own when there is enough to do.
+    fn steps(&mut self, large: bool) -> Result<&mut Steps<'scope, 'env>> {
+        if let Some(delivery) = self.delivery.take() {
+            self.steps = Some(self.set_up(delivery, large)?);
+        }
+        self.steps.as_mut().ok_or_else(abandoned)
+    }
+
+    fn set_up(&self, mut delivery: Delivery<'env>, large: bool) -> Result<Steps<'scope, 'env>> {
         let (scope, helpers) = (self.scope, self.plan.helpers);
         let hash = || Hash::new(Algorithm::Sha256);
         let is_plain = self.compression.coding() == Coding::Plain;
-        let wanted = if is_plain { 2 } else { 3 };
-        let mut permits = helpers.take_up_to(if large { wanted } else { 0 }).into_iter();
+        let wanted = match (large, is_plain) {
+            (false, _) => 0,
+            (true, true) => 2,
+            (true, false) => 3,
+        };
         // In the order of what helps most.
+        let mut permits = helpers.take_up_to(wanted).into_iter();
         let compressing = if is_plain { None } else { permits.next() };
         delivery.hash = if is_plain { None } else { Some(hash()) };
         let delivery = Placed::new(scope, permits.next(), "deliver", delivery)?;
         let diff_id = Placed::new(scope, permits.next(), "diff-id", hash())?;
-        self.steps = if is_plain {
-            Steps::Plain { diff_id, delivery }
+        let rest = if is_plain {
+            Rest::Plain(Box::new(delivery))
         } else {
-            let blocks = Blocks::new(scope, helpers, compressing, self.compression, delivery);
-            Steps::Coded { diff_id, blocks: Box::new(blocks) }
+            Rest::Coded(Box::new(Blocks::new(scope, helpers, compressing, self.compression, delivery)))
         };
-        Ok(())
+        Ok(Steps { diff_id, rest })
     }
 
     /// Ends the stream.
     fn finish(mut self) -> Result<Facts> {
         self.ship(false)?;
-        self.set_up(false)?;
-        let (diff_id, delivered, encode) = self.steps.finish()?;
+        self.steps(false)?;
+        let Steps { diff_id, rest } = self.steps.ok_or_else(abandoned)?;
+        let (delivered, encode) = match rest {
+            Rest::Plain(delivery) => (delivery.finish()?, Duration::ZERO),
+            Rest::Coded(blocks) => blocks.finish()?,
+        };
+        let diff_id = diff_id.finish()?;
         let (blob, blob_digest) = match delivered.hashed {
-            Some(hashed) => ((hashed.digest, hashed.size_bytes), hashed.busy),
+            Some(blob) => ((blob.digest, blob.size_bytes), blob.busy),
             None => ((diff_id.digest.clone(), diff_id.size_bytes), Duration::ZERO),
         };
         Ok(Facts {
@@ -228,6 +245,20 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
     }
 }
 
+impl Steps<'_, '_> {
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        self.diff_id.push(chunk.clone())?;
+        match &mut self.rest {
+            Rest::Plain(delivery) => delivery.push(chunk),
+            Rest::Coded(blocks) => blocks.push(chunk),
+        }
+    }
+}
+
+fn abandoned() -> Error {
+    Error::new(Kind::Internal, "pipeline.abandoned", "the steps have failed before")
+}
+
 impl Write for Stream<'_, '_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.take(bytes).map_err(Error::into_io)
@@ -244,36 +275,6 @@ impl Feed for Stream<'_, '_, '_> {
         match self.shipped_bytes.saturating_add(self.filled as u64).saturating_add(bytes) {
             total if total <= limit => Ok(()),
             _ => Err(StreamLimit::Length { limit }.into()),
-        }
-    }
-}
-
-impl Steps<'_, '_> {
-    fn push(&mut self, chunk: Chunk) -> Result<()> {
-        match self {
-            Self::Later(_) => Ok(()),
-            Self::Plain { diff_id, delivery } => {
-                diff_id.push(chunk.clone())?;
-                delivery.push(chunk)
-            }
-            Self::Coded { diff_id, blocks } => {
-                diff_id.push(chunk.clone())?;
-                blocks.push(chunk)
-            }
-        }
-    }
-
-    fn finish(self) -> Result<(Hashed, Delivered, Duration)> {
-        match self {
-            Self::Later(_) => Err(Error::new(Kind::Internal, "pipeline.abandoned", "no step was set up")),
-            Self::Plain { diff_id, delivery } => {
-                let delivered = delivery.finish()?;
-                Ok((diff_id.finish()?, delivered, Duration::ZERO))
-            }
-            Self::Coded { diff_id, blocks } => {
-                let (delivered, encode) = blocks.finish()?;
-                Ok((diff_id.finish()?, delivered, encode))
-            }
         }
     }
 }

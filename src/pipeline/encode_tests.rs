@@ -7,7 +7,7 @@ fn sample(len: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let step = |at: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if at / 4096 % 2 == 0 { state.to_be_bytes()[0] } else { b"words and "[at % 10] }
+        if (at / 4096).is_multiple_of(2) { state.to_be_bytes()[0] } else { b"words and "[at % 10] }
     };
     (0..len).map(step).collect()
 }
@@ -107,7 +107,7 @@ fn one_block_uses_the_callers_thread_alone() {
             Ok(())
         };
         let bytes = sample(blocks * compression.block_bytes());
-        setup(3).run(compression, &mut deliver, |feed| Ok(feed.write_all(&bytes).unwrap())).unwrap();
+        setup(3).run(compression, &mut deliver, |feed| feed.write_all(&bytes).map_err(Error::disk)).unwrap();
         assert_eq!(elsewhere, blocks > 1, "{compression:?}");
     }
 }
@@ -160,7 +160,7 @@ fn an_error_of_the_producer_or_of_the_store_ends_the_run() {
 
         // At the very end: only `finish` can tell.
         let error = setup
-            .run(compression, &mut |_: &[u8]| Err(refuse()), |feed| Ok(feed.write_all(b"x").unwrap()))
+            .run(compression, &mut |_: &[u8]| Err(refuse()), |feed| feed.write_all(b"x").map_err(Error::disk))
             .unwrap_err();
         assert_eq!(error.reason(), "test.refused");
 
@@ -215,5 +215,7 @@ fn the_limit_on_the_stream_holds_before_and_while_it_is_written() {
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"));
     let error = setup.run(Compression::GZIP, &mut |_| Ok(()), unannounced).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"));
-    setup.run(Compression::GZIP, &mut |_| Ok(()), |feed| Ok(feed.write_all(&[0; 1000]).unwrap())).unwrap();
+    setup
+        .run(Compression::GZIP, &mut |_| Ok(()), |feed| feed.write_all(&[0; 1000]).map_err(Error::disk))
+        .unwrap();
 }

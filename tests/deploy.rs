@@ -5,7 +5,10 @@
 use std::{fs, process::Command};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use plywood::config::{Config, DEFAULT_PATH};
+use plywood::{
+    config::{Config, DEFAULT_PATH},
+    sys::capabilities,
+};
 
 const SERVICE: &str = include_str!("../integration/deploy/plywood.service");
 const SOCKET: &str = include_str!("../integration/deploy/plywood.socket");
@@ -15,6 +18,7 @@ fn main() {
     let tests = vec![
         Trial::test("the_units_and_the_defaults_name_the_same_paths", same_paths),
         Trial::test("systemd_waits_longer_than_the_daemon_drains", stop_timeout),
+        Trial::test("the_unit_leaves_what_diff_needs", diff_privileges),
         Trial::test("systemd_takes_the_units", verify).with_ignored_flag(!has_analyze),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit();
@@ -43,6 +47,27 @@ fn stop_timeout() -> Result<(), Failed> {
     // Two seconds for what is cancelled, one for the replies.
     let drain = Config::default().server.drain_seconds + 3;
     assert!(value(SERVICE, "TimeoutStopSec").parse::<u64>().unwrap() > drain);
+    Ok(())
+}
+
+fn diff_privileges() -> Result<(), Failed> {
+    assert!(Config::default().diff.enabled);
+    let kept =
+        value(SERVICE, "CapabilityBoundingSet").split(' ').map(|name| name.strip_prefix("CAP_").unwrap());
+    let mut kept: Vec<_> = kept.collect();
+    kept.sort_unstable();
+    assert_eq!(kept.join("+"), capabilities::names(capabilities::READING));
+    // Nothing is inherited by what is not run anyway.
+    assert_eq!(value(SERVICE, "AmbientCapabilities"), "");
+    // The daemon gives them up and raises them itself; mounting stays forbidden.
+    assert_eq!(value(SERVICE, "SystemCallFilter"), "@system-service @sandbox");
+    assert!(SERVICE.contains("\nSystemCallFilter=~@mount\n"));
+    // These would hide what containerd mounts, sysfs's loop devices, or the mount table.
+    for key in
+        ["MountFlags", "PrivateMounts", "PrivatePIDs", "ProcSubset", "RootDirectory", "InaccessiblePaths"]
+    {
+        assert!(!SERVICE.contains(&format!("\n{key}=")), "{key}");
+    }
     Ok(())
 }
 

@@ -81,15 +81,24 @@ table! {
         /// The content store's directory, which the sandbox then lets us read. "": the one beside each snapshot
         /// root, as containerd lays them out.
         content_root: PathBuf = PathBuf::new();
+        /// Its state directory. Snapshots whose writable layer is an ext4 image are mounted below it while
+        /// they are in use.
+        state_dir: PathBuf = "/run/containerd".into();
     }
 }
 
 table! {
-    /// Where layers go.
+    /// Where layers go, and where they are read from.
     Snapshots {
         /// Roots of the EROFS snapshotter. A request that names a directory outside all of them is answered
         /// UNIMPLEMENTED, so that containerd asks its next differ.
         roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.erofs".into()];
+        /// Roots of the overlayfs snapshotter, whose snapshots Diff reads too. Nothing is ever written there. A
+        /// root that does not exist is passed over until the next start.
+        overlayfs_roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()];
+        /// Directories with ready images that the snapshotter links to instead of unpacking a layer
+        /// (its layer_content_caches), for Diff to follow those links.
+        shared_layers: Vec<PathBuf> = Vec::new();
     }
 }
 
@@ -118,6 +127,9 @@ table! {
 table! {
     /// The layers that Diff writes. Changing these changes the bytes of every layer written from now on.
     Diff {
+        /// Answer Diff. It reads files of any owner and overlayfs's own attributes, for which the daemon keeps
+        /// CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN. false: no capability is kept, Diff is UNIMPLEMENTED.
+        enabled: bool = true;
         /// Level of gzip, 1 (fast) to 9 (small).
         gzip_level: u8 = 6;
         /// Level of zstd, 1 (fast) to 19 (small).
@@ -136,8 +148,8 @@ table! {
 table! {
     /// What the daemon gives up at start.
     Security {
-        /// Drop all capabilities, forbid new ones, and let the kernel (Landlock, where it is built in)
-        /// confine file access to the directories named here. What was achieved is logged.
+        /// Drop all capabilities that are not needed, forbid new ones, and let the kernel (Landlock, where it is
+        /// built in) confine file access to the directories named here. What was achieved is logged.
         sandbox: bool = true;
     }
 }
@@ -290,6 +302,16 @@ impl Config {
         found
     }
 
+    /// What Diff reads besides the snapshot roots, for the sandbox.
+    pub fn diff_roots(&self) -> Vec<PathBuf> {
+        let Snapshots { overlayfs_roots, shared_layers, .. } = &self.snapshots;
+        if !self.diff.enabled {
+            return Vec::new();
+        }
+        let further = std::iter::once(&self.containerd.state_dir);
+        overlayfs_roots.iter().chain(shared_layers).chain(further).cloned().collect()
+    }
+
     /// The limits as the rest of the program takes them.
     pub fn limits(&self) -> limits::Limits {
         limits::Limits {
@@ -329,6 +351,14 @@ mod tests {
         assert_eq!(with("[snapshots]\nroots = [\"/a/x\", \"/a/y\"]").len(), 1);
         assert_eq!(with("[containerd]\ncontent_root = \"/c\""), [Path::new("/c")]);
         assert!(with("[containerd]\ndirect_content = false\ncontent_root = \"/c\"").is_empty());
+    }
+
+    #[test]
+    fn without_diff_nothing_more_is_read() {
+        let with = |text: &str| toml::from_str::<Config>(text).unwrap().diff_roots();
+        assert_eq!(with("[diff]\nenabled = false"), Vec::<PathBuf>::new());
+        let text = "[snapshots]\noverlayfs_roots = [\"/o\"]\nshared_layers = [\"/s\"]\n[containerd]\nstate_dir = \"/r\"";
+        assert_eq!(with(text), [Path::new("/o"), Path::new("/s"), Path::new("/r")]);
     }
 
     #[test]

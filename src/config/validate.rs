@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Debug,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{Config, ConfigError};
@@ -21,6 +21,7 @@ impl Config {
         if !content_root.as_os_str().is_empty() {
             absolute("containerd.content_root", content_root)?;
         }
+        absolute("containerd.state_dir", &self.containerd.state_dir)?;
         self.validate_roots()?;
         let erofs = &self.erofs;
         // Larger blocks than pages cannot be mounted here.
@@ -75,11 +76,18 @@ impl Config {
         if roots.is_empty() {
             return Err(refuse("snapshots.roots", roots, "empty: every request would be refused"));
         }
-        for (number, root) in roots.iter().enumerate() {
-            absolute("snapshots.roots", root)?;
-            let others = roots.iter().enumerate().filter(|(other, _)| *other != number);
-            if let Some((_, other)) = others.into_iter().find(|(_, other)| root.starts_with(other)) {
-                return Err(refuse("snapshots.roots", root, format!("lies in {other:?}")));
+        let named = |key: &'static str, paths: &'_ [PathBuf]| {
+            paths.iter().map(move |path| (key, path.clone())).collect::<Vec<_>>()
+        };
+        let mut all = named("snapshots.roots", roots);
+        all.extend(named("snapshots.overlayfs_roots", &self.snapshots.overlayfs_roots));
+        all.extend(named("snapshots.shared_layers", &self.snapshots.shared_layers));
+        for (number, (key, root)) in all.iter().enumerate() {
+            absolute(key, root)?;
+            let others = all.iter().enumerate().filter(|(other, _)| *other != number);
+            if let Some((_, (_, other))) = others.into_iter().find(|(_, (_, other))| root.starts_with(other))
+            {
+                return Err(refuse(key, root, format!("lies in {other:?}")));
             }
         }
         Ok(())
@@ -162,6 +170,11 @@ mod tests {
             ("[snapshots]\nroots = [\"/\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a/b\"]", "snapshots.roots"),
+            ("[snapshots]\noverlayfs_roots = [\"a\"]", "snapshots.overlayfs_roots"),
+            ("[snapshots]\nroots = [\"/a\"]\noverlayfs_roots = [\"/a/b\"]", "snapshots.overlayfs_roots"),
+            ("[snapshots]\nroots = [\"/a/b\"]\noverlayfs_roots = [\"/a\"]", "snapshots.roots"),
+            ("[snapshots]\nshared_layers = [\"/a\", \"/a\"]", "snapshots.shared_layers"),
+            ("[containerd]\nstate_dir = \"\"", "containerd.state_dir"),
             ("[erofs]\nblock_size = 1048576", "erofs.block_size"),
             ("[erofs]\nblock_size = 3000", "erofs.block_size"),
             ("[erofs]\nblock_size = 512", "erofs.inline_limit"),

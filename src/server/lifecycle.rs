@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use rustix::fs::Mode;
+use rustix::{fs::Mode, thread::CapabilitySet};
 use sd_notify::NotifyState;
 use tokio::{
     net::UnixListener,
@@ -21,7 +21,7 @@ use crate::{
     observe::{Observer, scrape},
     rpc::{grpc, listener},
     snapshot::{Roots, Sweep},
-    sys::{capabilities, inherited, sandbox},
+    sys::{capabilities, inherited, loop_device, sandbox},
 };
 
 /// Threads of the runtime. Sockets need little; the work is done by the workers of the service.
@@ -46,11 +46,14 @@ pub trait MakeDomain {
 pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %origin, "starting");
-    let roots = Roots::open(&config.snapshots.roots).map_err(|error| {
+    let mut roots = Roots::open(&config.snapshots.roots).map_err(|error| {
         Error::from(error).context(
             "containerd makes it when it starts with its EROFS snapshotter; snapshots.roots names others",
         )
     })?;
+    if config.diff.enabled {
+        roots = roots.also_read(&config.snapshots.overlayfs_roots, &config.snapshots.shared_layers)?;
+    }
     let roots = Arc::new(roots);
     let sockets = Sockets::open(&config.server)?;
     if config.security.sandbox {
@@ -125,17 +128,21 @@ impl Socket {
     }
 }
 
-/// Level 1: no capabilities, and only the files the daemon works with.
+/// Level 1: only the capabilities that Diff needs, and only the files the daemon works with.
 fn confine(config: &Config) -> Result<()> {
     let server = &config.server;
     let socket_directories: Vec<_> =
         [&server.socket, &server.metrics_socket].into_iter().filter_map(|path| path.parent()).collect();
     let roots: Vec<_> = config.snapshots.roots.iter().map(AsRef::as_ref).collect();
-    let content = config.content_roots();
-    let content: Vec<_> = content.iter().map(AsRef::as_ref).collect();
+    let mut read = config.content_roots();
+    read.extend(config.diff_roots());
+    if config.diff.enabled {
+        read.push(loop_device::DEVICES.into());
+    }
+    let read: Vec<_> = read.iter().map(AsRef::as_ref).collect();
     let paths = sandbox::Paths {
         read_write: &roots,
-        read: &content,
+        read: &read,
         remove: &socket_directories,
         abstract_sockets: notify::uses_abstract_socket(),
     };
@@ -144,14 +151,21 @@ fn confine(config: &Config) -> Result<()> {
         tracing::warn!(%error, "landlock refuses");
         sandbox::Enforced { level: "none", abi: 0, missing: Vec::new() }
     });
-    let dropped = capabilities::drop_all_but(capabilities::KEPT).and_then(|()| capabilities::effective());
-    let kept = dropped.map_err(|error| {
+    let needed = if config.diff.enabled { capabilities::READING } else { CapabilitySet::empty() };
+    let kept = capabilities::drop_all_but(needed).map_err(|error| {
         let message = format!("cannot drop capabilities: {error} (security.sandbox = false starts with all)");
         Error::new(Kind::Denied, "server.sandbox", message)
     })?;
+    if kept != needed {
+        tracing::warn!(
+            needed = capabilities::names(needed),
+            kept = capabilities::names(kept),
+            "Diff cannot read what containers wrote: the service manager took capabilities away"
+        );
+    }
     let missing = (!enforced.missing.is_empty()).then(|| enforced.missing.join(", "));
     tracing::info!(
-        capabilities = kept.bits(),
+        capabilities = capabilities::names(kept),
         landlock = enforced.level,
         landlock_abi = enforced.abi,
         missing,

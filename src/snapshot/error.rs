@@ -73,6 +73,22 @@ pub enum MountError {
         /// Where it points, quoted.
         target: String,
     },
+    /// An image in use that can only be read where it is mounted.
+    #[error(
+        "{path} is attached to {device}, which is mounted nowhere we can see: reading it now could mix old and new"
+    )]
+    Unseen {
+        /// The image.
+        path: String,
+        /// The loop device.
+        device: String,
+    },
+    /// An image that was mounted or written to while it was read.
+    #[error("{0} came into use while it was read")]
+    InUse(String),
+    /// The service manager took away what reading a directory takes.
+    #[error("{0}: reading overlayfs's attributes needs CAP_SYS_ADMIN, which this process does not have")]
+    Privileges(String),
     /// A directory that others can write to.
     #[error(
         "{path}: owner {uid}, mode {permissions:04o}; it must belong to root and be writable by nobody else"
@@ -116,10 +132,12 @@ impl Classify for MountError {
             | Self::Option { .. }
             | Self::Link(_)
             | Self::File(_)
+            | Self::Privileges(_)
             | Self::Shared { .. }
             | Self::Owner { .. }
             | Self::Marker(_) => Kind::Denied,
-            Self::Missing(_) => Kind::Conflict,
+            Self::Missing(_) | Self::Unseen { .. } => Kind::Conflict,
+            Self::InUse(_) => Kind::Changed,
             Self::Io { source, .. } => disk_kind(source),
         }
     }
@@ -138,6 +156,9 @@ impl Classify for MountError {
             Self::Missing(_) => "mount.missing",
             Self::Link(_) => "mount.link",
             Self::File(_) => "mount.file",
+            Self::Unseen { .. } => "mount.unseen",
+            Self::InUse(_) => "mount.in-use",
+            Self::Privileges(_) => "diff.privileges",
             Self::Shared { .. } => "mount.shared-layer",
             Self::Owner { .. } => "mount.owner",
             Self::NoMarker(_) => "mount.no-marker",

@@ -7,6 +7,7 @@
 //!
 //! Source: docs/formats/containerd.md, "Mount lists", "From a list to a stack" and "Publishing a layer".
 
+mod block;
 mod error;
 mod ids;
 mod layer_file;
@@ -20,6 +21,7 @@ mod roots;
 mod stack;
 mod sweep;
 
+pub use block::Watch;
 pub use error::MountError;
 pub use ids::{IdMap, IdMaps};
 pub use layer_file::{Durability, LayerError, LayerFile};

@@ -4,9 +4,10 @@
 
 use std::{fs::File, io, path::PathBuf};
 
-use rustix::fs::FileType;
+use rustix::{fs::FileType, thread::CapabilitySet};
 
 use super::{
+    block::{self, Upper},
     error::MountError,
     ids::IdMaps,
     mount::Mount,
@@ -14,7 +15,10 @@ use super::{
     resolve::{UPPER, check_options, quote},
     roots::{Opened, Root, Roots, Snapshotter, check_marker, check_owner, refusal},
 };
-use crate::sys::dir::{Dir, Status, status};
+use crate::sys::{
+    capabilities::Raised,
+    dir::{Dir, Status, status},
+};
 
 /// The layers of one snapshot, the newest first. Empty for a view of nothing.
 #[derive(Debug, Default)]
@@ -28,7 +32,8 @@ pub struct Stack {
 pub struct StackLayer {
     /// For messages; nothing is opened by this path.
     pub path: PathBuf,
-    /// Device and inode number of the directory or image: the same layer has the same key.
+    /// Device and inode number of the directory or image: the same layer has the same key. A mounted ext4
+    /// image keeps its own.
     pub key: (u64, u64),
     /// What the owners found in it are inside the container.
     pub ids: IdMaps,
@@ -64,12 +69,15 @@ pub enum LayerSource {
 
 /// The image that is a layer.
 const LAYER_NAME: &str = "layer.erofs";
+/// The image whose directory `upper` is a layer.
+const BLOCK_NAME: &str = "rwlayer.img";
 
 impl Roots {
     /// Opens the layers that `mounts` stack, the newest first, for reading.
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
-    /// Where the newest layer lies is decided before anything is looked at on disk.
+    /// Where the newest layer lies is decided before anything is looked at on disk. Whoever reads the
+    /// directories needs a [`Raised`] of his own.
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
         let plan = plan(mounts)?;
         let [top, ..] = plan.items.as_slice() else {
@@ -80,7 +88,8 @@ impl Roots {
             _ => (top.path(), top.leaves()),
         };
         let (root, spelling, id) = self.locate(path, leaves)?;
-        let mut reading = Reading { roots: self, root, plan: &plan, ids: IdMaps::default() };
+        let mut reading =
+            Reading { roots: self, root, plan: &plan, ids: IdMaps::default(), sees_trusted: false };
         let ids: Vec<_> = plan.items.iter().map(|item| reading.locate(item)).collect::<Result<_, _>>()?;
         check_options(mounts, spelling, id)?;
         check_known(mounts)?;
@@ -88,6 +97,9 @@ impl Roots {
         if let Some(overlay) = plan.overlay {
             reading.ids = id_maps(overlay)?;
         }
+        // The root of an upper directory belongs to whom the container likes.
+        let raised = Raised::for_reading().map_err(|source| refusal(spelling, source))?;
+        reading.sees_trusted = self.owner != 0 || raised.allows(CapabilitySet::SYS_ADMIN);
         let mut layers = Vec::with_capacity(plan.items.len());
         for (item, id) in plan.items.iter().zip(ids) {
             layers.extend(reading.open(item, id)?);
@@ -103,6 +115,9 @@ struct Reading<'a> {
     plan: &'a Plan<'a>,
     /// Of the upper directory.
     ids: IdMaps,
+    /// Whether attributes in `trusted.overlay.` can be read. To a process that may not, they do not exist, and
+    /// an opaque directory looks like any other. Only root can do something about it.
+    sees_trusted: bool,
 }
 
 /// An open image, where it is, and its device and inode number.
@@ -175,7 +190,7 @@ impl<'a> Reading<'a> {
                     dir.names().map_err(|source| refusal(&snapshot.path, source))?.next().is_none();
                 Ok((!is_empty).then_some(layer))
             }
-            Item::Block(_) => Err(MountError::Form("block mode")),
+            Item::Block(_) => self.block(&snapshot),
         }
     }
 
@@ -186,8 +201,31 @@ impl<'a> Reading<'a> {
         let dir = snapshot.dir.open_beneath(c"fs").map_err(refuse)?;
         let Status { device, inode, .. } = dir.status().map_err(refuse)?;
         let ids = if matches!(item, Item::Upper(_)) { self.ids.clone() } else { IdMaps::default() };
-        let source = LayerSource::Directory { dir, user_xattr: self.plan.user_xattr };
+        let source = self.readable(dir, &path)?;
         Ok(StackLayer { path: path.into(), key: (device, inode), ids, source })
+    }
+
+    fn readable(&self, dir: Dir, path: &str) -> Result<LayerSource, MountError> {
+        let user_xattr = self.plan.user_xattr;
+        match self.sees_trusted || user_xattr {
+            true => Ok(LayerSource::Directory { dir, user_xattr }),
+            false => Err(MountError::Privileges(path.to_owned())),
+        }
+    }
+
+    /// The directory `upper` in a snapshot's ext4 image; `None` before there is an image, or that in it.
+    fn block(&self, snapshot: &Opened) -> Result<Option<StackLayer>, MountError> {
+        let Some(Image { path, file, key }) = self.image(snapshot, BLOCK_NAME)? else { return Ok(None) };
+        let user_xattr = self.plan.user_xattr;
+        let (path, source) = match block::upper(&path, &file)? {
+            Upper::None => return Ok(None),
+            Upper::Live(dir, path) => {
+                let source = self.readable(dir, &path)?;
+                (path, source)
+            }
+            Upper::Idle => (path, LayerSource::Ext4 { image: file, user_xattr }),
+        };
+        Ok(Some(StackLayer { path: path.into(), key, ids: self.ids.clone(), source }))
     }
 
     fn devices(&self, paths: &[&'a str]) -> Result<Vec<File>, MountError> {

@@ -1,24 +1,27 @@
-//! Giving up capabilities for good.
+//! Giving up capabilities for good, and using those that are left only where they are needed.
 //!
-//! Everything an Apply touches belongs to root, and the daemon is root: its user id is all it needs. These
-//! calls bind the calling thread and those it starts later, so they come before any other thread.
+//! Everything an Apply touches belongs to root, and the daemon is root: its user id is all it needs. A Diff
+//! reads what containers wrote, files of any owner and attributes of overlayfs's own. What that takes stays
+//! in the permitted set of every thread and becomes effective for as long as a [`Raised`] lives.
 //!
-//! Source: capabilities(7), `PR_SET_NO_NEW_PRIVS`(2const).
+//! The calls bind the calling thread and those it starts later, so giving up comes before any other thread.
+//!
+//! Source: capabilities(7), `PR_SET_NO_NEW_PRIVS`(2const); xattr(7) for `trusted.`.
 
-use std::io;
+use std::{io, marker::PhantomData};
 
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-/// What the daemon keeps. Nothing: applying needs no more than root's own files. Reading other users'
-/// files, or mounting, would need some, and they would be named here.
-pub const KEPT: CapabilitySet = CapabilitySet::empty();
+/// Reading what containers wrote: past the modes of files of any owner, and attributes `trusted.*`, which
+/// the kernel shows to `CAP_SYS_ADMIN` alone.
+pub const READING: CapabilitySet = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::SYS_ADMIN);
 
-/// Drops every capability but `keep` from all sets of the calling thread, and forbids gaining any by
-/// running a program.
-pub fn drop_all_but(keep: CapabilitySet) -> io::Result<()> {
+/// Drops every capability but `keep` from all sets of the calling thread, makes none effective, and
+/// forbids gaining any by running a program. Returns what is left to be raised.
+pub fn drop_all_but(keep: CapabilitySet) -> io::Result<CapabilitySet> {
     set_no_new_privs(true)?;
     for capability in CapabilitySet::all().difference(keep).iter() {
         // The kernel may know fewer than this list, and then there is nothing to drop.
@@ -33,35 +36,105 @@ pub fn drop_all_but(keep: CapabilitySet) -> io::Result<()> {
     }
     // Kernels without ambient capabilities have none to clear.
     let _unknown = clear_ambient_capability_set();
-    set_capabilities(
-        None,
-        CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() },
-    )?;
-    Ok(())
+    let none = CapabilitySet::empty();
+    // A service manager may have taken some of these, too.
+    let permitted = capabilities(None)?.permitted.intersection(keep);
+    set_capabilities(None, CapabilitySets { effective: none, permitted, inheritable: none })?;
+    Ok(permitted)
 }
 
-/// What the calling thread may use now.
-pub fn effective() -> io::Result<CapabilitySet> {
-    Ok(rustix::thread::capabilities(None)?.effective)
+/// Names of a set's members for a log line, `none` for the empty set.
+pub fn names(set: CapabilitySet) -> String {
+    let names: Vec<_> = set.iter_names().map(|(name, _)| name).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join("+") }
+}
+
+/// Makes capabilities effective for the calling thread, until it is dropped.
+///
+/// A thread started meanwhile inherits them for all its life: start it before.
+#[derive(Debug)]
+pub struct Raised {
+    before: CapabilitySets,
+    effective: CapabilitySet,
+    /// It undoes what it did to its own thread, and must not leave it.
+    stays: PhantomData<*const ()>,
+}
+
+impl Raised {
+    /// Raises what [`READING`] names, as far as the thread is permitted to; see [`Raised::allows`].
+    pub fn for_reading() -> io::Result<Self> {
+        let before = capabilities(None)?;
+        let effective = before.effective.union(READING.intersection(before.permitted));
+        if effective != before.effective {
+            set_capabilities(None, CapabilitySets { effective, ..before })?;
+        }
+        Ok(Self { before, effective, stays: PhantomData })
+    }
+
+    /// Whether all of `capabilities` are effective now.
+    pub fn allows(&self, capabilities: CapabilitySet) -> bool {
+        self.effective.contains(capabilities)
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if self.effective != self.before.effective {
+            // Giving up what one has cannot fail; and if it did, the thread would only be able to read more.
+            let _still_raised = set_capabilities(None, self.before);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn effective() -> CapabilitySet {
+        capabilities(None).unwrap().effective
+    }
+
+    /// Other tests run on other threads and keep theirs.
+    fn on_a_thread_of_its_own(test: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(test).join().unwrap();
+    }
+
     #[test]
     fn a_thread_that_gave_up_its_capabilities_cannot_get_them_back() {
-        // Other tests run on other threads and keep theirs.
-        std::thread::spawn(|| {
-            drop_all_but(KEPT).unwrap();
-            assert_eq!(effective().unwrap(), CapabilitySet::empty());
+        on_a_thread_of_its_own(|| {
+            assert_eq!(drop_all_but(CapabilitySet::empty()).unwrap(), CapabilitySet::empty());
+            assert_eq!(effective(), CapabilitySet::empty());
             assert!(rustix::thread::no_new_privs().unwrap());
             let all = CapabilitySet::CHOWN;
             let regained =
                 CapabilitySets { effective: all, permitted: all, inheritable: CapabilitySet::empty() };
             assert_eq!(set_capabilities(None, regained), Err(rustix::io::Errno::PERM));
-        })
-        .join()
-        .unwrap();
+            assert!(!Raised::for_reading().unwrap().allows(CapabilitySet::SYS_ADMIN));
+        });
+    }
+
+    #[test]
+    fn what_is_kept_is_effective_only_while_it_is_raised() {
+        on_a_thread_of_its_own(|| {
+            let kept = drop_all_but(READING).unwrap();
+            assert_eq!(effective(), CapabilitySet::empty());
+            let outer = Raised::for_reading().unwrap();
+            {
+                let inner = Raised::for_reading().unwrap();
+                assert_eq!((inner.allows(READING), effective()), (kept == READING, kept));
+            }
+            assert_eq!(effective(), kept, "the outer one still holds");
+            drop(outer);
+            assert_eq!(effective(), CapabilitySet::empty());
+            // Another thread has the right to raise, and nothing raised.
+            let _raised_here = Raised::for_reading().unwrap();
+            assert!(capabilities(None).unwrap().inheritable.is_empty());
+        });
+    }
+
+    #[test]
+    fn sets_are_named_for_the_log() {
+        assert_eq!(names(CapabilitySet::empty()), "none");
+        assert_eq!(names(READING), "DAC_READ_SEARCH+SYS_ADMIN");
     }
 }

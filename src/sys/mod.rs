@@ -9,4 +9,5 @@ pub mod capabilities;
 pub mod dir;
 pub mod file;
 pub mod inherited;
+pub mod loop_device;
 pub mod sandbox;

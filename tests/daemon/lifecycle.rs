@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     ("an_inherited_socket_outlives_the_daemon", inherited),
     ("the_service_manager_hears_ready_alive_and_stopping", notified),
     ("two_daemons_do_not_share_a_socket", second_daemon),
+    ("capabilities_are_kept_for_diff_and_none_is_effective", capabilities),
     ("a_bad_configuration_is_refused_with_its_reason", bad_configuration),
 ];
 
@@ -32,6 +33,31 @@ fn slow(node: &Node, id: u32, millis: u64) -> tokio::task::JoinHandle<Reply> {
     let call = node.runtime.spawn(async move { grpc.apply(&request).await });
     until("the request is under way", SOON, || node.metrics().contains("plywood_requests_running 1\n"));
     call
+}
+
+/// Where the kernel shows `CAP_DAC_READ_SEARCH` and `CAP_SYS_ADMIN`.
+const READING: u64 = 1 << 2 | 1 << 21;
+
+fn capabilities() {
+    for (extra, names, bits) in
+        [("", "DAC_READ_SEARCH+SYS_ADMIN", READING), ("[diff]\nenabled = false", "none", 0)]
+    {
+        let node = Node::with(extra);
+        let daemon = node.start();
+        let log = daemon.log();
+        assert!(log.contains(&format!("capabilities=\"{names}\"")), "{log}");
+        // Every thread, those of the workers included.
+        for thread in fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap() {
+            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            let set = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap()
+            };
+            let sets = ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"].map(set);
+            assert_eq!(sets, [0, bits, bits, 0, 0], "{extra}\n{status}");
+        }
+        daemon.stop();
+    }
 }
 
 fn drain() {

@@ -9,6 +9,7 @@
 //!
 //! Described in `docs/formats/containerd.md`, "Diff".
 
+pub mod changes;
 mod form;
 pub mod layer;
 pub mod output;

@@ -16,6 +16,9 @@ use rustix::{
     path::Arg,
 };
 
+use super::inode::Handle;
+use crate::tree::{Device, Timestamp};
+
 /// Nothing below a root may lead out of it: no `..` above it, no links, no other file system.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -36,6 +39,8 @@ pub struct Status {
     pub file_type: FileType,
     /// Owner.
     pub uid: u32,
+    /// Group.
+    pub gid: u32,
     /// The low 12 bits of the mode.
     pub permissions: u32,
     /// Number of the file system.
@@ -44,8 +49,16 @@ pub struct Status {
     pub inode: u64,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// Bytes of disk, as far as the file system tells.
+    pub allocated_bytes: u64,
     /// Number of names.
     pub links: u64,
+    /// What a device is; 0:0 for all else.
+    pub special: Device,
+    /// When its data changed last.
+    pub modified: Timestamp,
+    /// When anything about it changed last; nobody can set this time.
+    pub changed: Timestamp,
 }
 
 impl From<Stat> for Status {
@@ -53,12 +66,26 @@ impl From<Stat> for Status {
         Self {
             file_type: FileType::from_raw_mode(stat.st_mode),
             uid: stat.st_uid,
+            gid: stat.st_gid,
             permissions: stat.st_mode & 0o7777,
             device: stat.st_dev,
             inode: stat.st_ino,
             size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
             #[allow(clippy::useless_conversion, reason = "the field is narrower on some architectures")]
             links: u64::from(stat.st_nlink),
+            allocated_bytes: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
+            special: Device {
+                major: rustix::fs::major(stat.st_rdev),
+                minor: rustix::fs::minor(stat.st_rdev),
+            },
+            modified: Timestamp {
+                seconds: stat.st_mtime,
+                nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            },
+            changed: Timestamp {
+                seconds: stat.st_ctime,
+                nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+            },
         }
     }
 }
@@ -88,6 +115,11 @@ impl Dir {
         self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).map(File::from)
     }
 
+    /// A handle on an entry below this directory, whatever it is; a symbolic link is not followed.
+    pub fn handle_beneath(&self, path: impl Arg) -> io::Result<Handle> {
+        self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW).map(Handle)
+    }
+
     /// Looks at an entry below this directory, without opening what it is.
     pub fn status_beneath(&self, path: impl Arg) -> io::Result<Status> {
         let handle = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW)?;
@@ -95,16 +127,7 @@ impl Dir {
     }
 
     fn resolve(&self, path: impl Arg, flags: OFlags) -> io::Result<OwnedFd> {
-        path.into_with_c_str(|path| {
-            for _ in 0..RETRIES {
-                match rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    outcome => return outcome,
-                }
-            }
-            Err(Errno::AGAIN)
-        })
-        .map_err(io::Error::from)
+        resolve(&self.0, path, flags)
     }
 
     /// What this directory itself is.
@@ -131,6 +154,33 @@ impl Dir {
             Err(error) => Some(Err(error.into())),
         }))
     }
+}
+
+impl Handle {
+    /// Opens the directory that this is a handle on, to list it.
+    pub fn open_dir(&self) -> io::Result<Dir> {
+        resolve(self, c".", OFlags::RDONLY | OFlags::DIRECTORY).map(Dir)
+    }
+
+    /// A handle on an entry of the directory that this is a handle on.
+    pub fn child(&self, name: impl Arg) -> io::Result<Self> {
+        resolve(self, name, OFlags::PATH | OFlags::NOFOLLOW).map(Self)
+    }
+}
+
+/// Opens what is at `path` below `root`.
+fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> io::Result<OwnedFd> {
+    let root = root.as_fd();
+    path.into_with_c_str(|path| {
+        for _ in 0..RETRIES {
+            match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Errno::AGAIN)
+    })
+    .map_err(io::Error::from)
 }
 
 impl AsFd for Dir {

@@ -9,5 +9,6 @@ pub mod capabilities;
 pub mod dir;
 pub mod file;
 pub mod inherited;
+pub mod inode;
 pub mod loop_device;
 pub mod sandbox;

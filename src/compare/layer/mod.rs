@@ -3,9 +3,17 @@
 //! A layer is what one directory of an overlay mount holds: whiteouts and opaque directories are in it
 //! in overlayfs's form, and mean nothing here.
 
+mod directory;
+mod erofs;
+mod error;
 mod extents;
 
-pub use extents::Extents;
+pub use self::{
+    directory::{Control, DirectoryLayer},
+    erofs::ErofsLayer,
+    error::LayerError,
+    extents::Extents,
+};
 
 use crate::{
     error::Result,

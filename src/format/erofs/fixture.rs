@@ -188,7 +188,7 @@ impl Fixture {
 pub(super) type Child = (&'static str, Nid, FileType);
 
 /// Corrects the checksum after a change to the first block.
-pub(super) fn seal(image: &mut [u8]) {
+pub(crate) fn seal(image: &mut [u8]) {
     let bits = BlockBits::new(image[1024 + 0x0C]).unwrap();
     superblock::seal(&mut image[1024..1024 + Superblock::checksummed_len(bits)]);
 }

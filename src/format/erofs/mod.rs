@@ -14,7 +14,7 @@ pub mod device;
 pub mod dirent;
 pub mod dump;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod fuzz;
 pub mod inode;
 pub mod reader;

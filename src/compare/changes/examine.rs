@@ -1,0 +1,294 @@
+//! What a name of a merged directory means on both sides, and what has to be told about it.
+//!
+//! Examining writes nothing, so it may be done again when a live layer changed under it.
+
+use std::cell::OnceCell;
+
+use super::{
+    ChangesError, Options,
+    links::Links,
+    merged::{Found, Layers, Meaning, Merged, common_tail},
+    names::{Memory, Names},
+};
+use crate::{
+    call::Cancel,
+    compare::layer::At,
+    error::{Error, Kind, Result},
+    limits::PATH_BYTES,
+    tree::{Attributes, Body, Entry, Extent, FileType, Xattr, whiteout},
+};
+
+/// How often a file that changes while it is looked at is looked at again.
+const ATTEMPTS: u32 = 5;
+
+/// A directory on both sides.
+#[derive(Debug, Default)]
+pub(super) struct Pair {
+    pub lower: Vec<Found>,
+    pub upper: Vec<Found>,
+    /// How many at the end of both lists are the same.
+    pub shared: usize,
+}
+
+impl Pair {
+    pub fn new(lower: Vec<Found>, upper: Vec<Found>) -> Self {
+        let shared = common_tail(&lower, &upper);
+        Self { lower, upper, shared }
+    }
+
+    /// What only the newer side has, what only the older side has, and what both have below.
+    pub fn split(&self) -> (&[Found], &[Found], &[Found]) {
+        let at = |list: &[Found]| list.len().saturating_sub(self.shared);
+        let (upper, shared) = self.upper.split_at(at(&self.upper));
+        let (lower, _) = self.lower.split_at(at(&self.lower));
+        (upper, lower, shared)
+    }
+
+    /// Whether there can be no difference.
+    pub fn is_same(&self) -> bool {
+        self.lower.len() == self.shared && self.upper.len() == self.shared
+    }
+
+    pub fn memory_bytes(&self) -> usize {
+        (self.lower.len() + self.upper.len()) * size_of::<Found>()
+    }
+}
+
+/// What has to be told about a name.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// Nothing.
+    Nothing,
+    /// It was listed, and no layer that was listed has it any more.
+    Vanished,
+    /// It is deleted.
+    Deleted,
+    /// A socket took its place, and whether that deletes something.
+    Socket { deleted: bool },
+    /// A file that is no directory.
+    File(Box<File>),
+    /// A directory, of which at least something in it has to be looked at.
+    Directory(Box<Directory>),
+}
+
+/// A file to be told.
+#[derive(Debug)]
+pub(super) struct File {
+    pub found: Found,
+    pub entry: Entry,
+}
+
+/// A directory to be walked.
+#[derive(Debug)]
+pub(super) struct Directory {
+    pub pair: Pair,
+    pub names: Names,
+    pub attributes: Attributes,
+    pub xattrs: Vec<Xattr>,
+    /// It has to be told even if nothing in it is.
+    pub changed: bool,
+    /// It hides what the lower layers have in it.
+    pub opaque: bool,
+}
+
+/// Looks at both sides.
+pub(super) struct Examiner<'a> {
+    pub layers: Layers<'a>,
+    pub options: &'a Options,
+    pub cancel: &'a Cancel,
+    /// The newer side is the older one and one layer on top, whose entries are told as they are.
+    pub exact: bool,
+}
+
+/// Runs `examine` again as long as what it looks at changes under it.
+pub(super) fn settled<T>(mut examine: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..ATTEMPTS {
+        match examine() {
+            Err(error) if error.kind() == Kind::Changed => {}
+            outcome => return outcome,
+        }
+    }
+    examine()
+}
+
+impl Examiner<'_> {
+    /// What has to be told about `name` in the directory `pair`, which is at `directory`.
+    pub fn examine(
+        &self,
+        pair: &Pair,
+        directory: &[u8],
+        path: &[u8],
+        links: &Links,
+        memory: &mut Memory<'_>,
+    ) -> Result<Change> {
+        if path.len() > PATH_BYTES {
+            return Err(ChangesError::Path { path: path.to_vec() }.into());
+        }
+        let name = last_component(path);
+        let (upper, lower, shared) = pair.split();
+        let upper = self.layers.resolve(upper, directory, path, name)?;
+        let lower = self.layers.resolve(lower, directory, path, name)?;
+        if upper.is_unheard_of() && lower.is_unheard_of() {
+            return Ok(Change::Vanished);
+        }
+        // What both sides have below is looked up once at most, and only when it matters.
+        let cell = OnceCell::new();
+        let below = || {
+            if let Some(meaning) = cell.get() {
+                return Ok(Meaning::clone(meaning));
+            }
+            let partial = self.layers.resolve(shared, directory, path, name)?;
+            Ok(cell.get_or_init(|| partial.meaning).clone())
+        };
+        match upper.over(below)? {
+            Meaning::Nothing => match lower.over(below)? {
+                Meaning::Nothing => Ok(Change::Nothing),
+                _ => Ok(Change::Deleted),
+            },
+            Meaning::File(file) if file.node.file_type == FileType::Socket => match lower.over(below)? {
+                Meaning::File(lower) if lower.is(&file) => Ok(Change::Nothing),
+                Meaning::Nothing => Ok(Change::Socket { deleted: false }),
+                _ => Ok(Change::Socket { deleted: true }),
+            },
+            Meaning::File(file) => {
+                if !self.exact
+                    && let Meaning::File(lower) = lower.over(below)?
+                    && (lower.is(&file) || self.same_file(&lower, &file, path)?)
+                {
+                    return Ok(Change::Nothing);
+                }
+                Ok(Change::File(Box::new(self.file(file, path, links)?)))
+            }
+            Meaning::Directory(upper) => {
+                let lower = match lower.over(below)? {
+                    Meaning::Directory(lower) => lower,
+                    _ => Merged::default(),
+                };
+                match self.directory(lower, upper, path, memory)? {
+                    Some(directory) => Ok(Change::Directory(Box::new(directory))),
+                    None => Ok(Change::Nothing),
+                }
+            }
+        }
+    }
+
+    fn same_file(&self, lower: &Found, upper: &Found, path: &[u8]) -> Result<bool> {
+        self.layers.same_file((lower, upper), path, &self.options.xattrs, self.cancel)
+    }
+
+    /// The entry of `found`, which is no directory.
+    fn file(&self, found: Found, path: &[u8], links: &Links) -> Result<File> {
+        let layer = self.layers.of(&found);
+        let node = &found.node;
+        let at = At { path, node };
+        let attributes = self.lowered(node.attributes);
+        if node.links > 1
+            && let Some(first) = links.first(&found, path)?
+        {
+            let body = Body::HardLink { target: first.to_vec() };
+            let entry = Entry { path: path.to_vec(), attributes, xattrs: Vec::new(), body };
+            return Ok(File { found, entry });
+        }
+        let (xattrs, _) = self.layers.xattrs(&found, path)?;
+        let xattrs = self.options.xattrs.kept(&xattrs);
+        let body = match node.file_type {
+            FileType::Regular => {
+                self.require_size(node.size_bytes, path)?;
+                Body::Regular { size_bytes: node.size_bytes, extents: layer.extents(at)? }
+            }
+            FileType::Symlink => Body::Symlink { target: layer.symlink_target(at)? },
+            FileType::CharDevice => Body::CharDevice(node.device),
+            FileType::BlockDevice => Body::BlockDevice(node.device),
+            FileType::Fifo => Body::Fifo,
+            FileType::Directory | FileType::Socket => {
+                let message = format!("a {:?} has no entry of its own", node.file_type);
+                return Err(Error::new(Kind::Internal, "compare.entry", message));
+            }
+        };
+        let entry = Entry { path: path.to_vec(), attributes, xattrs, body };
+        Ok(File { found, entry })
+    }
+
+    /// Errors when one file alone passes the limit of all, before anything about its data is asked.
+    fn require_size(&self, size_bytes: u64, path: &[u8]) -> Result<(), ChangesError> {
+        let limit = self.options.limits.stream_bytes;
+        if size_bytes > limit {
+            return Err(ChangesError::Stream { path: path.to_vec(), size_bytes, limit });
+        }
+        Ok(())
+    }
+
+    /// The directory that is merged from `upper` and was merged from `lower`; `None` when it is the same.
+    fn directory(
+        &self,
+        mut lower: Merged,
+        upper: Merged,
+        path: &[u8],
+        memory: &mut Memory<'_>,
+    ) -> Result<Option<Directory>> {
+        let xattrs = self.options.xattrs.kept(&upper.xattrs);
+        let attributes = |parts: &[Found]| parts.first().map(|part| part.node.attributes);
+        let changed = attributes(&lower.parts) != attributes(&upper.parts)
+            || self.options.xattrs.kept(&lower.xattrs) != xattrs;
+        // On top of the very stack that it hides, a marker says in one entry what would otherwise take
+        // one for each name below.
+        let opaque = self.exact && upper.opaque && !lower.parts.is_empty();
+        if opaque {
+            lower.parts.clear();
+        }
+        let attributes = self.lowered(attributes(&upper.parts).unwrap_or_default());
+        let pair = Pair::new(lower.parts, upper.parts);
+        if pair.is_same() {
+            return Ok(None);
+        }
+        let names = self.names(&pair, path, memory)?;
+        Ok(Some(Directory { pair, names, attributes, xattrs, changed: changed || opaque, opaque }))
+    }
+
+    /// The names in which both sides can differ: those of the directories that only one side has.
+    pub fn names(&self, pair: &Pair, path: &[u8], memory: &mut Memory<'_>) -> Result<Names> {
+        let mut names = Names::default();
+        let (upper, lower, _) = pair.split();
+        let listed = upper.iter().chain(lower).try_for_each(|part| {
+            self.layers.of(part).names(At { path, node: &part.node }, &mut |name| {
+                self.cancel.check()?;
+                names.push(name, memory)
+            })
+        });
+        if let Err(error) = listed {
+            memory.release(names.memory_bytes());
+            return Err(error);
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Attributes as they are told.
+    pub fn lowered(&self, attributes: Attributes) -> Attributes {
+        let mtime = self.options.epoch.map_or(attributes.mtime, |epoch| attributes.mtime.min(epoch));
+        Attributes { mtime, ..attributes }
+    }
+}
+
+/// Where a file has data.
+pub(super) fn data_of(entry: &Entry) -> Option<Vec<Extent>> {
+    match &entry.body {
+        Body::Regular { extents: Some(extents), .. } => Some(extents.clone()),
+        Body::Regular { size_bytes: 0, .. } => Some(Vec::new()),
+        Body::Regular { size_bytes, extents: None } => Some(vec![Extent { offset: 0, len: *size_bytes }]),
+        _ => None,
+    }
+}
+
+/// The part of `path` behind its last slash.
+pub(super) fn last_component(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
+}
+
+/// Errors when a name means something else in a layer.
+pub(super) fn require_plain(path: &[u8]) -> Result<(), ChangesError> {
+    if whiteout::is_reserved(last_component(path)) {
+        return Err(ChangesError::Reserved { path: path.to_vec() });
+    }
+    Ok(())
+}

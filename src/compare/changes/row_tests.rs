@@ -1,0 +1,349 @@
+//! Every kind of change, one layer on top of others, in images.
+
+use super::{
+    Counts, Options, RootEntry, XattrFilter,
+    fixture::{Entries, compare, erofs, on_top, respelled},
+};
+use crate::{
+    compare::layer::Layer,
+    error::{Error, Kind},
+    limits::Limits,
+    tree::{Body, Extent, Timestamp},
+};
+
+fn changes(layers: &[&Entries]) -> String {
+    on_top(layers).unwrap()
+}
+
+fn refused(layers: &[&Entries]) -> (Kind, &'static str) {
+    let error = on_top(layers).unwrap_err();
+    (error.kind(), error.reason())
+}
+
+#[test]
+fn a_first_layer_is_told_whole_in_byte_order_depth_first() {
+    let first = Entries::new()
+        .dir("b")
+        .file("b/z", "1")
+        .dir("b/a")
+        .file("b/a/x", "2")
+        .symlink("b.link", "b/z")
+        .fifo("a")
+        .char_device("c", 1, 3)
+        .block_device("B", 8, 300)
+        .file("B-", "");
+    let want = "block B 8:300\nfile B- \"\"\nfifo a\ndir b\ndir b/a\nfile b/a/x \"2\"\nfile b/z \"1\"\n\
+                symlink b.link b/z\nchar c 1:3\n";
+    assert_eq!(changes(&[&first]), want);
+}
+
+#[test]
+fn nothing_is_told_of_an_unchanged_stack() {
+    let entries = Entries::new().dir("a").file("a/b", "x");
+    let image = entries.image();
+    let layer = erofs(&image, 1);
+    for stack in [&[][..], &[&layer as &dyn Layer]] {
+        let (recorded, counts) = compare(stack, stack, &Options::default()).unwrap();
+        assert_eq!((recorded.text().as_str(), counts), ("", Counts::default()));
+    }
+    assert_eq!(changes(&[&Entries::new(), &entries]), "");
+}
+
+#[test]
+fn every_attribute_of_an_entry_is_told() {
+    let upper = Entries::new()
+        .dir("d")
+        .mode(0o1777)
+        .owner(1, 2)
+        .time(-5, 7)
+        .xattr("user.d", "v")
+        .file("d/f", "x")
+        .mode(0o6755)
+        .owner(4_000_000_000, 3)
+        .time(1 << 33, 999_999_999)
+        .xattr("user.b", "2")
+        .xattr("security.capability", "cap")
+        .xattr("user.a", "1");
+    let want = "dir d 1777 1:2 @-5.7 user.d=v\n\
+                file d/f \"x\" 6755 4000000000:3 @8589934592.999999999 \
+                security.capability=cap user.a=1 user.b=2\n";
+    assert_eq!(changes(&[&upper]), want);
+}
+
+#[test]
+fn whiteouts_are_told_where_there_is_something_to_delete() {
+    let lower = Entries::new().dir("d").file("d/f", "x").file("g", "y").dir("h").file("h/i", "z");
+    let upper = Entries::new()
+        .dir("d")
+        .whiteout("d/f")
+        .whiteout("d/never")
+        .whiteout("g")
+        .whiteout("h")
+        .whiteout("gone-before");
+    assert_eq!(changes(&[&upper, &lower]), "dir d\nmark d/.wh.f\nmark .wh.g\nmark .wh.h\n");
+    assert_eq!(changes(&[&upper]), "dir d\n");
+    // Deleted in between, and there below that: there is nothing any more.
+    let between = Entries::new().whiteout("g").dir("d").whiteout("d/f");
+    assert_eq!(changes(&[&upper, &between, &lower]), "mark .wh.h\n");
+}
+
+#[test]
+fn parents_are_told_once_and_only_on_the_way_to_a_change() {
+    let lower = Entries::new()
+        .dir("a")
+        .dir("a/b")
+        .dir("a/b/c")
+        .file("a/b/c/f", "x")
+        .dir("q")
+        .dir("q/r")
+        .file("q/r/f", "x");
+    let upper = Entries::new()
+        .dir("a")
+        .dir("a/b")
+        .dir("a/b/c")
+        .file("a/b/c/f", "y")
+        .file("a/b/c/g", "y")
+        .file("a/b/h", "y")
+        .dir("q")
+        .dir("q/r");
+    let want = "dir a\ndir a/b\ndir a/b/c\nfile a/b/c/f \"y\"\nfile a/b/c/g \"y\"\nfile a/b/h \"y\"\n";
+    assert_eq!(changes(&[&upper, &lower]), want);
+}
+
+#[test]
+fn a_directory_whose_attributes_changed_is_told_without_its_contents() {
+    let lower = Entries::new().dir("a").dir("a/b").file("a/b/f", "x").dir("c").dir("e").dir("same");
+    let upper = Entries::new()
+        .dir("a")
+        .dir("a/b")
+        .mode(0o700)
+        .dir("c")
+        .xattr("user.a", "1")
+        .dir("e")
+        .time(0, 1)
+        .dir("same");
+    assert_eq!(changes(&[&upper, &lower]), "dir a\ndir a/b 700\ndir c user.a=1\ndir e @0.1\n");
+}
+
+#[test]
+fn a_file_on_top_is_told_even_if_it_equals_the_one_below() {
+    let lower = Entries::new().file("f", "x");
+    assert_eq!(changes(&[&lower, &lower]), "file f \"x\"\n");
+}
+
+#[test]
+fn an_opaque_directory_hides_what_was_in_it() {
+    let lower = Entries::new().dir("d").file("d/a", "1").dir("d/sub").file("d/sub/x", "2");
+    let upper = Entries::new().dir("d").opaque("d").file("d/!", "3").dir("d/sub").file("d/sub/y", "4");
+    let want = "dir d\nmark d/.wh..wh..opq\nfile d/! \"3\"\ndir d/sub\nfile d/sub/y \"4\"\n";
+    assert_eq!(changes(&[&upper, &lower]), want);
+    // Overlayfs marks every new directory; without anything to hide the mark says nothing.
+    let want = "dir d\nfile d/! \"3\"\ndir d/sub\nfile d/sub/y \"4\"\n";
+    assert_eq!(changes(&[&upper]), want);
+    assert_eq!(changes(&[&upper, &Entries::new().file("d", "no directory")]), want);
+    assert_eq!(changes(&[&upper, &Entries::new().whiteout("d"), &lower]), want);
+}
+
+#[test]
+fn every_type_replaces_every_other() {
+    let kinds: [fn(Entries) -> Entries; 6] = [
+        |entries| entries.dir("t").file("t/in", "x"),
+        |entries| entries.file("t", "data"),
+        |entries| entries.symlink("t", "to"),
+        |entries| entries.fifo("t"),
+        |entries| entries.char_device("t", 1, 3),
+        |entries| entries.block_device("t", 7, 0),
+    ];
+    for (n, old) in kinds.iter().enumerate() {
+        for (m, new) in kinds.iter().enumerate().filter(|(m, _)| *m != n) {
+            let (lower, upper) = (old(Entries::new()), new(Entries::new()));
+            assert_eq!(changes(&[&upper, &lower]), changes(&[&upper]), "{n} {m}");
+        }
+    }
+}
+
+#[test]
+fn a_file_over_a_directory_ends_the_merge_for_the_layers_above() {
+    let bottom = Entries::new().dir("d").file("d/old", "1");
+    let file = Entries::new().file("d", "a file");
+    let top = Entries::new().dir("d").file("d/new", "2").whiteout("d/old");
+    // What the bottom has in its directory is not seen through the file.
+    assert_eq!(changes(&[&top, &file, &bottom]), "dir d\nfile d/new \"2\"\n");
+}
+
+#[test]
+fn hard_links_are_joined_within_a_layer() {
+    let upper = Entries::new()
+        .dir("b")
+        .file("b/1", "x")
+        .link("a", "b/1")
+        .link("b/2", "b/1")
+        .symlink("s", "x")
+        .link("t", "s")
+        .fifo("p")
+        .link("q", "p");
+    let want = "file a \"x\"\ndir b\nlink b/1 a\nlink b/2 a\nfifo p\nlink q p\nsymlink s x\nlink t s 777\n";
+    assert_eq!(changes(&[&upper]), want);
+}
+
+#[test]
+fn sparse_files_are_told_by_their_extents() {
+    let data = [b'x'; 65_536];
+    let upper =
+        Entries::new().sparse("s", 1 << 30, &[(65_536, &data), (1 << 20, &data)]).sparse("t", 1 << 40, &[]);
+    let image = upper.image();
+    let layer = erofs(&image, 1);
+    let limits = Limits { stream_bytes: 1 << 41, ..Limits::default() };
+    let options = Options { limits, ..Options::default() };
+    let (recorded, counts) = compare(&[], &[&layer], &options).unwrap();
+    let bodies: Vec<_> = recorded.entries.iter().map(|(entry, _)| entry.body.clone()).collect();
+    let extents = [65_536, 1 << 20].map(|offset| Extent { offset, len: 65_536 });
+    let sparse = |size_bytes, extents| Body::Regular { size_bytes, extents: Some(extents) };
+    assert_eq!(bodies, [sparse(1 << 30, extents.to_vec()), sparse(1 << 40, vec![])]);
+    assert!(recorded.entries[0].1.iter().all(|byte| *byte == b'x'));
+    assert_eq!((counts.changed, counts.data_bytes), (2, 131_072));
+}
+
+#[test]
+fn the_size_of_all_files_is_limited_with_their_holes() {
+    let upper = Entries::new().file("a", "x").sparse("b", 99, &[]).sparse("c", 1, &[]);
+    let image = upper.image();
+    let layer = erofs(&image, 1);
+    for (stream_bytes, fits) in [(101, true), (100, false), (98, false)] {
+        let options = Options { limits: Limits { stream_bytes, ..Limits::default() }, ..Options::default() };
+        let outcome = compare(&[], &[&layer], &options);
+        let refused = outcome.err().map(|error| (error.kind(), error.reason()));
+        assert_eq!(refused, (!fits).then_some((Kind::Exhausted, "limit.stream")), "{stream_bytes}");
+    }
+}
+
+#[test]
+fn layers_that_are_not_whole_in_themselves_are_refused() {
+    let lower = Entries::new().dir("d").file("d/f", "x").file("f", "x");
+    let redirect = Entries::new().dir("d").xattr("trusted.overlay.redirect", "/e");
+    let metacopy = Entries::new().file("f", "").xattr("trusted.overlay.metacopy", "");
+    assert_eq!(refused(&[&redirect, &lower]), (Kind::Conflict, "compare.redirect"));
+    assert_eq!(refused(&[&metacopy, &lower]), (Kind::Conflict, "compare.metacopy"));
+    let top = Entries::new().dir("d").file("d/f", "y");
+    assert_eq!(refused(&[&top, &redirect, &lower]), (Kind::Conflict, "compare.redirect"));
+    // The other prefix is not this layer's.
+    let other = Entries::new().dir("d").xattr("user.overlay.redirect", "/e").time(1, 0);
+    assert_eq!(changes(&[&other, &lower]), "dir d @1.0\n");
+}
+
+#[test]
+fn attributes_of_overlayfs_and_of_the_host_are_neither_told_nor_changes() {
+    let lower = Entries::new().dir("d").file("d/f", "x");
+    let upper = Entries::new()
+        .dir("d")
+        .xattr("trusted.overlay.origin", "\0")
+        .xattr("trusted.overlay.impure", "y")
+        .xattr("security.selinux", "label")
+        .file("g", "x")
+        .xattr("user.overlay.opaque", "y")
+        .xattr("trusted.overlay.origin", "\0")
+        .xattr("security.ima", "sig")
+        .xattr("trusted.mine", "1");
+    assert_eq!(changes(&[&upper, &lower]), "file g \"x\" trusted.mine=1\n");
+    let image = upper.image();
+    let layer = erofs(&image, 1);
+    let options = Options { xattrs: XattrFilter::new(["user.*"]).unwrap(), ..Options::default() };
+    let (recorded, _) = compare(&[], &[&layer], &options).unwrap();
+    assert_eq!(recorded.text(), "dir d\nfile g \"x\"\n");
+}
+
+#[test]
+fn whiteouts_in_the_form_of_an_attribute_count_in_directories_marked_for_them() {
+    let lower = Entries::new().dir("d").file("d/f", "x").file("d/g", "y").dir("e").file("e/f", "x");
+    let upper = Entries::new()
+        .dir("d")
+        .xattr("trusted.overlaX.opaque", "x")
+        .file("d/f", "")
+        .xattr("trusted.overlay.whiteout", "")
+        .file("d/g", "not empty")
+        .xattr("trusted.overlay.whiteout", "")
+        .file("d/h", "")
+        .dir("e")
+        .file("e/f", "")
+        .xattr("trusted.overlay.whiteout", "");
+    let want = "dir d\nmark d/.wh.f\nfile d/g \"not empty\"\nfile d/h \"\"\ndir e\nfile e/f \"\"\n";
+    assert_eq!(changes(&[&upper, &lower]), want);
+    // In a lower layer they delete for those above.
+    let top = Entries::new().dir("d").whiteout("d/f").whiteout("d/h");
+    assert_eq!(changes(&[&top, &upper, &lower]), "dir d\nmark d/.wh.h\n");
+}
+
+#[test]
+fn names_that_layers_reserve_are_refused() {
+    // Only by hand: our writer takes them for what they mean.
+    let lower = Entries::new().file("f", "x");
+    let upper = Entries::new().file("Xwh.f", "x").dir("d").file("d/Xwh.g", "x");
+    let (lower, image) = (lower.image(), respelled(upper.image(), "Xwh.", ".wh."));
+    let (lower, layer) = (erofs(&lower, 1), erofs(&image, 2));
+    let refused = |error: Error| (error.kind(), error.reason(), error.to_string().contains(".wh.f"));
+    let error = compare(&[&lower], &[&layer, &lower], &Options::default()).unwrap_err();
+    assert_eq!(refused(error), (Kind::Conflict, "compare.reserved-name", true));
+    // Deleting one would need a name that means something else again.
+    let error = compare(&[&layer], &[], &Options::default()).unwrap_err();
+    assert_eq!(refused(error), (Kind::Conflict, "compare.reserved-name", true));
+    // Where it is on both sides, nobody needs to speak of it.
+    assert!(compare(&[&layer], &[&layer], &Options::default()).is_ok());
+}
+
+#[test]
+fn times_later_than_the_epoch_are_lowered() {
+    let upper = Entries::new().dir("d").time(5, 1).file("d/f", "x").time(4, 999).file("g", "").time(9, 0);
+    let lower = Entries::new().file("w", "x");
+    let top = upper.whiteout("w");
+    let images = [top.image(), lower.image()];
+    let (top, lower) = (erofs(&images[0], 1), erofs(&images[1], 2));
+    let epoch = Some(Timestamp { seconds: 5, nanoseconds: 0 });
+    let options = Options { epoch, ..Options::default() };
+    let (recorded, _) = compare(&[&lower], &[&top, &lower], &options).unwrap();
+    let want = "dir d @5.0\nfile d/f \"x\" @4.999\nfile g \"\" @5.0\nmark .wh.w\n";
+    assert_eq!(recorded.text(), want);
+}
+
+#[test]
+fn the_root_is_told_when_more_than_its_time_changed_or_when_asked_for() {
+    let root = |mode| Entries::new().dir("").mode(mode).time(7, 0);
+    let lower = Entries::new().dir("").time(6, 0);
+    assert_eq!(changes(&[&root(0o755), &lower]), "");
+    assert_eq!(changes(&[&root(0o755)]), "");
+    assert_eq!(changes(&[&root(0o700), &lower]), "dir  700 @7.0\n");
+    assert_eq!(changes(&[&root(0o755).xattr("user.a", "1"), &lower]), "dir  @7.0 user.a=1\n");
+    assert_eq!(changes(&[&root(0o755).owner(1, 0)]), "dir  1:0 @7.0\n");
+    let images = [root(0o755).image(), lower.image()];
+    let (upper, lower) = (erofs(&images[0], 1), erofs(&images[1], 2));
+    let options = Options { root: RootEntry::Always, ..Options::default() };
+    let (recorded, counts) = compare(&[&lower], &[&upper, &lower], &options).unwrap();
+    assert_eq!((recorded.text().as_str(), counts.parents), ("dir  @7.0\n", 1));
+    let (recorded, _) = compare(&[&lower], &[&lower], &options).unwrap();
+    assert_eq!(recorded.text(), "dir  @6.0\n");
+    let (recorded, _) = compare(&[&lower], &[], &options).unwrap();
+    assert_eq!(recorded.text(), "");
+}
+
+#[test]
+fn what_was_told_is_counted() {
+    let lower = Entries::new().dir("d").file("d/f", "x").dir("o").file("o/f", "x").file("w", "");
+    let upper =
+        Entries::new().dir("d").file("d/f", "abc").link("l", "d/f").dir("o").opaque("o").whiteout("w");
+    let images = [upper.image(), lower.image()];
+    let (upper, lower) = (erofs(&images[0], 1), erofs(&images[1], 2));
+    let (_, counts) = compare(&[&lower], &[&upper, &lower], &Options::default()).unwrap();
+    let want = Counts { changed: 3, deleted: 1, opaque: 1, parents: 1, sockets: 0, data_bytes: 3 };
+    assert_eq!(counts, want);
+}
+
+#[test]
+fn the_number_of_names_is_limited() {
+    let upper = Entries::new().file("a", "").file("b", "").file("c", "");
+    let image = upper.image();
+    let layer = erofs(&image, 1);
+    for (nodes, fits) in [(3, true), (2, false)] {
+        let options = Options { limits: Limits { nodes, ..Limits::default() }, ..Options::default() };
+        let refused = compare(&[], &[&layer], &options).err().map(|error| (error.kind(), error.reason()));
+        assert_eq!(refused, (!fits).then_some((Kind::Exhausted, "limit.nodes")));
+    }
+}

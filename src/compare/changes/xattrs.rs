@@ -1,0 +1,165 @@
+//! Which extended attributes of a file belong to the image, and what overlayfs's own say.
+//!
+//! Source: Linux `fs/overlayfs/overlayfs.h` and `Documentation/filesystems/overlayfs.rst`.
+
+use super::ChangesError;
+use crate::tree::{Xattr, xattr};
+
+/// What belongs to the host a file happens to lie on, and never to an image: labels of its security
+/// modules and their signatures.
+const HOST: [&[u8]; 5] =
+    [b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor", b"security.SMACK64"];
+
+/// Which extended attributes are written: those on the list that belong to an image at all. Never are
+/// overlayfs's own, with either prefix, nor the labels that a host's security modules keep.
+///
+/// ```
+/// use plywood::compare::changes::XattrFilter;
+/// let filter = XattrFilter::default();
+/// assert!(filter.keeps(b"user.mime_type") && filter.keeps(b"security.capability"));
+/// assert!(!filter.keeps(b"trusted.overlay.opaque") && !filter.keeps(b"security.selinux"));
+/// let none = XattrFilter::new([""; 0]).unwrap();
+/// assert!(!none.keeps(b"user.mime_type"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XattrFilter {
+    names: Vec<Vec<u8>>,
+    prefixes: Vec<Vec<u8>>,
+}
+
+impl XattrFilter {
+    /// What is written when nothing else is asked for.
+    pub const DEFAULT: [&str; 4] = ["user.*", "trusted.*", "security.capability", "system.posix_acl_*"];
+
+    /// Names, and beginnings of names followed by `*`. Errors: [`ChangesError::Pattern`].
+    pub fn new<P: AsRef<str>>(patterns: impl IntoIterator<Item = P>) -> Result<Self, ChangesError> {
+        let mut filter = Self { names: Vec::new(), prefixes: Vec::new() };
+        for pattern in patterns {
+            let pattern = pattern.as_ref();
+            let (text, into) = match pattern.strip_suffix('*') {
+                Some(prefix) => (prefix, &mut filter.prefixes),
+                None => (pattern, &mut filter.names),
+            };
+            // "*" alone is everything; a name has a namespace, which ends in a dot.
+            if text.contains(['*', '\0']) || (!text.contains('.') && pattern != "*") {
+                return Err(ChangesError::Pattern(pattern.to_owned()));
+            }
+            into.push(text.into());
+        }
+        Ok(filter)
+    }
+
+    /// Whether the attribute `name` is written.
+    pub fn keeps(&self, name: &[u8]) -> bool {
+        let listed = self.names.iter().any(|kept| kept == name)
+            || self.prefixes.iter().any(|prefix| name.starts_with(prefix));
+        listed && xattr::is_kept(name) && !HOST.iter().any(|label| name.starts_with(label))
+    }
+
+    /// Those of `xattrs` that are written.
+    pub(super) fn kept(&self, xattrs: &[Xattr]) -> Vec<Xattr> {
+        xattrs.iter().filter(|xattr| self.keeps(&xattr.name)).cloned().collect()
+    }
+}
+
+impl Default for XattrFilter {
+    fn default() -> Self {
+        let text = |prefix: &str| prefix.as_bytes().to_vec();
+        Self {
+            names: vec![text("security.capability")],
+            prefixes: ["user.", "trusted.", "system.posix_acl_"].map(text).into(),
+        }
+    }
+}
+
+/// What overlayfs's own attributes of a file say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Control {
+    /// A directory that hides all lower ones.
+    pub opaque: bool,
+    /// A directory that may hold whiteouts in the form of an attribute.
+    pub holds_whiteouts: bool,
+    /// An empty file that is such a whiteout, in a directory that may hold some.
+    pub whiteout: bool,
+    /// What is below is looked up by another name.
+    pub redirect: bool,
+    /// The data is that of a lower file.
+    pub metacopy: bool,
+}
+
+impl Control {
+    /// Reads them; `prefix` is what their names begin with.
+    pub fn read(xattrs: &[Xattr], prefix: &[u8]) -> Self {
+        let mut control = Self::default();
+        for Xattr { name, value } in xattrs {
+            match (name.strip_prefix(prefix), value.as_slice()) {
+                (Some(b"opaque"), b"y") => control.opaque = true,
+                (Some(b"opaque"), b"x") => control.holds_whiteouts = true,
+                (Some(b"whiteout"), _) => control.whiteout = true,
+                (Some(b"redirect"), _) => control.redirect = true,
+                (Some(b"metacopy"), _) => control.metacopy = true,
+                _ => {}
+            }
+        }
+        control
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_overlayfs_or_to_the_host_is_never_written() {
+        let all = XattrFilter::new(["*"]).unwrap();
+        for (name, default, everything) in [
+            ("user.a", true, true),
+            ("trusted.a", true, true),
+            ("security.capability", true, true),
+            ("security.capability2", false, true),
+            ("security.other", false, true),
+            ("system.posix_acl_access", true, true),
+            ("system.posix_acl_default", true, true),
+            ("system.nfs4_acl", false, false),
+            ("trusted.overlay.opaque", false, false),
+            ("trusted.overlay.overlay.opaque", false, false),
+            ("user.overlay.opaque", false, false),
+            ("user.overlay.anything", false, false),
+            ("trusted.erofs.fingerprint", false, false),
+            ("security.selinux", false, false),
+            ("security.ima", false, false),
+            ("security.evm", false, false),
+            ("security.SMACK64EXEC", false, false),
+            ("security.apparmor", false, false),
+        ] {
+            assert_eq!(XattrFilter::default().keeps(name.as_bytes()), default, "{name}");
+            assert_eq!(all.keeps(name.as_bytes()), everything, "{name}");
+        }
+        assert_eq!(XattrFilter::new(XattrFilter::DEFAULT), Ok(XattrFilter::default()));
+    }
+
+    #[test]
+    fn lists_that_mean_nothing_are_refused() {
+        for pattern in ["", "user", "user*", "user.*.a", "user.\0"] {
+            let error = XattrFilter::new([pattern]).unwrap_err();
+            assert_eq!(error, ChangesError::Pattern(pattern.to_owned()));
+        }
+    }
+
+    #[test]
+    fn control_data_is_what_has_the_layer_s_own_prefix() {
+        let xattr = |name: &str, value: &str| Xattr { name: name.into(), value: value.into() };
+        let xattrs = [
+            xattr("trusted.overlay.opaque", "y"),
+            xattr("trusted.overlay.origin", "\0"),
+            xattr("user.overlay.metacopy", ""),
+            xattr("user.overlay.opaque", "x"),
+        ];
+        let trusted = Control { opaque: true, ..Control::default() };
+        assert_eq!(Control::read(&xattrs, b"trusted.overlay."), trusted);
+        let user = Control { metacopy: true, holds_whiteouts: true, ..Control::default() };
+        assert_eq!(Control::read(&xattrs, b"user.overlay."), user);
+        let odd = [xattr("trusted.overlay.opaque", "yes"), xattr("trusted.overlay.opaqu", "y")];
+        assert_eq!(Control::read(&odd, b"trusted.overlay."), Control::default());
+    }
+}

@@ -1,0 +1,394 @@
+//! A layer in a directory, which a container may be writing to while it is read.
+//!
+//! The directory belongs to whoever is in the container. Nothing is reached by a path that could lead
+//! elsewhere: every step is an `openat2` that stays below the root, follows no link and crosses no mount.
+//! Only handles are opened, which fifos and devices do not notice; a handle on a regular file is turned
+//! into an open file through `/proc/self/fd`, so what is read is the inode that was looked at. Two handles
+//! are kept, that of the directory at hand and that of the file, whatever the depth.
+//!
+//! What was looked up must stay as it is until it has been read: size, times and inode are compared
+//! before and after. Nobody can set the time of the last change, so a change that left everything else
+//! alone is seen as well. Of a directory only its identity has to stay: entries come and go in a live one,
+//! and who lists it decides what that means.
+//!
+//! Source: openat2(2), open(2), proc_pid_fd(5).
+
+use std::{
+    cell::RefCell,
+    ffi::CString,
+    fs::File,
+    io,
+    os::{fd::AsFd as _, unix::fs::FileExt as _},
+};
+
+use rustix::{io::Errno, thread::CapabilitySet};
+
+use super::{At, Extents, Layer, LayerError, Node};
+use crate::{
+    call::Cancel,
+    error::Result,
+    sys::{
+        capabilities,
+        dir::{self, Dir, Status},
+        inode::{self, Handle},
+    },
+    tree::{Attributes, Extent, FileType, Xattr},
+};
+
+/// Bytes read at a time.
+const BUFFER_BYTES: usize = 256 << 10;
+/// Files up to this size are read whole: asking for holes would take longer.
+const DENSE_BYTES: u64 = 4096;
+
+/// Which attributes of a directory are overlayfs's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Those in `trusted.overlay.`, which take CAP_SYS_ADMIN to see.
+    Trusted,
+    /// Those in `user.overlay.`: mounted with `userxattr`.
+    User,
+}
+
+impl Control {
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.",
+            Self::User => b"user.overlay.",
+        }
+    }
+}
+
+/// A layer in a directory.
+#[derive(Debug)]
+pub struct DirectoryLayer {
+    root: Dir,
+    key: (u64, u64),
+    name: String,
+    control: Control,
+    cancel: Cancel,
+    /// The directory that names were looked up in last.
+    directory: RefCell<Option<Held>>,
+    /// What was looked up last.
+    entry: RefCell<Option<Held>>,
+    buffer: RefCell<Vec<u8>>,
+}
+
+/// A handle and the path it was got by.
+#[derive(Debug)]
+struct Held {
+    path: Vec<u8>,
+    handle: Handle,
+    volume: u64,
+    inode: u64,
+    /// A regular file that is being read.
+    open: Option<File>,
+}
+
+impl Held {
+    fn is(&self, at: At<'_>) -> bool {
+        self.inode == at.node.inode && self.volume == at.node.volume && self.path == at.path
+    }
+}
+
+impl DirectoryLayer {
+    /// The layer whose root is `root`; `name` is for messages.
+    ///
+    /// Errors: [`LayerError::Privilege`], [`LayerError::Proc`].
+    pub fn new(root: Dir, name: String, control: Control, cancel: &Cancel) -> Result<Self, LayerError> {
+        let io = |source| LayerError::Io { layer: name.clone(), path: Vec::new(), source };
+        let status = root.status().map_err(io)?;
+        let effective = capabilities::effective().map_err(io)?;
+        if control == Control::Trusted && !effective.contains(CapabilitySet::SYS_ADMIN) {
+            return Err(LayerError::Privilege { layer: name });
+        }
+        if let Err(source) = inode::require_proc() {
+            return Err(LayerError::Proc { layer: name, source });
+        }
+        Ok(Self {
+            root,
+            key: (status.device, status.inode),
+            name,
+            control,
+            cancel: cancel.clone(),
+            directory: RefCell::new(None),
+            entry: RefCell::new(None),
+            buffer: RefCell::new(Vec::new()),
+        })
+    }
+
+    fn changed(&self, path: &[u8], what: impl Into<String>) -> LayerError {
+        LayerError::Changed { layer: self.name.clone(), path: path.to_vec(), what: what.into() }
+    }
+
+    /// What an error of the kernel means for whoever looked `path` up before.
+    fn failed(&self, path: &[u8], source: io::Error) -> LayerError {
+        let layer = self.name.clone();
+        match Errno::from_io_error(&source) {
+            Some(Errno::XDEV) => LayerError::Mount { layer, path: path.to_vec() },
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::AGAIN) => {
+                self.changed(path, source.to_string())
+            }
+            Some(Errno::NAMETOOLONG) => LayerError::TooLong { layer, path: path.to_vec() },
+            _ => LayerError::Io { layer, path: path.to_vec(), source },
+        }
+    }
+
+    fn status(&self, path: &[u8], fd: impl std::os::fd::AsFd) -> Result<Status, LayerError> {
+        dir::status(fd).map_err(|source| self.failed(path, source))
+    }
+
+    /// Runs `work` on the handle of `at`, which is got again if it is not at hand.
+    fn with<T>(&self, at: At<'_>, work: impl FnOnce(&mut Held) -> Result<T>) -> Result<T> {
+        if let Some(held) = self.directory.borrow_mut().as_mut().filter(|held| held.is(at)) {
+            return work(held);
+        }
+        let mut slot = self.entry.borrow_mut();
+        self.hold(&mut slot, at)?;
+        match slot.as_mut() {
+            Some(held) => work(held),
+            None => Err(self.changed(at.path, "it is gone").into()),
+        }
+    }
+
+    /// Runs `work` on the handle of a directory, which stays at hand while files in it are looked at.
+    fn with_directory<T>(&self, at: At<'_>, work: impl FnOnce(&Handle) -> Result<T>) -> Result<T> {
+        let mut slot = self.directory.borrow_mut();
+        if !slot.as_ref().is_some_and(|held| held.is(at)) {
+            *slot = self.entry.borrow_mut().take();
+            self.hold(&mut slot, at)?;
+        }
+        match slot.as_ref() {
+            Some(held) => work(&held.handle),
+            None => Err(self.changed(at.path, "it is gone").into()),
+        }
+    }
+
+    /// Puts a handle on `at` into `slot` unless one is there already. Its path is walked anew, and may
+    /// lead elsewhere by now.
+    fn hold(&self, slot: &mut Option<Held>, at: At<'_>) -> Result<(), LayerError> {
+        if slot.as_ref().is_some_and(|held| held.is(at)) {
+            return Ok(());
+        }
+        *slot = None;
+        let path = if at.path.is_empty() { b"." } else { at.path };
+        let handle = self.root.handle_beneath(path).map_err(|source| self.failed(at.path, source))?;
+        let (held, _) = self.held(at.path.to_vec(), handle)?;
+        if !held.is(at) {
+            return Err(self.changed(at.path, "another file has its name"));
+        }
+        *slot = Some(held);
+        Ok(())
+    }
+
+    fn held(&self, path: Vec<u8>, handle: Handle) -> Result<(Held, Node), LayerError> {
+        let status = self.status(&path, &handle)?;
+        let node = node(&status);
+        Ok((Held { path, handle, volume: node.volume, inode: node.inode, open: None }, node))
+    }
+
+    /// Errors unless the file is exactly what it was when it was looked up.
+    fn require_same(&self, at: At<'_>, fd: impl std::os::fd::AsFd) -> Result<Status, LayerError> {
+        let status = self.status(at.path, fd)?;
+        let found = node(&status);
+        // Owners may have been mapped; if they change on disk, so does the time of the last change.
+        let identity = |node: &Node| (node.file_type, node.volume, node.inode, node.size_bytes, node.changed);
+        if identity(&found) == identity(at.node) && found.attributes.mtime == at.node.attributes.mtime {
+            return Ok(status);
+        }
+        let what = if found.size_bytes != at.node.size_bytes {
+            format!("{} bytes have become {}", at.node.size_bytes, found.size_bytes)
+        } else if found.attributes.mtime != at.node.attributes.mtime {
+            "its data was written to".to_owned()
+        } else {
+            "its attributes or names were changed".to_owned()
+        };
+        Err(self.changed(at.path, what))
+    }
+
+    /// Runs `work` on the open regular file `at`, which must be the same before and after.
+    fn with_file<T>(&self, at: At<'_>, work: impl FnOnce(&File, &Status) -> Result<T>) -> Result<T> {
+        if at.node.file_type != FileType::Regular {
+            return Err(self.changed(at.path, "it is no regular file").into());
+        }
+        self.with(at, |held| {
+            let status = self.require_same(at, &held.handle)?;
+            let file = match &mut held.open {
+                Some(file) => file,
+                none => {
+                    let file = held.handle.open_file();
+                    none.insert(file.map_err(|source| self.failed(at.path, source))?)
+                }
+            };
+            let outcome = work(file, &status)?;
+            self.require_same(at, file.as_fd())?;
+            Ok(outcome)
+        })
+    }
+}
+
+/// What a status says about a file.
+fn node(status: &Status) -> Node {
+    use rustix::fs::FileType as Kind;
+    let file_type = match status.file_type {
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::CharacterDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::Fifo,
+        Kind::Socket => FileType::Socket,
+        Kind::RegularFile | Kind::Unknown => FileType::Regular,
+    };
+    let sized = matches!(file_type, FileType::Regular | FileType::Symlink);
+    let special = matches!(file_type, FileType::CharDevice | FileType::BlockDevice);
+    Node {
+        file_type,
+        attributes: Attributes {
+            mode: u16::try_from(status.permissions).unwrap_or(0),
+            uid: status.uid,
+            gid: status.gid,
+            mtime: status.modified,
+        },
+        device: if special { status.special } else { Default::default() },
+        size_bytes: if sized { status.size_bytes } else { 0 },
+        links: status.links,
+        inode: status.inode,
+        volume: status.device,
+        changed: status.changed,
+    }
+}
+
+impl Layer for DirectoryLayer {
+    fn key(&self) -> (u64, u64) {
+        self.key
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn control_prefix(&self) -> &'static [u8] {
+        self.control.prefix()
+    }
+
+    fn root(&self) -> Result<Node> {
+        let status = self.root.status().map_err(|source| self.failed(b"", source))?;
+        Ok(node(&status))
+    }
+
+    /// Errors with `Changed` when a name came or went meanwhile.
+    fn names(&self, directory: At<'_>, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.with_directory(directory, |handle| {
+            let failed = |source| self.failed(directory.path, source);
+            let open = handle.open_dir().map_err(failed)?;
+            let before = self.status(directory.path, &open)?;
+            for name in open.names().map_err(failed)? {
+                each(name.map_err(failed)?.to_bytes())?;
+            }
+            let after = self.status(directory.path, &open)?;
+            if (before.modified, before.changed) != (after.modified, after.changed) {
+                return Err(self.changed(directory.path, "names came or went").into());
+            }
+            Ok(())
+        })
+    }
+
+    fn lookup(&self, directory: At<'_>, name: &[u8]) -> Result<Option<Node>> {
+        let mut path = directory.path.to_vec();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        let child = self.with_directory(directory, |handle| match handle.child(name) {
+            Ok(child) => Ok(Some(child)),
+            Err(error) => match Errno::from_io_error(&error) {
+                // A name may be longer than this file system's, when another layer has it.
+                Some(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
+                _ => Err(self.failed(&path, error).into()),
+            },
+        })?;
+        let Some(child) = child else { return Ok(None) };
+        let (held, node) = self.held(path, child)?;
+        *self.entry.borrow_mut() = Some(held);
+        Ok(Some(node))
+    }
+
+    fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
+        self.with(at, |held| {
+            let failed = |source| self.failed(at.path, source);
+            self.require_same(at, &held.handle)?;
+            let names = held.handle.xattr_names().map_err(failed)?;
+            let mut xattrs = Vec::with_capacity(names.len());
+            for name in names {
+                // A name without a value was removed meanwhile; the check below says so.
+                if let Some(value) = held.handle.xattr(&name).map_err(failed)? {
+                    xattrs.push(Xattr { name: CString::into_bytes(name), value });
+                }
+            }
+            if !xattrs.is_empty() {
+                self.require_same(at, &held.handle)?;
+            }
+            xattrs.sort();
+            Ok(xattrs)
+        })
+    }
+
+    fn symlink_target(&self, at: At<'_>) -> Result<Vec<u8>> {
+        self.with(at, |held| {
+            let target = held.handle.symlink_target().map_err(|source| self.failed(at.path, source))?;
+            self.require_same(at, &held.handle)?;
+            Ok(target)
+        })
+    }
+
+    fn extents(&self, at: At<'_>) -> Result<Option<Vec<Extent>>> {
+        let size_bytes = at.node.size_bytes;
+        if size_bytes <= DENSE_BYTES {
+            return Ok(None);
+        }
+        self.with_file(at, |file, status| {
+            if status.allocated_bytes >= size_bytes {
+                return Ok(None);
+            }
+            let mut extents = Extents::new(size_bytes);
+            let mut next = 0;
+            while next < size_bytes {
+                self.cancel.check()?;
+                let found = inode::next_data(file, next).map_err(|source| self.failed(at.path, source))?;
+                let Some((start, end)) = found else { break };
+                extents.push(start, end.saturating_sub(start));
+                next = end.max(next + 1);
+            }
+            Ok(extents.finish())
+        })
+    }
+
+    fn read(
+        &self,
+        at: At<'_>,
+        extents: &[Extent],
+        each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.with_file(at, |file, _| {
+            let mut buffer = self.buffer.borrow_mut();
+            buffer.resize(BUFFER_BYTES, 0);
+            for extent in extents {
+                let (mut offset, mut left) = (extent.offset, extent.len);
+                while left > 0 {
+                    self.cancel.check()?;
+                    let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+                    let piece = buffer.get_mut(..want).unwrap_or_default();
+                    let len = match file.read_at(piece, offset) {
+                        Ok(0) => return Err(self.changed(at.path, "it became shorter").into()),
+                        Ok(len) => len,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) => return Err(self.failed(at.path, error).into()),
+                    };
+                    each(offset, piece.get(..len).unwrap_or_default())?;
+                    offset += len as u64;
+                    left = left.saturating_sub(len as u64);
+                }
+            }
+            Ok(())
+        })
+    }
+}

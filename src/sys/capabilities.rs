@@ -43,6 +43,11 @@ pub fn drop_all_but(keep: CapabilitySet) -> io::Result<CapabilitySet> {
     Ok(permitted)
 }
 
+/// Whether all of `set` is effective for the calling thread now.
+pub fn are_effective(set: CapabilitySet) -> io::Result<bool> {
+    Ok(capabilities(None)?.effective.contains(set))
+}
+
 /// Names of a set's members for a log line, `none` for the empty set.
 pub fn names(set: CapabilitySet) -> String {
     let names: Vec<_> = set.iter_names().map(|(name, _)| name).collect();

@@ -97,8 +97,8 @@ impl DirectoryLayer {
     pub fn new(root: Dir, name: String, control: Control, cancel: &Cancel) -> Result<Self, LayerError> {
         let io = |source| LayerError::Io { layer: name.clone(), path: Vec::new(), source };
         let status = root.status().map_err(io)?;
-        let effective = capabilities::effective().map_err(io)?;
-        if control == Control::Trusted && !effective.contains(CapabilitySet::SYS_ADMIN) {
+        let may_see = || capabilities::are_effective(CapabilitySet::SYS_ADMIN);
+        if control == Control::Trusted && !may_see().map_err(io)? {
             return Err(LayerError::Privilege { layer: name });
         }
         if let Err(source) = inode::require_proc() {

@@ -62,7 +62,7 @@ impl Names {
     pub fn push(&mut self, name: &[u8], memory: &mut Memory<'_>) -> Result<()> {
         let len = u32::try_from(name.len()).ok().filter(|_| name.len() <= NAME_BYTES);
         let len = len.ok_or(ChangesError::Name { len: name.len() })?;
-        let start = u32::try_from(self.bytes.len()).map_err(|_| ChangesError::Names)?;
+        let start = u32::try_from(self.bytes.len()).map_err(|_too_long| ChangesError::Names)?;
         let before = self.memory_bytes();
         self.bytes.extend_from_slice(name);
         self.spans.push(Span { start, len });

@@ -36,6 +36,11 @@ pub const DEVICE_MAJOR: u32 = (1 << 12) - 1;
 pub const DEVICE_MINOR: u32 = (1 << 20) - 1;
 /// Deepest directory that a reader follows; twice what a path of 4095 bytes can name.
 pub const DIRECTORY_DEPTH: u32 = 4096;
+/// Largest directory of an ext4 file system, in bytes: 2^32 are the most that kernels make without being
+/// asked for more, a few hundred million names.
+pub const DIRECTORY_BYTES: u64 = 1 << 32;
+/// Most blocks that are remembered of one journal; mkfs makes none with more than 2^18 unasked.
+pub const JOURNAL_ENTRIES: usize = 1 << 20;
 /// Most mounts in one request.
 pub const MOUNTS: usize = 512;
 /// Largest sum of all strings of a mount list, in bytes.

@@ -4,6 +4,7 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod erofs;
+pub mod ext4;
 mod record;
 pub mod tar;
 

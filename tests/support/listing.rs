@@ -17,7 +17,7 @@ use plywood::{
 use super::layer_model::{Listed, Listing};
 
 /// Fills in which names belong to one inode, given each name's inode number.
-fn join_names(listing: &mut Listing, inodes: &BTreeMap<Vec<u8>, u64>) {
+pub fn join_names(listing: &mut Listing, inodes: &BTreeMap<Vec<u8>, u64>) {
     let mut first: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     for (name, inode) in inodes {
         let first = first.entry(*inode).or_insert_with(|| name.clone());

@@ -1,0 +1,259 @@
+//! Directories: iterating over the records in the order of the blocks, and finding one by its name.
+//!
+//! A hash tree is not used: its blocks hold no records in use, and are read past. So the order is none,
+//! and finding a name takes as long as listing.
+//!
+//! Source: Linux `fs/ext4/dir.c` (`ext4_readdir`), `fs/ext4/namei.c` (`ext4_dirblock_csum_verify`,
+//! `ext4_dx_csum_verify`), `fs/ext4/inline.c` (`ext4_read_inline_dir`).
+
+use super::{
+    Extents, Image, Node,
+    error::{NodeFault, ReadError},
+};
+use crate::{
+    error::Quoted,
+    format::{
+        ReadAt,
+        ext4::{
+            InodeNumber,
+            dirent::{self, DirentFault, Dirents, Tail},
+            inode::{Content, Inode, flag},
+            superblock::incompat,
+        },
+    },
+    limits::DIRECTORY_BYTES,
+    tree::FileType,
+};
+
+/// One record of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirEntry<'d> {
+    /// The name, 1 to 255 bytes without slash or NUL; `.` and `..` are names as well.
+    pub name: &'d [u8],
+    /// The inode named.
+    pub inode: InodeNumber,
+    /// Its type, if the record says one.
+    pub file_type: Option<FileType>,
+}
+
+impl DirEntry<'_> {
+    /// True for `.` and `..`.
+    pub fn is_dot(&self) -> bool {
+        matches!(self.name, b"." | b"..")
+    }
+}
+
+/// A walk over one directory. Holds one block.
+#[derive(Debug)]
+pub struct Directory<'i, R> {
+    image: &'i Image<R>,
+    node: Node,
+    data: Extents<'i, R>,
+    /// The block held, and where the next record of it starts.
+    block: Vec<u8>,
+    offset: usize,
+    /// Blocks read, or for a directory in its inode the parts of it.
+    blocks_read: u64,
+    /// A directory in its inode, whole.
+    inline: Option<Vec<u8>>,
+}
+
+/// A record that was checked.
+#[derive(Clone, Copy)]
+enum Record {
+    /// The parent of a directory in its inode.
+    Parent(InodeNumber),
+    /// One of the block held, and where in it the name is.
+    Entry(InodeNumber, Option<FileType>, (usize, usize)),
+}
+
+impl<R: ReadAt> Image<R> {
+    /// Starts a walk over the directory `node`.
+    ///
+    /// Errors: [`NodeFault::NotDirectory`], [`DirentFault::Size`].
+    pub fn directory(&self, node: &Node) -> Result<Directory<'_, R>, ReadError> {
+        if node.inode.file_type != FileType::Directory {
+            return Err(ReadError::Node { number: node.number, fault: NodeFault::NotDirectory });
+        }
+        let mut directory = Directory {
+            image: self,
+            node: *node,
+            data: self.extents(node, 0),
+            block: Vec::new(),
+            offset: 0,
+            blocks_read: 0,
+            inline: None,
+        };
+        let size_bytes = node.inode.size_bytes;
+        if node.inode.content() == Content::Inline {
+            let mut data = self.inline_data(node)?;
+            let len = usize::try_from(size_bytes).unwrap_or(usize::MAX);
+            if len > data.len() || len < Inode::PAYLOAD_LEN {
+                return Err(directory.fault(DirentFault::Inline { size_bytes }));
+            }
+            data.truncate(len);
+            directory.inline = Some(data);
+        } else if size_bytes > DIRECTORY_BYTES
+            || size_bytes > self.superblock.size_bytes()
+            || self.superblock.block_bits.within(size_bytes) != 0
+        {
+            return Err(directory.fault(DirentFault::Size { size_bytes }));
+        }
+        Ok(directory)
+    }
+
+    /// Finds `name` in the directory `node` by looking at every record before it; `None` when it is not
+    /// there.
+    ///
+    /// Errors: [`ReadError::Directory`] when a block on the way is malformed.
+    pub fn lookup(
+        &self,
+        node: &Node,
+        name: &[u8],
+    ) -> Result<Option<(InodeNumber, Option<FileType>)>, ReadError> {
+        let mut directory = self.directory(node)?;
+        while let Some(entry) = directory.next_entry()? {
+            if entry.name == name {
+                return Ok(Some((entry.inode, entry.file_type)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The inode that a record of `directory` names, which has to be of the type that the record says.
+    ///
+    /// Errors: [`DirentFault::WrongType`], and those of [`Self::node`].
+    pub fn named(&self, directory: InodeNumber, entry: &DirEntry<'_>) -> Result<Node, ReadError> {
+        let node = self.node(entry.inode)?;
+        let is = node.inode.file_type;
+        match entry.file_type {
+            Some(found) if found != is => {
+                let name = Quoted(entry.name).to_string();
+                let fault = DirentFault::WrongType { name, found, inode: entry.inode, is };
+                Err(ReadError::Directory { number: directory, block: 0, fault })
+            }
+            _ => Ok(node),
+        }
+    }
+
+    /// Finds the inode at `path` below the root; empty components and `.` mean nothing, `..` leads up,
+    /// links are not followed. `None` when there is none, or a component is no directory.
+    pub fn find(&self, path: &[u8]) -> Result<Option<Node>, ReadError> {
+        let mut node = self.root()?;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
+            if node.inode.file_type != FileType::Directory {
+                return Ok(None);
+            }
+            match self.lookup(&node, name)? {
+                Some((inode, file_type)) => {
+                    node = self.named(node.number, &DirEntry { name, inode, file_type })?;
+                }
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
+    }
+}
+
+impl<R: ReadAt> Directory<'_, R> {
+    /// The next record; `None` after the last. A directory in its inode has no `.`, and `..` first.
+    ///
+    /// Errors: [`ReadError::Directory`] when the block is malformed.
+    pub fn next_entry(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
+        let next = self.advance()?;
+        Ok(next.map(|record| self.view(record)))
+    }
+
+    /// The next record that is neither `.` nor `..`.
+    pub fn next_child(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
+        while let Some(record) = self.advance()? {
+            if !self.view(record).is_dot() {
+                return Ok(Some(self.view(record)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn advance(&mut self) -> Result<Option<Record>, ReadError> {
+        if self.blocks_read == 0
+            && let Some(data) = &self.inline
+        {
+            let parent = data.first_chunk().map_or(0, |field| u32::from_le_bytes(*field));
+            self.load()?;
+            return Ok(Some(Record::Parent(InodeNumber(parent))));
+        }
+        let typed = self.image.superblock.has_incompat(incompat::FILETYPE);
+        loop {
+            let mut walk = Dirents::new(&self.block, self.offset, typed);
+            let found = walk.next_used().map_err(|fault| self.fault(fault))?;
+            let record = found.map(|entry| {
+                let start = entry.offset + dirent::HEAD;
+                Record::Entry(entry.inode, entry.file_type, (start, start + entry.name.len()))
+            });
+            self.offset = walk.offset();
+            if record.is_some() || !self.load()? {
+                return Ok(record);
+            }
+        }
+    }
+
+    fn view(&self, record: Record) -> DirEntry<'_> {
+        match record {
+            Record::Parent(inode) => DirEntry { name: b"..", inode, file_type: Some(FileType::Directory) },
+            Record::Entry(inode, file_type, (start, end)) => {
+                DirEntry { name: self.block.get(start..end).unwrap_or_default(), inode, file_type }
+            }
+        }
+    }
+
+    /// Reads the next block that is there and checks it; false after the last.
+    fn load(&mut self) -> Result<bool, ReadError> {
+        self.offset = 0;
+        if let Some(data) = &self.inline {
+            // Records do not go on from the inode into the attribute.
+            let part = match self.blocks_read {
+                0 => data.get(4..Inode::PAYLOAD_LEN),
+                1 => data.get(Inode::PAYLOAD_LEN..),
+                _ => return Ok(false),
+            };
+            self.block.clear();
+            self.block.extend_from_slice(part.unwrap_or_default());
+            self.blocks_read += 1;
+            return Ok(true);
+        }
+        let bits = self.image.superblock.block_bits;
+        let next = self.blocks_read << bits.get();
+        // The kernel passes over holes, too.
+        let Some(start) = self.data.next_data(next)? else { return Ok(false) };
+        self.blocks_read = (start >> bits.get()) + 1;
+        self.block.resize(bits.buffer_len(), 0);
+        self.data.read(start, &mut self.block)?;
+        self.verify()?;
+        Ok(true)
+    }
+
+    /// Checks the checksum of the block held.
+    fn verify(&self) -> Result<(), ReadError> {
+        let superblock = &self.image.superblock;
+        if !superblock.has_checksums() {
+            return Ok(());
+        }
+        let indexed = self.node.inode.flags & flag::INDEX != 0;
+        let index = if indexed { Tail::of_index(&self.block, superblock.block_bits) } else { None };
+        let tail = index.or_else(|| Tail::of_records(&self.block));
+        let seed = self.node.inode.checksum_seed(self.node.number, superblock);
+        match tail {
+            Some(tail) if tail.stored == tail.compute(seed, &self.block) => Ok(()),
+            tail => {
+                let computed = tail.map_or(0, |tail| tail.compute(seed, &self.block));
+                let stored = tail.map(|tail| tail.stored);
+                Err(self.fault(DirentFault::Checksum { stored, computed }))
+            }
+        }
+    }
+
+    fn fault(&self, fault: DirentFault) -> ReadError {
+        let block = self.blocks_read.saturating_sub(1);
+        ReadError::Directory { number: self.node.number, block, fault }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::Read,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,19 +12,17 @@ use crate::{
     call::Cancel,
     codec::Coding,
     digest::Digest,
-    error::{Classify as _, Error, Kind, Result},
+    error::Result,
     format::{
-        ReadAt,
-        erofs::{
-            BlockBits,
-            check::{self, CheckError, Level, Policy},
-        },
+        ReadAt as _,
+        erofs::{BlockBits, check::Level},
     },
     limits::Limits,
     media_type::LayerType,
     pipeline::{
         Facts, Plan, Progress, Source,
-        budget::{Budget, Lease, SHARE_BYTES, Use},
+        budget::{Budget, Lease},
+        image,
         stage::Helpers,
     },
     snapshot::{Durability, LayerFile},
@@ -172,59 +170,15 @@ impl Converter {
 
 impl Converter {
     /// Checks the finished image, on the bytes in the file.
-    fn verify(&self, kind: LayerType, image: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
-        let (depth, ours) = match kind {
-            LayerType::Tar => (NativeVerify::Strict, true),
-            LayerType::NativeErofs { .. } => (self.options.native_verify, false),
-        };
-        let level = match depth {
-            NativeVerify::Strict => Level::Strict,
-            NativeVerify::Superblock => Level::Superblock,
-            NativeVerify::Off => return Ok(()),
-        };
+    fn verify(&self, kind: LayerType, file: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
         let limits = &self.options.limits;
-        let image = Watched { image, size_bytes: image.size_bytes(), cancel };
-        // What decoder and writer used is free again. How much the check needs only the check can tell.
-        lease.charge(Use::Window, 0, cancel)?;
-        let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
-        loop {
-            lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
-            let policy = Policy { level, max_nodes: limits.nodes, max_memory_bytes, ..Policy::layer() };
-            let error = match check::verify(&image, &policy) {
-                Ok(_report) => return Ok(()),
-                Err(error) => error,
-            };
-            cancel.check()?;
-            match error {
-                CheckError::Memory { .. } if max_memory_bytes < limits.metadata_bytes => {
-                    max_memory_bytes = limits.metadata_bytes;
-                }
-                error if ours && error.kind() == Kind::Malformed => {
-                    let message = format!("the image just made: {error} [{}]", error.reason());
-                    return Err(Error::new(Kind::Internal, "apply.self-check", message));
-                }
-                error => return Err(error.into()),
-            }
-        }
-    }
-}
-
-/// An image whose reads end when the call is cancelled.
-struct Watched<'a> {
-    image: &'a LayerFile,
-    /// Asked of the kernel once, not at every read.
-    size_bytes: u64,
-    cancel: &'a Cancel,
-}
-
-impl ReadAt for Watched<'_> {
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.cancel.check().map_err(|stop| Error::from(stop).into_io())?;
-        self.image.read_exact_at(offset, buf)
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        let level = match (kind, self.options.native_verify) {
+            (LayerType::Tar, _) => return image::verify_own(file, limits, lease, cancel),
+            (LayerType::NativeErofs { .. }, NativeVerify::Strict) => Level::Strict,
+            (LayerType::NativeErofs { .. }, NativeVerify::Superblock) => Level::Superblock,
+            (LayerType::NativeErofs { .. }, NativeVerify::Off) => return Ok(()),
+        };
+        image::verify(file, level, limits, lease, cancel)
     }
 }
 

@@ -10,6 +10,7 @@
 //! Described in `docs/formats/containerd.md`, "Diff".
 
 pub mod changes;
+pub mod erofs;
 mod form;
 pub mod layer;
 pub mod output;

@@ -22,10 +22,12 @@ pub mod buffer;
 pub mod decode;
 pub mod encode;
 pub mod hash;
+pub mod image;
 pub mod stage;
 
 mod source;
 
+pub use decode::StreamLimit;
 pub use source::{BlobError, Facts, Plan, Ran, Source, run};
 
 use std::time::Duration;

@@ -185,8 +185,7 @@ impl LayerFile {
             Self::create(dir, name, path, PRIVATE_MODE, Naming::Preferred).map_err(io("create a file"))?;
         layer.mode = Some(LAYER_MODE);
         layer.parent = Some(parent);
-        layer.reserve =
-            Some(Reserve { bytes: limits.reserve_bytes, percent: limits.reserve_percent, unchecked: 0 });
+        layer.reserve = Some(Reserve::of(limits));
         layer._lock = Some(lock);
         layer.check_name(|found| found != Occupant::Directory)?;
         layer.check_space()?;
@@ -216,6 +215,21 @@ impl LayerFile {
         // Replacing /dev/null by a file is nobody's intention.
         layer.check_name(|found| matches!(found, Occupant::Free | Occupant::File | Occupant::Immutable))?;
         Ok(layer)
+    }
+
+    /// A file in `dir` that is never published: room for an image that will be a blob. It has no name, so
+    /// nothing is left of it whatever happens.
+    pub fn scratch(dir: &Path, limits: &Limits) -> Result<Self, LayerError> {
+        let io = |what| move |source| LayerError::Io { what, path: dir.to_owned(), source };
+        let opened = Arc::new(Dir::open(dir).map_err(io("open the work directory"))?);
+        let mut scratch = Self::create(&opened, c"", dir, PRIVATE_MODE, Naming::Preferred)
+            .map_err(io("create a file in the work directory"))?;
+        if let Some(name) = scratch.temporary.take() {
+            file::remove(&*opened, &name).map_err(io("remove the name of a file in the work directory"))?;
+        }
+        scratch.reserve = Some(Reserve::of(limits));
+        scratch.check_space()?;
+        Ok(scratch)
     }
 
     fn create(dir: &Arc<Dir>, name: &CStr, path: &Path, mode: Mode, naming: Naming) -> io::Result<Self> {
@@ -415,6 +429,10 @@ impl LayerFile {
 }
 
 impl Reserve {
+    fn of(limits: &Limits) -> Self {
+        Self { bytes: limits.reserve_bytes, percent: limits.reserve_percent, unchecked: 0 }
+    }
+
     fn check(&self, file: &File) -> io::Result<Result<(), LayerError>> {
         let space = file::space(file)?;
         let share = space.total_bytes / 100 * self.percent;

@@ -67,6 +67,23 @@ fn a_committed_file_has_its_bytes_mode_and_no_neighbours() {
 }
 
 #[test]
+fn a_scratch_file_has_no_name_and_respects_the_reserve() {
+    let scratch = scratch();
+    let mut file = LayerFile::scratch(&scratch.path, &limits()).unwrap();
+    file.write_at(0, b"image").unwrap();
+    assert!(scratch.names().is_empty());
+    let mut back = [0; 5];
+    file.read_exact_at(0, &mut back).unwrap();
+    assert_eq!((&back, ReadAt::size_bytes(&file)), (b"image", 5));
+
+    let full = Limits { reserve_bytes: u64::MAX, ..limits() };
+    let error = LayerFile::scratch(&scratch.path, &full).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.free-space"));
+    let error = LayerFile::scratch(&scratch.path.join("none"), &limits()).unwrap_err();
+    assert!(error.to_string().contains("open the work directory"), "{error}");
+}
+
+#[test]
 fn what_is_dropped_leaves_nothing() {
     let scratch = scratch();
     let mut layer = scratch.begin().unwrap();

@@ -1,0 +1,162 @@
+//! An EROFS image on its way: written to a file under the limits of a request, and checked in that file.
+
+use std::io;
+
+use super::budget::{Lease, SHARE_BYTES, Use};
+use crate::{
+    call::Cancel,
+    error::{Error, Kind, Result},
+    format::{
+        ReadAt, Sink,
+        erofs::{
+            check::{self, CheckError, Level, Policy},
+            writer::{Options, Summary, Writer, WriterError},
+        },
+    },
+    limits::Limits,
+    snapshot::LayerFile,
+    tree::Entry,
+};
+
+/// Memory is charged in steps of this many bytes.
+const CHARGE_BYTES: u64 = 1 << 20;
+
+/// Writes an image whose metadata memory is charged to the request.
+#[derive(Debug)]
+pub struct ImageWriter<'a> {
+    writer: Writer<Watched<'a, LayerFile>>,
+    /// Metadata memory charged so far, in bytes.
+    charged: u64,
+    lease: &'a Lease,
+    cancel: &'a Cancel,
+}
+
+impl<'a> ImageWriter<'a> {
+    /// A writer into `file`, which is new.
+    pub fn new(file: LayerFile, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
+        Self { writer: Writer::new(Watched { file, cancel }, options), charged: 0, lease, cancel }
+    }
+
+    /// [`Writer::entry`]. Errors also when the request has no more memory, or was cancelled.
+    pub fn entry(&mut self, entry: &Entry) -> Result<()> {
+        let taken = self.writer.entry(entry);
+        let used = self.writer.metadata_bytes();
+        if used > self.charged {
+            let charged = used.next_multiple_of(CHARGE_BYTES);
+            self.lease.charge(Use::Metadata, charged, self.cancel)?;
+            self.charged = charged;
+        }
+        taken.map_err(writer_error)
+    }
+
+    /// [`Writer::data`].
+    pub fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.writer.data(offset, bytes).map_err(writer_error)
+    }
+
+    /// [`Writer::end_entry`].
+    pub fn end_entry(&mut self) -> Result<()> {
+        self.writer.end_entry().map_err(writer_error)
+    }
+
+    /// [`Writer::image_bytes`].
+    pub fn image_bytes(&self) -> u64 {
+        self.writer.image_bytes()
+    }
+
+    /// Completes the image, identified by `uuid`.
+    pub fn finish(mut self, uuid: [u8; 16]) -> Result<(LayerFile, Summary)> {
+        self.writer.set_uuid(uuid);
+        let (watched, summary) = self.writer.finish().map_err(writer_error)?;
+        Ok((watched.file, summary))
+    }
+}
+
+/// An error of the sink may carry one of ours.
+fn writer_error(error: WriterError) -> Error {
+    match error {
+        WriterError::Sink(error) => Error::disk(error),
+        error => error.into(),
+    }
+}
+
+/// A file whose reads and writes end when the call is cancelled: either end of a large image takes seconds.
+#[derive(Debug)]
+struct Watched<'a, T> {
+    file: T,
+    cancel: &'a Cancel,
+}
+
+impl<T> Watched<'_, T> {
+    fn check(&self) -> io::Result<()> {
+        self.cancel.check().map_err(|stop| Error::from(stop).into_io())
+    }
+}
+
+impl<T: Sink> Sink for Watched<'_, T> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.write_at(offset, bytes)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.discard(offset, len)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+}
+
+impl<T: ReadAt> ReadAt for Watched<'_, T> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.file.size_bytes()
+    }
+}
+
+/// Checks a finished image, on the bytes in the file. What decoder and writer used of `lease` has to be free
+/// again. Errors: what is wrong with the image; `Cancelled`.
+pub fn verify(
+    image: &LayerFile,
+    level: Level,
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
+    let image = Watched { file: image, cancel };
+    lease.charge(Use::Window, 0, cancel)?;
+    // How much the check needs only the check can tell.
+    let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
+    loop {
+        lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
+        let policy = Policy { level, max_nodes: limits.nodes, max_memory_bytes, ..Policy::layer() };
+        let error = match check::verify(&image, &policy) {
+            Ok(_report) => return Ok(()),
+            Err(error) => error,
+        };
+        cancel.check()?;
+        match error {
+            CheckError::Memory { .. } if max_memory_bytes < limits.metadata_bytes => {
+                max_memory_bytes = limits.metadata_bytes;
+            }
+            error => return Err(error.into()),
+        }
+    }
+}
+
+/// The same for an image made here, with which nothing can be wrong but the program.
+pub fn verify_own(image: &LayerFile, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
+    match verify(image, Level::Strict, limits, lease, cancel) {
+        Err(error) if error.kind() == Kind::Malformed => {
+            let message = format!("the image just made: {error} [{}]", error.reason());
+            Err(Error::new(Kind::Internal, "image.self-check", message))
+        }
+        outcome => outcome,
+    }
+}

@@ -1,6 +1,6 @@
 //! `plywood serve`: the daemon.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::runtime::Runtime;
 
@@ -38,7 +38,8 @@ impl MakeDomain for Containerd {
         let config::Containerd { address, direct_content, .. } = &config.containerd;
         let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
         let limits = config.limits();
-        let store = store::Containerd::new(address, runtime.handle().clone(), direct, limits.stall);
+        let store = store::Containerd::new(address, runtime.handle().clone(), direct, limits.stall)
+            .with_lease_lifetime(Duration::from_secs(config.diff.lease_seconds));
         let options = options(config)?;
         if options.durability == Durability::Never {
             tracing::warn!("apply.durability is \"never\": a power cut may leave torn layers");

@@ -125,11 +125,15 @@ table! {
 }
 
 table! {
-    /// The layers that Diff writes. Changing these changes the bytes of every layer written from now on.
+    /// The layers that Diff writes. Changing what stands below the lease changes the bytes of every layer
+    /// written from now on.
     Diff {
         /// Answer Diff. It reads files of any owner and overlayfs's own attributes, for which the daemon keeps
         /// CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN. false: no capability is kept, Diff is UNIMPLEMENTED.
         enabled: bool = true;
+        /// Seconds that a layer stays in the content store when the caller brought no lease and nothing
+        /// refers to it yet.
+        lease_seconds: u64 = 3600;
         /// Level of gzip, 1 (fast) to 9 (small).
         gzip_level: u8 = 6;
         /// Level of zstd, 1 (fast) to 19 (small).

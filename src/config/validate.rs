@@ -40,6 +40,8 @@ impl Config {
 
     fn validate_diff(&self) -> Result<(), ConfigError> {
         let diff = &self.diff;
+        // A caller needs a moment to refer to the layer; after a day it will not any more.
+        between("diff.lease_seconds", diff.lease_seconds, 60, 86_400)?;
         between("diff.gzip_level", diff.gzip_level.into(), 1, 9)?;
         between("diff.zstd_level", diff.zstd_level.into(), 1, 19)?;
         let has_form = |name: &&String| {
@@ -178,6 +180,7 @@ mod tests {
             ("[erofs]\nblock_size = 1048576", "erofs.block_size"),
             ("[erofs]\nblock_size = 3000", "erofs.block_size"),
             ("[erofs]\nblock_size = 512", "erofs.inline_limit"),
+            ("[diff]\nlease_seconds = 59", "diff.lease_seconds"),
             ("[diff]\ngzip_level = 0", "diff.gzip_level"),
             ("[diff]\nzstd_level = 20", "diff.zstd_level"),
             ("[diff]\nxattrs = [\"*\"]", "diff.xattrs"),

@@ -24,10 +24,10 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// Channels to both daemons and a runtime for them.
 #[derive(Debug)]
 pub struct Caller {
-    runtime: Runtime,
-    containerd: Channel,
+    pub(crate) runtime: Runtime,
+    pub(crate) containerd: Channel,
     plywood: Channel,
-    namespace: String,
+    pub(crate) namespace: String,
 }
 
 /// An Apply under way. Dropping it cancels the call.
@@ -150,7 +150,7 @@ pub fn layer_directory(mounts: &[Mount]) -> anyhow::Result<PathBuf> {
     Ok(Path::new(source).parent().context("a mount of the root")?.to_owned())
 }
 
-fn in_namespace<T>(message: T, namespace: Option<&str>) -> Result<Request<T>, Status> {
+pub(crate) fn in_namespace<T>(message: T, namespace: Option<&str>) -> Result<Request<T>, Status> {
     let mut request = Request::new(message);
     if let Some(namespace) = namespace {
         let value = namespace.parse().map_err(|_error| Status::internal("not a header value"))?;

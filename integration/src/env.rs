@@ -88,6 +88,11 @@ impl Env {
         self.dir.path().join(name)
     }
 
+    /// Where containerd keeps its data.
+    pub fn containerd_root(&self) -> &Path {
+        &self.containerd_root
+    }
+
     /// The directory of the EROFS snapshotter, which is Plywood's configured root.
     pub fn snapshots(&self) -> PathBuf {
         self.containerd_root.join("io.containerd.snapshotter.v1.erofs")

@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod calls;
+pub mod content;
 pub mod daemon;
 pub mod disk;
 pub mod env;

@@ -17,6 +17,8 @@ mod parallel;
 mod pull;
 #[path = "containerd/request.rs"]
 mod request;
+#[path = "containerd/store.rs"]
+mod store;
 #[path = "containerd/wires.rs"]
 mod wires;
 
@@ -104,5 +106,6 @@ fn main() -> anyhow::Result<()> {
     faults::add(&mut suite);
     crash::add(&mut suite);
     wires::add(&mut suite);
+    store::add(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit()
 }

@@ -137,7 +137,7 @@ fn confine(config: &Config) -> Result<()> {
     let mut read = config.content_roots();
     read.extend(config.diff_roots());
     if config.diff.enabled {
-        read.push(loop_device::DEVICES.into());
+        read.push(loop_device::to_read());
     }
     let read: Vec<_> = read.iter().map(AsRef::as_ref).collect();
     let paths = sandbox::Paths {

@@ -1,18 +1,18 @@
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::Path,
+    os::unix::fs::{MetadataExt, PermissionsExt},
 };
 
-use proptest::{prelude::*, test_runner::TestRunner};
-
 use super::{super::lists_tests::mounts, *};
-use crate::error::{Classify, Kind};
+
+#[path = "stack_refusals_tests.rs"]
+mod refusals;
 
 /// Roots of an EROFS and an overlayfs snapshotter, `R` and `O` in lists, and shared layers, `S`.
 ///
 /// Below `R` the snapshots 1 to 3 are committed and have images, 4 and 5 are active, 6 and 7 views as
-/// newer and older snapshotters make them, 8 was committed by a snapshotter without an image.
+/// newer and older snapshotters make them, 8 was committed by a snapshotter without an image, 9 to 11 are in
+/// block mode: used, not used yet, applied.
 struct Fixture {
     scratch: tempfile::TempDir,
     roots: Roots,
@@ -42,6 +42,9 @@ fn fixture() -> Fixture {
     snapshot("erofs", "6", &[]);
     snapshot("erofs", "7", &[".erofslayer", "work"]);
     snapshot("erofs", "8", &[".erofslayer", "work", "fs/old"]);
+    snapshot("erofs", "9", &[".erofslayer", "rwlayer.img"]);
+    snapshot("erofs", "10", &[".erofslayer"]);
+    snapshot("erofs", "11", &[".erofslayer", "rwlayer.img", "layer.erofs"]);
     for id in ["1", "2", "3"] {
         snapshot("overlayfs", id, &["work"]);
     }
@@ -98,7 +101,7 @@ impl Fixture {
         assert_eq!(opened, layer.key, "{path:?}");
         let mapped = if layer.ids.is_identity() { "" } else { "mapped:" };
         let short = path.to_str().unwrap().replace("/snapshots/", "/").replace("overlayfs/", "O/");
-        format!("{mapped}{kind}{}", short.replace("erofs/", "").replace("layer.", ""))
+        format!("{mapped}{kind}{}", short.replace("erofs/", "").replace("layer.erofs", "erofs"))
     }
 }
 
@@ -207,6 +210,46 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
              uidmap=0:1000:10 lowerdir={{_mount_0_}}]",
             "4/fs 1/erofs",
         ),
+        (
+            "block mode, no parent",
+            "mkfs/ext4 R/snapshots/9/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 rw loop]
+             format/mkdir/bind {{_mount_0_}}/upper [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 rw rbind]",
+            "ext4:9/rwlayer.img",
+        ),
+        (
+            "block mode, view of nothing, no image",
+            "mkfs/ext4 R/snapshots/10/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 ro loop]
+             format/mkdir/bind {{_mount_0_}}/upper [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 ro rbind]",
+            "",
+        ),
+        (
+            "block mode, one parent, user namespaces",
+            "mkfs/ext4 R/snapshots/9/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 rw loop]
+             erofs R/snapshots/1/layer.erofs [ro loop]
+             format/mkdir/overlay overlay [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 \
+             X-containerd.mkdir.path={{_mount_0_}}/work:0755 workdir={{_mount_0_}}/work upperdir={{_mount_0_}}/upper \
+             uidmap=0:1000:10 gidmap=0:1000:10 lowerdir={{_mount_1_}}]",
+            "mapped:ext4:9/rwlayer.img 1/erofs",
+        ),
+        (
+            "block mode, n parents, no image",
+            "mkfs/ext4 R/snapshots/10/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 rw loop]
+             erofs R/snapshots/2/layer.erofs [ro loop]
+             erofs R/snapshots/1/layer.erofs [ro loop]
+             format/mkdir/overlay overlay [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 \
+             X-containerd.mkdir.path={{_mount_0_}}/work:0755 workdir={{_mount_0_}}/work upperdir={{_mount_0_}}/upper \
+             lowerdir={{_overlay_1_2_}}]",
+            "2/erofs 1/erofs",
+        ),
+        (
+            "block mode, merged metadata, applied but not committed",
+            "mkfs/ext4 R/snapshots/11/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 rw loop]
+             erofs R/snapshots/2/fsmeta.erofs [ro loop device=R/snapshots/1/layer.erofs device=R/snapshots/2/layer.erofs]
+             format/mkdir/overlay overlay [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 \
+             X-containerd.mkdir.path={{_mount_0_}}/work:0755 workdir={{_mount_0_}}/work upperdir={{_mount_0_}}/upper \
+             lowerdir={{_mount_1_}}]",
+            "11/erofs 2/erofs 1/erofs",
+        ),
         ("2.4: active, a shared layer", "erofs R/snapshots/2/layer.erofs [ro loop]", "2/erofs"),
         ("overlayfs: active, no parent", "bind O/snapshots/1/fs [rw rbind]", "O/1/fs"),
         ("overlayfs: view of nothing or of one", "bind O/snapshots/1/fs [ro rbind]", "O/1/fs"),
@@ -256,304 +299,4 @@ fn devices_of_a_layer_stay_in_their_order() {
     let content = |file: &File| io::read_to_string(file).unwrap();
     assert_eq!(content(image), "3");
     assert_eq!(devices.iter().map(content).collect::<Vec<_>>(), ["2", "1"]);
-}
-
-#[test]
-fn lists_that_are_not_ours_are_left_to_the_next_differ() {
-    let fixture = fixture();
-    let erofs = "erofs R/snapshots/1/layer.erofs [ro loop]\n";
-    let upper = "format/mkdir/overlay overlay [workdir=R/snapshots/4/work upperdir=R/snapshots/4/fs";
-    for (list, reason) in [
-        (String::new(), "mount.empty"),
-        ("bind /var/lib/other/snapshots/1/fs [rw rbind]".into(), "mount.outside-root"),
-        ("overlay overlay [upperdir=/o/1/fs upperdir=R/snapshots/1/fs]".into(), "mount.outside-root"),
-        ("overlay overlay [upperdir=/o/1/fs uidmap=x gidmap=y strange=1]".into(), "mount.outside-root"),
-        ("overlay overlay [lowerdir=/o/1/fs:R/snapshots/1/fs]".into(), "mount.outside-root"),
-        ("erofs /o/1/layer.erofs [ro device=/etc/shadow]".into(), "mount.outside-root"),
-        ("ext4 /dev/vda [rw]".into(), "mount.type"),
-        ("zfs pool/layer []".into(), "mount.type"),
-        ("overlay overlay [index=off]".into(), "mount.form"),
-        ("overlay overlay [lowerdir=R/snapshots/1/fs::R/snapshots/2/fs]".into(), "mount.form"),
-        ("overlay overlay [lowerdir=]".into(), "mount.form"),
-        (format!("{erofs}{erofs}"), "mount.form"),
-        (format!("{erofs}bind R/snapshots/4/fs [rw rbind]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir=R/snapshots/1/fs]"), "mount.form"),
-        // Templates that name nothing, too much, something later, something twice, or something else.
-        (format!("{erofs}{upper} lowerdir={{{{_mount_1_}}}}]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_mount_9_}}}}]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_overlay_0_18446744073709551615_}}}}]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_overlay_18446744073709551615_0_}}}}]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_mount_0_}}}}:{{{{_mount_0_}}}}]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_mount_0_}}}}/upper]"), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_source_0_}}}}]"), "mount.form"),
-        (format!("bind R/snapshots/4/fs [rw]\n{upper} lowerdir={{{{_mount_0_}}}}]"), "mount.form"),
-        // Nobody would evaluate these.
-        (format!("{erofs}overlay overlay [lowerdir={{{{_mount_0_}}}}]"), "mount.form"),
-        (format!("{erofs}bind {{{{_mount_0_}}}} [ro]"), "mount.form"),
-        (format!("{erofs}format/bind {{{{_target_0_}}}} [ro]"), "mount.form"),
-        ("format/bind {{_mount_0_}} [ro]".into(), "mount.form"),
-        (format!("{erofs}{upper} lowerdir={{{{_mount_0_}}}} strange]"), "mount.option-unknown"),
-        (format!("{erofs}{upper} lowerdir={{{{_mount_0_}}}} datadir+=/x]"), "mount.option-unknown"),
-        ("erofs R/snapshots/1/layer.erofs [ro fsoffset=4096]".into(), "mount.option-unknown"),
-        ("bind R/snapshots/4/fs [rw subdir=x]".into(), "mount.option-unknown"),
-        // An active snapshot or a layer that another snapshotter made.
-        ("bind R/snapshots/6/fs [rw rbind]".into(), "mount.no-marker"),
-        ("overlay overlay [lowerdir=R/snapshots/1/fs:R/snapshots/6/fs]".into(), "mount.no-marker"),
-    ] {
-        let error = fixture.stack(&list).unwrap_err();
-        assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, reason), "{list}: {error}");
-    }
-}
-
-#[test]
-fn what_is_below_a_root_but_odd_is_refused_for_good() {
-    let fixture = fixture();
-    let upper = "overlay overlay [workdir=R/snapshots/4/work upperdir=R/snapshots/4/fs";
-    for (list, reason) in [
-        ("bind R/snapshots/../snapshots/4/fs [rw]".to_owned(), "mount.path"),
-        ("bind R/snapshots/4/work [rw]".to_owned(), "mount.path"),
-        ("bind O/snapshots/new-1/fs [rw]".to_owned(), "mount.path"),
-        ("erofs R/snapshots/2/fsmeta.erofs [ro]".to_owned(), "mount.path"),
-        ("erofs O/snapshots/1/layer.erofs [ro]".to_owned(), "mount.path"),
-        (format!("{upper} lowerdir=R/snapshots/1/fs:R/snapshots/1]"), "mount.path"),
-        (format!("{upper} lowerdir=R/snapshots/1/fs:/etc]"), "mount.foreign"),
-        (format!("{upper} lowerdir=O/snapshots/1/fs]"), "mount.foreign"),
-        (format!("{upper} lowerdir=R/snapshots/1/fs\\:b]"), "mount.path"),
-        (format!("{upper} upperdir=R/snapshots/1/fs]"), "mount.option"),
-        (format!("{upper} lowerdir=R/snapshots/1/fs lowerdir=/etc]"), "mount.option"),
-        ("overlay overlay [workdir=R/snapshots/5/work upperdir=R/snapshots/4/fs]".to_owned(), "mount.option"),
-        ("erofs R/snapshots/1/layer.erofs [ro device=/etc/shadow]".to_owned(), "mount.option"),
-        ("erofs R/snapshots/1/layer.erofs [ro device=O/snapshots/1/layer.erofs]".to_owned(), "mount.option"),
-        // The layers of merged metadata end in the one it lies beside.
-        (
-            "erofs R/snapshots/2/fsmeta.erofs [ro device=R/snapshots/2/layer.erofs device=R/snapshots/1/layer.erofs]"
-                .to_owned(),
-            "mount.option",
-        ),
-        ("erofs R/snapshots/2/fsmeta.erofs [ro device=/etc/layer.erofs]".to_owned(), "mount.foreign"),
-        (format!("{upper} uidmap=0:0:x gidmap=0:0:1]"), "mount.option"),
-        (format!("{upper} uidmap=0:0:1 uidmap=0:0:2]"), "mount.option"),
-        (format!("{upper} uidmap=0:0:1 gidmap=0:0:9,5:20:1]"), "mount.option"),
-    ] {
-        let error = fixture.stack(&list).unwrap_err();
-        assert_eq!((error.kind(), error.reason()), (Kind::Denied, reason), "{list}: {error}");
-    }
-}
-
-#[test]
-fn layers_that_are_gone_are_a_conflict() {
-    let fixture = fixture();
-    fs::remove_dir(fixture.snapshot("5").join("fs")).unwrap();
-    for list in [
-        "bind R/snapshots/77/fs [rw rbind]",
-        "bind R/snapshots/5/fs [rw rbind]",
-        "bind O/snapshots/77/fs [ro rbind]",
-        "erofs R/snapshots/4/layer.erofs [ro loop]",
-        "overlay overlay [lowerdir=R/snapshots/1/fs:R/snapshots/77/fs]",
-        "erofs R/snapshots/1/layer.erofs [ro device=R/snapshots/4/layer.erofs]",
-        "erofs R/snapshots/77/fsmeta.erofs [ro device=R/snapshots/1/layer.erofs device=R/snapshots/77/layer.erofs]",
-    ] {
-        let error = fixture.stack(list).unwrap_err();
-        assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "mount.missing"), "{list}: {error}");
-    }
-}
-
-#[test]
-fn links_owners_and_types_are_looked_at_after_opening() {
-    let fixture = fixture();
-    let layer = fixture.snapshot("1").join("layer.erofs");
-    let reason = |list: &str| {
-        let error = fixture.stack(list).unwrap_err();
-        assert_eq!(error.kind(), Kind::Denied, "{error}");
-        error.reason()
-    };
-    let view = "erofs R/snapshots/1/layer.erofs [ro loop]";
-    fs::set_permissions(&layer, fs::Permissions::from_mode(0o666)).unwrap();
-    assert_eq!(reason(view), "mount.owner");
-    fs::remove_file(&layer).unwrap();
-    fs::create_dir(&layer).unwrap();
-    assert_eq!(reason(view), "mount.file");
-    fs::remove_dir(&layer).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, &layer, FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
-    assert_eq!(reason(view), "mount.file");
-
-    fs::remove_dir(fixture.snapshot("5").join("fs")).unwrap();
-    symlink("../4/fs", fixture.snapshot("5").join("fs")).unwrap();
-    assert_eq!(reason("bind R/snapshots/5/fs [rw]"), "mount.link");
-    fs::rename(fixture.snapshot("8"), fixture.at("elsewhere")).unwrap();
-    symlink(fixture.at("elsewhere"), fixture.snapshot("8")).unwrap();
-    assert_eq!(reason("overlay overlay [lowerdir=R/snapshots/2/fs:R/snapshots/8/fs]"), "mount.link");
-
-    fs::set_permissions(fixture.snapshot("3"), fs::Permissions::from_mode(0o777)).unwrap();
-    assert_eq!(reason("overlay overlay [lowerdir=R/snapshots/2/fs:R/snapshots/3/fs]"), "mount.owner");
-}
-
-#[test]
-fn a_link_to_a_shared_layer_is_followed_and_no_other() {
-    let fixture = fixture();
-    let layer = fixture.snapshot("1").join("layer.erofs");
-    let point = |target: &Path| {
-        fs::remove_file(&layer).unwrap();
-        symlink(target, &layer).unwrap();
-        fixture.stack("erofs R/snapshots/1/layer.erofs [ro loop]")
-    };
-    let shared = fixture.at("shared/sha256/ab/abcd.erofs");
-    let stack = point(&shared).unwrap();
-    let metadata = fs::metadata(&shared).unwrap();
-    assert_eq!(stack.layers[0].key, (metadata.dev(), metadata.ino()));
-    // The same as a parent in the older form, and as the upper of an applied snapshot.
-    assert_eq!(fixture.layers("overlay overlay [lowerdir=R/snapshots/1/fs]"), "1/erofs");
-    assert_eq!(fixture.layers("bind R/snapshots/1/fs [rw rbind]"), "1/erofs");
-
-    symlink("abcd.erofs", fixture.at("shared/sha256/ab/link.erofs")).unwrap();
-    fs::create_dir(fixture.at("sharedness")).unwrap();
-    fs::write(fixture.at("sharedness/x.erofs"), "").unwrap();
-    for (target, reason) in [
-        (fixture.snapshot("2").join("layer.erofs"), "mount.shared-layer"),
-        ("../2/layer.erofs".into(), "mount.shared-layer"),
-        ("/etc/passwd".into(), "mount.shared-layer"),
-        (fixture.at("shared/../erofs/snapshots/2/layer.erofs"), "mount.shared-layer"),
-        (fixture.at("shared/sha256//ab/abcd.erofs"), "mount.shared-layer"),
-        (fixture.at("sharedness/x.erofs"), "mount.shared-layer"),
-        (fixture.at("shared/sha256/ab/link.erofs"), "mount.link"),
-        (fixture.at("shared/sha256/ab"), "mount.file"),
-    ] {
-        let error = point(&target).unwrap_err();
-        assert_eq!((error.kind(), error.reason()), (Kind::Denied, reason), "{target:?}: {error}");
-    }
-    let error = point(&fixture.at("shared/sha256/ab/gone.erofs")).unwrap_err();
-    assert_eq!(error.reason(), "mount.missing");
-}
-
-#[test]
-fn roots_to_read_are_checked_like_the_others() {
-    let fixture = fixture();
-    let open = |overlayfs: &[PathBuf], shared: &[PathBuf]| {
-        Roots::open(&[fixture.at("erofs")]).unwrap().also_read(overlayfs, shared)
-    };
-    assert!(open(&[fixture.at("absent")], &[]).is_ok(), "nobody has used that snapshotter yet");
-    assert!(open(&[], &[fixture.at("absent")]).is_err());
-    assert!(open(&["relative".into()], &[]).is_err());
-    fs::set_permissions(fixture.at("overlayfs"), fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(open(&[fixture.at("overlayfs")], &[]).is_err());
-}
-
-#[test]
-fn an_overlayfs_snapshot_is_never_applied_to() {
-    let fixture = fixture();
-    let error = fixture.roots.resolve(&fixture.mounts("bind O/snapshots/1/fs [rw rbind]")).unwrap_err();
-    assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "mount.outside-root"));
-}
-
-#[test]
-fn huge_lists_are_refused_unread() {
-    let fixture = fixture();
-    let lower = |count| {
-        let paths = vec![format!("{}/snapshots/1/fs", fixture.at("erofs").display()); count].join(":");
-        let options = vec![format!("lowerdir={paths}")];
-        fixture.roots.stack(&[Mount { kind: "overlay".into(), options, ..Mount::default() }])
-    };
-    assert_eq!(lower(512).unwrap().layers.len(), 512);
-    for count in [513, 4000, 40_000] {
-        let error = lower(count).unwrap_err();
-        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.mounts"));
-        assert!(error.to_string().len() < 200, "{error}");
-    }
-}
-
-/// Whatever the list says, nothing panics, and every layer lies below a root.
-#[test]
-fn no_list_leads_out_of_the_roots() {
-    let fixture = fixture();
-    let words =
-        |words: &[&str]| prop::sample::select(words.iter().map(|w| w.to_string()).collect::<Vec<_>>());
-    let part = words(&[
-        "R/snapshots/",
-        "O/snapshots/",
-        "S/",
-        "1",
-        "2",
-        "4",
-        "6",
-        "/fs",
-        "/work",
-        "/layer.erofs",
-        "/fsmeta.erofs",
-        "/rwlayer.img",
-        "..",
-        ":",
-        "{{ mount 0 }}",
-        "{{ mount 1 }}",
-        "{{ overlay 0 1 }}",
-        "{{ overlay 1 0 }}",
-        "/upper",
-        "\\",
-        "\0",
-        "",
-    ]);
-    // Half of all paths are whole, so that some lists get far.
-    let whole = words(&[
-        "R/snapshots/1/fs",
-        "R/snapshots/4/fs",
-        "R/snapshots/6/fs",
-        "R/snapshots/1/layer.erofs",
-        "R/snapshots/2/layer.erofs",
-        "R/snapshots/2/fsmeta.erofs",
-        "O/snapshots/1/fs",
-        "R/snapshots/4/rwlayer.img",
-        "R/snapshots/1/fs:R/snapshots/2/fs",
-        "{{ mount 0 }}",
-        "{{ overlay 0 1 }}",
-        "{{ mount 0 }}/upper",
-    ]);
-    let path =
-        prop_oneof![4 => whole, 1 => prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())];
-    let key =
-        words(&["upperdir=", "lowerdir=", "workdir=", "device=", "uidmap=", "ro", "X-containerd.x=", ""]);
-    let kind = words(&[
-        "bind",
-        "overlay",
-        "erofs",
-        "mkfs/ext4",
-        "format/bind",
-        "format/mkdir/overlay",
-        "format/mkdir/bind",
-        "tmpfs",
-    ]);
-    let option = (key, path.clone()).prop_map(|(key, path)| key + &path);
-    let mount = (kind, path, prop::collection::vec(option, 0..3));
-    let place = |text: String| {
-        let [erofs, overlayfs, shared] = ["erofs/", "overlayfs/", "shared/"]
-            .map(|name| format!("{}/{name}", fixture.scratch.path().display()));
-        text.replace("R/", &erofs).replace("O/", &overlayfs).replace("S/", &shared)
-    };
-    let mut runner = TestRunner::new(ProptestConfig::with_cases(3000));
-    let opened = std::cell::Cell::new(0);
-    let outcome = runner.run(&prop::collection::vec(mount, 1..4), |list| {
-        let list: Vec<_> = list
-            .into_iter()
-            .map(|(kind, source, options)| Mount {
-                kind,
-                source: place(source),
-                target: String::new(),
-                options: options.into_iter().map(place).collect(),
-            })
-            .collect();
-        if let Ok(stack) = fixture.roots.stack(&list) {
-            opened.set(opened.get() + 1);
-            for layer in stack.layers {
-                let word = fixture.word(&layer);
-                prop_assert!(
-                    ["1/fs", "4/fs", "1/erofs", "2/erofs", "O/1/fs", "O/2/fs"]
-                        .iter()
-                        .any(|known| word.ends_with(known)),
-                    "{}",
-                    word
-                );
-            }
-        }
-        Ok(())
-    });
-    outcome.unwrap();
-    assert!(opened.get() > 20, "only {} lists were taken", opened.get());
 }

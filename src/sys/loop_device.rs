@@ -16,6 +16,8 @@ use super::dir::Dir;
 
 /// Where sysfs keeps the loop devices, among other devices without hardware.
 pub const DEVICES: &str = "/sys/devices/virtual/block";
+/// The directory above, for kernels that have no such device yet.
+const VIRTUAL: &str = "/sys/devices/virtual";
 /// Inode number of an ext4 file system's root directory.
 const EXT4_ROOT: u64 = 2;
 
@@ -30,12 +32,24 @@ pub struct LoopDevice {
     pub is_certain: bool,
 }
 
+/// What a confined process must be able to read to see the loop devices.
+///
+/// sysfs has no directory for them before the first: then it is the one above.
+pub fn to_read() -> PathBuf {
+    let devices = Path::new(DEVICES);
+    if devices.exists() { devices } else { Path::new(VIRTUAL) }.to_owned()
+}
+
 /// The loop devices to which the file `path` is attached, whose device and inode number are `key`.
 ///
 /// Another file of the same last three components that cannot be looked at is reported as uncertain.
 /// Errors: sysfs cannot be read.
 pub fn attached(path: &Path, key: (u64, u64)) -> io::Result<Vec<LoopDevice>> {
-    attached_among(Path::new(DEVICES), path, key)
+    match attached_among(Path::new(DEVICES), path, key) {
+        // Without sysfs nothing is known; with it, this means that there is no such device.
+        Err(error) if error.kind() == ErrorKind::NotFound && Path::new(VIRTUAL).exists() => Ok(Vec::new()),
+        outcome => outcome,
+    }
 }
 
 fn attached_among(devices: &Path, path: &Path, key: (u64, u64)) -> io::Result<Vec<LoopDevice>> {

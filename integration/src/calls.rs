@@ -1,13 +1,20 @@
 //! Services of containerd and of Plywood called directly, as clients other than `ctr` would.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
-use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
-use containerd_client::services::v1::{ApplyRequest, ApplyResponse, WriteAction, WriteContentRequest};
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+};
+use containerd_client::services::v1::{
+    ApplyRequest, ApplyResponse, CreateRequest, DeleteRequest, DiffRequest, DiffResponse, Info, InfoRequest,
+    ListRequest, ListStatusesRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+};
 use containerd_client::types::{Descriptor, Mount};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -40,6 +47,39 @@ impl Drop for Running {
             call.abort();
         }
     }
+}
+
+/// Which daemon answers a Diff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Differ {
+    /// Plywood, asked directly.
+    Plywood,
+    /// containerd's diff service, which asks the differs of its list.
+    Service,
+}
+
+/// A Diff under way. Dropping it cancels the call.
+#[derive(Debug)]
+pub struct Comparing(Option<JoinHandle<Result<DiffResponse, Status>>>);
+
+impl Comparing {
+    /// Whether the answer has come.
+    pub fn is_finished(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Comparing {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call.abort();
+        }
+    }
+}
+
+/// Everything the collector keeps things alive by is set by hand here.
+fn kept() -> HashMap<String, String> {
+    [("containerd.io/gc.root".to_owned(), "test".to_owned())].into()
 }
 
 impl Caller {
@@ -76,7 +116,7 @@ impl Caller {
             offset,
             expected: digest,
             // Part of the commit: the collector may run at any moment after it.
-            labels: [("containerd.io/gc.root".to_owned(), "test".to_owned())].into(),
+            labels: kept(),
             ..WriteContentRequest::default()
         });
         let request = in_namespace(tokio_stream::iter(messages), Some(&self.namespace))?;
@@ -94,16 +134,198 @@ impl Caller {
 
     /// A new active snapshot of the EROFS snapshotter; its mounts.
     pub fn prepare(&self, key: &str, parent: &str) -> anyhow::Result<Vec<Mount>> {
-        let labels = [("containerd.io/gc.root".to_owned(), "test".to_owned())].into();
+        self.prepare_in("erofs", key, parent)
+    }
+
+    /// A new active snapshot of any snapshotter; its mounts.
+    pub fn prepare_in(&self, snapshotter: &str, key: &str, parent: &str) -> anyhow::Result<Vec<Mount>> {
         let message = PrepareSnapshotRequest {
-            snapshotter: "erofs".into(),
+            snapshotter: snapshotter.into(),
             key: key.into(),
             parent: parent.into(),
-            labels,
+            labels: kept(),
         };
         let request = in_namespace(message, Some(&self.namespace))?;
         let mut client = SnapshotsClient::new(self.containerd.clone());
         Ok(self.runtime.block_on(client.prepare(request))?.into_inner().mounts)
+    }
+
+    /// The mounts of an active snapshot.
+    pub fn mounts(&self, snapshotter: &str, key: &str) -> anyhow::Result<Vec<Mount>> {
+        let message = MountsRequest { snapshotter: snapshotter.into(), key: key.into() };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = SnapshotsClient::new(self.containerd.clone());
+        Ok(self.runtime.block_on(client.mounts(request))?.into_inner().mounts)
+    }
+
+    /// A new view of a committed snapshot, or of nothing; its mounts.
+    pub fn view(&self, snapshotter: &str, key: &str, parent: &str) -> anyhow::Result<Vec<Mount>> {
+        let message = ViewSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            key: key.into(),
+            parent: parent.into(),
+            labels: kept(),
+        };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = SnapshotsClient::new(self.containerd.clone());
+        Ok(self.runtime.block_on(client.view(request))?.into_inner().mounts)
+    }
+
+    /// Commits an active snapshot under a name.
+    pub fn commit(&self, snapshotter: &str, name: &str, key: &str) -> anyhow::Result<()> {
+        let message = CommitSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            name: name.into(),
+            key: key.into(),
+            labels: kept(),
+            ..CommitSnapshotRequest::default()
+        };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = SnapshotsClient::new(self.containerd.clone());
+        self.runtime.block_on(client.commit(request))?;
+        Ok(())
+    }
+
+    /// Removes a snapshot.
+    pub fn remove(&self, snapshotter: &str, key: &str) -> anyhow::Result<()> {
+        let message = RemoveSnapshotRequest { snapshotter: snapshotter.into(), key: key.into() };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = SnapshotsClient::new(self.containerd.clone());
+        self.runtime.block_on(client.remove(request))?;
+        Ok(())
+    }
+
+    /// Compares two snapshots. `lease` is sent along when there is one.
+    pub fn diff(
+        &self,
+        differ: Differ,
+        message: DiffRequest,
+        lease: Option<&str>,
+    ) -> Result<Descriptor, Status> {
+        self.finish_diff(self.begin_diff(differ, Some(&self.namespace), message, lease))
+    }
+
+    /// Sends a Diff without waiting for its answer.
+    pub fn begin_diff(
+        &self,
+        differ: Differ,
+        namespace: Option<&str>,
+        message: DiffRequest,
+        lease: Option<&str>,
+    ) -> Comparing {
+        let channel = match differ {
+            Differ::Plywood => &self.plywood,
+            Differ::Service => &self.containerd,
+        };
+        let mut client = DiffClient::new(channel.clone());
+        let request = in_namespace(message, namespace).and_then(|request| with_lease(request, lease));
+        Comparing(Some(self.runtime.spawn(async move { Ok(client.diff(request?).await?.into_inner()) })))
+    }
+
+    /// Waits for the answer.
+    pub fn finish_diff(&self, mut running: Comparing) -> Result<Descriptor, Status> {
+        let Some(call) = running.0.take() else { return Err(Status::cancelled("no call")) };
+        let answer = self.runtime.block_on(call).map_err(|error| Status::internal(error.to_string()))??;
+        answer.diff.ok_or_else(|| Status::internal("an answer without a descriptor"))
+    }
+
+    /// Asks containerd's diff service to apply a layer that is in the store.
+    pub fn apply_by_service(&self, layer: &Layer, mounts: &[Mount]) -> Result<Descriptor, Status> {
+        let mut client = DiffClient::new(self.containerd.clone());
+        let request = in_namespace(apply_request(layer, mounts), Some(&self.namespace))?;
+        let answer = self.runtime.block_on(client.apply(request))?.into_inner();
+        answer.applied.ok_or_else(|| Status::internal("an answer without a descriptor"))
+    }
+
+    /// What the store says of a blob; `None` when it is not there.
+    pub fn info(&self, digest: &str) -> anyhow::Result<Option<Info>> {
+        let request = in_namespace(InfoRequest { digest: digest.into() }, Some(&self.namespace))?;
+        match self.runtime.block_on(ContentClient::new(self.containerd.clone()).info(request)) {
+            Ok(answer) => Ok(answer.into_inner().info),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    /// Sets the labels of a blob to exactly these.
+    pub fn set_labels(&self, digest: &str, labels: HashMap<String, String>) -> anyhow::Result<()> {
+        let info = Info { digest: digest.into(), labels, ..Info::default() };
+        let mask = prost_types::FieldMask { paths: vec!["labels".into()] };
+        let message = UpdateRequest { info: Some(info), update_mask: Some(mask) };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        self.runtime.block_on(ContentClient::new(self.containerd.clone()).update(request))?;
+        Ok(())
+    }
+
+    /// The bytes of a blob.
+    pub fn read(&self, digest: &str) -> anyhow::Result<Vec<u8>> {
+        let message = ReadContentRequest { digest: digest.into(), ..ReadContentRequest::default() };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = ContentClient::new(self.containerd.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        Ok(self.runtime.block_on(async {
+            let mut answers = client.read(request).await?.into_inner();
+            let mut bytes = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                bytes.extend(answer.data);
+            }
+            Ok::<_, Status>(bytes)
+        })?)
+    }
+
+    /// Writes something under a reference and never commits it.
+    pub fn half_write(&self, reference: &str, data: &[u8]) -> anyhow::Result<()> {
+        let message = WriteContentRequest {
+            action: WriteAction::Write.into(),
+            r#ref: reference.into(),
+            data: data.to_vec(),
+            ..WriteContentRequest::default()
+        };
+        let request = in_namespace(tokio_stream::iter([message]), Some(&self.namespace))?;
+        let mut client = ContentClient::new(self.containerd.clone());
+        self.runtime.block_on(async {
+            let mut answers = client.write(request).await?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok::<_, Status>(())
+        })?;
+        Ok(())
+    }
+
+    /// The references of all blobs that are begun and not committed, with the bytes that are there.
+    pub fn ingests(&self) -> anyhow::Result<Vec<(String, i64)>> {
+        let request = in_namespace(ListStatusesRequest::default(), Some(&self.namespace))?;
+        let mut client = ContentClient::new(self.containerd.clone());
+        let answer = self.runtime.block_on(client.list_statuses(request))?.into_inner();
+        Ok(answer.statuses.into_iter().map(|status| (status.r#ref, status.offset)).collect())
+    }
+
+    /// The ids of all leases.
+    pub fn leases(&self) -> anyhow::Result<Vec<String>> {
+        let request = in_namespace(ListRequest::default(), Some(&self.namespace))?;
+        let mut client = LeasesClient::new(self.containerd.clone());
+        let answer = self.runtime.block_on(client.list(request))?.into_inner();
+        Ok(answer.leases.into_iter().map(|lease| lease.id).collect())
+    }
+
+    /// Makes a lease without an end.
+    pub fn create_lease(&self, id: &str) -> anyhow::Result<()> {
+        let message = CreateRequest { id: id.into(), ..CreateRequest::default() };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        self.runtime.block_on(LeasesClient::new(self.containerd.clone()).create(request))?;
+        Ok(())
+    }
+
+    /// Deletes a lease and waits until the collector has run.
+    pub fn delete_lease(&self, id: &str) -> anyhow::Result<()> {
+        let message = DeleteRequest { id: id.into(), sync: true };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        self.runtime.block_on(LeasesClient::new(self.containerd.clone()).delete(request))?;
+        Ok(())
+    }
+
+    /// Has the collector run now.
+    pub fn collect(&self) -> anyhow::Result<()> {
+        self.create_lease("collect")?;
+        self.delete_lease("collect")
     }
 
     /// Asks Plywood to apply a layer that is in the store.
@@ -155,6 +377,14 @@ pub(crate) fn in_namespace<T>(message: T, namespace: Option<&str>) -> Result<Req
     if let Some(namespace) = namespace {
         let value = namespace.parse().map_err(|_error| Status::internal("not a header value"))?;
         request.metadata_mut().insert("containerd-namespace", value);
+    }
+    Ok(request)
+}
+
+fn with_lease<T>(mut request: Request<T>, lease: Option<&str>) -> Result<Request<T>, Status> {
+    if let Some(lease) = lease {
+        let value = lease.parse().map_err(|_error| Status::internal("not a header value"))?;
+        request.metadata_mut().insert("containerd-lease", value);
     }
     Ok(request)
 }

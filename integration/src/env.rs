@@ -21,8 +21,8 @@ use crate::image::Image;
 pub struct Setup {
     /// Where containerd keeps its data; the test's scratch directory when `None`.
     pub containerd_root: Option<PathBuf>,
-    /// Whether containerd's walking differ comes after Plywood in the diff service's list.
-    pub fall_through: bool,
+    /// The differs of containerd's diff service, in their order.
+    pub differs: &'static [&'static str],
     /// Whether Plywood may read blobs from the content store's directory.
     pub direct_content: bool,
     /// More lines of Plywood's configuration: whole tables other than `server`, `containerd` and `snapshots`.
@@ -33,7 +33,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             containerd_root: None,
-            fall_through: false,
+            differs: &["plywood"],
             direct_content: true,
             plywood_tables: String::new(),
         }
@@ -78,7 +78,7 @@ impl Env {
         env.start_registry()?;
         std::fs::write(env.path("plywood.toml"), env.plywood_config(setup))?;
         env.start_plywood()?;
-        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup.fall_through))?;
+        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup.differs))?;
         env.start_containerd()?;
         Ok(env)
     }
@@ -176,6 +176,35 @@ impl Env {
         host::run(&mut command)
     }
 
+    /// Starts a container that goes on after `ctr` has returned. It ends with the answer.
+    pub fn start_container(
+        &self,
+        reference: &str,
+        snapshotter: &str,
+        id: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Container<'_>> {
+        let runc_root = self.path("runc");
+        let mut command = self.ctr(&["run", "--detach", "--snapshotter", snapshotter, "--runc-root"]);
+        command.arg(runc_root).args([reference, id]).args(arguments);
+        // Its output would keep the pipes of a command that is waited for.
+        let log = std::fs::File::create(self.path(&format!("logs/{id}.log")))?;
+        command.stdout(log.try_clone()?).stderr(log);
+        let status = command.status()?;
+        anyhow::ensure!(status.success(), "{}", std::fs::read_to_string(self.path(&format!("logs/{id}.log")))?);
+        Ok(Container { env: self, id: id.into() })
+    }
+
+    /// Mounts what `mounts` of the snapshot `key` name for as long as the answer lives.
+    pub fn mount_snapshot(&self, snapshotter: &str, key: &str) -> anyhow::Result<ImageMount> {
+        let target = tempfile::Builder::new().prefix("mnt-").tempdir_in(self.dir.path())?;
+        let path = target.path().to_string_lossy().into_owned();
+        let script =
+            host::run(&mut self.ctr(&["snapshots", "--snapshotter", snapshotter, "mounts", &path, key]))?;
+        host::run(Command::new("sh").args(["-ec", &script]))?;
+        Ok(ImageMount { target })
+    }
+
     /// Pushes an image to the registry; its reference there.
     pub fn push(&self, name: &str, image: &Image) -> anyhow::Result<String> {
         let layout = self.path(&format!("oci-{name}"));
@@ -192,15 +221,10 @@ impl Env {
     /// Mounts the tree of a pulled image for as long as the answer lives.
     pub fn mount(&self, image: &Image) -> anyhow::Result<ImageMount> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let target = tempfile::Builder::new().prefix("mnt-").tempdir_in(self.dir.path())?;
-        let path = target.path().to_string_lossy().into_owned();
         // `ctr image mount` refuses images whose layers it does not know; the snapshots are there all the same.
         let key = format!("view-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         host::run(&mut self.ctr(&["snapshots", "--snapshotter", "erofs", "view", &key, &image.chain_id()]))?;
-        let script =
-            host::run(&mut self.ctr(&["snapshots", "--snapshotter", "erofs", "mounts", &path, &key]))?;
-        host::run(Command::new("sh").args(["-ec", &script]))?;
-        Ok(ImageMount { target })
+        self.mount_snapshot("erofs", &key)
     }
 
     /// Calls services of containerd and of Plywood directly.
@@ -297,19 +321,20 @@ address = "{containerd}"
 direct_content = {direct}
 [snapshots]
 roots = ["{snapshots}"]
+overlayfs_roots = ["{overlayfs}"]
 {tables}
 "#,
             socket = self.plywood_socket().display(),
             metrics = self.path("metrics.sock").display(),
             containerd = self.containerd_socket().display(),
             snapshots = self.snapshots().display(),
+            overlayfs = self.containerd_root.join("io.containerd.snapshotter.v1.overlayfs").display(),
             direct = setup.direct_content,
             tables = setup.plywood_tables,
         )
     }
 
-    fn containerd_config(&self, fall_through: bool) -> String {
-        let differs = if fall_through { r#"["plywood", "walking"]"# } else { r#"["plywood"]"# };
+    fn containerd_config(&self, differs: &[&str]) -> String {
         let arch = Image::architecture();
         format!(
             r#"
@@ -328,7 +353,7 @@ address = "{plywood}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{opt}"
 [plugins."io.containerd.service.v1.diff-service"]
-default = {differs}
+default = {differs:?}
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux/{arch}"
 snapshotter = "erofs"
@@ -383,6 +408,34 @@ fn remove_cgroups(namespace: &str) {
             let _ = std::fs::remove_dir(container.path());
         }
         let _ = std::fs::remove_dir(group);
+    }
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub struct Container<'e> {
+    env: &'e Env,
+    id: String,
+}
+
+impl Container<'_> {
+    /// Its tree, as containerd's shim has mounted it.
+    pub fn root(&self) -> PathBuf {
+        let tasks = self.env.path("state").join("io.containerd.runtime.v2.task");
+        tasks.join(&self.env.namespace).join(&self.id).join("rootfs")
+    }
+
+    /// Ends its process; the snapshot stays.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        host::run(&mut self.env.ctr(&["task", "delete", "--force", &self.id]))?;
+        Ok(())
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        let _ = host::run(&mut self.env.ctr(&["container", "delete", "--keep-snapshot", &self.id]));
     }
 }
 

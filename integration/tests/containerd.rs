@@ -5,6 +5,8 @@
 
 #[path = "containerd/crash.rs"]
 mod crash;
+#[path = "containerd/diff.rs"]
+mod diff;
 #[path = "containerd/fallback.rs"]
 mod fallback;
 #[path = "containerd/faults.rs"]
@@ -103,6 +105,7 @@ fn main() -> anyhow::Result<()> {
     fallback::add(&mut suite);
     parallel::add(&mut suite);
     request::add(&mut suite);
+    diff::add(&mut suite);
     faults::add(&mut suite);
     crash::add(&mut suite);
     wires::add(&mut suite);

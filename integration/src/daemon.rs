@@ -61,6 +61,18 @@ impl Daemon {
         Ok(count.trim().parse()?)
     }
 
+    /// User and system time it has taken so far, in steps of the kernel's clock tick.
+    pub fn processor_time(&self) -> anyhow::Result<Duration> {
+        // What `sysconf(_SC_CLK_TCK)` says on every Linux architecture that there is.
+        const TICK: Duration = Duration::from_millis(10);
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name, in parentheses, may hold anything.
+        let (_, fields) = text.rsplit_once(')').context("no name in stat")?;
+        let mut fields = fields.split_whitespace().skip(11);
+        let mut ticks = || anyhow::Ok(fields.next().context("stat is too short")?.parse::<u32>()?);
+        Ok(TICK * (ticks()? + ticks()?))
+    }
+
     /// Everything it wrote to its log so far.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();

@@ -124,6 +124,12 @@ impl Env {
         self.plywood.as_mut().context("plywood was killed")
     }
 
+    /// User and system time that containerd and Plywood have taken together so far.
+    pub fn processor_time(&self) -> anyhow::Result<Duration> {
+        let daemons = [&self.containerd, &self.plywood];
+        daemons.into_iter().flatten().map(Daemon::processor_time).sum()
+    }
+
     /// Ends Plywood without warning.
     pub fn kill_plywood(&mut self) -> anyhow::Result<()> {
         let mut daemon = self.plywood.take().context("plywood was killed")?;

@@ -178,7 +178,6 @@ impl Caller {
             name: name.into(),
             key: key.into(),
             labels: kept(),
-            ..CommitSnapshotRequest::default()
         };
         let request = in_namespace(message, Some(&self.namespace))?;
         let mut client = SnapshotsClient::new(self.containerd.clone());

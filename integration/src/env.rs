@@ -197,7 +197,11 @@ impl Env {
         let log = std::fs::File::create(self.path(&format!("logs/{id}.log")))?;
         command.stdout(log.try_clone()?).stderr(log);
         let status = command.status()?;
-        anyhow::ensure!(status.success(), "{}", std::fs::read_to_string(self.path(&format!("logs/{id}.log")))?);
+        anyhow::ensure!(
+            status.success(),
+            "{}",
+            std::fs::read_to_string(self.path(&format!("logs/{id}.log")))?
+        );
         Ok(Container { env: self, id: id.into() })
     }
 

@@ -47,8 +47,10 @@ echo done > /a/done
 exec $b sleep 1000
 "#;
 
+type Test = fn(&mut Env) -> anyhow::Result<()>;
+
 pub fn add(suite: &mut Suite) {
-    let tests: [(&str, fn(&mut Env) -> anyhow::Result<()>); 9] = [
+    let tests: [(&str, Test); 9] = [
         ("diff_of_a_running_container_gives_its_tree", running_container),
         ("diff_of_every_committed_snapshot_gives_its_tree", committed),
         ("diff_of_two_arbitrary_snapshots_leads_from_one_to_the_other", arbitrary),
@@ -168,7 +170,8 @@ fn changed<'e>(
     snapshotter: &str,
     id: &str,
 ) -> anyhow::Result<plywood_integration::env::Container<'e>> {
-    let container = env.start_container(&pulled.reference, snapshotter, id, &["/bin/busybox", "sh", "-c", CHANGES])?;
+    let container =
+        env.start_container(&pulled.reference, snapshotter, id, &["/bin/busybox", "sh", "-c", CHANGES])?;
     let mark = container.root().join("a/done");
     let log = env.path(&format!("logs/{id}.log"));
     wait_until("the container has changed its tree", || Ok(mark.exists()))
@@ -235,7 +238,8 @@ fn committed(env: &mut Env) -> anyhow::Result<()> {
     std::fs::write(upper.join("added"), "of one layer")?;
     let tar = gunzip(&ctr_diff(env, &["one"])?)?;
     let mut archive = tar::Archive::new(&tar[..]);
-    let names: Vec<_> = archive.entries()?.map(|e| Ok(e?.path()?.into_owned())).collect::<anyhow::Result<_>>()?;
+    let names: Vec<_> =
+        archive.entries()?.map(|e| Ok(e?.path()?.into_owned())).collect::<anyhow::Result<_>>()?;
     anyhow::ensure!(names == [Path::new("added")], "{names:?}");
     Ok(())
 }
@@ -454,7 +458,12 @@ fn failures(env: &mut Env) -> anyhow::Result<()> {
 
     let mut redirected = asked.clone();
     std::fs::create_dir(upper.join("moved"))?;
-    rustix::fs::setxattr(upper.join("moved"), "trusted.overlay.redirect", b"/etc", rustix::fs::XattrFlags::empty())?;
+    rustix::fs::setxattr(
+        upper.join("moved"),
+        "trusted.overlay.redirect",
+        b"/etc",
+        rustix::fs::XattrFlags::empty(),
+    )?;
     for _ in 0..100 {
         let refused = caller.diff(Differ::Plywood, redirected.clone(), None).err().context("written")?;
         anyhow::ensure!(refused.code() == tonic::Code::FailedPrecondition, "{refused}");

@@ -185,7 +185,7 @@ impl Taken {
         self.bytes = found.size;
         // Else the next one would find its blob written already.
         caller.delete_lease(LEASE)?;
-        anyhow::ensure!(caller.info(&found.digest)?.is_none(), "the blob was not collected");
+        anyhow::ensure!(caller.content(&found.digest)?.is_none(), "the blob was not collected");
         Ok(found)
     }
 }

@@ -6,14 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
-use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, ApplyResponse, CreateRequest, DeleteRequest, DiffRequest, DiffResponse, Info, InfoRequest,
-    ListRequest, ListStatusesRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    ApplyRequest, ApplyResponse, DiffRequest, DiffResponse, WriteAction, WriteContentRequest,
 };
 use containerd_client::types::{Descriptor, Mount};
 use hyper_util::rt::TokioIo;
@@ -26,7 +24,7 @@ use tonic::{Code, Request, Status};
 use crate::image::Layer;
 
 /// The largest message either side takes, in bytes.
-const MESSAGE_BYTES: usize = 16 << 20;
+pub(crate) const MESSAGE_BYTES: usize = 16 << 20;
 
 /// Channels to both daemons and a runtime for them.
 #[derive(Debug)]
@@ -234,97 +232,6 @@ impl Caller {
         let request = in_namespace(apply_request(layer, mounts), Some(&self.namespace))?;
         let answer = self.runtime.block_on(client.apply(request))?.into_inner();
         answer.applied.ok_or_else(|| Status::internal("an answer without a descriptor"))
-    }
-
-    /// What the store says of a blob; `None` when it is not there.
-    pub fn info(&self, digest: &str) -> anyhow::Result<Option<Info>> {
-        let request = in_namespace(InfoRequest { digest: digest.into() }, Some(&self.namespace))?;
-        match self.runtime.block_on(ContentClient::new(self.containerd.clone()).info(request)) {
-            Ok(answer) => Ok(answer.into_inner().info),
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(status.into()),
-        }
-    }
-
-    /// Sets the labels of a blob to exactly these.
-    pub fn set_labels(&self, digest: &str, labels: HashMap<String, String>) -> anyhow::Result<()> {
-        let info = Info { digest: digest.into(), labels, ..Info::default() };
-        let mask = prost_types::FieldMask { paths: vec!["labels".into()] };
-        let message = UpdateRequest { info: Some(info), update_mask: Some(mask) };
-        let request = in_namespace(message, Some(&self.namespace))?;
-        self.runtime.block_on(ContentClient::new(self.containerd.clone()).update(request))?;
-        Ok(())
-    }
-
-    /// The bytes of a blob.
-    pub fn read(&self, digest: &str) -> anyhow::Result<Vec<u8>> {
-        let message = ReadContentRequest { digest: digest.into(), ..ReadContentRequest::default() };
-        let request = in_namespace(message, Some(&self.namespace))?;
-        let mut client = ContentClient::new(self.containerd.clone()).max_decoding_message_size(MESSAGE_BYTES);
-        Ok(self.runtime.block_on(async {
-            let mut answers = client.read(request).await?.into_inner();
-            let mut bytes = Vec::new();
-            while let Some(answer) = answers.message().await? {
-                bytes.extend(answer.data);
-            }
-            Ok::<_, Status>(bytes)
-        })?)
-    }
-
-    /// Writes something under a reference and never commits it.
-    pub fn half_write(&self, reference: &str, data: &[u8]) -> anyhow::Result<()> {
-        let message = WriteContentRequest {
-            action: WriteAction::Write.into(),
-            r#ref: reference.into(),
-            data: data.to_vec(),
-            ..WriteContentRequest::default()
-        };
-        let request = in_namespace(tokio_stream::iter([message]), Some(&self.namespace))?;
-        let mut client = ContentClient::new(self.containerd.clone());
-        self.runtime.block_on(async {
-            let mut answers = client.write(request).await?.into_inner();
-            while answers.message().await?.is_some() {}
-            Ok::<_, Status>(())
-        })?;
-        Ok(())
-    }
-
-    /// The references of all blobs that are begun and not committed, with the bytes that are there.
-    pub fn ingests(&self) -> anyhow::Result<Vec<(String, i64)>> {
-        let request = in_namespace(ListStatusesRequest::default(), Some(&self.namespace))?;
-        let mut client = ContentClient::new(self.containerd.clone());
-        let answer = self.runtime.block_on(client.list_statuses(request))?.into_inner();
-        Ok(answer.statuses.into_iter().map(|status| (status.r#ref, status.offset)).collect())
-    }
-
-    /// The ids of all leases.
-    pub fn leases(&self) -> anyhow::Result<Vec<String>> {
-        let request = in_namespace(ListRequest::default(), Some(&self.namespace))?;
-        let mut client = LeasesClient::new(self.containerd.clone());
-        let answer = self.runtime.block_on(client.list(request))?.into_inner();
-        Ok(answer.leases.into_iter().map(|lease| lease.id).collect())
-    }
-
-    /// Makes a lease without an end.
-    pub fn create_lease(&self, id: &str) -> anyhow::Result<()> {
-        let message = CreateRequest { id: id.into(), ..CreateRequest::default() };
-        let request = in_namespace(message, Some(&self.namespace))?;
-        self.runtime.block_on(LeasesClient::new(self.containerd.clone()).create(request))?;
-        Ok(())
-    }
-
-    /// Deletes a lease and waits until the collector has run.
-    pub fn delete_lease(&self, id: &str) -> anyhow::Result<()> {
-        let message = DeleteRequest { id: id.into(), sync: true };
-        let request = in_namespace(message, Some(&self.namespace))?;
-        self.runtime.block_on(LeasesClient::new(self.containerd.clone()).delete(request))?;
-        Ok(())
-    }
-
-    /// Has the collector run now.
-    pub fn collect(&self) -> anyhow::Result<()> {
-        self.create_lease("collect")?;
-        self.delete_lease("collect")
     }
 
     /// Asks Plywood to apply a layer that is in the store.

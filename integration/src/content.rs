@@ -6,14 +6,14 @@ use anyhow::Context as _;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::{
-    CreateRequest, DeleteRequest, InfoRequest, ListRequest, ListStatusesRequest, WriteAction,
-    WriteContentRequest, WriteContentResponse,
+    CreateRequest, DeleteRequest, Info, InfoRequest, ListRequest, ListStatusesRequest, ReadContentRequest,
+    UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use crate::calls::{Caller, in_namespace};
+use crate::calls::{Caller, MESSAGE_BYTES, in_namespace};
 
 /// A reference that is being written, and locked by that for as long as this lives.
 #[derive(Debug)]
@@ -35,6 +35,31 @@ impl Caller {
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(status.into()),
         }
+    }
+
+    /// Sets the labels of a blob to exactly these.
+    pub fn set_labels(&self, digest: &str, labels: HashMap<String, String>) -> anyhow::Result<()> {
+        let info = Info { digest: digest.into(), labels, ..Info::default() };
+        let mask = prost_types::FieldMask { paths: vec!["labels".into()] };
+        let message = UpdateRequest { info: Some(info), update_mask: Some(mask) };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        self.runtime.block_on(ContentClient::new(self.containerd.clone()).update(request))?;
+        Ok(())
+    }
+
+    /// The bytes of a blob.
+    pub fn read(&self, digest: &str) -> anyhow::Result<Vec<u8>> {
+        let message = ReadContentRequest { digest: digest.into(), ..ReadContentRequest::default() };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = ContentClient::new(self.containerd.clone()).max_decoding_message_size(MESSAGE_BYTES);
+        Ok(self.runtime.block_on(async {
+            let mut answers = client.read(request).await?.into_inner();
+            let mut bytes = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                bytes.extend(answer.data);
+            }
+            Ok::<_, Status>(bytes)
+        })?)
     }
 
     /// The references of uncommitted blobs, with the bytes under each.

@@ -19,6 +19,8 @@ mod examine;
 pub(crate) mod fixture;
 mod links;
 mod merged;
+#[cfg(test)]
+mod model_tests;
 mod names;
 #[cfg(test)]
 mod row_tests;
@@ -48,11 +50,11 @@ pub struct Options {
 /// Whether there is an entry for the root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RootEntry {
-    /// When its owner, permissions or attributes differ from the older side's, or from 0:0 and 0755 when
-    /// that has no layers. Its time alone is no reason: it changes with every file in it.
+    /// When its owner, permissions or attributes differ. Its time alone is no reason: it changes with
+    /// every file in it. A stack without layers has a root of owner 0:0 and mode 0755.
     #[default]
     WhenChanged,
-    /// Always, if the newer side has a layer: for an image, whose root has to have attributes.
+    /// Always: for an image, whose root has to have attributes.
     Always,
 }
 

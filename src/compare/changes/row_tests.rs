@@ -321,7 +321,7 @@ fn the_root_is_told_when_more_than_its_time_changed_or_when_asked_for() {
     let (recorded, _) = compare(&[&lower], &[&lower], &options).unwrap();
     assert_eq!(recorded.text(), "dir  @6.0\n");
     let (recorded, _) = compare(&[&lower], &[], &options).unwrap();
-    assert_eq!(recorded.text(), "");
+    assert_eq!(recorded.text(), "dir \n");
 }
 
 #[test]

@@ -11,11 +11,12 @@ use crate::{
     call::Cancel,
     compare::{layer::At, output::Output},
     error::Result,
-    tree::{Attributes, Body, Entry, Xattr, whiteout},
+    tree::{Attributes, Body, Entry, Timestamp, Xattr, whiteout},
 };
 
-/// What the root of a layer without one is: containerd's own, and a directory that a tar implies.
-const ROOT_MODE: u16 = 0o755;
+/// The root of a stack without layers, as a tar implies it.
+const NO_ROOT: Attributes =
+    Attributes { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 } };
 
 /// A walk.
 pub(super) struct Walk<'a> {
@@ -110,16 +111,14 @@ impl<'a> Walk<'a> {
             Ok((lower, upper, pair, names))
         })?;
         let filter = &examiner.options.xattrs;
+        let attributes = |root: &Merged| root.parts.first().map_or(NO_ROOT, |part| part.node.attributes);
         let shown = |root: &Merged| {
-            let attributes = root.parts.first().map(|part| part.node.attributes);
-            let attributes = attributes.unwrap_or(Attributes { mode: ROOT_MODE, ..Attributes::default() });
-            (attributes.mode, attributes.uid, attributes.gid, filter.kept(&root.xattrs))
+            let Attributes { mode, uid, gid, mtime: _ } = attributes(root);
+            (mode, uid, gid, filter.kept(&root.xattrs))
         };
         let changed = shown(&lower) != shown(&upper);
-        if let Some(part) = upper.parts.first()
-            && (changed || examiner.options.root == RootEntry::Always)
-        {
-            let attributes = examiner.lowered(part.node.attributes);
+        if changed || examiner.options.root == RootEntry::Always {
+            let attributes = examiner.lowered(attributes(&upper));
             let xattrs = filter.kept(&upper.xattrs);
             self.told.output.entry(&Entry { path: Vec::new(), attributes, xattrs, body: Body::Directory })?;
             let counts = &mut self.told.counts;

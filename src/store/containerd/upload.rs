@@ -66,8 +66,9 @@ struct Session {
     left_bytes: i64,
 }
 
-/// Tells the writer that the task has ended, however that came about.
-struct Leaving(Arc<Progress>);
+/// The task's hold on what it shares with the writer, which is told when the task has ended, however that
+/// came about: it may never have run.
+pub(super) struct Leaving(pub(super) Arc<Progress>);
 
 impl Drop for Leaving {
     fn drop(&mut self) {
@@ -88,12 +89,12 @@ impl Upload {
 
     /// Runs until the blob is written, or everything is as before. `wanted` is closed by a writer that is
     /// done or has given up.
-    pub(super) async fn run(mut self, progress: Arc<Progress>, mut wanted: watch::Receiver<()>) {
-        let leaving = Leaving(Arc::clone(&progress));
+    pub(super) async fn run(mut self, leaving: Leaving, mut wanted: watch::Receiver<()>) {
+        let progress = &leaving.0;
         let mut relayed = wanted.clone();
         let mut waited = wanted.clone();
         let outcome = tokio::select! {
-            outcome = self.relay(&progress, &mut relayed) => outcome,
+            outcome = self.relay(progress, &mut relayed) => outcome,
             () = async { closed(&mut waited).await; sleep(GRACE).await } => Err(given_up()),
         };
         let failed = outcome.is_err();
@@ -104,7 +105,6 @@ impl Upload {
         if !progress.kept() {
             self.clean_up().await;
         }
-        drop(leaving);
     }
 
     /// Everything up to the end of the stream.

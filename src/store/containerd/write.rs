@@ -14,7 +14,7 @@ use super::{
     Client, Containerd, from_status,
     ingest::{Awaited, Outcome, PIECE_BYTES, Progress},
     lease, request,
-    upload::Upload,
+    upload::{Leaving, Upload},
 };
 use crate::{
     call::Call,
@@ -53,7 +53,7 @@ impl BlobSink for Containerd {
         let progress = Arc::new(Progress::default());
         let (wanted, still_wanted) = watch::channel(());
         let upload = Upload::new(client.clone(), call.clone(), reference.clone(), ours, self.lease_lifetime);
-        client.runtime.spawn(upload.run(Arc::clone(&progress), still_wanted));
+        client.runtime.spawn(upload.run(Leaving(Arc::clone(&progress)), still_wanted));
         let mut writer = Writer {
             client,
             call: call.clone(),

@@ -67,7 +67,7 @@ impl Handle {
     pub fn xattr_names(&self) -> io::Result<Vec<CString>> {
         // Most files have none, and are told so without a buffer.
         let path = self.path();
-        let len = match rustix::fs::listxattr(&path, &mut [0_u8; 0]) {
+        let len = match rustix::fs::listxattr_query(&path) {
             Ok(len) => len,
             Err(Errno::OPNOTSUPP) => 0,
             Err(error) => return Err(error.into()),

@@ -39,6 +39,8 @@ pub const DIRECTORY_DEPTH: u32 = 4096;
 /// Largest directory of an ext4 file system, in bytes: 2^32 are the most that kernels make without being
 /// asked for more, a few hundred million names.
 pub const DIRECTORY_BYTES: u64 = 1 << 32;
+/// Most names that are remembered of one ext4 directory, at 16 bytes each.
+pub const DIRECTORY_NAMES: usize = 4 << 20;
 /// Most blocks that are remembered of one journal; mkfs makes none with more than 2^18 unasked.
 pub const JOURNAL_ENTRIES: usize = 1 << 20;
 /// Most mounts in one request.

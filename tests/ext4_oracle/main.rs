@@ -9,6 +9,7 @@
 mod disk;
 mod fill;
 mod journal;
+mod layer;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -105,6 +106,7 @@ fn main() {
         trials.push(Trial::test(name, test).with_ignored_flag(!able));
     }
     trials.extend(journal::trials(able));
+    trials.extend(layer::trials(able));
     libtest_mimic::run(&arguments, trials).exit()
 }
 

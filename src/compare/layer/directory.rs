@@ -50,7 +50,7 @@ pub enum Control {
 }
 
 impl Control {
-    fn prefix(self) -> &'static [u8] {
+    pub(super) fn prefix(self) -> &'static [u8] {
         match self {
             Self::Trusted => b"trusted.overlay.",
             Self::User => b"user.overlay.",

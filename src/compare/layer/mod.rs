@@ -6,12 +6,14 @@
 mod directory;
 mod erofs;
 mod error;
+mod ext4;
 mod extents;
 
 pub use self::{
     directory::{Control, DirectoryLayer},
     erofs::ErofsLayer,
     error::LayerError,
+    ext4::Ext4Layer,
     extents::Extents,
 };
 

@@ -82,6 +82,32 @@ pub enum DirentFault {
         /// What the inode is.
         is: FileType,
     },
+    /// A directory that does not lead back to where it was found.
+    #[error("its parent is {found}, not {want}, where it was found")]
+    Parent {
+        /// By the directory.
+        found: InodeNumber,
+        /// Where it was found.
+        want: InodeNumber,
+    },
+    /// A directory that does not begin with its parent.
+    #[error("it does not begin with `..`")]
+    NoParent,
+    /// One name twice.
+    #[error("{name} is there twice")]
+    Repeated {
+        /// The name, quoted.
+        name: String,
+    },
+    /// One directory under two names.
+    #[error("directory {inode} is there twice")]
+    Linked {
+        /// The directory named.
+        inode: InodeNumber,
+    },
+    /// More names than are remembered.
+    #[error("it has more than {} names", crate::limits::DIRECTORY_NAMES)]
+    Names,
     /// The block has no checksum, or another one.
     #[error("its checksum {stored:?} is not the computed {computed:#010x}")]
     Checksum {

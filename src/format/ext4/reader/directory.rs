@@ -1,7 +1,7 @@
 //! Directories: iterating over the records in the order of the blocks, and finding one by its name.
 //!
 //! A hash tree is not used: its blocks hold no records in use, and are read past. So the order is none,
-//! and finding a name takes as long as listing.
+//! and finding a name takes as long as listing; [`super::Names`] is quicker for more than one.
 //!
 //! Source: Linux `fs/ext4/dir.c` (`ext4_readdir`), `fs/ext4/namei.c` (`ext4_dirblock_csum_verify`,
 //! `ext4_dx_csum_verify`), `fs/ext4/inline.c` (`ext4_read_inline_dir`).
@@ -120,20 +120,44 @@ impl<R: ReadAt> Image<R> {
         Ok(None)
     }
 
-    /// The inode that a record of `directory` names, which has to be of the type that the record says.
+    /// The inode that a record of `directory` names. It has to be of the type that the record says, and a
+    /// directory, which has one parent, has to lead back: so directories are a tree, and walks of it end.
     ///
-    /// Errors: [`DirentFault::WrongType`], and those of [`Self::node`].
+    /// Errors: [`DirentFault::WrongType`], [`DirentFault::Parent`], and those of [`Self::node`].
     pub fn named(&self, directory: InodeNumber, entry: &DirEntry<'_>) -> Result<Node, ReadError> {
         let node = self.node(entry.inode)?;
         let is = node.inode.file_type;
-        match entry.file_type {
-            Some(found) if found != is => {
-                let name = Quoted(entry.name).to_string();
-                let fault = DirentFault::WrongType { name, found, inode: entry.inode, is };
-                Err(ReadError::Directory { number: directory, block: 0, fault })
-            }
-            _ => Ok(node),
+        if let Some(found) = entry.file_type
+            && found != is
+        {
+            let name = Quoted(entry.name).to_string();
+            let fault = DirentFault::WrongType { name, found, inode: entry.inode, is };
+            return Err(ReadError::Directory { number: directory, block: 0, fault });
         }
+        if is == FileType::Directory && !entry.is_dot() {
+            let found = self.parent(&node)?;
+            if found != directory {
+                let fault = DirentFault::Parent { found, want: directory };
+                return Err(ReadError::Directory { number: entry.inode, block: 0, fault });
+            }
+        }
+        Ok(node)
+    }
+
+    /// The directory that holds the directory `node`; the root is its own.
+    ///
+    /// Errors: [`DirentFault::NoParent`].
+    pub fn parent(&self, node: &Node) -> Result<InodeNumber, ReadError> {
+        let mut directory = self.directory(node)?;
+        // `.`, if there is one, and `..` come first.
+        for _ in 0..2 {
+            match directory.next_entry()? {
+                Some(DirEntry { name: b"..", inode, .. }) => return Ok(inode),
+                Some(DirEntry { name: b".", .. }) => {}
+                _ => break,
+            }
+        }
+        Err(directory.fault(DirentFault::NoParent))
     }
 
     /// Finds the inode at `path` below the root; empty components and `.` mean nothing, `..` leads up,
@@ -182,19 +206,42 @@ impl<R: ReadAt> Directory<'_, R> {
             self.load()?;
             return Ok(Some(Record::Parent(InodeNumber(parent))));
         }
-        let typed = self.image.superblock.has_incompat(incompat::FILETYPE);
         loop {
-            let mut walk = Dirents::new(&self.block, self.offset, typed);
-            let found = walk.next_used().map_err(|fault| self.fault(fault))?;
-            let record = found.map(|entry| {
-                let start = entry.offset + dirent::HEAD;
-                Record::Entry(entry.inode, entry.file_type, (start, start + entry.name.len()))
-            });
-            self.offset = walk.offset();
+            let record = self.advance_in_block()?;
             if record.is_some() || !self.load()? {
                 return Ok(record);
             }
         }
+    }
+
+    fn advance_in_block(&mut self) -> Result<Option<Record>, ReadError> {
+        let typed = self.image.superblock.has_incompat(incompat::FILETYPE);
+        let mut walk = Dirents::new(&self.block, self.offset, typed);
+        let found = walk.next_used().map_err(|fault| self.fault(fault))?;
+        self.offset = walk.offset();
+        Ok(found.map(|entry| {
+            let start = entry.offset + dirent::HEAD;
+            Record::Entry(entry.inode, entry.file_type, (start, start + entry.name.len()))
+        }))
+    }
+
+    /// The number of the block that the last record was in.
+    pub(super) fn block_number(&self) -> u64 {
+        self.blocks_read.saturating_sub(1)
+    }
+
+    /// Goes on with the first record of block `number`.
+    pub(super) fn seek(&mut self, number: u64) -> Result<(), ReadError> {
+        self.blocks_read = number;
+        self.block.clear();
+        self.load()?;
+        Ok(())
+    }
+
+    /// The next record of the same block.
+    pub(super) fn next_in_block(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
+        let next = self.advance_in_block()?;
+        Ok(next.map(|record| self.view(record)))
     }
 
     fn view(&self, record: Record) -> DirEntry<'_> {
@@ -252,8 +299,7 @@ impl<R: ReadAt> Directory<'_, R> {
         }
     }
 
-    fn fault(&self, fault: DirentFault) -> ReadError {
-        let block = self.blocks_read.saturating_sub(1);
-        ReadError::Directory { number: self.node.number, block, fault }
+    pub(super) fn fault(&self, fault: DirentFault) -> ReadError {
+        ReadError::Directory { number: self.node.number, block: self.block_number(), fault }
     }
 }

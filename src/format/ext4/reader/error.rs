@@ -179,7 +179,8 @@ impl Classify for ReadError {
             Self::Superblock(error) => error.kind(),
             Self::Journal(error) => error.kind(),
             Self::Inode { source, .. } => source.kind(),
-            Self::Xattr { fault: XattrFault::Sum, .. } => Kind::Exhausted,
+            Self::Xattr { fault: XattrFault::Sum, .. }
+            | Self::Directory { fault: DirentFault::Names, .. } => Kind::Exhausted,
             _ => Kind::Malformed,
         }
     }
@@ -204,6 +205,11 @@ impl Classify for ReadError {
                 DirentFault::Checksum { .. } => "ext4.directory.checksum",
                 DirentFault::Length { .. } => "ext4.dirent.length",
                 DirentFault::Name { .. } | DirentFault::NameByte { .. } => "ext4.dirent.name",
+                DirentFault::Repeated { .. } => "ext4.dirent.repeated",
+                DirentFault::Parent { .. } | DirentFault::NoParent | DirentFault::Linked { .. } => {
+                    "ext4.directory.parent"
+                }
+                DirentFault::Names => "limit.directory-names",
                 DirentFault::FileType { .. } | DirentFault::WrongType { .. } => "ext4.dirent.type",
                 DirentFault::Size { .. } | DirentFault::Inline { .. } => "ext4.directory.size",
             },

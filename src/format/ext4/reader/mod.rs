@@ -12,6 +12,7 @@ mod data;
 mod directory;
 mod error;
 mod map;
+mod names;
 mod replay;
 mod xattrs;
 
@@ -22,6 +23,7 @@ pub use self::{
     data::{Extent, Extents, Place},
     directory::{DirEntry, Directory},
     error::{NodeFault, Place as NodePlace, ReadError},
+    names::Names,
     replay::Replayed,
 };
 use super::{

@@ -25,6 +25,10 @@ pub enum SecurityEvent {
     Panic,
 }
 
+/// Reasons that are about where a path leads.
+const ODD_PATHS: [&str; 5] =
+    ["mount.path", "mount.option", "mount.link", "mount.foreign", "mount.shared-layer"];
+
 impl SecurityEvent {
     /// The name in logs and metrics.
     pub fn as_str(self) -> &'static str {
@@ -43,9 +47,9 @@ impl SecurityEvent {
         let reason = error.reason();
         match error.kind() {
             Kind::Internal if reason == "internal.panic" => Some(Self::Panic),
-            Kind::Denied if ["mount.path", "mount.option", "mount.link"].contains(&reason) => {
-                Some(Self::OddPath)
-            }
+            Kind::Denied if ODD_PATHS.contains(&reason) => Some(Self::OddPath),
+            // The service manager's doing, not the snapshot's.
+            Kind::Denied if reason == "diff.privileges" => None,
             Kind::Denied => Some(Self::OddOwner),
             Kind::DataLoss if reason == "blob.digest" => Some(Self::DigestMismatch),
             Kind::Exhausted if reason.starts_with("limit.") => Some(Self::LimitHit),
@@ -125,7 +129,10 @@ mod tests {
         assert_eq!(event(Kind::NotImplemented, "mount.outside-root"), None);
         assert_eq!(event(Kind::Denied, "mount.path"), Some(SecurityEvent::OddPath));
         assert_eq!(event(Kind::Internal, "internal.panic"), Some(SecurityEvent::Panic));
+        assert_eq!(event(Kind::Denied, "mount.shared-layer"), Some(SecurityEvent::OddPath));
         assert_eq!(event(Kind::Denied, "mount.owner"), Some(SecurityEvent::OddOwner));
+        assert_eq!(event(Kind::Denied, "mount.file"), Some(SecurityEvent::OddOwner));
+        assert_eq!(event(Kind::Denied, "diff.privileges"), None);
         assert_eq!(event(Kind::DataLoss, "blob.digest"), Some(SecurityEvent::DigestMismatch));
         assert_eq!(event(Kind::Exhausted, "limit.nodes"), Some(SecurityEvent::LimitHit));
         assert_eq!(event(Kind::Malformed, "tar.checksum"), None);

@@ -77,7 +77,7 @@ impl Roots {
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
     /// Where the newest layer lies is decided before anything is looked at on disk. Whoever reads the
-    /// directories needs a [`Raised`] of his own.
+    /// directories needs a [`Raised`] of his own, and whoever reads ext4 images a [`Stack::watch`].
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
         let plan = plan(mounts)?;
         let [top, ..] = plan.items.as_slice() else {

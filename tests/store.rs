@@ -218,7 +218,7 @@ fn the_next_request_finds_a_restarted_store() {
 #[test]
 fn a_reader_that_waits_does_not_keep_the_others_from_their_bytes() {
     let fixture = fixture();
-    let client = fixture.client(Direct::Off);
+    let client = fixture.patient();
     let large = fixture.store.add("default", vec![5; 12 << 20]);
     let waiting: Vec<_> =
         (0..32).map(|_| client.open(&call("default"), &describe(&large, 12 << 20)).unwrap()).collect();

@@ -28,7 +28,7 @@ fn holds(lease: &LeaseView, digest: &Digest) -> bool {
 fn a_call_without_a_lease_gets_one_of_ours_that_ends() {
     let fixture = fixture();
     let before = SystemTime::now();
-    let client = fixture.writer().with_lease_lifetime(Duration::from_secs(90));
+    let client = fixture.patient().with_lease_lifetime(Duration::from_secs(90));
     let mut ingest = client.ingest(&call("default"), "").unwrap();
     ingest.write(b"blob").unwrap();
     let stored = ingest.commit(&Digest::sha256(b"blob"), &labels(&[])).unwrap();
@@ -71,7 +71,7 @@ fn a_lease_that_came_with_the_call_is_used_and_none_is_made() {
     assert_eq!(lease.id, "theirs");
     assert!(holds(&lease, &stored.digest));
     // And a failure does not take it away.
-    let mut failed = fixture.writer().ingest(&leased("theirs"), "").unwrap();
+    let mut failed = fixture.patient().ingest(&leased("theirs"), "").unwrap();
     failed.write(b"other").unwrap();
     drop(failed);
     assert_eq!(only_lease(&fixture).id, "theirs");
@@ -85,7 +85,7 @@ fn for_a_lease_that_is_gone_one_of_ours_is_taken() {
     let lease = only_lease(&fixture);
     assert!(lease.id.starts_with("plywood-"), "{lease:?}");
     assert!(holds(&lease, &stored.digest));
-    let failed = fixture.writer().ingest(&leased("gone"), "").unwrap();
+    let failed = fixture.patient().ingest(&leased("gone"), "").unwrap();
     assert_eq!(fixture.store.leases().len(), 2);
     drop(failed);
     assert_eq!(fixture.store.leases().len(), 1);
@@ -95,7 +95,7 @@ fn for_a_lease_that_is_gone_one_of_ours_is_taken() {
 fn a_lease_that_goes_while_a_blob_is_written_fails_the_write() {
     let fixture = fixture();
     fixture.store.add_lease("default", "theirs");
-    let mut ingest = fixture.writer().ingest(&leased("theirs"), "").unwrap();
+    let mut ingest = fixture.patient().ingest(&leased("theirs"), "").unwrap();
     ingest.write(b"blob").unwrap();
     fixture.store.delete_lease("default", "theirs");
     let error = ingest.commit(&Digest::sha256(b"blob"), &labels(&[])).unwrap_err();
@@ -122,7 +122,7 @@ fn content_that_existed_comes_under_the_lease_too() {
 #[test]
 fn our_lease_goes_when_the_write_fails_after_the_commit() {
     let fixture = fixture();
-    let mut ingest = fixture.writer().ingest(&call("default"), "").unwrap();
+    let mut ingest = fixture.patient().ingest(&call("default"), "").unwrap();
     ingest.write(b"blob").unwrap();
     fixture.store.fault(Fault::WrongSize(1));
     assert!(ingest.commit(&Digest::sha256(b"blob"), &labels(&[])).is_err());

@@ -201,6 +201,20 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_mount_table_makes_a_panic(
+            lines in proptest::collection::vec("[0-9:]{0,4} [^\n]{0,12} (7:3|[0-9:]{0,30}) / [/\\\\0-7]{0,9} - ext4 x", 0..4),
+            noise in proptest::collection::vec(proptest::num::u8::ANY, 0..64),
+        ) {
+            let mut table = lines.join("\n").into_bytes();
+            table.extend(noise);
+            for point in mount_points(&table, rustix::fs::makedev(7, 3)) {
+                proptest::prop_assert!(point.as_os_str().len() <= table.len());
+            }
+        }
+    }
+
     /// A directory with the files that sysfs has for each device.
     #[test]
     fn a_device_is_found_by_the_inode_behind_its_path() {

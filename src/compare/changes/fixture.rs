@@ -6,7 +6,7 @@ use crate::{
     call::Cancel,
     compare::{
         changes::{self, Counts, Options},
-        layer::{ErofsLayer, Layer},
+        layer::{At, ErofsLayer, Layer, Node},
         output::Output,
     },
     error::Result,
@@ -249,4 +249,65 @@ pub(crate) fn on_top(layers: &[&Entries]) -> Result<String> {
     let layers: Vec<&dyn Layer> = layers.iter().map(|layer| layer as &dyn Layer).collect();
     let (_, lower) = layers.split_first().unwrap();
     Ok(compare(lower, &layers, &Options::default())?.0.text())
+}
+
+/// A layer that says so before each call it gets: which, and for what path.
+pub(crate) struct Watched<'a, F> {
+    inner: &'a dyn Layer,
+    before: F,
+}
+
+impl<'a, F: Fn(&'static str, &[u8])> Watched<'a, F> {
+    pub(crate) fn new(inner: &'a dyn Layer, before: F) -> Self {
+        Self { inner, before }
+    }
+}
+
+impl<F: Fn(&'static str, &[u8])> Layer for Watched<'_, F> {
+    fn key(&self) -> (u64, u64) {
+        self.inner.key()
+    }
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn control_prefix(&self) -> &'static [u8] {
+        self.inner.control_prefix()
+    }
+    fn root(&self) -> Result<Node> {
+        (self.before)("root", b"");
+        self.inner.root()
+    }
+    fn names(&self, directory: At<'_>, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        (self.before)("names", directory.path);
+        self.inner.names(directory, each)
+    }
+    fn lookup(&self, directory: At<'_>, name: &[u8]) -> Result<Option<Node>> {
+        let slash: &[u8] = if directory.path.is_empty() { b"" } else { b"/" };
+        (self.before)("lookup", &[directory.path, slash, name].concat());
+        self.inner.lookup(directory, name)
+    }
+    fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
+        (self.before)("xattrs", at.path);
+        self.inner.xattrs(at)
+    }
+    fn symlink_target(&self, at: At<'_>) -> Result<Vec<u8>> {
+        (self.before)("symlink_target", at.path);
+        self.inner.symlink_target(at)
+    }
+    fn extents(&self, at: At<'_>) -> Result<Option<Vec<Extent>>> {
+        (self.before)("extents", at.path);
+        self.inner.extents(at)
+    }
+    fn read(
+        &self,
+        at: At<'_>,
+        extents: &[Extent],
+        each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        (self.before)("read", at.path);
+        self.inner.read(at, extents, &mut |offset, bytes| {
+            (self.before)("reading", at.path);
+            each(offset, bytes)
+        })
+    }
 }

@@ -18,6 +18,8 @@ mod examine;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod links;
+#[cfg(test)]
+mod live_tests;
 mod merged;
 #[cfg(test)]
 mod model_tests;

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     codec::encode::{Coded, Compression, Encoder, Envelope},
     error::{Error, Kind, Result},
+    sys::capabilities,
 };
 
 /// Most threads that compress one stream, beside the one that pushes: each holds its buffers.
@@ -110,6 +111,8 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
         Builder::new()
             .name("encode".to_owned())
             .spawn_scoped(self.scope, move || {
+                // As for every stage.
+                capabilities::lower();
                 while let Some(job) = queue.wait() {
                     worker.run(job);
                 }

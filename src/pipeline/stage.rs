@@ -18,7 +18,10 @@ use std::{
 };
 
 use super::buffer::Chunk;
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    sys::capabilities,
+};
 
 /// Chunks on their way to a thread. Two keep both ends busy; more only hold memory.
 const CHANNEL_DEPTH: usize = 3;
@@ -107,6 +110,8 @@ impl<'scope, S: Stage + 'scope> Placed<'scope, S> {
         let thread = Builder::new()
             .name(name.to_owned())
             .spawn_scoped(scope, move || {
+                // Its parent may be reading a snapshot; no stage does.
+                capabilities::lower();
                 let outcome = catch_unwind(AssertUnwindSafe(|| serve(stage, receiver)));
                 drop(permit);
                 outcome.unwrap_or_else(|panic| Err(panicked(&*panic)))

@@ -56,7 +56,7 @@ pub fn names(set: CapabilitySet) -> String {
 
 /// Makes capabilities effective for the calling thread, until it is dropped.
 ///
-/// A thread started meanwhile inherits them for all its life: start it before.
+/// A thread started meanwhile inherits them: it begins with [`lower`].
 #[derive(Debug)]
 pub struct Raised {
     before: CapabilitySets,
@@ -88,6 +88,16 @@ impl Drop for Raised {
             // Giving up what one has cannot fail; and if it did, the thread would only be able to read more.
             let _still_raised = set_capabilities(None, self.before);
         }
+    }
+}
+
+/// Undoes in a new thread what its parent had raised for itself.
+pub fn lower() {
+    let Ok(sets) = capabilities(None) else { return };
+    let effective = sets.effective.difference(READING);
+    if effective != sets.effective {
+        // Giving up what one has cannot fail; and if it did, the thread would only be able to read more.
+        let _still_raised = set_capabilities(None, CapabilitySets { effective, ..sets });
     }
 }
 
@@ -129,10 +139,16 @@ mod tests {
                 assert_eq!((inner.allows(READING), effective()), (kept == READING, kept));
             }
             assert_eq!(effective(), kept, "the outer one still holds");
+            let child = std::thread::spawn(move || {
+                assert_eq!(effective(), kept, "what a thread begins with");
+                lower();
+                assert_eq!(effective(), CapabilitySet::empty());
+                assert_eq!(capabilities(None).unwrap().permitted, kept);
+            });
+            child.join().unwrap();
+            assert_eq!(effective(), kept, "the parent is another matter");
             drop(outer);
             assert_eq!(effective(), CapabilitySet::empty());
-            // Another thread has the right to raise, and nothing raised.
-            let _raised_here = Raised::for_reading().unwrap();
             assert!(capabilities(None).unwrap().inheritable.is_empty());
         });
     }

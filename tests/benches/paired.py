@@ -158,10 +158,7 @@ class Bench:
         self.corpora = arguments.corpora
         self.manifest = json.loads((self.corpora / "corpora.json").read_text())
         self.work = pathlib.Path(tempfile.mkdtemp(prefix="plywood-bench-", dir=arguments.work))
-        tools = os.environ.get("PLYWOOD_TOOLS")
-        path = (f"{tools}/bin:" if tools else "") + os.environ["PATH"]
-        self.tools = {name: shutil.which(name, path=path)
-                      for name in ("mkfs.erofs", "fsck.erofs", "gzip", "zstd", "strace", "igzip", "pigz")}
+        self.tools = tools("mkfs.erofs", "fsck.erofs", "gzip", "zstd", "strace", "igzip", "pigz")
         self.plywood = str(arguments.plywood)
         self.rows, self.skipped = [], []
 
@@ -362,6 +359,13 @@ def machine():
             "load": os.getloadavg()[0]}
 
 
+def tools(*names):
+    """Where each program is, or None."""
+    extra = os.environ.get("PLYWOOD_TOOLS")
+    path = (f"{extra}/bin:" if extra else "") + os.environ["PATH"]
+    return {name: shutil.which(name, path=path) for name in names}
+
+
 def versions(bench):
     found = {}
     for name, path in {"plywood": bench.plywood, **bench.tools}.items():
@@ -390,24 +394,24 @@ def generate(size):
     out.write(bytes(1024))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+# --- what the benches have in common -------------------------------------------------------
+
+
+def common_arguments(parser):
     parser.add_argument("--corpora", type=pathlib.Path,
                         default=pathlib.Path(os.environ.get("PLYWOOD_CORPORA", "target/corpora")))
     parser.add_argument("--plywood", type=pathlib.Path, default=pathlib.Path("target/release/plywood"))
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target"), help="where outputs are written")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--suite", type=lambda text: text.split(","), default=SUITES, help=",".join(SUITES))
-    parser.add_argument("--gunzip", default="gzip -dc", help='the peer\'s decoder, e.g. "igzip -dc" (default: gzip -dc)')
-    parser.add_argument("--option", action="append", default=[], help="an option more for plywood apply, e.g. --option=--inline-limit=0")
     parser.add_argument("--json", type=pathlib.Path, help="write every figure there")
     parser.add_argument("--gate", action="store_true", help="end with 1 when a bar is missed or not measured")
-    parser.add_argument("--generate", type=int, metavar="BYTES", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="CORPUS")
+
+
+def parse(parser, suites):
+    """The arguments, once it is sure that they can be followed."""
     arguments = parser.parse_args()
-    if arguments.generate is not None:
-        return generate(arguments.generate)
-    unknown = set(arguments.suite) - set(SUITES)
+    unknown = set(arguments.suite) - set(suites)
     if unknown:
         parser.error(f"no suite {', '.join(sorted(unknown))}")
     if not shutil.which(str(arguments.plywood)):
@@ -415,13 +419,43 @@ def main():
     if not (arguments.corpora / "corpora.json").exists():
         parser.error(f"no corpora in {arguments.corpora}: tests/benches/corpora.py makes them")
     arguments.plywood = arguments.plywood.resolve()
+    return arguments
 
-    bench = Bench(arguments)
+
+def introduce(bench):
+    """Prints what is measured where, and the head of the table; returns it."""
     about = {"machine": machine(), "versions": versions(bench)}
     print("machine:", ", ".join(f"{key} {value}" for key, value in about["machine"].items()))
     for name, version in about["versions"].items():
         print(f"{name}: {version or 'missing'}")
     print(HEAD)
+    return about
+
+
+def judge(bars):
+    """Prints how the bars were met; whether one was missed or not measured, and all of them."""
+    missed = False
+    results = []
+    for bar, what, value, limit in bars:
+        verdict = "not measured" if value is None else "pass" if value <= limit else "MISSED"
+        missed |= verdict != "pass"
+        results.append({"bar": bar, "what": what, "value": value, "limit": limit, "verdict": verdict})
+        shown = "-" if value is None else f"{value:.3f}"
+        print(f"{bar:4} {what:52} {shown:>9} <= {limit:<6} {verdict}")
+    return missed, results
+
+
+def main():
+    if sys.argv[1:2] == ["--generate"]:
+        return generate(int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common_arguments(parser)
+    parser.add_argument("--suite", type=lambda text: text.split(","), default=SUITES, help=",".join(SUITES))
+    parser.add_argument("--gunzip", default="gzip -dc", help='the peer\'s decoder, e.g. "igzip -dc" (default: gzip -dc)')
+    parser.add_argument("--option", action="append", default=[], help="an option more for plywood apply, e.g. --option=--inline-limit=0")
+    arguments = parse(parser, SUITES)
+    bench = Bench(arguments)
+    about = introduce(bench)
     try:
         bench.run()
     finally:
@@ -432,14 +466,7 @@ def main():
             means = {key: geomean(row["ratio"][key] for row in rows) for key in ("wall_s", "cpu_s", "size_bytes")}
             print(f"{suite}: geomean of {len(rows)} big corpora: wall {means['wall_s']:.3f}, "
                   f"cpu {means['cpu_s']:.3f}, size {means['size_bytes']:.3f}")
-    missed = False
-    results = []
-    for bar, what, value, limit in bars(bench.rows):
-        verdict = "not measured" if value is None else "pass" if value <= limit else "MISSED"
-        missed |= verdict != "pass"
-        results.append({"bar": bar, "what": what, "value": value, "limit": limit, "verdict": verdict})
-        shown = "-" if value is None else f"{value:.3f}"
-        print(f"{bar:4} {what:52} {shown:>9} <= {limit:<6} {verdict}")
+    missed, results = judge(bars(bench.rows))
     if arguments.json:
         arguments.json.write_text(json.dumps({**about, "rows": bench.rows, "bars": results, "skipped": bench.skipped}, indent=1) + "\n")
     sys.exit(1 if arguments.gate and missed else 0)

@@ -20,7 +20,7 @@ use super::{
     stage::{Helpers, Permit, Stage, panicked},
 };
 use crate::{
-    codec::encode::{Coded, Compression, Encoder, Envelope},
+    codec::encode::{Coded, Compression, Envelope},
     error::{Error, Kind, Result},
     sys::capabilities,
 };
@@ -36,15 +36,13 @@ pub(super) struct Blocks<'scope, 'env, S> {
     helpers: Arc<Helpers>,
     /// For the first worker.
     permit: Option<Permit>,
-    compression: Compression,
     envelope: Envelope,
-    /// For compressed blocks.
-    pool: Arc<Pool>,
     queue: QueueEnd,
+    /// What every thread does, this one included.
+    worker: Worker,
     workers: usize,
     /// Of blocks that were not passed on yet, in order.
     pending: VecDeque<Receiver<Result<Finished>>>,
-    own: Worker,
     before: Option<Chunk>,
     started: bool,
     busy: Duration,
@@ -76,18 +74,17 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
         compression: Compression,
         next: S,
     ) -> Self {
+        // For compressed blocks.
         let pool = Pool::new(compression.bound(compression.block_bytes()));
         Self {
             scope,
             helpers: Arc::clone(helpers),
             permit,
-            compression,
             envelope: Envelope::new(compression),
             queue: QueueEnd::default(),
+            worker: Worker { compression, pool },
             workers: 0,
             pending: VecDeque::new(),
-            own: Worker { compression, pool: Arc::clone(&pool), encoder: None },
-            pool,
             before: None,
             started: false,
             busy: Duration::ZERO,
@@ -106,8 +103,7 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
         };
         let Some(permit) = permit else { return Ok(()) };
         let queue = Arc::clone(&self.queue.0);
-        let mut worker =
-            Worker { compression: self.compression, pool: Arc::clone(&self.pool), encoder: None };
+        let worker = self.worker.clone();
         Builder::new()
             .name("encode".to_owned())
             .spawn_scoped(self.scope, move || {
@@ -132,7 +128,7 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
                 Err(TryRecvError::Empty) if self.pending.len() <= left => return Ok(()),
                 Err(TryRecvError::Empty) => match self.queue.0.take() {
                     Some(job) => {
-                        self.own.run(job);
+                        self.worker.run(job);
                         continue;
                     }
                     // A worker has it, and a block takes it a moment.
@@ -194,33 +190,24 @@ fn abandoned() -> Error {
 }
 
 /// Compresses, on any thread.
+#[derive(Clone)]
 struct Worker {
     compression: Compression,
     pool: Arc<Pool>,
-    /// Set up for the first block.
-    encoder: Option<Box<dyn Encoder>>,
 }
 
 impl Worker {
-    fn run(&mut self, job: Job) {
+    fn run(&self, job: Job) {
         let Job { before, block, done } = job;
         let outcome = catch_unwind(AssertUnwindSafe(|| self.encode(before.as_deref(), &block)));
-        let outcome = outcome.unwrap_or_else(|panic| {
-            self.encoder = None;
-            Err(panicked(&*panic))
-        });
         // Nobody waits for it any more once another block has failed.
-        let _hung_up = done.send(outcome);
+        let _hung_up = done.send(outcome.unwrap_or_else(|panic| Err(panicked(&*panic))));
     }
 
-    fn encode(&mut self, before: Option<&[u8]>, block: &[u8]) -> Result<Finished> {
+    fn encode(&self, before: Option<&[u8]>, block: &[u8]) -> Result<Finished> {
         let started = Instant::now();
-        let encoder = match &mut self.encoder {
-            Some(encoder) => encoder,
-            none => none.insert(self.compression.encoder()?),
-        };
         let mut buffer = self.pool.take();
-        let coded = encoder.encode(before.unwrap_or_default(), block, buffer.space())?;
+        let coded = self.compression.encode(before.unwrap_or_default(), block, buffer.space())?;
         let bytes = buffer.freeze(coded.len);
         Ok(Finished { bytes, coded, block_bytes: block.len() as u64, busy: started.elapsed() })
     }

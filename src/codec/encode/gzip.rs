@@ -11,7 +11,7 @@ use zlib_rs::{
     crc32::{crc32, crc32_combine},
 };
 
-use super::{CodecError, Coded, Coding, Encoder};
+use super::{CodecError, Coded, Coding};
 
 /// Block length in bytes. The output is within 0.1 % of that in one piece from 256 KiB on; longer blocks only
 /// leave threads idle at the end of small layers.
@@ -46,34 +46,22 @@ pub(super) fn bound(len: usize) -> usize {
     len + len / 8 + len / 1024 + 64
 }
 
-/// Compresses blocks.
-pub(super) struct Blocks {
-    deflate: Deflate,
-}
-
-impl Blocks {
-    pub(super) fn new(level: u8) -> Self {
-        // Raw deflate with the widest window, 32 KiB.
-        Self { deflate: Deflate::new(level.into(), false, 15) }
+/// Compresses a block.
+pub(super) fn encode(level: u8, before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
+    let failed = || CodecError::Encoder { coding: Coding::Gzip };
+    // Raw deflate with the widest window, 32 KiB.
+    let mut deflate = Deflate::new(level.into(), false, 15);
+    let dictionary = before.get(before.len().saturating_sub(WINDOW)..).unwrap_or_default();
+    if !dictionary.is_empty() {
+        deflate.set_dictionary(dictionary).map_err(|_state| failed())?;
     }
-}
-
-impl Encoder for Blocks {
-    fn encode(&mut self, before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
-        let failed = || CodecError::Encoder { coding: Coding::Gzip };
-        self.deflate.reset();
-        let dictionary = before.get(before.len().saturating_sub(WINDOW)..).unwrap_or_default();
-        if !dictionary.is_empty() {
-            self.deflate.set_dictionary(dictionary).map_err(|_state| failed())?;
-        }
-        self.deflate.compress(block, out, DeflateFlush::SyncFlush).map_err(|_state| failed())?;
-        let len = usize::try_from(self.deflate.total_out()).ok().filter(|len| *len < out.len());
-        let all_taken = self.deflate.total_in() == block.len() as u64;
-        // An output without any room left may not be all of it.
-        match len {
-            Some(len) if all_taken => Ok(Coded { len, crc32: crc32(0, block) }),
-            _ => Err(failed()),
-        }
+    deflate.compress(block, out, DeflateFlush::SyncFlush).map_err(|_state| failed())?;
+    let len = usize::try_from(deflate.total_out()).ok().filter(|len| *len < out.len());
+    let all_taken = deflate.total_in() == block.len() as u64;
+    // An output without any room left may not be all of it.
+    match len {
+        Some(len) if all_taken => Ok(Coded { len, crc32: crc32(0, block) }),
+        _ => Err(failed()),
     }
 }
 

@@ -9,7 +9,7 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
 
-use super::{CodecError, Coded, Coding, Encoder};
+use super::{CodecError, Coded, Coding};
 
 /// Block length in bytes: twice the window of the usual level. Half of it costs 1 to 4 % of the output, twice as
 /// much 0.3 to 1 % but twice the memory for each thread.
@@ -20,32 +20,19 @@ pub(super) fn bound(len: usize) -> usize {
     compress_bound(len)
 }
 
-/// Compresses blocks.
-pub(super) struct Frames {
-    context: CCtx<'static>,
-}
-
-impl Frames {
-    pub(super) fn new(level: u8) -> Result<Self, CodecError> {
-        let mut context = CCtx::try_create().ok_or(CodecError::Memory)?;
-        for parameter in [
-            CParameter::CompressionLevel(level.into()),
-            CParameter::ChecksumFlag(true),
-            CParameter::ContentSizeFlag(false),
-        ] {
-            context.set_parameter(parameter).map_err(|_code| CodecError::Encoder { coding: Coding::Zstd })?;
-        }
-        Ok(Self { context })
+/// Compresses a block.
+pub(super) fn encode(level: u8, block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
+    let failed = |_code| CodecError::Encoder { coding: Coding::Zstd };
+    let mut context = CCtx::try_create().ok_or(CodecError::Memory)?;
+    for parameter in [
+        CParameter::CompressionLevel(level.into()),
+        CParameter::ChecksumFlag(true),
+        CParameter::ContentSizeFlag(false),
+    ] {
+        context.set_parameter(parameter).map_err(failed)?;
     }
-}
-
-impl Encoder for Frames {
-    fn encode(&mut self, _before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
-        match self.context.compress2(out, block) {
-            Ok(len) => Ok(Coded { len, crc32: 0 }),
-            Err(_code) => Err(CodecError::Encoder { coding: Coding::Zstd }),
-        }
-    }
+    let len = context.compress2(out, block).map_err(failed)?;
+    Ok(Coded { len, crc32: 0 })
 }
 
 #[cfg(test)]

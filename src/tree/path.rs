@@ -5,6 +5,7 @@
 //!
 //! Source: OCI image specification, layer.md; Linux `include/uapi/linux/limits.h` for the bounds.
 
+use super::whiteout;
 use crate::{
     error::{Classify, Kind},
     limits,
@@ -69,13 +70,19 @@ pub fn clean(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
             b".." => {
                 components.pop().ok_or(PathError::Climbs)?;
             }
-            name if name.len() > limits::NAME_BYTES => {
+            name if name.len() > longest(name) => {
                 return Err(PathError::ComponentTooLong { len: name.len() });
             }
             name => components.push(name),
         }
     }
     Ok(components)
+}
+
+/// How long a component may be that begins like `name`, in bytes: a whiteout's is that of the name it
+/// deletes, which may be as long as any.
+fn longest(name: &[u8]) -> usize {
+    limits::NAME_BYTES + if name.starts_with(whiteout::PREFIX) { whiteout::PREFIX.len() } else { 0 }
 }
 
 #[cfg(test)]
@@ -118,6 +125,9 @@ mod tests {
     fn lengths_are_bounded_at_the_last_byte_that_fits() {
         assert!(clean(&[b'a'; 255]).is_ok());
         assert_eq!(clean(&[b'a'; 256]), Err(PathError::ComponentTooLong { len: 256 }));
+        let whiteout = |len| [b".wh.".to_vec(), vec![b'a'; len]].concat();
+        assert!(clean(&whiteout(255)).is_ok(), "the name that it deletes fits");
+        assert_eq!(clean(&whiteout(256)), Err(PathError::ComponentTooLong { len: 260 }));
         let mut path = b"a/".repeat(2047);
         path.push(b'a');
         assert_eq!(clean(&path).map(|components| components.len()), Ok(2048));

@@ -120,6 +120,16 @@ impl Converter {
         &self.options
     }
 
+    /// The threads, to be used for other work as well.
+    pub fn helpers(&self) -> &Arc<Helpers> {
+        &self.helpers
+    }
+
+    /// The memory, to be used for other work as well.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
     /// Bytes of metadata memory in use by all conversions.
     pub fn charged_bytes(&self) -> u64 {
         self.budget.charged_bytes()

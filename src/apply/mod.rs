@@ -138,6 +138,11 @@ impl Applier {
         Self { store, roots, converter: Converter::new(options), flights: flight::Flights::default() }
     }
 
+    /// What turns layers into images, whose threads and memory are those of all requests.
+    pub fn converter(&self) -> &Converter {
+        &self.converter
+    }
+
     /// Bytes of metadata memory in use by all requests, for metrics.
     pub fn charged_bytes(&self) -> u64 {
         self.converter.charged_bytes()

@@ -7,11 +7,13 @@ pub mod apply;
 pub mod check;
 pub mod config;
 pub mod containerd;
+pub mod diff;
 pub mod dump;
 pub mod generate;
 mod image;
 pub mod output;
 pub mod serve;
+mod stack;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ pub enum Command {
     Serve(serve::Arguments),
     /// Convert a layer in a file into a mountable image
     Apply(apply::Arguments),
+    /// Write what turns one stack of layers into another as a layer
+    Diff(diff::Arguments),
     /// Check images: are they sound, and would a layer be accepted
     Check(check::Arguments),
     /// Show what is in an image, one line for each fact
@@ -57,6 +61,7 @@ pub enum Command {
 pub fn run(arguments: Arguments) -> ExitCode {
     let done = match arguments.command {
         Command::Apply(arguments) => apply::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),

@@ -5,14 +5,16 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::runtime::Runtime;
 
 use crate::{
-    apply::{Applier, NativeVerify, Options},
+    apply::{Applier, Converter, NativeVerify, Options},
+    codec::{Coding, encode::Compression},
+    compare::{self, Composer, Differ, changes::XattrFilter},
     config::{self, Config},
     error::{Error, Kind, Result},
     format::erofs::BlockBits,
     observe::logging,
     server::{self, Domain, MakeDomain, MemoryGauge},
     snapshot::{Durability, Roots},
-    store::{self, Direct},
+    store::{self, BlobSink, ContentStore, Direct},
 };
 
 /// Arguments of `plywood serve`.
@@ -47,9 +49,15 @@ impl MakeDomain for Containerd {
         if options.native_verify == NativeVerify::Off {
             tracing::warn!("apply.native_verify is \"off\": layers that are images reach the kernel unread");
         }
-        let applier = Arc::new(Applier::new(Arc::new(store), roots, options));
+        let store = Arc::new(store);
+        let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
+        let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), options));
+        let comparer = match config.diff.enabled {
+            true => Some(Arc::new(differ(config, store, roots, applier.converter())?) as _),
+            false => None,
+        };
         let memory = Arc::clone(&applier);
-        let domain = Domain { applier, comparer: None };
+        let domain = Domain { applier, comparer };
         Ok((domain, Box::new(move || memory.charged_bytes())))
     }
 }
@@ -80,6 +88,32 @@ fn options(config: &Config) -> Result<Options> {
     })
 }
 
+/// The other direction, with the threads and the memory of the first.
+fn differ(config: &Config, sink: Arc<dyn BlobSink>, roots: Arc<Roots>, shared: &Converter) -> Result<Differ> {
+    let options = diff_options(config, shared.options())?;
+    let composer = Composer::new(options, Arc::clone(shared.helpers()), Arc::clone(shared.budget()));
+    Ok(Differ::new(sink, roots, composer))
+}
+
+fn diff_options(config: &Config, apply: &Options) -> Result<compare::Options> {
+    let diff = &config.diff;
+    // Without another place images are laid out where all the others are.
+    let beside = config.snapshots.roots.first().filter(|_| diff.work_directory.as_os_str().is_empty());
+    Ok(compare::Options {
+        image: compare::erofs::Options {
+            compression: Compression::PLAIN,
+            block_bits: apply.block_bits,
+            inline_limit: apply.inline_limit,
+            work_directory: beside.unwrap_or(&diff.work_directory).clone(),
+        },
+        gzip: Compression::at_level(Coding::Gzip, diff.gzip_level)?,
+        zstd: Compression::at_level(Coding::Zstd, diff.zstd_level)?,
+        nanoseconds: diff.timestamps == config::Timestamps::Nanoseconds,
+        xattrs: XattrFilter::new(&diff.xattrs)?,
+        limits: config.limits(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +121,10 @@ mod tests {
     #[test]
     fn the_default_settings_are_the_defaults_of_the_domain() {
         let (ours, theirs) = (options(&Config::default()).unwrap(), Options::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+        let ours = diff_options(&Config::default(), &ours).unwrap();
+        let mut theirs = compare::Options::default();
+        theirs.image.work_directory = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs".into();
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
     }
 }

@@ -10,12 +10,18 @@
 //! Described in `docs/formats/containerd.md`, "Diff".
 
 pub mod changes;
+mod compose;
+mod differ;
 pub mod erofs;
 mod form;
 pub mod layer;
+mod mapped;
+mod open;
 pub mod output;
 pub mod tar;
 
+pub use compose::{Composed, Composer, Options, Sides};
+pub use differ::{CompareError, Differ};
 pub use form::{Container, Form};
 
 use std::{collections::BTreeMap, time::Duration};

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits;
+use crate::{codec::encode::Compression, compare::changes::XattrFilter, limits};
 
 /// Declares one table of the file. The doc comments are the comments of the default file.
 macro_rules! table {
@@ -135,17 +135,18 @@ table! {
         /// refers to it yet.
         lease_seconds: u64 = 3600;
         /// Level of gzip, 1 (fast) to 9 (small).
-        gzip_level: u8 = 6;
+        gzip_level: u8 = Compression::GZIP.level();
         /// Level of zstd, 1 (fast) to 19 (small).
-        zstd_level: u8 = 3;
+        zstd_level: u8 = Compression::ZSTD.level();
         /// Times in tar layers: whole "seconds", as containerd's own differ writes them, or "nanoseconds".
         /// Layers that are EROFS images have nanoseconds always.
         timestamps: Timestamps = Timestamps::Seconds;
         /// Extended attributes that belong to an image, each a name or the beginning of one with a * behind.
         /// overlayfs's own are never written.
-        xattrs: Vec<String> = ["user.*", "trusted.*", "security.capability", "system.posix_acl_*"]
-            .map(str::to_owned)
-            .into();
+        xattrs: Vec<String> = XattrFilter::DEFAULT.map(str::to_owned).into();
+        /// Where layers that are EROFS images are laid out before they are sent, in files without a name. "": the
+        /// first snapshot root.
+        work_directory: PathBuf = PathBuf::new();
     }
 }
 

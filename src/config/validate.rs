@@ -44,6 +44,9 @@ impl Config {
         between("diff.lease_seconds", diff.lease_seconds, 60, 86_400)?;
         between("diff.gzip_level", diff.gzip_level.into(), 1, 9)?;
         between("diff.zstd_level", diff.zstd_level.into(), 1, 19)?;
+        if !diff.work_directory.as_os_str().is_empty() {
+            absolute("diff.work_directory", &diff.work_directory)?;
+        }
         let has_form = |name: &&String| {
             let start = name.strip_suffix('*').unwrap_or(name);
             start.contains('.') && start.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*')

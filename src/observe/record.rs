@@ -254,18 +254,25 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// The snapshot's number as it stands in the mounts: for people to read, not to find anything by.
 fn snapshot_id(mounts: &[Mount]) -> Option<&str> {
-    let id = |path| -> Option<&str> {
-        let (_, rest) = str::split_once(path, "/snapshots/")?;
-        let digits = rest.split('/').next()?;
-        let decimal =
-            !digits.is_empty() && digits.len() <= 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        decimal.then_some(digits)
-    };
-    let upper = |mount: &'_ Mount| mount.options.iter().position(|option| option.starts_with("upperdir="));
-    mounts.iter().rev().find_map(|mount| match upper(mount) {
-        Some(index) => mount.options.get(index).and_then(|option| id(option)),
-        None => id(&mount.source),
-    })
+    // An active snapshot by its upper directory or image, a view by the newest layer it shows.
+    let block = mounts.first().filter(|mount| mount.kind.starts_with("mkfs/"));
+    block
+        .and_then(|mount| id_in(&mount.source))
+        .or_else(|| mounts.iter().rev().find_map(|mount| option_id(mount, "upperdir=")))
+        .or_else(|| mounts.iter().find_map(|mount| id_in(&mount.source)))
+        .or_else(|| mounts.iter().find_map(|mount| option_id(mount, "lowerdir=")))
+}
+
+fn option_id<'m>(mount: &'m Mount, name: &str) -> Option<&'m str> {
+    mount.options.iter().find(|option| option.starts_with(name)).and_then(|option| id_in(option))
+}
+
+fn id_in(path: &str) -> Option<&str> {
+    let (_, rest) = path.split_once("/snapshots/")?;
+    let digits = rest.split('/').next()?;
+    let decimal =
+        !digits.is_empty() && digits.len() <= 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    decimal.then_some(digits)
 }
 
 /// `text` on one line: control characters escaped, cut to `max_len` bytes.
@@ -309,6 +316,16 @@ mod tests {
             ),
         ];
         assert_eq!(snapshot_id(&overlay), Some("7"));
+        let view = [
+            mount("/r/snapshots/3/layer.erofs", &["ro"]),
+            mount("/r/snapshots/2/layer.erofs", &["ro"]),
+            mount("overlay", &["lowerdir={{ overlay 0 1 }}"]),
+        ];
+        assert_eq!(snapshot_id(&view), Some("3"));
+        let paths = [mount("overlay", &["lowerdir=/r/snapshots/3/fs:/r/snapshots/2/fs"])];
+        assert_eq!(snapshot_id(&paths), Some("3"));
+        let block = Mount { kind: "mkfs/ext4".to_owned(), ..mount("/r/snapshots/8/rwlayer.img", &[]) };
+        assert_eq!(snapshot_id(&[block, mount("/r/snapshots/3/layer.erofs", &[])]), Some("8"));
         assert_eq!(snapshot_id(&[mount("/r/snapshots/x7/fs", &[])]), None);
         assert_eq!(snapshot_id(&[]), None);
     }

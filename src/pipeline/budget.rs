@@ -67,7 +67,7 @@ struct Held {
 pub enum Use {
     /// The tree of a layer.
     Metadata,
-    /// The window of a decoder.
+    /// The window of a decoder, or what a comparison remembers on its walk.
     Window,
 }
 

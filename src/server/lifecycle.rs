@@ -133,7 +133,10 @@ fn confine(config: &Config) -> Result<()> {
     let server = &config.server;
     let socket_directories: Vec<_> =
         [&server.socket, &server.metrics_socket].into_iter().filter_map(|path| path.parent()).collect();
-    let roots: Vec<_> = config.snapshots.roots.iter().map(AsRef::as_ref).collect();
+    let mut roots: Vec<_> = config.snapshots.roots.iter().map(AsRef::as_ref).collect();
+    if config.diff.enabled && !config.diff.work_directory.as_os_str().is_empty() {
+        roots.push(config.diff.work_directory.as_ref());
+    }
     let mut read = config.content_roots();
     read.extend(config.diff_roots());
     if config.diff.enabled {

@@ -59,6 +59,9 @@ impl Node {
         let runtime = Runtime::new().unwrap();
         let node = Self { scratch, store, runtime, extra: extra.to_owned() };
         fs::create_dir_all(node.root().join("snapshots")).unwrap();
+        // Where containerd keeps its mounts, and the other snapshotter its directories.
+        fs::create_dir(node.scratch.path().join("state")).unwrap();
+        fs::create_dir_all(node.scratch.path().join("overlayfs/snapshots")).unwrap();
         fs::write(node.config(), node.settings()).unwrap();
         node
     }
@@ -66,10 +69,12 @@ impl Node {
     fn settings(&self) -> String {
         let at = |name: &str| self.scratch.path().join(name).display().to_string();
         format!(
-            "[containerd]\naddress = {:?}\n[snapshots]\nroots = [{:?}]\n[limits]\nreserve_bytes = 0\n\
+            "[containerd]\naddress = {:?}\nstate_dir = {:?}\n[snapshots]\nroots = [{:?}]\noverlayfs_roots = [{:?}]\n[limits]\nreserve_bytes = 0\n\
              reserve_percent = 0\n[server]\nsocket = {:?}\nmetrics_socket = {:?}\n{}\n",
             at("containerd.sock"),
+            at("state"),
             self.root().display().to_string(),
+            at("overlayfs"),
             at("plywood.sock"),
             at("metrics.sock"),
             self.extra
@@ -242,6 +247,26 @@ impl Reply {
         }
     }
 
+    pub fn refused(status: &tonic::Status) -> Self {
+        Self::Refused {
+            code: status.code() as i32,
+            reason: status::reason_of(status).unwrap_or_default(),
+            message: status.message().to_owned(),
+        }
+    }
+
+    pub fn refused_by_ttrpc(error: ttrpc::Error) -> Self {
+        use protobuf::Enum as _;
+        match error {
+            ttrpc::Error::RpcStatus(status) => Self::Refused {
+                code: status.code().value(),
+                reason: status::reason_of_ttrpc(&status).unwrap_or_default(),
+                message: status.message,
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub fn is_applied(&self) -> bool {
         matches!(self, Self::Applied { .. })
     }
@@ -276,11 +301,7 @@ impl Grpc {
                 let applied = reply.into_inner().applied.unwrap();
                 Reply::Applied { media_type: applied.media_type, digest: applied.digest, size: applied.size }
             }
-            Err(status) => Reply::Refused {
-                code: status.code() as i32,
-                reason: status::reason_of(&status).unwrap_or_default(),
-                message: status.message().to_owned(),
-            },
+            Err(status) => Reply::refused(&status),
         }
     }
 }
@@ -289,21 +310,22 @@ impl Grpc {
 pub struct Ttrpc(diff_ttrpc::DiffClient);
 
 impl Ttrpc {
-    pub async fn apply(&self, request: &Request) -> Reply {
-        use protobuf::Enum as _;
+    pub fn client(&self) -> &diff_ttrpc::DiffClient {
+        &self.0
+    }
+
+    pub fn context() -> ttrpc::context::Context {
         let namespace = ("containerd-namespace-ttrpc".to_owned(), vec![NAMESPACE.to_owned()]);
-        let context = ttrpc::context::with_metadata(HashMap::from([namespace]));
-        match self.0.apply(context, &convert::apply::request_to_ttrpc(request)).await {
+        ttrpc::context::with_metadata(HashMap::from([namespace]))
+    }
+
+    pub async fn apply(&self, request: &Request) -> Reply {
+        match self.0.apply(Self::context(), &convert::apply::request_to_ttrpc(request)).await {
             Ok(reply) => {
                 let applied = reply.applied.unwrap();
                 Reply::Applied { media_type: applied.media_type, digest: applied.digest, size: applied.size }
             }
-            Err(ttrpc::Error::RpcStatus(status)) => Reply::Refused {
-                code: status.code().value(),
-                reason: status::reason_of_ttrpc(&status).unwrap_or_default(),
-                message: status.message,
-            },
-            Err(other) => panic!("{other:?}"),
+            Err(error) => Reply::refused_by_ttrpc(error),
         }
     }
 }

@@ -1,0 +1,353 @@
+//! `plywood diff`: what turns one stack of layers into another, as a layer in a file; the daemon's own
+//! pipeline.
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{
+    output,
+    stack::{Reading, Spelled},
+};
+use crate::{
+    call::Cancel,
+    codec::encode::Compression,
+    compare::{Composed, Composer, Form, Options, Sides, changes::XattrFilter, erofs},
+    error::{Error, Kind, Result},
+    format::Sink as _,
+    pipeline::{budget::Budget, stage::Helpers},
+    snapshot::{Durability, LayerFile},
+    tree::Timestamp,
+};
+
+/// Time between two looks at the progress bar.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Arguments of `plywood diff`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// The older side: a layer, or several with ":" between, the newest first; "none" for nothing
+    pub lower: OsString,
+    /// The newer side, spelled the same way
+    pub upper: OsString,
+    /// Where the layer goes; an existing file is replaced once the new one is complete; "-" is standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What to write: tar, tar+gzip, tar+zstd, erofs, erofs+zstd, or a media type; without, the name of
+    /// the output tells
+    #[arg(short = 't', long = "type", value_name = "TYPE", value_parser = form)]
+    pub form: Option<Form>,
+    /// UPPER is not a whole tree, but a layer (or several) on top of LOWER: what its whiteouts name is deleted,
+    /// what it does not have is unchanged
+    #[arg(short, long)]
+    pub layer: bool,
+    /// Level of compression: 1 to 9 for gzip, 1 to 19 for zstd
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<u8>,
+    /// Lower later times to this one, in seconds since 1970
+    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", allow_negative_numbers = true)]
+    pub source_date_epoch: Option<i64>,
+    /// How exact the times in a tar are: whole seconds, or nanoseconds. Images have nanoseconds
+    #[arg(long, value_name = "UNIT", default_value = "seconds")]
+    pub timestamps: Timestamps,
+    /// Extended attributes to write, a name or the beginning of one with "*" behind; may be repeated
+    /// [default: user.* trusted.* security.capability system.posix_acl_*]
+    #[arg(long = "xattr", value_name = "NAME")]
+    pub xattrs: Vec<String>,
+    /// Directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option userxattr)
+    #[arg(long)]
+    pub user_xattr: bool,
+    /// Extra devices of the image that has any, in the order of its slots
+    #[arg(long = "device", value_name = "FILE")]
+    pub devices: Vec<PathBuf>,
+    /// Threads that help, besides one that reads and compares [default: as many as processors, and one]
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<usize>,
+    /// Return only once the layer is on disk
+    #[arg(long)]
+    pub sync: bool,
+    /// Print the result as a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Examples, and the rule for odd names.
+const AFTER_HELP: &str = r#"Layers are directories, EROFS images, and ext4 images whose directory "upper" is the layer.
+A colon in a name is written "\:", a backslash "\\", as in overlayfs's lowerdir.
+
+Examples:
+  plywood diff --layer base.erofs upper/ -o layer.tar.gz     what a container wrote on top of an image
+  plywood diff none tree/ -o base.erofs                      a whole tree as a first layer
+  plywood diff old.erofs new3.erofs:new2.erofs:new1.erofs -t tar -o - | tar -tv
+                                                             what is different in another image"#;
+
+/// How exact times are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Timestamps {
+    /// Whole seconds, rounded down
+    Seconds,
+    /// As the file system has them
+    Nanoseconds,
+}
+
+/// Short names of the forms, and the endings of files that mean them.
+const FORMS: [(&str, &str, &[&str]); 5] = [
+    ("tar+gzip", "application/vnd.oci.image.layer.v1.tar+gzip", &[".tar.gz", ".tgz"]),
+    ("tar+zstd", "application/vnd.oci.image.layer.v1.tar+zstd", &[".tar.zst", ".tzst", ".tar.zstd"]),
+    ("tar", "application/vnd.oci.image.layer.v1.tar", &[".tar"]),
+    ("erofs+zstd", "application/vnd.erofs.layer.v1+zstd", &[".erofs.zst", ".erofs.zstd"]),
+    ("erofs", "application/vnd.erofs.layer.v1", &[".erofs"]),
+];
+
+fn form(text: &str) -> Result<Form, String> {
+    let media_type = FORMS.iter().find(|(name, ..)| *name == text).map_or(text, |(_, found, _)| found);
+    let form = if text.is_empty() { None } else { Form::of(media_type) };
+    form.ok_or_else(|| {
+        "neither tar, tar+gzip, tar+zstd, erofs, erofs+zstd nor the media type of one".to_owned()
+    })
+}
+
+/// The form that the name of a file means.
+fn form_of_name(path: &Path) -> Option<Form> {
+    let name = path.file_name()?.to_string_lossy();
+    let (_, media_type, _) =
+        FORMS.iter().find(|(_, _, endings)| endings.iter().any(|ending| name.ends_with(ending)))?;
+    Form::of(media_type)
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let context = || {
+        let [lower, upper] = [&arguments.lower, &arguments.upper].map(|side| side.to_string_lossy());
+        format!("diff {lower} {upper} to {}", arguments.output.display())
+    };
+    let written = diff(arguments).map_err(|error| error.context(context()))?;
+    let report = match arguments.json {
+        true => format!("{:#}\n", as_json(&written)),
+        false => for_people(&arguments.output, &written),
+    };
+    match is_standard_output(&arguments.output) {
+        // Standard output is the layer's.
+        true => {
+            output::note(report.trim_end());
+            Ok(())
+        }
+        false => output::result(&report),
+    }
+}
+
+fn is_standard_output(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// A layer that was written.
+struct Written {
+    form: Form,
+    composed: Composed,
+    total: Duration,
+}
+
+fn diff(arguments: &Arguments) -> Result<Written> {
+    let started = Instant::now();
+    let usage = |message: &str| Error::new(Kind::Malformed, "diff.usage", message);
+    let to_standard_output = is_standard_output(&arguments.output);
+    let form = arguments.form.or_else(|| form_of_name(&arguments.output)).ok_or_else(|| {
+        usage("the name of the output does not tell what to write: --type tar+gzip, for example")
+    })?;
+    if to_standard_output && io::stdout().is_terminal() {
+        return Err(usage("standard output is a terminal"));
+    }
+    let compression = match arguments.level {
+        Some(level) => Compression::at_level(form.coding, level)?,
+        None => Compression::of(form.coding),
+    };
+    let xattrs = match arguments.xattrs.as_slice() {
+        [] => XattrFilter::default(),
+        patterns => XattrFilter::new(patterns)?,
+    };
+    // Whichever of the two it is; the other is not used.
+    let options = Options {
+        gzip: compression,
+        zstd: compression,
+        nanoseconds: arguments.timestamps == Timestamps::Nanoseconds,
+        image: erofs::Options {
+            work_directory: work_directory(&arguments.output),
+            ..erofs::Options::default()
+        },
+        xattrs,
+        ..Options::default()
+    };
+    let epoch = arguments.source_date_epoch.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+
+    let reading = Reading { devices: &arguments.devices, user_xattr: arguments.user_xattr };
+    let open = |text, name: &str| {
+        let spelled = Spelled::parse(text).map_err(|problem| usage(&format!("{name}: {problem}")))?;
+        spelled.open(reading).map_err(|error| error.context(name))
+    };
+    let lower = open(&arguments.lower, "the older side")?;
+    let mut upper = open(&arguments.upper, "the newer side")?;
+    if arguments.layer {
+        upper.layers.extend(open(&arguments.lower, "the older side")?.layers);
+    }
+    let sides = Sides { lower, upper };
+
+    let threads = arguments.threads.unwrap_or_else(|| {
+        // One that compares keeps a few busy; the rest of them compress.
+        std::thread::available_parallelism().map_or(1, usize::from) + 1
+    });
+    let budget = Budget::new(&options.limits);
+    let composer = Composer::new(options, Helpers::new(threads), budget);
+    let cancel = Cancel::new();
+    let bar = progress_bar();
+    let mut progress = |bytes| bar.set_position(bytes);
+    let composed = if to_standard_output {
+        let mut out = io::stdout();
+        let mut deliver = |bytes: &[u8]| out.write_all(bytes).map_err(unwritable);
+        let composed = composer.compose(&cancel, sides, form, epoch, &mut deliver, &mut progress);
+        composed.and_then(|composed| {
+            io::stdout().flush().map_err(unwritable)?;
+            Ok(composed)
+        })
+    } else {
+        let mut file = LayerFile::beside(&arguments.output)?;
+        let mut at = 0;
+        let mut deliver = |bytes: &[u8]| {
+            file.write_at(at, bytes).map_err(Error::disk)?;
+            at += bytes.len() as u64;
+            Ok(())
+        };
+        let composed = composer.compose(&cancel, sides, form, epoch, &mut deliver, &mut progress);
+        composed.and_then(|composed| {
+            file.commit(Durability::Request, arguments.sync)?;
+            Ok(composed)
+        })
+    };
+    bar.finish_and_clear();
+    Ok(Written { form, composed: composed?, total: started.elapsed() })
+}
+
+/// Where an image is laid out before it is compressed or sent on: beside the output.
+fn work_directory(output: &Path) -> PathBuf {
+    match output.parent() {
+        _ if is_standard_output(output) => std::env::temp_dir(),
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn unwritable(error: io::Error) -> Error {
+    let error = Error::from_io(error, Kind::Unavailable, "output.write");
+    error.context("standard output")
+}
+
+/// How much has been read, on a terminal, or nothing.
+fn progress_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::no_length();
+    bar.enable_steady_tick(TICK);
+    match ProgressStyle::with_template("{spinner} {bytes}, {bytes_per_sec}") {
+        Ok(style) => bar.with_style(style),
+        Err(_plain_will_do) => bar,
+    }
+}
+
+fn as_json(written: &Written) -> serde_json::Value {
+    let Written { form, composed, total } = written;
+    let mut seconds: serde_json::Map<_, _> = composed
+        .times
+        .steps()
+        .into_iter()
+        .map(|(step, time)| (step.to_owned(), json!(time.as_secs_f64())))
+        .collect();
+    seconds.insert("total".to_owned(), json!(total.as_secs_f64()));
+    json!({
+        "media_type": form.media_type,
+        "digest": composed.blob.to_string(),
+        "size_bytes": composed.blob_bytes,
+        "diff_id": composed.diff_id.to_string(),
+        "uncompressed_bytes": composed.uncompressed_bytes,
+        "coding": form.coding.as_str(),
+        "entries": composed.contents.entries,
+        "whiteouts": composed.contents.whiteouts,
+        "sockets": composed.contents.sockets,
+        "seconds": seconds,
+    })
+}
+
+fn for_people(output: &Path, written: &Written) -> String {
+    let Written { form, composed, total } = written;
+    let place = if is_standard_output(output) { "standard output".into() } else { output.to_string_lossy() };
+    let mut text = format!(
+        "{place}: {} of {} ({} uncompressed)\nentries {}",
+        HumanBytes(composed.blob_bytes),
+        form.media_type,
+        HumanBytes(composed.uncompressed_bytes),
+        HumanCount(composed.contents.entries),
+    );
+    if composed.contents.whiteouts > 0 {
+        text += &format!(", {} of them whiteouts", HumanCount(composed.contents.whiteouts));
+    }
+    if composed.contents.sockets > 0 {
+        text += &format!("; {} sockets left out", HumanCount(composed.contents.sockets));
+    }
+    let busy: Vec<_> = composed
+        .times
+        .steps()
+        .into_iter()
+        .filter(|(_, time)| *time >= Duration::from_millis(1))
+        .map(|(step, time)| format!("{} {:.3}", step.replace('_', " "), time.as_secs_f64()))
+        .collect();
+    text += &format!(
+        "\ndiffID  {}\nblob    {}\nseconds {:.3}",
+        composed.diff_id,
+        composed.blob,
+        total.as_secs_f64()
+    );
+    if !busy.is_empty() {
+        text += &format!(" ({}; side by side)", busy.join(", "));
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_output_tells_what_to_write() {
+        for (name, short) in [
+            ("layer.tar", Some("tar")),
+            ("a/layer.tar.gz", Some("tar+gzip")),
+            ("x.tgz", Some("tar+gzip")),
+            ("x.tar.zst", Some("tar+zstd")),
+            ("layer.erofs", Some("erofs")),
+            ("layer.erofs.zst", Some("erofs+zstd")),
+            ("layer", None),
+            ("tar.gz", None),
+            ("-", None),
+        ] {
+            let want = short.map(|short| form(short).unwrap());
+            assert_eq!(form_of_name(Path::new(name)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn types_have_short_and_long_names() {
+        for form_of_all in Form::ALL {
+            assert_eq!(form(form_of_all.media_type), Ok(form_of_all));
+        }
+        for unknown in ["", "gzip", "tar.gz", "application/vnd.docker.image.rootfs.diff.tar.gzip"] {
+            assert!(form(unknown).is_err(), "{unknown}");
+        }
+    }
+}

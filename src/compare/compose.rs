@@ -1,0 +1,192 @@
+//! From two stacks to the bytes of a layer: what daemon and command line have in common.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    Container, Contents, Form, Times,
+    changes::{self, Counts, RootEntry, XattrFilter},
+    erofs,
+    layer::Layer,
+    open,
+    output::Output,
+    tar,
+};
+use crate::{
+    call::Cancel,
+    codec::{Coding, encode::Compression},
+    digest::Digest,
+    error::{Error, Result},
+    limits::Limits,
+    pipeline::{
+        budget::{Budget, Use},
+        encode::{Deliver, Facts, Plan},
+        stage::Helpers,
+    },
+    snapshot::Stack,
+    sys::capabilities::Raised,
+    tree::Timestamp,
+};
+
+/// How layers are written.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Level for layers that are compressed with gzip.
+    pub gzip: Compression,
+    /// Level for those compressed with zstd.
+    pub zstd: Compression,
+    /// Times in tar layers with their nanoseconds instead of whole seconds.
+    pub nanoseconds: bool,
+    /// How layers that are EROFS images are laid out, and where; their compression is that of the two above.
+    pub image: erofs::Options,
+    /// Extended attributes that belong to an image.
+    pub xattrs: XattrFilter,
+    /// What one layer may cost.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            gzip: Compression::GZIP,
+            zstd: Compression::ZSTD,
+            nanoseconds: false,
+            image: erofs::Options::default(),
+            xattrs: XattrFilter::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Debug)]
+pub struct Sides {
+    /// The older stack.
+    pub lower: Stack,
+    /// The newer one.
+    pub upper: Stack,
+}
+
+/// A layer whose bytes have been delivered.
+#[derive(Clone, Debug)]
+pub struct Composed {
+    /// Digest of the blob.
+    pub blob: Digest,
+    /// Its size in bytes.
+    pub blob_bytes: u64,
+    /// Digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Its size in bytes.
+    pub uncompressed_bytes: u64,
+    /// What the layer holds.
+    pub contents: Contents,
+    /// Time at work in each step but `commit`, which is the caller's.
+    pub times: Times,
+}
+
+/// Writes layers; the threads and the memory for that.
+#[derive(Debug)]
+pub struct Composer {
+    options: Options,
+    helpers: Arc<Helpers>,
+    budget: Arc<Budget>,
+}
+
+impl Composer {
+    /// With threads and memory that others may use as well.
+    pub fn new(options: Options, helpers: Arc<Helpers>, budget: Arc<Budget>) -> Self {
+        Self { options, helpers, budget }
+    }
+
+    /// As given.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Compares both sides, and hands the layer that turns the older into the newer one to `deliver`, piece by
+    /// piece. `progress` is called now and then with the bytes of it before compression.
+    ///
+    /// Equal sides and options give equal bytes. After an error part of a layer has been delivered, which is
+    /// to be thrown away.
+    pub fn compose(
+        &self,
+        cancel: &Cancel,
+        sides: Sides,
+        form: Form,
+        epoch: Option<Timestamp>,
+        deliver: Deliver<'_>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Composed> {
+        let Options { gzip, zstd, nanoseconds, image, xattrs, limits } = &self.options;
+        let started = Instant::now();
+        let lease = self.budget.lease(cancel)?;
+        // Beside what the writer of an image uses.
+        let mut charge = |bytes| lease.charge(Use::Window, bytes, cancel);
+        let [lower, upper] =
+            reading(|| Ok([open::layers(sides.lower, cancel)?, open::layers(sides.upper, cancel)?]))?;
+        let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
+        let open = started.elapsed();
+
+        let root = match form.container {
+            Container::Tar => RootEntry::WhenChanged,
+            Container::Erofs => RootEntry::Always,
+        };
+        let told = changes::Options { xattrs: xattrs.clone(), epoch, root, limits: limits.clone() };
+        let compression = match form.coding {
+            Coding::Plain => Compression::PLAIN,
+            Coding::Gzip => *gzip,
+            Coding::Zstd => *zstd,
+        };
+        let plan = Plan { helpers: &self.helpers, limits, cancel, progress };
+        let mut compare = |output: &mut dyn Output| {
+            reading(|| changes::write(&lower, &upper, &told, cancel, &mut charge, output))
+        };
+        let (counts, facts) = match form.container {
+            Container::Tar => {
+                let options = tar::Options { compression, nanoseconds: *nanoseconds };
+                tar::write(plan, options, deliver, &mut compare)?
+            }
+            Container::Erofs => {
+                let options = erofs::Options { compression, ..image.clone() };
+                erofs::write(plan, &lease, &options, deliver, &mut compare)?
+            }
+        };
+        let Facts { diff_id, stream_bytes, blob, blob_bytes, times, .. } = facts;
+        let times = Times {
+            open,
+            build: times.produce,
+            diff_id: times.diff_id,
+            encode: times.encode,
+            blob_digest: times.blob_digest,
+            store: times.deliver,
+            ..Times::default()
+        };
+        Ok(Composed {
+            blob,
+            blob_bytes,
+            diff_id,
+            uncompressed_bytes: stream_bytes,
+            contents: contents(counts),
+            times,
+        })
+    }
+}
+
+/// Runs `work` with the capabilities that reading what containers wrote takes, as far as there are any. Threads
+/// that are started meanwhile give theirs up.
+fn reading<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let raised = Raised::for_reading().map_err(Error::disk)?;
+    let outcome = work();
+    drop(raised);
+    outcome
+}
+
+fn references(layers: &[Box<dyn Layer>]) -> Vec<&dyn Layer> {
+    layers.iter().map(|layer| &**layer).collect()
+}
+
+fn contents(counts: Counts) -> Contents {
+    let Counts { changed, deleted, opaque, parents, sockets, .. } = counts;
+    let whiteouts = deleted.saturating_add(opaque);
+    let entries = changed.saturating_add(parents).saturating_add(whiteouts);
+    Contents { entries, whiteouts, sockets }
+}

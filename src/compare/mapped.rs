@@ -1,0 +1,155 @@
+//! A layer whose files have the ids of a host, told with those of the container.
+//!
+//! Source: `snapshot::IdMaps`; Linux `include/uapi/linux/posix_acl_xattr.h` and
+//! `include/uapi/linux/capability.h` for the attributes that hold ids.
+
+use super::layer::{At, Layer, Node};
+use crate::{
+    error::{Error, Kind, Quoted, Result},
+    snapshot::IdMaps,
+    tree::{Device, Extent, FileType, Xattr},
+};
+
+/// Begins the value of an ACL attribute: version 2, little-endian.
+const ACL_VERSION: [u8; 4] = 2_u32.to_le_bytes();
+/// Bytes of one entry: tag, permissions, id.
+const ACL_ENTRY_LEN: usize = 8;
+/// Tags whose entries have an id.
+const ACL_USER: u16 = 0x02;
+const ACL_GROUP: u16 = 0x08;
+/// Lengths of a capability without and with the user it is valid for.
+const CAPABILITY_LEN: usize = 20;
+const NAMESPACED_LEN: usize = 24;
+/// Revisions of a capability, the highest byte of its first number.
+const REVISION_2: u8 = 2;
+const REVISION_3: u8 = 3;
+
+/// A layer seen from inside a user namespace.
+pub(super) struct Mapped {
+    inner: Box<dyn Layer>,
+    ids: IdMaps,
+}
+
+impl Mapped {
+    /// `inner` as it is, or with its ids translated where they are not the container's already.
+    pub(super) fn wrap(inner: Box<dyn Layer>, ids: IdMaps) -> Box<dyn Layer> {
+        if ids.is_identity() { inner } else { Box::new(Self { inner, ids }) }
+    }
+
+    fn unmapped(&self, path: &[u8], what: &str, id: u32) -> Error {
+        let message = format!(
+            "{} in {}: {what} {id} is outside the snapshot's user namespace",
+            Quoted(path),
+            self.inner.name()
+        );
+        Error::new(Kind::Conflict, "diff.id-map", message)
+    }
+
+    fn user(&self, path: &[u8], id: u32) -> Result<u32> {
+        self.ids.users.in_container(id).ok_or_else(|| self.unmapped(path, "user", id))
+    }
+
+    fn group(&self, path: &[u8], id: u32) -> Result<u32> {
+        self.ids.groups.in_container(id).ok_or_else(|| self.unmapped(path, "group", id))
+    }
+
+    fn acl(&self, path: &[u8], value: &mut [u8]) -> Result<()> {
+        let Some((version, entries)) = value.split_first_chunk_mut() else { return Ok(()) };
+        if *version != ACL_VERSION {
+            return Ok(());
+        }
+        for entry in entries.as_chunks_mut::<ACL_ENTRY_LEN>().0 {
+            let [t0, t1, _, _, id @ ..] = entry;
+            let found = u32::from_le_bytes(*id);
+            *id = match u16::from_le_bytes([*t0, *t1]) {
+                ACL_USER => self.user(path, found)?,
+                ACL_GROUP => self.group(path, found)?,
+                _ => found,
+            }
+            .to_le_bytes();
+        }
+        Ok(())
+    }
+
+    /// A capability that is valid for the container's root only is one for everybody there.
+    fn capability(&self, value: &mut Vec<u8>) {
+        let Some((head, root)) = value.split_at_checked(CAPABILITY_LEN) else { return };
+        let is_namespaced = value.len() == NAMESPACED_LEN && head.get(3) == Some(&REVISION_3);
+        let root = <[u8; 4]>::try_from(root).map(u32::from_le_bytes);
+        if is_namespaced && root.is_ok_and(|root| self.ids.users.in_container(root) == Some(0)) {
+            value.truncate(CAPABILITY_LEN);
+            if let Some(revision) = value.get_mut(3) {
+                *revision = REVISION_2;
+            }
+        }
+    }
+}
+
+impl Layer for Mapped {
+    fn key(&self) -> (u64, u64) {
+        self.inner.key()
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn control_prefix(&self) -> &'static [u8] {
+        self.inner.control_prefix()
+    }
+
+    fn root(&self) -> Result<Node> {
+        let mut node = self.inner.root()?;
+        // The snapshotter made it, as whoever it is; inside it is the root's.
+        node.attributes.uid = self.ids.users.in_container(node.attributes.uid).unwrap_or(0);
+        node.attributes.gid = self.ids.groups.in_container(node.attributes.gid).unwrap_or(0);
+        Ok(node)
+    }
+
+    fn names(&self, directory: At<'_>, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.inner.names(directory, each)
+    }
+
+    fn lookup(&self, directory: At<'_>, name: &[u8]) -> Result<Option<Node>> {
+        let Some(mut node) = self.inner.lookup(directory, name)? else { return Ok(None) };
+        // overlayfs makes whiteouts as the user who mounted it.
+        let is_whiteout = node.file_type == FileType::CharDevice && node.device == Device::WHITEOUT;
+        if !is_whiteout {
+            let path = [directory.path, name].join(&b'/');
+            node.attributes.uid = self.user(&path, node.attributes.uid)?;
+            node.attributes.gid = self.group(&path, node.attributes.gid)?;
+        }
+        Ok(Some(node))
+    }
+
+    fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
+        let mut xattrs = self.inner.xattrs(at)?;
+        for xattr in &mut xattrs {
+            match xattr.name.as_slice() {
+                b"system.posix_acl_access" | b"system.posix_acl_default" => {
+                    self.acl(at.path, &mut xattr.value)?;
+                }
+                b"security.capability" => self.capability(&mut xattr.value),
+                _ => {}
+            }
+        }
+        Ok(xattrs)
+    }
+
+    fn symlink_target(&self, at: At<'_>) -> Result<Vec<u8>> {
+        self.inner.symlink_target(at)
+    }
+
+    fn extents(&self, at: At<'_>) -> Result<Option<Vec<Extent>>> {
+        self.inner.extents(at)
+    }
+
+    fn read(
+        &self,
+        at: At<'_>,
+        extents: &[Extent],
+        each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.inner.read(at, extents, each)
+    }
+}

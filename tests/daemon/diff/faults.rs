@@ -1,0 +1,161 @@
+//! Diffs that do not come to their end.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use plywood::compare::Request;
+use rustix::process::Signal;
+
+use super::{
+    lists::{Mode, Release},
+    shop::*,
+};
+use crate::{containerd::WriteFault, harness::*};
+
+pub const TESTS: &[Test] = &[
+    ("a_cancelled_diff_ends_within_a_second_and_leaves_nothing", cancelled),
+    ("a_failed_diff_leaves_a_given_reference_to_its_owner", given_reference),
+    ("a_killed_daemon_leaves_nothing_but_the_stores_ingest", killed),
+    ("a_diff_that_runs_when_the_daemon_is_stopped_is_finished", drained),
+    ("an_upper_directory_that_is_no_layer_by_itself_is_refused", not_self_contained),
+    ("a_daemon_that_may_not_compare_leaves_it_to_the_next_differ", disabled),
+];
+
+/// A container with more than one message's worth of data, and the request for it.
+fn container(shop: &Shop) -> Request {
+    shop.layer(1, base);
+    shop.run(10, &[1], work, |_| ());
+    let large: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect();
+    fs::write(shop.directory(10).join("fs/large"), large).unwrap();
+    let lists = shop.lists(Release::V22);
+    request(lists.view(10, &[1]), lists.active(10, &[1], Mode::Directory), TAR)
+}
+
+fn cancelled() {
+    let shop = Shop::new();
+    let request = container(&shop);
+    let store = &shop.node.store;
+    store.write_fault(WriteFault::Stall(3));
+    let mut grpc = shop.node.grpc();
+    let call = {
+        let request = request.clone();
+        shop.node.runtime.spawn(async move { grpc.diff(&request).await })
+    };
+    until("writing", SOON, || store.active_writes() == 1);
+    std::thread::sleep(Duration::from_millis(200));
+    let start = Instant::now();
+    call.abort();
+    until("the request is logged", SOON, || shop.daemon.log().contains("reason=\"call.cancelled\""));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    until("nothing is left", SOON, || {
+        store.ingests().is_empty() && store.leases().is_empty() && store.active_writes() == 0
+    });
+    store.write_fault(None);
+    shop.bytes(&Blob::of(&shop.diff(&request)));
+    shop.daemon.stop();
+}
+
+fn given_reference() {
+    let shop = Shop::new();
+    let mut request = container(&shop);
+    request.reference = "of-the-client".to_owned();
+    let store = &shop.node.store;
+    store.write_fault(WriteFault::Full(2));
+    let reply = shop.diff(&request);
+    assert_eq!(reply.code_and_reason().0, 8, "{reply:?}");
+    assert!(reply.message().contains("snapshots/10/fs"), "{reply:?}");
+    let references: Vec<_> = store.ingests().into_iter().map(|(_, reference, _)| reference).collect();
+    assert_eq!(references, ["of-the-client"]);
+    store.write_fault(None);
+    shop.bytes(&Blob::of(&shop.diff(&request)));
+    assert!(store.ingests().is_empty());
+    shop.daemon.stop();
+}
+
+fn killed() {
+    let shop = Shop::new();
+    let request = container(&shop);
+    let before = listing(&shop);
+    let store = &shop.node.store;
+    store.write_fault(WriteFault::Stall(3));
+    let mut grpc = shop.node.grpc();
+    let call = {
+        let request = request.clone();
+        shop.node.runtime.spawn(async move { grpc.diff(&request).await })
+    };
+    until("writing", SOON, || store.active_writes() == 1 && !store.ingests().is_empty());
+    let Shop { node, mut daemon, .. } = shop;
+    daemon.signal(Signal::KILL);
+    daemon.ended();
+    // A connection that breaks is "unknown" or "unavailable", as the client comes to notice it.
+    let reply = node.runtime.block_on(call).unwrap();
+    assert!([2, 14].contains(&reply.code_and_reason().0), "{reply:?}");
+    node.store.write_fault(None);
+    until("the store notices", SOON, || node.store.active_writes() == 0);
+    // The store has an ingest under a lease that ends by itself: no blob, and nothing in the snapshots.
+    assert_eq!(node.store.ingests().len(), 1);
+    let leases = node.store.leases();
+    assert!(leases.iter().all(|lease| lease.labels.contains_key("containerd.io/gc.expire")), "{leases:?}");
+    let daemon = node.start();
+    assert_eq!(listing_of(&node), before);
+    let reply = node.runtime.block_on(node.grpc().diff(&request));
+    assert!(reply.is_applied(), "{reply:?}");
+    node.store.collect(std::time::SystemTime::now() + Duration::from_secs(7200));
+    assert!(node.store.ingests().is_empty(), "what the killed one left went with its lease");
+    daemon.stop();
+}
+
+/// Every name below the snapshot root.
+fn listing(shop: &Shop) -> Vec<String> {
+    listing_of(&shop.node)
+}
+
+fn listing_of(node: &Node) -> Vec<String> {
+    scan(&node.root()).into_keys().map(|name| String::from_utf8_lossy(&name).into_owned()).collect()
+}
+
+fn drained() {
+    let shop = Shop::new();
+    let request = container(&shop);
+    let store = &shop.node.store;
+    store.write_fault(WriteFault::Slow(100));
+    let mut grpc = shop.node.grpc();
+    let call = shop.node.runtime.spawn(async move { grpc.diff(&request).await });
+    until("writing", SOON, || store.active_writes() == 1);
+    shop.daemon.signal(Signal::TERM);
+    let blob = Blob::of(&shop.node.runtime.block_on(call).unwrap());
+    shop.bytes(&blob);
+    let mut daemon = shop.daemon;
+    assert!(daemon.ended().success());
+}
+
+fn not_self_contained() {
+    let shop = Shop::new();
+    shop.layer(1, base);
+    let lists = shop.lists(Release::V22);
+    for (number, attribute) in [(10, "redirect"), (11, "metacopy")] {
+        shop.run(number, &[1], work, |_| ());
+        let file = shop.directory(number).join("fs/etc/added");
+        let name = format!("trusted.overlay.{attribute}");
+        rustix::fs::lsetxattr(file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+        let right = lists.active(number, &[1], Mode::Directory);
+        let reply = shop.diff(&request(lists.view(number, &[1]), right, TAR));
+        assert_eq!(reply.code_and_reason().0, 9, "{reply:?}");
+        assert!(reply.message().contains("etc/added") && reply.message().contains(attribute), "{reply:?}");
+    }
+    shop.daemon.stop();
+}
+
+fn disabled() {
+    let shop = Shop::with("\n[diff]\nenabled = false");
+    shop.layer(1, base);
+    let lists = shop.lists(Release::V22);
+    let request = request(lists.view(1, &[]), lists.view(1, &[1]), TAR);
+    let reply = shop.diff(&request);
+    assert_eq!(reply.code_and_reason(), (12, "diff.disabled"), "{reply:?}");
+    // Nor has it the rights for that.
+    assert!(shop.daemon.log().contains("capabilities=\"none\""), "{}", shop.daemon.log());
+    shop.daemon.stop();
+}

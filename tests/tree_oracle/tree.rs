@@ -111,7 +111,7 @@ pub fn scan(root: &Path) -> Result<Tree, Failed> {
                 0
             } else {
                 let next = groups.len() as u64 + 1;
-                *groups.entry(meta.ino()).or_insert(next)
+                *groups.entry((meta.dev(), meta.ino())).or_insert(next)
             },
         };
         tree.insert(name, node);

@@ -15,6 +15,7 @@ use plywood::{
 const TARGETS: &[(&str, Entry)] = &[
     ("tar_parser", plywood::format::tar::fuzz),
     ("erofs_image", plywood::format::erofs::fuzz_image),
+    ("ext4_image", plywood::format::ext4::fuzz_image),
     ("gzip", plywood::codec::fuzz_gzip),
     ("zstd", plywood::codec::fuzz_zstd),
 ];
@@ -78,6 +79,16 @@ fn erofs_images_are_refused_for_the_reason_in_their_name() {
     for (name, image) in corpus("erofs_image") {
         let Some((want, _)) = name.split_once('@') else { continue };
         let found = verify(image.as_slice(), &Policy::layer()).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn ext4_images_are_refused_for_the_reason_in_their_name() {
+    for (name, image) in corpus("ext4_image") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = plywood::format::ext4::read_all(&image).err();
         let reason = found.as_ref().map_or("ok", Classify::reason);
         assert_eq!(reason, want, "{name}: {found:?}");
     }

@@ -12,6 +12,9 @@ mod address;
 pub mod checksum;
 pub mod dirent;
 pub mod extent;
+#[cfg(test)]
+mod fixture;
+mod fuzz;
 pub mod group;
 pub mod inode;
 pub mod journal;
@@ -20,3 +23,4 @@ pub mod superblock;
 pub mod xattr;
 
 pub use address::{Block, BlockBits, InodeNumber};
+pub use fuzz::{fuzz_image, read_all};

@@ -14,6 +14,8 @@ mod error;
 mod map;
 mod names;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod xattrs;
 
 use std::sync::Arc;

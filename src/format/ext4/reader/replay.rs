@@ -29,6 +29,8 @@ pub struct Replayed {
     pub transactions: u32,
     /// Blocks that are read from the journal.
     pub blocks: usize,
+    /// Blocks whose copies in some transactions do not count.
+    pub revoked: usize,
 }
 
 /// The log, walked block by block.
@@ -70,7 +72,7 @@ impl<R: ReadAt> Image<R> {
         }
         let mut log = Log::open(self, Map::new(node))?;
         let Some(start) = log.journal.start else {
-            self.replayed = Some(Replayed { transactions: 0, blocks: 0 });
+            self.replayed = Some(Replayed { transactions: 0, blocks: 0, revoked: 0 });
             return Ok(());
         };
         let first = log.journal.sequence;
@@ -78,10 +80,11 @@ impl<R: ReadAt> Image<R> {
         log.refuse_fast_commits(end)?;
         let revoked = log.revoked(start, end)?;
         let copies = log.copies(start, end, &revoked, size_bytes >> self.superblock.block_bits.get())?;
+        let revoked = revoked.len();
         self.blocks.overlay(copies);
         self.reread(size_bytes)?;
-        self.replayed =
-            Some(Replayed { transactions: end.wrapping_sub(first), blocks: self.blocks.copies() });
+        let (transactions, blocks) = (end.wrapping_sub(first), self.blocks.copies());
+        self.replayed = Some(Replayed { transactions, blocks, revoked });
         Ok(())
     }
 

@@ -13,7 +13,11 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use plywood::{
+    call::Cancel,
+    compare::{self, Composer, Form, Sides},
     error::{Classify as _, Kind},
+    limits::Limits,
+    pipeline::{budget::Budget, stage::Helpers},
     snapshot::{LayerSource, Mount, MountError, Roots, Stack, StackLayer},
     sys::{capabilities, dir::Dir, loop_device, sandbox},
 };
@@ -38,6 +42,7 @@ fn main() {
         trial("an_image_mounted_out_of_sight_is_refused", unseen),
         trial("what_else_is_mounted_or_attached_does_not_matter", bystanders),
         trial("an_image_that_comes_into_use_is_noticed", watched),
+        trial("a_diff_of_an_image_that_comes_into_use_fails", composed),
         trial("a_confined_process_sees_mounts_made_later", confined),
     ];
     libtest_mimic::run(&arguments, trials).exit();
@@ -340,6 +345,36 @@ fn watched() {
     // Idle again, but not what it was.
     assert_eq!(watch.check().unwrap_err().reason(), "mount.in-use");
     node.stack().unwrap().watch().unwrap().check().unwrap();
+}
+
+/// The same, within the reading of a whole layer.
+fn composed() {
+    let node = Node::new();
+    node.format(&["upper/directory"]);
+    let limits = Limits::default();
+    let composer = Composer::new(compare::Options::default(), Helpers::new(2), Budget::new(&limits));
+    let compose = |meanwhile: &(dyn Fn() + Sync)| {
+        let upper = Stack { layers: node.upper().into_iter().collect() };
+        let sides = Sides { lower: Stack::default(), upper };
+        let form = Form::of("application/vnd.oci.image.layer.v1.tar").unwrap();
+        let mut bytes = Vec::new();
+        let mut deliver = |piece: &[u8]| {
+            meanwhile();
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        composer.compose(&Cancel::new(), sides, form, None, &mut deliver, &mut |_| {}).map(|_| bytes)
+    };
+    let tar = compose(&|| ()).unwrap();
+    assert!(tar.starts_with(b"directory/\0"), "{tar:?}");
+    // A container starts and ends meanwhile.
+    let error = compose(&|| {
+        node.mount();
+        node.unmount();
+    });
+    let error = error.unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Changed, "mount.in-use"));
+    assert_eq!(compose(&|| ()).unwrap(), tar);
 }
 
 /// With what the daemon gives up at start, and a mount that containerd makes afterwards.

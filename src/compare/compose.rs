@@ -22,7 +22,7 @@ use crate::{
         encode::{Deliver, Facts, Plan},
         stage::Helpers,
     },
-    snapshot::Stack,
+    snapshot::{Stack, Watch},
     sys::capabilities::Raised,
     tree::Timestamp,
 };
@@ -121,6 +121,7 @@ impl Composer {
         let lease = self.budget.lease(cancel)?;
         // Beside what the writer of an image uses.
         let mut charge = |bytes| lease.charge(Use::Window, bytes, cancel);
+        let watches = [sides.lower.watch()?, sides.upper.watch()?];
         let [lower, upper] =
             reading(|| Ok([open::layers(sides.lower, cancel)?, open::layers(sides.upper, cancel)?]))?;
         let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
@@ -150,6 +151,8 @@ impl Composer {
                 erofs::write(plan, &lease, &options, deliver, &mut compare)?
             }
         };
+        // A container that was started meanwhile has its image mounted: what has been read may be a mixture.
+        watches.iter().try_for_each(Watch::check)?;
         let Facts { diff_id, stream_bytes, blob, blob_bytes, times, .. } = facts;
         let times = Times {
             open,

@@ -99,8 +99,12 @@ impl Watch {
             let text = path.to_string_lossy();
             let refuse = |source| refusal(&text, source);
             let found = status(image).map_err(refuse)?;
-            let devices = attached(path, (found.device, found.inode)).map_err(refuse)?;
-            if !devices.is_empty() || stamp(image).map_err(refuse)? != *before {
+            let is_attached = match attached(path, (found.device, found.inode)) {
+                // The command line reads images where there may be no sysfs; the times tell enough.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                devices => !devices.map_err(refuse)?.is_empty(),
+            };
+            if is_attached || stamp(image).map_err(refuse)? != *before {
                 return Err(MountError::InUse(text.into_owned()));
             }
         }

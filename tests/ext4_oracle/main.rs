@@ -101,6 +101,7 @@ fn main() {
     for (name, test) in [
         ("sparse_file_of_terabytes", sparse_terabytes as fn() -> Result<(), Failed>),
         ("file_in_thousands_of_pieces", thousands_of_pieces),
+        ("blocks_of_every_size_filled_by_mkfs", by_mkfs),
     ] {
         let name = format!("needs_root_and_mkfs_{name}");
         trials.push(Trial::test(name, test).with_ignored_flag(!able));
@@ -309,6 +310,44 @@ fn thousands_of_pieces() -> Result<(), Failed> {
             let mut found = [0; 700];
             extents.read(piece * 3000, &mut found)?;
             assert_eq!(found, [b'a' + u8::try_from(piece % 26).unwrap(); 700]);
+        }
+    }
+    Ok(())
+}
+
+/// Blocks larger than a page are not mounted by every kernel; mkfs fills them itself.
+fn by_mkfs() -> Result<(), Failed> {
+    let source = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let root = source.path().join("root");
+    std::fs::create_dir(&root)?;
+    fill::everything(&root)?;
+    // The smallest blocks have no room for them.
+    for name in ["block", "large", "largest"] {
+        let _ = rustix::fs::lremovexattr(root.join("attributes").join(name), "user.value");
+    }
+    for name in ["1023", "4094"] {
+        std::fs::remove_file(root.join("links").join(name))?;
+    }
+    let whole_seconds = |mut listing: Listing| {
+        for (name, listed) in &mut listing {
+            // What mkfs does not copy, or not as it is.
+            listed.attributes.mtime.nanoseconds = 0;
+            if name.starts_with(b"times/") || name.is_empty() {
+                listed.attributes.mtime = Default::default();
+            }
+            listed.xattrs.retain(|name, _| !name.starts_with(b"security.selinux"));
+        }
+        listing.retain(|name, _| !name.starts_with(b"lost+found"));
+        listing.get_mut(&b""[..]).unwrap().nlink = 0;
+        listing
+    };
+    let theirs = whole_seconds(listing::by_kernel(&root));
+    for size in ["1024", "2048", "4096", "8192", "16384", "32768", "65536"] {
+        for features in ["^has_journal", "^has_journal,^extent,^64bit", "^has_journal,^metadata_csum"] {
+            let options = ["-b", size, "-O", features, "-d", root.to_str().unwrap(), "-N", "8000"];
+            let disk = Disk::new(512, &options)?;
+            let ours = whole_seconds(of_image(&Image::open(File::open(&disk.path)?)?));
+            same(&ours, &theirs).map_err(|error| format!("{size} {features}: {error:?}"))?;
         }
     }
     Ok(())

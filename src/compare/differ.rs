@@ -115,3 +115,168 @@ fn top(stack: &Stack) -> String {
         [newest, rest @ ..] => format!("{} and {} below", newest.path.display(), rest.len()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use super::*;
+    use crate::{
+        compare::Options,
+        digest::Digest,
+        limits::Limits,
+        pipeline::{budget::Budget, stage::Helpers},
+        snapshot::Mount,
+        store::{Ingest, Memory},
+    };
+
+    struct Fixture {
+        scratch: tempfile::TempDir,
+        store: Memory,
+        differ: Differ,
+    }
+
+    /// A snapshot root with the snapshots 1, a view of nothing, and 2, a committed image: reading that takes no
+    /// privilege.
+    fn fixture(sink: impl FnOnce(Memory) -> Arc<dyn BlobSink>) -> Fixture {
+        let scratch = tempfile::tempdir().unwrap();
+        for id in ["1", "2"] {
+            let directory = scratch.path().join("snapshots").join(id);
+            fs::create_dir_all(directory.join("fs")).unwrap();
+            fs::create_dir(directory.join("work")).unwrap();
+            fs::write(directory.join(".erofslayer"), "").unwrap();
+        }
+        let image = include_bytes!("../../tests/fixtures/erofs/plain.erofs");
+        fs::write(scratch.path().join("snapshots/2/layer.erofs"), image).unwrap();
+        let store = Memory::new();
+        let roots = Arc::new(Roots::open(&[scratch.path().to_owned()]).unwrap());
+        let composer = Composer::new(Options::default(), Helpers::new(2), Budget::new(&Limits::default()));
+        let differ = Differ::new(sink(store.clone()), roots, composer);
+        Fixture { scratch, store, differ }
+    }
+
+    impl Fixture {
+        fn request(&self, media_type: &str) -> Request {
+            let mount = |kind: &str, path: &str, option: &str| {
+                vec![Mount {
+                    kind: kind.to_owned(),
+                    source: self.scratch.path().join("snapshots").join(path).display().to_string(),
+                    target: String::new(),
+                    options: vec!["ro".to_owned(), option.to_owned()],
+                }]
+            };
+            Request {
+                left: mount("bind", "1/fs", "rbind"),
+                right: mount("erofs", "2/layer.erofs", "loop"),
+                media_type: media_type.to_owned(),
+                reference: "given".to_owned(),
+                labels: BTreeMap::from([("own".to_owned(), "label".to_owned())]),
+                source_date_epoch: None,
+            }
+        }
+    }
+
+    fn call() -> Call {
+        Call::new("default".parse().unwrap())
+    }
+
+    #[test]
+    fn a_blob_has_its_labels_and_is_described_as_the_store_knows_it() {
+        let fixture = fixture(|store| Arc::new(store));
+        for (media_type, coding) in [("", "gzip"), ("application/vnd.oci.image.layer.v1.tar", "plain")] {
+            let compared = fixture.differ.compare(&call(), &fixture.request(media_type)).unwrap();
+            let Descriptor { digest, size_bytes, .. } = &compared.descriptor;
+            let bytes = fixture.store.bytes(digest).unwrap();
+            assert_eq!((bytes.len() as u64, compared.stats.coding.as_str()), (*size_bytes, coding));
+            let labels = fixture.store.labels(digest).unwrap();
+            let diff_id = compared.stats.diff_id.to_string();
+            assert_eq!(labels.get(UNCOMPRESSED), Some(&diff_id));
+            assert_eq!(labels.get("own").map(String::as_str), Some("label"));
+            assert_eq!(labels.len(), 2);
+            assert!(compared.stats.contents.entries > 0 && compared.stats.contents.whiteouts == 0);
+            if coding == "plain" {
+                assert_eq!(diff_id, digest.to_string());
+            }
+        }
+        assert!(fixture.store.ingests().is_empty());
+    }
+
+    /// A store that is not to be asked for anything.
+    struct Untouched;
+
+    impl BlobSink for Untouched {
+        fn ingest(&self, _: &Call, _: &str) -> Result<Box<dyn Ingest>> {
+            panic!("the store was touched")
+        }
+    }
+
+    #[test]
+    fn the_type_is_looked_at_first_then_the_older_side_then_the_newer_and_the_labels() {
+        let fixture = fixture(|_| Arc::new(Untouched));
+        let refused = |request: &Request| {
+            let error = fixture.differ.compare(&call(), request).unwrap_err();
+            (error.kind(), error.reason(), error.to_string())
+        };
+        let mut request = fixture.request("x/y");
+        request.labels.insert("long".to_owned(), "x".repeat(4096));
+        let right = std::mem::take(&mut request.right);
+        let left = std::mem::take(&mut request.left);
+        let (kind, reason, message) = refused(&request);
+        assert_eq!((kind, reason), (Kind::NotImplemented, "diff.media-type"));
+        assert_eq!(message, "diff: this differ does not write layers of type \"x/y\"");
+        request.media_type.clear();
+        let (kind, reason, message) = refused(&request);
+        assert_eq!((kind, reason), (Kind::NotImplemented, "mount.empty"));
+        assert!(message.starts_with("diff (application/vnd.oci.image.layer.v1.tar+gzip): the older side: "));
+        request.left = left;
+        let (_, reason, message) = refused(&request);
+        assert!(reason == "mount.empty" && message.contains("the newer side"), "{message}");
+        request.right = right;
+        let (_, reason, message) = refused(&request);
+        assert!(reason == "store.label" && message.contains("snapshots/2/layer.erofs"), "{message}");
+    }
+
+    /// A store whose second write fails in the way it is told.
+    struct Failing(fn() -> Result<()>);
+
+    impl BlobSink for Failing {
+        fn ingest(&self, _: &Call, _: &str) -> Result<Box<dyn Ingest>> {
+            Ok(Box::new(Self(self.0)))
+        }
+    }
+
+    impl Ingest for Failing {
+        fn write(&mut self, _: &[u8]) -> Result<()> {
+            (self.0)()
+        }
+        fn commit(self: Box<Self>, _: &Digest, _: &BTreeMap<String, String>) -> Result<Stored> {
+            panic!("committed")
+        }
+    }
+
+    #[test]
+    fn failures_and_panics_below_are_errors_that_name_both_sides() {
+        let full: fn() -> Result<()> = || Err(Error::new(Kind::Exhausted, "store.full", "no space"));
+        for (fail, want) in [(full, "store.full"), (|| panic!("on purpose"), "internal.panic")] {
+            let fixture = fixture(|_| Arc::new(Failing(fail)));
+            let error = fixture.differ.compare(&call(), &fixture.request("")).unwrap_err();
+            assert_eq!(error.reason(), want, "{error}");
+            let message = error.to_string();
+            for part in
+                ["diff of ", "snapshots/2/layer.erofs", "(application/vnd.oci.image.layer.v1.tar+gzip): "]
+            {
+                assert!(message.contains(part), "{part} not in {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_call_is_answered_as_such() {
+        let fixture = fixture(|store| Arc::new(store));
+        let call = call();
+        call.cancel.cancel();
+        let error = fixture.differ.compare(&call, &fixture.request("")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+        assert!(fixture.store.ingests().is_empty());
+    }
+}

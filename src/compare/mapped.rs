@@ -153,3 +153,115 @@ impl Layer for Mapped {
         self.inner.read(at, extents, each)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        snapshot::IdMap,
+        tree::{Attributes, Timestamp},
+    };
+
+    /// A directory of files that are named by their owner.
+    struct Host;
+
+    fn node(file_type: FileType, id: u32) -> Node {
+        Node {
+            file_type,
+            attributes: Attributes { mode: 0o644, uid: id, gid: id, mtime: Timestamp::default() },
+            device: Device::WHITEOUT,
+            size_bytes: 0,
+            links: 1,
+            inode: u64::from(id),
+            volume: 0,
+            changed: Timestamp::default(),
+        }
+    }
+
+    impl Layer for Host {
+        fn key(&self) -> (u64, u64) {
+            (1, 2)
+        }
+        fn name(&self) -> &str {
+            "/upper"
+        }
+        fn control_prefix(&self) -> &'static [u8] {
+            b"trusted.overlay."
+        }
+        fn root(&self) -> Result<Node> {
+            Ok(node(FileType::Directory, 0))
+        }
+        fn names(&self, _: At<'_>, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+            Ok(())
+        }
+        fn lookup(&self, _: At<'_>, name: &[u8]) -> Result<Option<Node>> {
+            let (kind, id) = name.split_first().unwrap();
+            let id = std::str::from_utf8(id).unwrap().parse().unwrap();
+            Ok(Some(node(if *kind == b'w' { FileType::CharDevice } else { FileType::Regular }, id)))
+        }
+        fn xattrs(&self, _: At<'_>) -> Result<Vec<Xattr>> {
+            let acl = |tag: u16, id: u32| [&tag.to_le_bytes()[..], &[4, 0], &id.to_le_bytes()].concat();
+            let access = [ACL_VERSION.to_vec(), acl(1, u32::MAX), acl(2, 101_000), acl(8, 100_007)].concat();
+            let mut capability = vec![1, 0, 0, 3];
+            capability.extend([0; 16]);
+            capability.extend(100_000_u32.to_le_bytes());
+            let xattr = |name: &str, value: &[u8]| Xattr { name: name.into(), value: value.into() };
+            Ok(vec![
+                xattr("security.capability", &capability),
+                xattr("system.posix_acl_access", &access),
+                xattr("user.id", &100_000_u32.to_le_bytes()),
+            ])
+        }
+        fn symlink_target(&self, _: At<'_>) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+        fn extents(&self, _: At<'_>) -> Result<Option<Vec<Extent>>> {
+            Ok(None)
+        }
+        fn read(&self, _: At<'_>, _: &[Extent], _: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn mapped() -> Box<dyn Layer> {
+        let map = || IdMap::parse("0:100000:65536").unwrap();
+        Mapped::wrap(Box::new(Host), IdMaps { users: map(), groups: map() })
+    }
+
+    fn owner(layer: &dyn Layer, name: &str) -> Result<(u32, u32)> {
+        let root = layer.root()?;
+        let found = layer.lookup(At { path: b"", node: &root }, name.as_bytes())?.unwrap();
+        Ok((found.attributes.uid, found.attributes.gid))
+    }
+
+    #[test]
+    fn owners_are_those_of_the_container_and_others_are_refused() {
+        let layer = mapped();
+        assert_eq!(owner(&*layer, "f100000").unwrap(), (0, 0));
+        assert_eq!(owner(&*layer, "f165535").unwrap(), (65_535, 65_535));
+        let error = owner(&*layer, "f99999").unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "diff.id-map"));
+        assert!(error.to_string().contains("\"/f99999\" in /upper: user 99999"), "{error}");
+        // overlayfs's own have the id of whoever mounted it, and the root that of the snapshotter.
+        assert_eq!(owner(&*layer, "w0").unwrap(), (0, 0));
+        assert_eq!(layer.root().unwrap().attributes.uid, 0);
+    }
+
+    #[test]
+    fn without_maps_a_layer_stays_what_it_is() {
+        let layer = Mapped::wrap(Box::new(Host), IdMaps::default());
+        assert_eq!(owner(&*layer, "f100000").unwrap(), (100_000, 100_000));
+    }
+
+    #[test]
+    fn ids_inside_attributes_are_translated_too() {
+        let layer = mapped();
+        let root = layer.root().unwrap();
+        let xattrs = layer.xattrs(At { path: b"f", node: &root }).unwrap();
+        let [capability, access, user] = xattrs.as_slice() else { panic!("{xattrs:?}") };
+        assert_eq!((capability.value.len(), capability.value[3]), (CAPABILITY_LEN, REVISION_2));
+        let ids: Vec<_> = access.value[4..].chunks(8).map(|entry| entry[4..].to_vec()).collect();
+        assert_eq!(ids, [u32::MAX, 1000, 7].map(|id| id.to_le_bytes().to_vec()));
+        assert_eq!(user.value, 100_000_u32.to_le_bytes());
+    }
+}

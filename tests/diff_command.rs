@@ -1,0 +1,273 @@
+//! `plywood diff` as a user runs it: directories, images, stacks, pipes, refusals, and the two forms of its
+//! result.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, SystemTime},
+};
+
+use plywood::digest::Digest;
+use tempfile::TempDir;
+
+/// `plywood diff` in `dir`. Overlayfs's own attributes are looked for where no privilege is needed.
+fn diff(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plywood"));
+    command.current_dir(dir).arg("diff").arg("--user-xattr").args(arguments);
+    command.env_remove("SOURCE_DATE_EPOCH").output().unwrap()
+}
+
+fn expect(dir: &Path, arguments: &[&str]) -> Output {
+    let done = diff(dir, arguments);
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    done
+}
+
+fn report(dir: &Path, arguments: &[&str]) -> serde_json::Value {
+    serde_json::from_slice(&expect(dir, &[arguments, &["--json"]].concat()).stdout).unwrap()
+}
+
+/// Two trees: in `new`, a file is changed, one added, one gone; much is the same.
+fn trees() -> TempDir {
+    let scratch = tempfile::tempdir().unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789);
+    for tree in ["old", "new"] {
+        let file = |name: &str, bytes: &[u8]| {
+            let path = scratch.path().join(tree).join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, bytes).unwrap();
+            fs::File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        file("etc/same", b"same");
+        file(
+            "lib/large",
+            &(0..400_000_u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect::<Vec<_>>(),
+        );
+        match tree {
+            "old" => {
+                file("etc/changed", b"before");
+                file("etc/gone", b"gone");
+            }
+            _ => {
+                file("etc/changed", b"after!");
+                file("etc/added", b"added");
+            }
+        }
+        for directory in ["etc", "lib", ""] {
+            let directory = fs::File::open(scratch.path().join(tree).join(directory)).unwrap();
+            directory.set_modified(time).unwrap();
+        }
+    }
+    scratch
+}
+
+fn names(tar: &[u8]) -> Vec<String> {
+    let mut archive = tar::Archive::new(tar);
+    let name =
+        |entry: std::io::Result<tar::Entry<'_, &[u8]>>| entry.unwrap().path().unwrap().display().to_string();
+    archive.entries().unwrap().map(name).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn two_trees_are_compared_by_what_is_in_them() {
+    let scratch = trees();
+    let dir = scratch.path();
+    expect(dir, &["old", "new", "-o", "out.tar"]);
+    let want = ["etc/", "etc/added", "etc/changed", "etc/.wh.gone"];
+    let mut found = names(&fs::read(dir.join("out.tar")).unwrap());
+    found.sort_by_key(|name| want.iter().position(|wanted| wanted == name));
+    assert_eq!(found, want);
+    // Nothing to nothing is an archive without entries.
+    expect(dir, &["old", "old", "-o", "out.tar"]);
+    assert_eq!(fs::read(dir.join("out.tar")).unwrap(), [0; 1024]);
+    expect(dir, &["none", "none", "-o", "out.tar"]);
+    assert_eq!(fs::read(dir.join("out.tar")).unwrap(), [0; 1024]);
+}
+
+#[test]
+fn the_ending_or_the_option_says_what_is_written_and_the_report_is_true() {
+    let scratch = trees();
+    let dir = scratch.path();
+    for (name, option, media_type, coding) in [
+        ("a.tar", None, "application/vnd.oci.image.layer.v1.tar", "none"),
+        ("a.tgz", None, "application/vnd.oci.image.layer.v1.tar+gzip", "gzip"),
+        ("a.tar.zst", None, "application/vnd.oci.image.layer.v1.tar+zstd", "zstd"),
+        ("a.erofs", None, "application/vnd.erofs.layer.v1", "none"),
+        ("a.erofs.zst", None, "application/vnd.erofs.layer.v1+zstd", "zstd"),
+        ("a", Some("tar+gzip"), "application/vnd.oci.image.layer.v1.tar+gzip", "gzip"),
+        ("b.tar", Some("erofs"), "application/vnd.erofs.layer.v1", "none"),
+        (
+            "c",
+            Some("application/vnd.oci.image.layer.v1.erofs"),
+            "application/vnd.oci.image.layer.v1.erofs",
+            "none",
+        ),
+    ] {
+        let mut arguments = vec!["old", "new", "-o", name];
+        arguments.extend(option.into_iter().flat_map(|option| ["--type", option]));
+        let report = report(dir, &arguments);
+        let blob = fs::read(dir.join(name)).unwrap();
+        let mut plain = Vec::new();
+        match coding {
+            "gzip" => drop(flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut plain).unwrap()),
+            "zstd" => plain = zstd::decode_all(&blob[..]).unwrap(),
+            _ => plain.clone_from(&blob),
+        }
+        assert_eq!(report["media_type"], media_type, "{name}");
+        assert_eq!(report["digest"], Digest::sha256(&blob).to_string(), "{name}");
+        assert_eq!(report["size_bytes"], blob.len());
+        assert_eq!(report["diff_id"], Digest::sha256(&plain).to_string());
+        assert_eq!(report["uncompressed_bytes"], plain.len());
+        assert_eq!((&report["whiteouts"], &report["sockets"]), (&1.into(), &0.into()), "{report}");
+        assert!(
+            report["entries"].as_u64().unwrap() >= 4 && report["seconds"]["total"].as_f64().unwrap() > 0.0
+        );
+        // What was written can be applied.
+        let mut apply = Command::new(env!("CARGO_BIN_EXE_plywood"));
+        let applied = apply.current_dir(dir).args(["apply", name, "-o", "applied.erofs"]).output().unwrap();
+        assert!(applied.status.success(), "{}", text(&applied.stderr));
+    }
+}
+
+#[test]
+fn a_pipe_gets_the_layer_and_nothing_else() {
+    let scratch = trees();
+    let dir = scratch.path();
+    for (kind, name) in [("tar", "x.tar"), ("tar+gzip", "x.tar.gz"), ("erofs", "x.erofs")] {
+        let done = expect(dir, &["none", "new", "-t", kind, "-o", "-"]);
+        assert!(text(&done.stderr).contains("diffID  sha256:"), "the report is on standard error");
+        expect(dir, &["none", "new", "-o", name]);
+        assert!(done.stdout == fs::read(dir.join(name)).unwrap(), "{kind}");
+    }
+    // A file's report is on standard output, and nothing on the other: no terminal, no progress.
+    let done = expect(dir, &["none", "new", "-o", "x.tar"]);
+    assert!(text(&done.stdout).starts_with("x.tar: ") && done.stderr.is_empty(), "{done:?}");
+}
+
+#[test]
+fn a_layer_on_top_deletes_what_its_whiteouts_name() {
+    let scratch = trees();
+    let dir = scratch.path();
+    expect(dir, &["none", "old", "-o", "base.erofs"]);
+    expect(dir, &["old", "new", "-o", "change.erofs"]);
+    // The image holds a deletion, an addition and a change; unchanged things are not in it.
+    expect(dir, &["--layer", "base.erofs", "change.erofs", "-o", "layer.tar"]);
+    let found = names(&fs::read(dir.join("layer.tar")).unwrap());
+    assert!(found.iter().any(|name| name == "etc/.wh.gone"), "{found:?}");
+    assert!(found.iter().all(|name| !name.starts_with("lib/")), "{found:?}");
+    // As a whole tree it lacks nearly everything.
+    expect(dir, &["base.erofs", "change.erofs", "-o", "tree.tar"]);
+    let found = names(&fs::read(dir.join("tree.tar")).unwrap());
+    assert!(found.iter().any(|name| name == ".wh.lib"), "{found:?}");
+    // Both layers, as a stack, are the new tree.
+    expect(dir, &["new", "change.erofs:base.erofs", "-o", "same.tar"]);
+    assert_eq!(names(&fs::read(dir.join("same.tar")).unwrap()), Vec::<String>::new());
+    // A deletion of nothing is none.
+    expect(dir, &["--layer", "none", "change.erofs", "-o", "alone.tar"]);
+    let found = names(&fs::read(dir.join("alone.tar")).unwrap());
+    assert!(found.iter().all(|name| !name.contains(".wh.")), "{found:?}");
+}
+
+#[test]
+fn names_with_colons_and_backslashes_can_be_spelled() {
+    let scratch = trees();
+    let dir = scratch.path();
+    fs::rename(dir.join("old"), dir.join(r"a:b\c")).unwrap();
+    expect(dir, &[r"a\:b\\c", "new", "-o", "out.tar"]);
+    assert_eq!(names(&fs::read(dir.join("out.tar")).unwrap()).len(), 4);
+    fs::rename(dir.join("new"), dir.join("none")).unwrap();
+    expect(dir, &["none", "./none", "-o", "out.tar"]);
+    assert!(names(&fs::read(dir.join("out.tar")).unwrap()).len() > 4);
+}
+
+#[test]
+fn equal_inputs_give_equal_bytes_on_any_number_of_threads() {
+    let scratch = trees();
+    let dir = scratch.path();
+    for kind in ["tar", "tar+gzip", "tar+zstd", "erofs", "erofs+zstd"] {
+        let mut first = None;
+        for threads in ["0", "1", "2", "8"] {
+            expect(dir, &["none", "new", "-t", kind, "-o", "out", "--threads", threads]);
+            let bytes = fs::read(dir.join("out")).unwrap();
+            assert!(*first.get_or_insert_with(|| bytes.clone()) == bytes, "{kind} on {threads}");
+        }
+    }
+    // Levels are another matter.
+    let size = |level| report(dir, &["none", "new", "-o", "x.tgz", "--level", level])["size_bytes"].as_u64();
+    assert!(size("1") > size("9"));
+}
+
+#[test]
+fn times_are_as_exact_as_asked_for_and_not_later_than_the_epoch() {
+    let scratch = trees();
+    let dir = scratch.path();
+    let times = |arguments: &[&str]| {
+        let done = expect(dir, &[&["none", "new", "-t", "tar", "-o", "-"], arguments].concat());
+        let mut archive = tar::Archive::new(&done.stdout[..]);
+        let mut times: Vec<(u64, bool)> = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let exact = entry.pax_extensions().unwrap().is_some_and(|mut records| {
+                records.any(|record| record.unwrap().value_bytes() == b"1600000000.123456789")
+            });
+            times.push((entry.header().mtime().unwrap(), exact));
+        }
+        times.sort_unstable();
+        times.dedup();
+        times
+    };
+    assert_eq!(times(&[]), [(1_600_000_000, false)]);
+    assert_eq!(times(&["--timestamps", "nanoseconds"]), [(1_600_000_000, true)]);
+    assert_eq!(times(&["--source-date-epoch", "1500000000"]), [(1_500_000_000, false)]);
+    assert_eq!(times(&["--source-date-epoch", "1700000000"]), [(1_600_000_000, false)]);
+    // The variable that other tools take it from.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plywood"));
+    command.current_dir(dir).args(["diff", "--user-xattr", "none", "new", "-t", "tar", "-o", "-"]);
+    let done = command.env("SOURCE_DATE_EPOCH", "1500000000").output().unwrap();
+    let by_option =
+        expect(dir, &["none", "new", "-t", "tar", "-o", "-", "--source-date-epoch", "1500000000"]);
+    assert!(done.stdout == by_option.stdout && !done.stdout.is_empty());
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_leaves_no_file() {
+    let scratch = trees();
+    let dir = scratch.path();
+    fs::write(dir.join("layer.tar"), [0; 1024]).unwrap();
+    let before: Vec<PathBuf> = listing(dir);
+    for (arguments, code, want) in [
+        (&["old", "absent", "-o", "x.tar"][..], 1, "the newer side: layer absent: "),
+        (&["old", "layer.tar", "-o", "x.tar"], 1, "[diff.layer]"),
+        (&["old:", "new", "-o", "x.tar"], 1, "an empty name"),
+        (&["old", "new", "-o", "x"], 1, "--type"),
+        (&["old", "new", "-o", "x.tar.gz", "--level", "10"], 1, "[codec.level]"),
+        (&["old", "new", "-o", "x.tar", "--xattr", "a*b"], 1, "a*b"),
+        (&["old", "new", "-o", "absent/x.tar"], 1, "[snapshot.io]"),
+        (&["old", "new", "-o", "old"], 1, "--type"),
+        (&["old", "new", "-o", "old", "-t", "tar"], 1, "[snapshot.occupied]"),
+        (&["old", "new", "-o", "x", "-t", "zip"], 2, "neither tar"),
+        (&["old", "new"], 2, "--output"),
+        (&["old"], 2, "UPPER"),
+    ] {
+        let done = diff(dir, arguments);
+        let message = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(code), "{arguments:?}: {message}");
+        assert!(message.contains(want), "{want} not in {message}");
+        assert!(done.stdout.is_empty());
+    }
+    assert_eq!(listing(dir), before);
+}
+
+fn listing(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    found
+}

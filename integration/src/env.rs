@@ -71,10 +71,14 @@ impl Env {
             namespace: format!("{}-{number}", name.replace('.', "")),
             dir,
         };
-        for directory in [env.snapshots(), env.path("registry"), env.path("logs")] {
+        for directory in [env.path("registry"), env.path("logs")] {
             std::fs::create_dir_all(&directory)?;
         }
-        std::fs::set_permissions(env.snapshots(), std::fs::Permissions::from_mode(0o700))?;
+        // containerd makes them when it starts, which is after Plywood here.
+        for root in [env.snapshots(), env.overlayfs_snapshots()] {
+            std::fs::create_dir_all(&root)?;
+            std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
+        }
         env.start_registry()?;
         std::fs::write(env.path("plywood.toml"), env.plywood_config(setup))?;
         env.start_plywood()?;
@@ -96,6 +100,11 @@ impl Env {
     /// The directory of the EROFS snapshotter, which is Plywood's configured root.
     pub fn snapshots(&self) -> PathBuf {
         self.containerd_root.join("io.containerd.snapshotter.v1.erofs")
+    }
+
+    /// The directory of the overlayfs snapshotter, which Plywood only reads.
+    pub fn overlayfs_snapshots(&self) -> PathBuf {
+        self.containerd_root.join("io.containerd.snapshotter.v1.overlayfs")
     }
 
     /// The file of a blob in containerd's content store; `digest` is `sha256:HEX`.
@@ -338,7 +347,7 @@ overlayfs_roots = ["{overlayfs}"]
             metrics = self.path("metrics.sock").display(),
             containerd = self.containerd_socket().display(),
             snapshots = self.snapshots().display(),
-            overlayfs = self.containerd_root.join("io.containerd.snapshotter.v1.overlayfs").display(),
+            overlayfs = self.overlayfs_snapshots().display(),
             direct = setup.direct_content,
             tables = setup.plywood_tables,
         )

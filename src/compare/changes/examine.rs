@@ -249,9 +249,12 @@ impl Examiner<'_> {
     pub fn names(&self, pair: &Pair, path: &[u8], memory: &mut Memory<'_>) -> Result<Names> {
         let mut names = Names::default();
         let (upper, lower, _) = pair.split();
+        let limit = self.options.limits.nodes;
         let listed = upper.iter().chain(lower).try_for_each(|part| {
+            let mut left = limit;
             self.layers.of(part).names(At { path, node: &part.node }, &mut |name| {
                 self.cancel.check()?;
+                left = left.checked_sub(1).ok_or(ChangesError::Nodes { limit })?;
                 names.push(name, memory)
             })
         });

@@ -88,6 +88,13 @@ fn whiteouts_are_told_where_there_is_something_to_delete() {
 }
 
 #[test]
+fn the_longest_name_can_be_deleted() {
+    let name = "n".repeat(255);
+    let lower = Entries::new().file(&name, "x");
+    assert_eq!(changes(&[&Entries::new().whiteout(&name), &lower]), format!("mark .wh.{name}\n"));
+}
+
+#[test]
 fn parents_are_told_once_and_only_on_the_way_to_a_change() {
     let lower = Entries::new()
         .dir("a")

@@ -39,6 +39,9 @@ use crate::{
 const BUFFER_BYTES: usize = 256 << 10;
 /// Files up to this size are read whole: asking for holes would take longer.
 const DENSE_BYTES: u64 = 4096;
+/// Behind this offset everything is data: where the largest possible file ends, Linux's file system in
+/// memory finds none (`mapping_seek_hole_data`, seen on 6.18).
+const SEEKABLE_BYTES: u64 = i64::MAX.unsigned_abs() - 4095;
 
 /// Which attributes of a directory are overlayfs's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -357,6 +360,9 @@ impl Layer for DirectoryLayer {
                 let Some((start, end)) = found else { break };
                 extents.push(start, end.saturating_sub(start));
                 next = end.max(next + 1);
+            }
+            if let Some(beyond) = size_bytes.checked_sub(SEEKABLE_BYTES) {
+                extents.push(next.max(SEEKABLE_BYTES), beyond);
             }
             Ok(extents.finish())
         })

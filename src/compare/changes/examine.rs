@@ -172,6 +172,28 @@ impl Examiner<'_> {
         }
     }
 
+    /// The same when nothing counts but further names of files that were told already.
+    pub fn examine_link(
+        &self,
+        pair: &Pair,
+        directory: &[u8],
+        path: &[u8],
+        links: &Links,
+        memory: &mut Memory<'_>,
+    ) -> Result<Change> {
+        match self.layers.resolve(&pair.upper, directory, path, last_component(path))?.meaning {
+            Meaning::File(file) if links.lacks(&file, path) => {
+                Ok(Change::File(Box::new(self.file(file, path, links)?)))
+            }
+            Meaning::Directory(upper) => {
+                let directory = self.directory(Merged::default(), upper, path, memory)?;
+                let on_the_way = directory.map(|directory| Directory { changed: false, ..directory });
+                Ok(on_the_way.map_or(Change::Nothing, |directory| Change::Directory(Box::new(directory))))
+            }
+            Meaning::Nothing | Meaning::File(_) => Ok(Change::Nothing),
+        }
+    }
+
     fn same_file(&self, lower: &Found, upper: &Found, path: &[u8]) -> Result<bool> {
         self.layers.same_file((lower, upper), path, &self.options.xattrs, self.cancel)
     }

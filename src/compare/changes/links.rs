@@ -1,4 +1,7 @@
 //! Hard links: the first name of an inode carries its data, later ones point to the first.
+//!
+//! Between two arbitrary stacks a name may be the same on both sides and another name of its inode new.
+//! The new one alone would be a file of its own, so the names that such an inode still lacks are known here.
 
 use std::collections::HashMap;
 
@@ -13,6 +16,8 @@ const NODE_BYTES: usize = 128;
 pub(super) struct Links {
     /// By layer, file system and number.
     inodes: HashMap<(usize, u64, u64), First>,
+    /// Whether later names are remembered as well as the first.
+    remember: bool,
 }
 
 /// What is known of an inode from its first name.
@@ -23,6 +28,18 @@ struct First {
     mtime: Timestamp,
     /// Names that are still to come.
     left: u64,
+    /// Those that came after the first, if they are remembered.
+    later: Vec<Box<[u8]>>,
+}
+
+impl First {
+    fn memory_bytes(&self) -> usize {
+        NODE_BYTES + self.path.len() + self.later.iter().map(|name| later_bytes(name)).sum::<usize>()
+    }
+}
+
+fn later_bytes(name: &[u8]) -> usize {
+    size_of::<Box<[u8]>>() + name.len()
 }
 
 fn key(file: &Found) -> (usize, u64, u64) {
@@ -30,6 +47,22 @@ fn key(file: &Found) -> (usize, u64, u64) {
 }
 
 impl Links {
+    /// Remembers every name from now on, so that [`Links::lacks`] can tell.
+    pub fn remember_all(&mut self) {
+        self.remember = true;
+    }
+
+    /// Whether an inode has names that were not written.
+    pub fn lack_some(&self) -> bool {
+        !self.inodes.is_empty()
+    }
+
+    /// Whether `file` was written, but not under the name `path`.
+    pub fn lacks(&self, file: &Found, path: &[u8]) -> bool {
+        let is_there = |first: &First| *first.path == *path || first.later.iter().any(|name| **name == *path);
+        self.inodes.get(&key(file)).is_some_and(|first| !is_there(first))
+    }
+
     /// The first name of `file` if that was written before. Errors: [`ChangesError::Linked`] when it was
     /// another file then.
     pub fn first(&self, file: &Found, path: &[u8]) -> Result<Option<&[u8]>, ChangesError> {
@@ -48,8 +81,11 @@ impl Links {
         if let Some(first) = self.inodes.get_mut(&key(file)) {
             first.left = first.left.saturating_sub(1);
             if first.left == 0 {
-                memory.release(NODE_BYTES + first.path.len());
+                memory.release(first.memory_bytes());
                 self.inodes.remove(&key(file));
+            } else if self.remember {
+                memory.add(later_bytes(path))?;
+                first.later.push(path.into());
             }
             return Ok(());
         }
@@ -59,6 +95,7 @@ impl Links {
             size_bytes: file.node.size_bytes,
             mtime: file.node.attributes.mtime,
             left: file.node.links - 1,
+            later: Vec::new(),
         };
         self.inodes.insert(key(file), first);
         Ok(())

@@ -8,7 +8,9 @@
 //! whose attributes are the same are compared by their contents.
 //!
 //! Entries come depth first, the names of a directory in byte order, a deleted name where it was. What
-//! leads to a change is told once, before it; sockets, which no layer can hold, count as nothing.
+//! leads to a change is told once, before it; sockets, which no layer can hold, count as nothing. Of a file
+//! with several names all are told when one is: those that are the same on both sides come last, behind
+//! the directories that lead to them.
 //!
 //! Source: OCI image specification, layer.md; `docs/formats/containerd.md`, "Diff"; Linux
 //! `Documentation/filesystems/overlayfs.rst`.

@@ -179,6 +179,33 @@ fn a_file_over_a_directory_ends_the_merge_for_the_layers_above() {
 }
 
 #[test]
+fn all_names_of_a_file_are_told_when_one_is() {
+    let first = Entries::new()
+        .dir("a")
+        .file("a/kept", "x")
+        .dir("b")
+        .mode(0o700)
+        .link("b/kept", "a/kept")
+        .dir("c")
+        .link("c/back", "a/kept")
+        .link("d", "a/kept");
+    let second = Entries::new().dir("c").whiteout("c/back").whiteout("d").file("e", "y").link("f", "e");
+    let (first_image, second_image) = (first.image(), second.image());
+    let (first, second) = (erofs(&first_image, 1), erofs(&second_image, 2));
+    let (without, with): ([&dyn Layer; 2], [&dyn Layer; 1]) = ([&second, &first], [&first]);
+    // The newer side has names again that the older one had deleted: "a" and "b" are not even listed.
+    let (recorded, counts) = compare(&without, &with, &Options::default()).unwrap();
+    let want = "dir c\nfile c/back \"x\"\nlink d c/back\nmark .wh.e\nmark .wh.f\n\
+                dir a\nlink a/kept c/back\ndir b 700\nlink b/kept c/back\n";
+    assert_eq!(recorded.text(), want);
+    assert_eq!((counts.changed, counts.deleted, counts.parents), (4, 2, 3));
+    // Names that are gone on the newer side are looked for in vain.
+    let (recorded, _) = compare(&[], &without, &Options::default()).unwrap();
+    let want = "dir a\nfile a/kept \"x\"\ndir b 700\nlink b/kept a/kept\ndir c\nfile e \"y\"\nlink f e\n";
+    assert_eq!(recorded.text(), want);
+}
+
+#[test]
 fn hard_links_are_joined_within_a_layer() {
     let upper = Entries::new()
         .dir("b")

@@ -29,6 +29,9 @@ pub(super) struct Walk<'a> {
     told: Told<'a>,
 }
 
+/// What has to be told about a name: [`Examiner::examine`] or [`Examiner::examine_link`].
+type Examine<'a> = fn(&Examiner<'a>, &Pair, &[u8], &[u8], &Links, &mut Memory<'_>) -> Result<Change>;
+
 /// A directory that is being walked.
 struct Frame {
     path: Vec<u8>,
@@ -81,7 +84,32 @@ impl<'a> Walk<'a> {
     /// Walks both stacks, given as numbers of layers, the newest first.
     pub fn run(mut self, lower: &[usize], upper: &[usize]) -> Result<Counts> {
         self.examiner.exact = upper.split_first().is_some_and(|(_, rest)| rest == lower);
+        if !self.examiner.exact {
+            self.links.remember_all();
+        }
         self.root(lower, upper)?;
+        self.descend(Examiner::examine)?;
+        if !self.examiner.exact && self.links.lack_some() {
+            self.join_links(upper)?;
+        }
+        Ok(self.told.counts)
+    }
+
+    /// Tells the names of inodes that were told under others and that are the same on both sides, or were
+    /// not even listed. Looks through all of the newer side, which only arbitrary pairs can make necessary.
+    fn join_links(&mut self, upper: &[usize]) -> Result<()> {
+        let (examiner, memory) = (&self.examiner, &mut self.memory);
+        let (pair, names) = settled(|| {
+            let pair = Pair::new(Vec::new(), examiner.layers.root(upper)?.parts);
+            let names = examiner.names(&pair, b"", memory)?;
+            Ok((pair, names))
+        })?;
+        self.enter(Frame::new(Vec::new(), pair, names, None))?;
+        self.descend(Examiner::examine_link)
+    }
+
+    /// Goes through the directories that were entered, and those in them.
+    fn descend(&mut self, examine: Examine<'a>) -> Result<()> {
         while let Some(frame) = self.frames.last_mut() {
             self.examiner.cancel.check()?;
             let Some(name) = frame.names.get(frame.next) else {
@@ -96,10 +124,10 @@ impl<'a> Walk<'a> {
                 return Err(ChangesError::Nodes { limit }.into());
             }
             let (examiner, links, memory) = (&self.examiner, &self.links, &mut self.memory);
-            let change = settled(|| examiner.examine(&frame.pair, &frame.path, &path, links, memory))?;
+            let change = settled(|| examine(examiner, &frame.pair, &frame.path, &path, links, memory))?;
             self.tell(change, path)?;
         }
-        Ok(self.told.counts)
+        Ok(())
     }
 
     fn root(&mut self, lower: &[usize], upper: &[usize]) -> Result<()> {

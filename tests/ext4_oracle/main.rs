@@ -55,6 +55,7 @@ const SYSTEMS: &[Made] = &[
     made("block_maps_1k", &["-b", "1024", "-O", "^extent,^64bit"]),
     made("ext2", &["-t", "ext2"]),
     made("ext3", &["-t", "ext3"]),
+    made("first_revision", &["-t", "ext2", "-r", "0"]),
     made("blocks_1k", &["-b", "1024"]),
     made("blocks_2k", &["-b", "2048"]),
     made("small_inodes", &["-I", "128"]),

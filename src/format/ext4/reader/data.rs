@@ -105,6 +105,7 @@ impl<R: ReadAt> Extents<'_, R> {
                 Place::Inline => {
                     let data = self.image.inline_data(&self.node)?;
                     let start = usize::try_from(next).unwrap_or(usize::MAX);
+                    // As long as a moment ago, unless the image changes meanwhile.
                     let data = data.get(start..).unwrap_or_default();
                     let (there, beyond) = now.split_at_mut(data.len().min(now.len()));
                     there.copy_from_slice(data.get(..there.len()).unwrap_or_default());
@@ -131,7 +132,15 @@ impl<R: ReadAt> Extents<'_, R> {
                 let len = (run.end << bits.get()).min(size) - offset;
                 (len, run.start.map_or(Place::Hole, |start| Place::Blocks { start }))
             }
-            Content::Inline | Content::Target => (size - offset, Place::Inline),
+            Content::Target => (size - offset, Place::Inline),
+            Content::Inline => {
+                // A file that grew without being written to stays where it is.
+                let stored = (self.image.inline_data(&self.node)?.len() as u64).min(size);
+                match stored.checked_sub(offset) {
+                    None | Some(0) => (size - offset, Place::Hole),
+                    Some(len) => (len, Place::Inline),
+                }
+            }
             Content::Device(_) | Content::None => {
                 return Err(ReadError::Node { number: self.node.number, fault: NodeFault::NoData });
             }

@@ -287,16 +287,18 @@ impl<R: ReadAt> Directory<'_, R> {
         }
         let indexed = self.node.inode.flags & flag::INDEX != 0;
         let index = if indexed { Tail::of_index(&self.block, superblock.block_bits) } else { None };
-        let tail = index.or_else(|| Tail::of_records(&self.block));
+        let records = Tail::of_records(&self.block);
         let seed = self.node.inode.checksum_seed(self.node.number, superblock);
-        match tail {
-            Some(tail) if tail.stored == tail.compute(seed, &self.block) => Ok(()),
-            tail => {
-                let computed = tail.map_or(0, |tail| tail.compute(seed, &self.block));
-                let stored = tail.map(|tail| tail.stored);
-                Err(self.fault(DirentFault::Checksum { stored, computed }))
+        // Both may seem to be there; names that look like entries of a tree are names all the same.
+        let mut wrong = DirentFault::Checksum { stored: None, computed: 0 };
+        for tail in [index, records].into_iter().flatten() {
+            let computed = tail.compute(seed, &self.block);
+            if tail.stored == computed {
+                return Ok(());
             }
+            wrong = DirentFault::Checksum { stored: Some(tail.stored), computed };
         }
+        Err(self.fault(wrong))
     }
 
     pub(super) fn fault(&self, fault: DirentFault) -> ReadError {

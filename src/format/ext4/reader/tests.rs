@@ -113,6 +113,10 @@ fn a_small_file_that_grew_ends_in_zeros() {
     fixture.seal();
     let image = open(&fixture);
     assert_eq!(data(&image, "upper/small"), [vec![b's'; 70], vec![0; 4930]].concat());
+    let node = find(&image, "upper/small");
+    let extents: Vec<_> = image.extents(&node, 0).map(Result::unwrap).collect();
+    let extent = |offset, len, place| Extent { offset, len, place };
+    assert_eq!(extents, [extent(0, 70, Place::Inline), extent(70, 4930, Place::Hole)]);
 }
 
 #[test]

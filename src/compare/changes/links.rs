@@ -3,7 +3,7 @@
 //! Between two arbitrary stacks a name may be the same on both sides and another name of its inode new.
 //! The new one alone would be a file of its own, so the names that such an inode still lacks are known here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{ChangesError, merged::Found, names::Memory};
 use crate::{error::Result, tree::Timestamp};
@@ -28,8 +28,8 @@ struct First {
     mtime: Timestamp,
     /// Names that are still to come.
     left: u64,
-    /// Those that came after the first, if they are remembered.
-    later: Vec<Box<[u8]>>,
+    /// Those that came after the first, if they are remembered. There may be millions.
+    later: HashSet<Box<[u8]>>,
 }
 
 impl First {
@@ -39,7 +39,8 @@ impl First {
 }
 
 fn later_bytes(name: &[u8]) -> usize {
-    size_of::<Box<[u8]>>() + name.len()
+    // Twice the place in the table: it is half empty after it has grown.
+    2 * size_of::<Box<[u8]>>() + name.len()
 }
 
 fn key(file: &Found) -> (usize, u64, u64) {
@@ -59,7 +60,7 @@ impl Links {
 
     /// Whether `file` was written, but not under the name `path`.
     pub fn lacks(&self, file: &Found, path: &[u8]) -> bool {
-        let is_there = |first: &First| *first.path == *path || first.later.iter().any(|name| **name == *path);
+        let is_there = |first: &First| *first.path == *path || first.later.contains(path);
         self.inodes.get(&key(file)).is_some_and(|first| !is_there(first))
     }
 
@@ -85,7 +86,7 @@ impl Links {
                 self.inodes.remove(&key(file));
             } else if self.remember {
                 memory.add(later_bytes(path))?;
-                first.later.push(path.into());
+                first.later.insert(path.into());
             }
             return Ok(());
         }
@@ -95,7 +96,7 @@ impl Links {
             size_bytes: file.node.size_bytes,
             mtime: file.node.attributes.mtime,
             left: file.node.links - 1,
-            later: Vec::new(),
+            later: HashSet::new(),
         };
         self.inodes.insert(key(file), first);
         Ok(())

@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     call::Cancel,
-    compare::layer::{At, Control, DirectoryLayer, Layer},
+    compare::{
+        changes,
+        layer::{At, Control, DirectoryLayer, Layer},
+    },
     error::{Error, Kind, Result},
     limits::Limits,
     sys::dir::Dir,
@@ -344,4 +347,53 @@ fn a_walk_costs_what_the_upper_layer_holds_however_much_lies_below() {
     assert_eq!(calls[0], [("lookup", 100 + 560), ("root", 20), ("xattrs", 120)].into());
     assert_eq!(calls[0], calls[1]);
     assert_eq!(calls[0], calls[2]);
+}
+
+#[test]
+fn memory_is_given_back_with_every_directory() {
+    let mut entries = Entries::new();
+    for directory in 0..40 {
+        entries = entries.dir(&format!("{directory}"));
+        for n in 0..1000 {
+            entries = entries.symlink(&format!("{directory}/a-name-of-some-length-{n}"), "x");
+        }
+    }
+    let image = entries.image();
+    let layer = erofs(&image, 1);
+    let most = Cell::new(0);
+    let mut charge = |bytes| {
+        most.set(bytes);
+        Ok(())
+    };
+    let (options, cancel) = (Options::default(), Cancel::new());
+    let write = |charge: &mut dyn FnMut(u64) -> Result<()>| {
+        changes::write(&[], &[&layer], &options, &cancel, charge, &mut Recorded::default())
+    };
+    assert_eq!(write(&mut charge).unwrap().changed, 40_040);
+    // All names together have more than one megabyte.
+    assert_eq!(most.get(), 1 << 20);
+    let mut refuse = |_| Err(Error::new(Kind::Exhausted, "limit.metadata", "no"));
+    assert_eq!(write(&mut refuse).unwrap_err().reason(), "limit.metadata");
+}
+
+#[test]
+fn a_cancellation_ends_listing_walking_and_reading() {
+    let scratch = scratch();
+    fs::create_dir(scratch.path().join("d")).unwrap();
+    fs::write(scratch.path().join("d/f"), vec![b'x'; 4 << 20]).unwrap();
+    for (call, path) in [("root", ""), ("names", "d"), ("lookup", "d/f"), ("read", "d/f"), ("reading", "d/f")]
+    {
+        let cancel = Cancel::new();
+        let inner = directory(scratch.path());
+        let upper = Watched::new(&inner, |called, at| {
+            if (called, at) == (call, path.as_bytes()) {
+                cancel.cancel();
+            }
+        });
+        let (options, mut recorded) = (Options::default(), Recorded::default());
+        let outcome = changes::write(&[], &[&upper], &options, &cancel, &mut |_| Ok(()), &mut recorded);
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Cancelled, "{call}");
+        let read: usize = recorded.entries.iter().map(|(_, data)| data.len()).sum();
+        assert!(read <= 1 << 20, "{call}: {read}");
+    }
 }

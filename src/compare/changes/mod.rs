@@ -7,6 +7,11 @@
 //! stack is the older one and one layer more, every entry of that layer is told as it is; otherwise files
 //! whose attributes are the same are compared by their contents.
 //!
+//! A live layer is read while it changes. Every file is told as it was at one moment, and a directory's
+//! names are those of one moment but for files that were deleted since; anything else ends the walk. Files
+//! that are moved from one directory to another meanwhile may still be told twice or not at all: only a
+//! container at rest has one state.
+//!
 //! Entries come depth first, the names of a directory in byte order, a deleted name where it was. What
 //! leads to a change is told once, before it; sockets, which no layer can hold, count as nothing. Of a file
 //! with several names all are told when one is: those that are the same on both sides come last, behind

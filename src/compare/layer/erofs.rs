@@ -161,3 +161,84 @@ impl<R: ReadAt> Layer for ErofsLayer<R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::{compare::changes::fixture::Entries, error::Kind};
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn open(image: &[u8], devices: Vec<File>) -> Result<ErofsLayer<File>> {
+        ErofsLayer::open(file(image), devices, (3, 4), "a layer".to_owned(), &Cancel::new())
+    }
+
+    #[test]
+    fn an_image_is_looked_up_and_read_by_inode() {
+        let entries = Entries::new()
+            .dir("d")
+            .file("d/f", "hello")
+            .xattr("user.b", "2")
+            .xattr("user.a", "1")
+            .link("g", "d/f")
+            .symlink("s", "target")
+            .block_device("sda", 8, 300);
+        let layer = open(&entries.image(), Vec::new()).unwrap();
+        assert_eq!((layer.key(), layer.name()), ((3, 4), "a layer"));
+        let root = layer.root().unwrap();
+        let root = At { path: b"", node: &root };
+        let mut names = Vec::new();
+        layer
+            .names(root, &mut |name| {
+                names.push(String::from_utf8_lossy(name).into_owned());
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(names, ["d", "g", "s", "sda"]);
+        let found = |name: &str| layer.lookup(root, name.as_bytes()).unwrap();
+        assert_eq!(found("none"), None);
+        assert_eq!(found("sda").unwrap().device, Device { major: 8, minor: 300 });
+        let link = found("s").unwrap();
+        assert_eq!(layer.symlink_target(At { path: b"s", node: &link }).unwrap(), b"target");
+        let directory = found("d").unwrap();
+        let node = layer.lookup(At { path: b"d", node: &directory }, b"f").unwrap().unwrap();
+        assert_eq!(
+            (node.links, node.size_bytes, Some(node.inode)),
+            (2, 5, found("g").map(|node| node.inode))
+        );
+        let at = At { path: b"d/f", node: &node };
+        let xattrs: Vec<_> = layer.xattrs(at).unwrap().into_iter().map(|xattr| xattr.value).collect();
+        assert_eq!(xattrs, [b"1", b"2"]);
+        let mut pieces = Vec::new();
+        let part = [Extent { offset: 1, len: 2 }, Extent { offset: 4, len: 1 }];
+        layer
+            .read(at, &part, &mut |offset, bytes| {
+                pieces.push((offset, bytes.to_vec()));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(pieces, [(1, b"el".to_vec()), (4, b"o".to_vec())]);
+        assert_eq!(layer.extents(at).unwrap(), None);
+    }
+
+    #[test]
+    fn an_error_names_the_layer_and_the_file() {
+        let error = open(&[0; 8192], Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Malformed);
+        assert!(error.to_string().starts_with("a layer: "), "{error}");
+        // More devices than the image names.
+        let image = Entries::new().file("f", "x").image();
+        let error = open(&image, vec![file(b"")]).unwrap_err();
+        assert_eq!(error.reason(), "erofs.device.count", "{error}");
+        let layer = open(&image, Vec::new()).unwrap();
+        let outside = Node { inode: 1 << 40, ..layer.root().unwrap() };
+        let error = layer.xattrs(At { path: b"d/f", node: &outside }).unwrap_err();
+        assert!(error.to_string().starts_with("\"d/f\" in a layer: "), "{error}");
+    }
+}

@@ -55,7 +55,8 @@ pub struct At<'a> {
 /// A layer, read only.
 ///
 /// A layer may be alive and hostile: whatever changes between two calls is an error of kind
-/// `Changed`, never other bytes than those of the file that was looked up.
+/// `Changed`, never other bytes than those of the file that was looked up. What is handed out is handed
+/// out in the middle of a call: `each` must not call the layer.
 pub trait Layer {
     /// Device and inode number of what holds the layer: equal keys, the same layer.
     fn key(&self) -> (u64, u64);

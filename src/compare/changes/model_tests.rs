@@ -77,7 +77,7 @@ impl Tree {
         self.names.iter().filter(move |(_, other)| **other == inode).map(|(name, _)| name)
     }
 
-    fn shown(&self, joined: bool) -> Shown {
+    fn shown(&self) -> Shown {
         let names = |inode: usize| self.names_of(inode).cloned().collect::<Vec<_>>();
         let shown = |(name, inode): (&Path, &usize)| {
             let mut file = self.inodes[*inode].clone();
@@ -85,7 +85,7 @@ impl Tree {
                 // Told only when something else about it changed.
                 file.attributes.mtime = Timestamp::default();
             }
-            (name.clone(), (file, if joined { names(*inode) } else { Vec::new() }))
+            (name.clone(), (file, names(*inode)))
         };
         self.names.iter().map(shown).collect()
     }
@@ -313,9 +313,7 @@ proptest! {
                 require_order(&recorded);
                 let mut result = old.clone();
                 result.apply(&recorded);
-                // Names of one inode of which some are told and some are not come apart, see the module.
-                let joined = j <= i + 1 && i <= j;
-                prop_assert_eq!(result.shown(joined), new.shown(joined), "{} {}\n{}", i, j, recorded.text());
+                prop_assert_eq!(result.shown(), new.shown(), "{} {}\n{}", i, j, recorded.text());
                 prop_assert!(i != j || recorded.entries.len() == 1);
 
                 // The same as an image: on top of the old stack it shows what the new stack shows.
@@ -326,7 +324,7 @@ proptest! {
                 let (recorded, _) = compare(&upper, &again, &Options::default()).unwrap();
                 let mut result = new.clone();
                 result.apply(&recorded);
-                prop_assert_eq!(result.shown(false), new.shown(false), "{} {}", i, j);
+                prop_assert_eq!(result.shown(), new.shown(), "{} {}", i, j);
             }
         }
     }
@@ -346,10 +344,10 @@ proptest! {
         require_order(&recorded);
         let mut result = trees[0].clone();
         result.apply(&recorded);
-        prop_assert_eq!(result.shown(false), trees[1].shown(false), "{}", recorded.text());
+        prop_assert_eq!(result.shown(), trees[1].shown(), "{}", recorded.text());
         // Files that did not change are not told.
         for (entry, _) in &recorded.entries {
-            let (before, after) = (trees[0].shown(true), trees[1].shown(true));
+            let (before, after) = (trees[0].shown(), trees[1].shown());
             let [before, after] = [&before, &after].map(|shown| shown.get(&entry.path));
             let is_mark = entry.path.windows(4).any(|window| window == b".wh.");
             let is_parent = entry.body == Body::Directory;

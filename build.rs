@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "services/content/v1/content.proto",
             "services/introspection/v1/introspection.proto",
             "services/leases/v1/leases.proto",
+            "services/namespaces/v1/namespace.proto",
         ],
         ["protos/api"],
     )?;
@@ -31,6 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".containerd.services.content.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.services.introspection.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.services.leases.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.services.namespaces.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.types", "::containerd_client::types")
         .extern_path(".google.rpc", "::containerd_client::google::rpc")
         .compile_fds(files)?;

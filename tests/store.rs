@@ -7,6 +7,8 @@ mod failures;
 #[path = "store/leases.rs"]
 mod leases;
 mod support;
+#[path = "store/sweep.rs"]
+mod sweep;
 #[path = "store/write.rs"]
 mod write;
 

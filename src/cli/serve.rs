@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
     apply::{Applier, Converter, NativeVerify, Options},
@@ -12,10 +12,13 @@ use crate::{
     error::{Error, Kind, Result},
     format::erofs::BlockBits,
     observe::logging,
-    server::{self, Domain, MakeDomain, MemoryGauge},
+    server::{self, Beside, Domain, Made, MakeDomain},
     snapshot::{Durability, Roots},
     store::{self, BlobSink, ContentStore, Direct},
 };
+
+/// First and longest pause between two attempts to sweep the content store.
+const SWEEP_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Arguments of `plywood serve`.
 #[derive(Debug, clap::Args)]
@@ -36,12 +39,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 struct Containerd;
 
 impl MakeDomain for Containerd {
-    fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<(Domain, MemoryGauge)> {
+    fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<Made> {
         let config::Containerd { address, direct_content, .. } = &config.containerd;
         let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
         let limits = config.limits();
         let store = store::Containerd::new(address, runtime.handle().clone(), direct, limits.stall)
-            .with_lease_lifetime(Duration::from_secs(config.diff.lease_seconds));
+            .with_lease_lifetime(Duration::from_secs(config.diff.lease_seconds))
+            .with_instance(&config.server.socket)?;
         let options = options(config)?;
         if options.durability == Durability::Never {
             tracing::warn!("apply.durability is \"never\": a power cut may leave torn layers");
@@ -52,13 +56,34 @@ impl MakeDomain for Containerd {
         let store = Arc::new(store);
         let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
         let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), options));
+        let beside = config.diff.enabled.then(|| Box::pin(sweep(Arc::clone(&store))) as Beside);
         let comparer = match config.diff.enabled {
             true => Some(Arc::new(differ(config, store, roots, applier.converter())?) as _),
             false => None,
         };
         let memory = Arc::clone(&applier);
         let domain = Domain { applier, comparer };
-        Ok((domain, Box::new(move || memory.charged_bytes())))
+        Ok(Made { domain, memory: Box::new(move || memory.charged_bytes()), beside })
+    }
+}
+
+/// Removes what a killed predecessor left in the content store, as soon as there is one: containerd may start
+/// later than we do.
+async fn sweep(store: Arc<store::Containerd>) {
+    let (mut pause, longest) = SWEEP_PAUSES;
+    let (mut ingests, mut leases) = (0, 0);
+    loop {
+        let swept = store.sweep().await;
+        ingests += swept.ingests;
+        leases += swept.leases;
+        if !swept.may_be_tried_again() {
+            let failure = swept.failure.map(|error| error.to_string());
+            tracing::info!(ingests, leases, failure, "swept the content store");
+            return;
+        }
+        tracing::debug!(failure = ?swept.failure, pause_seconds = pause.as_secs(), "the content store is swept later");
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 

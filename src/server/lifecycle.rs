@@ -1,6 +1,6 @@
 //! The life of the daemon: open, confine, clean up, serve, drain.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, thread, time::Duration};
 
 use rustix::{fs::Mode, thread::CapabilitySet};
 use sd_notify::NotifyState;
@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    Capacity, Domain, Service, notify,
+    Capacity, Domain, MemoryGauge, Service, notify,
     socket::{Bound, Listening, SocketFile},
 };
 use crate::{
@@ -33,13 +33,21 @@ const HANDOVER: usize = 8;
 
 /// What makes the domain's half, once the process is confined: its threads must be confined too.
 pub trait MakeDomain {
-    /// The domain, and what reads the bytes of memory it has charged to requests.
-    fn make(
-        self,
-        config: &Config,
-        roots: Arc<Roots>,
-        runtime: &Runtime,
-    ) -> Result<(Domain, super::service::MemoryGauge)>;
+    /// The domain, and what belongs to it.
+    fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<Made>;
+}
+
+/// Work beside the service, on the runtime.
+pub type Beside = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What [`MakeDomain`] made.
+pub struct Made {
+    /// Does the requests.
+    pub domain: Domain,
+    /// Reads the bytes of memory that are charged to requests.
+    pub memory: MemoryGauge,
+    /// Begins once the daemon is ready, and is given up when it stops.
+    pub beside: Option<Beside>,
 }
 
 /// Runs the daemon until it is told to stop. Call it before the process has other threads.
@@ -68,12 +76,12 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no runtime: {error}")))?;
-    let (domain, memory) = domain.make(config, Arc::clone(&roots), &runtime)?;
+    let Made { domain, memory, beside } = domain.make(config, Arc::clone(&roots), &runtime)?;
     let capacity = Capacity::new(config.server.running_applies, config.server.waiting_applies);
     let service = Service::start(domain, Arc::new(Observer::new()), capacity, memory)
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no workers: {error}")))?;
     sweep(roots.sweep());
-    runtime.block_on(serve(&config.server, Arc::new(service), sockets))
+    runtime.block_on(serve(&config.server, Arc::new(service), sockets, beside))
 }
 
 /// The sockets before they listen.
@@ -202,7 +210,12 @@ fn sweep(mut sweep: Sweep) {
 }
 
 /// Serves until the first signal, drains, and returns; a second signal ends the process at once.
-async fn serve(server: &Server, service: Arc<Service>, sockets: Sockets) -> Result<()> {
+async fn serve(
+    server: &Server,
+    service: Arc<Service>,
+    sockets: Sockets,
+    beside: Option<Beside>,
+) -> Result<()> {
     let mut signals = Signals::new()?;
     let (diff, _diff_file) = sockets.diff.listen()?;
     let mut _metrics_file = None;
@@ -215,8 +228,12 @@ async fn serve(server: &Server, service: Arc<Service>, sockets: Sockets) -> Resu
     let daemon = Daemon::start(diff, server, Arc::clone(&service));
     notify::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
     tracing::info!(socket = %server.socket.display(), "ready");
+    let beside = beside.map(tokio::spawn);
 
     let name = signals.next().await;
+    if let Some(beside) = beside {
+        beside.abort();
+    }
     notify::tell(&[NotifyState::Stopping, NotifyState::Status("finishing requests")]);
     tracing::info!(signal = name, grace_seconds = server.drain_seconds, "stopping");
     tokio::select! {

@@ -10,6 +10,6 @@ mod socket;
 
 pub use admission::{Admission, Capacity};
 pub use caller::{Caller, Method};
-pub use lifecycle::{Daemon, MakeDomain, run};
+pub use lifecycle::{Beside, Daemon, Made, MakeDomain, run};
 pub use service::{Domain, Job, MemoryGauge, Service};
 pub use socket::{Bound, Listening, SocketError};

@@ -16,7 +16,7 @@ mod local;
 mod memory;
 mod stream;
 
-pub use containerd::{Containerd, Direct};
+pub use containerd::{Containerd, Direct, Swept};
 pub use file::{FileStore, open as open_file};
 pub use labels::check_labels;
 pub use memory::Memory;

@@ -13,17 +13,10 @@ use containerd_client::services::v1::{
 use tonic::{Code, Status};
 
 use super::{Client, request};
-use crate::{call::Call, digest::Digest, error::Result, sys};
+use crate::{call::Call, digest::Digest};
 
 /// The label by which containerd knows when a lease ends.
 const EXPIRE: &str = "containerd.io/gc.expire";
-/// What ids of ours begin with.
-const PREFIX: &str = "plywood-";
-
-/// An id that nobody else uses.
-pub(super) fn unique_id() -> Result<String> {
-    Ok(format!("{PREFIX}{}", sys::file::random_hex().map_err(crate::error::Error::disk)?))
-}
 
 /// Creates the lease `id`, which ends after `lifetime`.
 pub(super) async fn create(client: &Client, call: &Call, id: &str, lifetime: Duration) -> Result<(), Status> {
@@ -33,12 +26,13 @@ pub(super) async fn create(client: &Client, call: &Call, id: &str, lifetime: Dur
     Ok(())
 }
 
-/// Deletes the lease `id`. That there is none is a success.
-pub(super) async fn delete(client: &Client, call: &Call, id: &str) -> Result<(), Status> {
+/// Deletes the lease `id`. That there is none is a success, and `false`.
+pub(super) async fn delete(client: &Client, call: &Call, id: &str) -> Result<bool, Status> {
     let message = request(call, DeleteRequest { id: id.to_owned(), sync: false }).map_err(refused)?;
     match LeasesClient::new(client.channel.clone()).delete(message).await {
-        Err(status) if status.code() != Code::NotFound => Err(status),
-        _ => Ok(()),
+        Ok(_) => Ok(true),
+        Err(status) if status.code() == Code::NotFound => Ok(false),
+        Err(status) => Err(status),
     }
 }
 
@@ -73,13 +67,5 @@ mod tests {
         assert_eq!(at(4_102_444_800), "2100-01-01T00:00:00Z");
         let fraction = rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(1_500));
         assert_eq!(fraction, "1970-01-01T00:00:01.500Z");
-    }
-
-    #[test]
-    fn ids_differ_and_are_identifiers() {
-        let (one, other) = (unique_id().unwrap(), unique_id().unwrap());
-        assert_ne!(one, other);
-        // The same grammar as a namespace's.
-        assert!(one.parse::<crate::call::Namespace>().is_ok(), "{one}");
     }
 }

@@ -9,7 +9,9 @@
 
 mod ingest;
 mod lease;
+mod name;
 mod read;
+mod sweep;
 mod upload;
 mod write;
 
@@ -30,7 +32,8 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use self::read::Discovery;
+pub use self::sweep::Swept;
+use self::{name::Names, read::Discovery};
 use super::reason;
 use crate::{
     call::{Call, Cancel},
@@ -70,6 +73,7 @@ pub struct Containerd {
     client: Client,
     direct: Mutex<Discovery>,
     lease_lifetime: Duration,
+    names: Names,
 }
 
 impl Containerd {
@@ -97,7 +101,7 @@ impl Containerd {
             Direct::At(path) => Discovery::Configured(path),
         };
         let client = Client { channel, runtime, address: address.into(), stall };
-        Self { client, direct: Mutex::new(direct), lease_lifetime: LEASE_LIFETIME }
+        Self { client, direct: Mutex::new(direct), lease_lifetime: LEASE_LIFETIME, names: Names::anonymous() }
     }
 
     /// How long what is written for a call without a lease stays when nothing refers to it; an hour if
@@ -105,6 +109,15 @@ impl Containerd {
     #[must_use]
     pub fn with_lease_lifetime(self, lease_lifetime: Duration) -> Self {
         Self { lease_lifetime, ..self }
+    }
+
+    /// Names what is written after the daemon that listens on `socket`, so that [`Containerd::sweep`] finds
+    /// after the next start what this one could not take back. Without it names say nothing, and nothing
+    /// is swept.
+    ///
+    /// Errors: without random numbers.
+    pub fn with_instance(self, socket: &Path) -> Result<Self> {
+        Ok(Self { names: Names::of(socket)?, ..self })
     }
 }
 

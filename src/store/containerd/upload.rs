@@ -49,8 +49,8 @@ pub(super) struct Upload {
     /// With the lease in use.
     call: Call,
     reference: String,
-    /// The reference is not a given one.
-    ours: bool,
+    /// A name of ours: the reference if none was given, and the lease if one is taken.
+    name: String,
     lease_lifetime: Duration,
     /// The lease that may have been created here.
     lease: Option<String>,
@@ -81,10 +81,10 @@ impl Upload {
         client: Client,
         call: Call,
         reference: String,
-        ours: bool,
+        name: String,
         lease_lifetime: Duration,
     ) -> Self {
-        Self { client, call, reference, ours, lease_lifetime, lease: None, begun: false }
+        Self { client, call, reference, name, lease_lifetime, lease: None, begun: false }
     }
 
     /// Runs until the blob is written, or everything is as before. `wanted` is closed by a writer that is
@@ -135,7 +135,7 @@ impl Upload {
 
     /// Takes a lease of our own.
     async fn lease(&mut self) -> Result<()> {
-        let id = lease::unique_id()?;
+        let id = self.name.clone();
         let mut call = self.call.clone();
         call.lease = None;
         // Before the call: whether it went through is not known when its answer is lost.
@@ -237,7 +237,7 @@ impl Upload {
 
     /// Takes back the reference, if it is ours, and then the lease.
     async fn clean_up(&self) {
-        if self.ours && self.begun {
+        if self.reference == self.name && self.begun {
             let abort = || async {
                 let message = AbortRequest { r#ref: self.reference.clone() };
                 let message =
@@ -250,7 +250,8 @@ impl Upload {
             persist("reference", &self.reference, abort).await;
         }
         if let Some(id) = &self.lease {
-            persist("lease", id, || lease::delete(&self.client, &self.call, id)).await;
+            persist("lease", id, || async { lease::delete(&self.client, &self.call, id).await.map(drop) })
+                .await;
         }
     }
 }

@@ -20,11 +20,8 @@ use crate::{
     call::Call,
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
-    sys,
 };
 
-/// What references of our own begin with; 32 hexadecimal digits follow.
-const REFERENCE: &str = "plywood-diff-";
 /// Longest reference that is passed on, in bytes: well below what the store's database takes as a key.
 const REFERENCE_BYTES: usize = 4096;
 /// How long a writer that failed waits until nothing of it is left in the store. What takes longer goes
@@ -44,15 +41,12 @@ impl BlobSink for Containerd {
             );
             return Err(Error::new(Kind::Malformed, reason::REFERENCE, message));
         }
-        let ours = reference.is_empty();
-        let reference = match ours {
-            true => format!("{REFERENCE}{}", sys::file::random_hex().map_err(Error::disk)?),
-            false => reference.to_owned(),
-        };
+        let name = self.names.unique()?;
+        let reference = if reference.is_empty() { name.clone() } else { reference.to_owned() };
         let client = self.client.clone();
         let progress = Arc::new(Progress::default());
         let (wanted, still_wanted) = watch::channel(());
-        let upload = Upload::new(client.clone(), call.clone(), reference.clone(), ours, self.lease_lifetime);
+        let upload = Upload::new(client.clone(), call.clone(), reference.clone(), name, self.lease_lifetime);
         client.runtime.spawn(upload.run(Leaving(Arc::clone(&progress)), still_wanted));
         let mut writer = Writer {
             client,

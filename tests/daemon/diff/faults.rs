@@ -17,7 +17,7 @@ use crate::{containerd::WriteFault, harness::*};
 pub const TESTS: &[Test] = &[
     ("a_cancelled_diff_ends_within_a_second_and_leaves_nothing", cancelled),
     ("a_failed_diff_leaves_a_given_reference_to_its_owner", given_reference),
-    ("a_killed_daemon_leaves_nothing_but_the_stores_ingest", killed),
+    ("what_a_killed_daemon_left_is_taken_away_by_the_next", killed),
     ("a_diff_that_runs_when_the_daemon_is_stopped_is_finished", drained),
     ("an_upper_directory_that_is_no_layer_by_itself_is_refused", not_self_contained),
     ("a_daemon_that_may_not_compare_leaves_it_to_the_next_differ", disabled),
@@ -79,14 +79,22 @@ fn killed() {
     let request = container(&shop);
     let before = listing(&shop);
     let store = &shop.node.store;
+    // A Diff that came to its end, whose blob is still guarded; and what is somebody else's.
+    let finished = Blob::of(&shop.diff(&request));
+    let guard = store.leases();
+    assert_eq!(guard.len(), 1, "{guard:?}");
+    let large = shop.directory(10).join("fs/large");
+    fs::write(&large, fs::read(&large).unwrap().repeat(2)).unwrap();
+    let others = format!("plywood-diff-{}-{}-{}", "0".repeat(8), "0".repeat(8), "0".repeat(32));
+    store.leave(NAMESPACE, &others, b"another instance's");
     store.write_fault(WriteFault::Stall(3));
     let mut grpc = shop.node.grpc();
     let call = {
         let request = request.clone();
         shop.node.runtime.spawn(async move { grpc.diff(&request).await })
     };
-    until("writing", SOON, || store.active_writes() == 1 && !store.ingests().is_empty());
-    let Shop { node, mut daemon, .. } = shop;
+    until("writing", SOON, || store.active_writes() == 1 && store.leases().len() == 2);
+    let Shop { mut node, mut daemon, .. } = shop;
     daemon.signal(Signal::KILL);
     daemon.ended();
     // A connection that breaks is "unknown" or "unavailable", as the client comes to notice it.
@@ -95,15 +103,24 @@ fn killed() {
     node.store.write_fault(None);
     until("the store notices", SOON, || node.store.active_writes() == 0);
     // The store has an ingest under a lease that ends by itself: no blob, and nothing in the snapshots.
-    assert_eq!(node.store.ingests().len(), 1);
+    let names = |node: &Node| -> Vec<_> { node.store.ingests().into_iter().map(|found| found.1).collect() };
+    assert_eq!(names(&node).len(), 2);
     let leases = node.store.leases();
+    assert_eq!(leases.len(), 2);
     assert!(leases.iter().all(|lease| lease.labels.contains_key("containerd.io/gc.expire")), "{leases:?}");
+    // containerd may start later than we do.
+    node.store.stop();
     let daemon = node.start();
     assert_eq!(listing_of(&node), before);
+    node.store.restart();
+    until("swept", SOON, || daemon.log().matches("swept the content store").count() == 2);
+    assert!(daemon.log().contains("ingests=1 leases=1"), "{}", daemon.log());
+    assert_eq!(names(&node), [others]);
+    assert_eq!(node.store.leases(), guard);
+    node.store.collect(std::time::SystemTime::now());
+    assert!(node.store.blob(NAMESPACE, &finished.digest).is_some(), "its lease was taken away");
     let reply = node.runtime.block_on(node.grpc().diff(&request));
     assert!(reply.is_applied(), "{reply:?}");
-    node.store.collect(std::time::SystemTime::now() + Duration::from_secs(7200));
-    assert!(node.store.ingests().is_empty(), "what the killed one left went with its lease");
     daemon.stop();
 }
 
@@ -157,5 +174,7 @@ fn disabled() {
     assert_eq!(reply.code_and_reason(), (12, "diff.disabled"), "{reply:?}");
     // Nor has it the rights for that.
     assert!(shop.daemon.log().contains("capabilities=\"none\""), "{}", shop.daemon.log());
+    // And writes nothing that it would have to look for.
+    assert!(!shop.daemon.log().contains("swept the content store"), "{}", shop.daemon.log());
     shop.daemon.stop();
 }

@@ -106,6 +106,11 @@ impl Leases {
         });
     }
 
+    /// The namespaces of all leases.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.leases.keys().map(|(namespace, _)| namespace.as_str())
+    }
+
     fn find(&mut self, namespace: &str, id: &str) -> Result<&mut Held, Status> {
         let found = self.leases.get_mut(&(namespace.to_owned(), id.to_owned()));
         found.ok_or_else(|| Status::not_found(format!("lease {id:?}: not found")))

@@ -145,6 +145,11 @@ impl Writes {
         removed.map(drop).ok_or_else(|| Status::not_found(format!("ingest {reference}: not found")))
     }
 
+    /// The namespaces of all ingests.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.ingests.keys().map(|(namespace, _)| namespace.as_str())
+    }
+
     /// Removes ingests whose lease is gone.
     pub(super) fn collect(&mut self, leases: &Leases) {
         self.ingests

@@ -1,0 +1,118 @@
+//! Names of ours in the store: what an ingest and its lease are both called, and whose they were.
+//!
+//! `plywood-diff-<instance>-<life>-<random>`. The instance is a daemon, known by its socket, from one start to
+//! the next; the life is one start of it. So what a killed daemon left is found without a record of our own.
+//!
+//! Source: docs/formats/containerd.md, "Writing a blob".
+
+use std::{os::unix::ffi::OsStrExt as _, path::Path};
+
+use crate::{
+    digest::Digest,
+    error::{Error, Result},
+    sys,
+};
+
+/// What all of them begin with.
+const PREFIX: &str = "plywood-diff-";
+/// Hexadecimal digits of an instance and of a life.
+const SHORT: usize = 8;
+/// Hexadecimal digits at the end.
+const RANDOM: usize = 32;
+
+/// Makes names that nobody else uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Names {
+    /// What the names of this instance begin with, in all its lives; `None` for a client that comes once.
+    instance: Option<String>,
+    /// What those of this life begin with.
+    life: String,
+}
+
+impl Names {
+    /// Names that do not say whose they are.
+    pub(super) fn anonymous() -> Self {
+        Self { instance: None, life: PREFIX.to_owned() }
+    }
+
+    /// Names of the daemon that listens on `socket`, in a life that begins now.
+    pub(super) fn of(socket: &Path) -> Result<Self> {
+        let short = |text: &str| text.chars().take(SHORT).collect::<String>();
+        let digest = Digest::sha256(socket.as_os_str().as_bytes());
+        let instance = format!("{PREFIX}{}-", short(digest.hex()));
+        let life = format!("{instance}{}-", short(&random()?));
+        Ok(Self { instance: Some(instance), life })
+    }
+
+    /// One more.
+    pub(super) fn unique(&self) -> Result<String> {
+        Ok(format!("{}{}", self.life, random()?))
+    }
+
+    /// Whether `name` was made by this instance in an earlier life.
+    pub(super) fn is_left(&self, name: &str) -> bool {
+        let Some(rest) = self.instance.as_ref().and_then(|instance| name.strip_prefix(instance)) else {
+            return false;
+        };
+        let parts =
+            rest.split_once('-').filter(|(life, random)| is_hex(life, SHORT) && is_hex(random, RANDOM));
+        parts.is_some() && !name.starts_with(&self.life)
+    }
+}
+
+fn random() -> Result<String> {
+    sys::file::random_hex().map_err(Error::disk)
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ_and_are_identifiers() {
+        for names in [Names::anonymous(), Names::of(Path::new("/run/plywood/plywood.sock")).unwrap()] {
+            let (one, other) = (names.unique().unwrap(), names.unique().unwrap());
+            assert_ne!(one, other);
+            // The same grammar as a namespace's.
+            assert!(one.parse::<crate::call::Namespace>().is_ok(), "{one}");
+        }
+    }
+
+    #[test]
+    fn left_is_what_the_same_instance_made_in_another_life() {
+        let socket = Path::new("/run/plywood/plywood.sock");
+        let (before, now) = (Names::of(socket).unwrap(), Names::of(socket).unwrap());
+        let elsewhere = Names::of(Path::new("/run/other.sock")).unwrap();
+        let name = before.unique().unwrap();
+        assert!(now.is_left(&name), "{name}");
+        assert!(!before.is_left(&name) && !elsewhere.is_left(&name));
+        let none = Names::anonymous();
+        assert!(!none.is_left(&name) && !none.is_left(&none.unique().unwrap()));
+        assert!(!now.is_left(&none.unique().unwrap()));
+        assert_eq!(Names::of(socket).unwrap().instance, now.instance);
+    }
+
+    #[test]
+    fn a_name_of_another_shape_is_not_ours_to_take_away() {
+        let now = Names::of(Path::new("/run/plywood/plywood.sock")).unwrap();
+        let instance = now.instance.clone().unwrap();
+        let (life, random) = ("0".repeat(8), "f".repeat(32));
+        assert!(now.is_left(&format!("{instance}{life}-{random}")));
+        for rest in [
+            String::new(),
+            life.clone(),
+            format!("{life}-"),
+            format!("{life}-{random}0"),
+            format!("{life}0-{random}"),
+            format!("{life}-{}", random.to_uppercase()),
+            format!("{life}-{random}-of-a-client"),
+        ] {
+            assert!(!now.is_left(&format!("{instance}{rest}")), "{rest}");
+        }
+        assert!(!now.is_left(&format!("x{instance}{life}-{random}")));
+    }
+}

@@ -41,7 +41,7 @@ impl Compression {
     /// No compression.
     pub const PLAIN: Self = Self { coding: Coding::Plain, level: 0 };
     /// gzip at the level whose output is as small as that of Go's level 6, and not slower.
-    pub const GZIP: Self = Self { coding: Coding::Gzip, level: 5 };
+    pub const GZIP: Self = Self { coding: Coding::Gzip, level: 4 };
     /// zstd at the level that everybody writes layers with.
     pub const ZSTD: Self = Self { coding: Coding::Zstd, level: 3 };
 

@@ -4,7 +4,8 @@
 //! is known before any of it is read, and reading goes through `/proc/self/fd`, which leads to that inode
 //! and no other, whatever its name stands for meanwhile. Calls that take a path could be given another
 //! file in between; those that take a descriptor do not take a handle (Linux 6.13's `getxattrat` refuses
-//! one as well), and opening a device to ask for its attributes is what must not happen.
+//! one as well), and opening a device to ask for its attributes is what must not happen. Of a regular file
+//! that is open anyway they are read through the open file, which takes a fifteenth of the time.
 //!
 //! Source: open(2) `O_PATH`, proc_pid_fd(5), listxattr(2), lseek(2) `SEEK_DATA`.
 
@@ -13,6 +14,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use rustix::{
@@ -31,19 +33,24 @@ const SHORT_VALUE_BYTES: usize = 256;
 #[derive(Debug)]
 pub struct Handle(pub(super) OwnedFd);
 
+/// `/proc/self/fd`, opened once: the way to it is half of what opening a file through it takes.
+static PROC: OnceLock<OwnedFd> = OnceLock::new();
+
 /// Errors unless `/proc/self/fd` is what this module needs it to be.
 pub fn require_proc() -> io::Result<()> {
-    let fd = rustix::fs::openat(
-        CWD,
-        c"/proc/self/fd",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    if rustix::fs::fstatfs(fd)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
-        Ok(())
-    } else {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "/proc is not procfs"))
+    proc_fds().map(drop)
+}
+
+fn proc_fds() -> io::Result<BorrowedFd<'static>> {
+    if let Some(fd) = PROC.get() {
+        return Ok(fd.as_fd());
     }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(CWD, c"/proc/self/fd", flags, Mode::empty())?;
+    if rustix::fs::fstatfs(&fd)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "/proc is not procfs"));
+    }
+    Ok(PROC.get_or_init(|| fd).as_fd())
 }
 
 impl Handle {
@@ -55,7 +62,8 @@ impl Handle {
     /// Opens the inode for reading. Call it for a regular file only: others would notice.
     pub fn open_file(&self) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(CWD, self.path(), flags, Mode::empty())?))
+        let name = self.0.as_raw_fd().to_string();
+        Ok(File::from(rustix::fs::openat(proc_fds()?, name, flags, Mode::empty())?))
     }
 
     /// Where a symbolic link points.
@@ -65,40 +73,61 @@ impl Handle {
 
     /// The names of all extended attributes that this process may see, in the file system's order.
     pub fn xattr_names(&self) -> io::Result<Vec<CString>> {
-        // Most files have none, and are told so without a buffer.
         let path = self.path();
-        let len = match rustix::fs::listxattr_query(&path) {
-            Ok(len) => len,
-            Err(Errno::OPNOTSUPP) => 0,
-            Err(error) => return Err(error.into()),
-        };
-        if len == 0 {
-            return Ok(Vec::new());
-        }
-        let mut list = vec![0; LIST_BYTES];
-        let len = rustix::fs::listxattr(&path, list.as_mut_slice())?;
-        list.truncate(len);
-        let names = list.split_inclusive(|byte| *byte == 0);
-        Ok(names.filter_map(|name| CStr::from_bytes_with_nul(name).ok().map(CStr::to_owned)).collect())
+        names(|| rustix::fs::listxattr_query(&path), |list| rustix::fs::listxattr(&path, list))
     }
 
     /// The value of an extended attribute; `None` when there is no such attribute (any more).
     pub fn xattr(&self, name: &CStr) -> io::Result<Option<Vec<u8>>> {
         let path = self.path();
-        let mut value = vec![0; SHORT_VALUE_BYTES];
-        let mut outcome = rustix::fs::getxattr(&path, name, value.as_mut_slice());
-        if outcome == Err(Errno::RANGE) {
-            value.resize(VALUE_BYTES, 0);
-            outcome = rustix::fs::getxattr(&path, name, value.as_mut_slice());
+        value(|value| rustix::fs::getxattr(&path, name, value))
+    }
+}
+
+/// [`Handle::xattr_names`] of an open file.
+pub fn xattr_names(file: &File) -> io::Result<Vec<CString>> {
+    names(|| rustix::fs::flistxattr_query(file), |list| rustix::fs::flistxattr(file, list))
+}
+
+/// [`Handle::xattr`] of an open file.
+pub fn xattr(file: &File, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    value(|value| rustix::fs::fgetxattr(file, name, value))
+}
+
+fn names(
+    query: impl FnOnce() -> rustix::io::Result<usize>,
+    list: impl FnOnce(&mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<Vec<CString>> {
+    // Most files have none, and are told so without a buffer.
+    let len = match query() {
+        Ok(len) => len,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let mut space = vec![0; LIST_BYTES];
+    let len = list(&mut space)?;
+    space.truncate(len);
+    let names = space.split_inclusive(|byte| *byte == 0);
+    Ok(names.filter_map(|name| CStr::from_bytes_with_nul(name).ok().map(CStr::to_owned)).collect())
+}
+
+fn value(get: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> io::Result<Option<Vec<u8>>> {
+    let mut space = vec![0; SHORT_VALUE_BYTES];
+    let mut outcome = get(&mut space);
+    if outcome == Err(Errno::RANGE) {
+        space.resize(VALUE_BYTES, 0);
+        outcome = get(&mut space);
+    }
+    match outcome {
+        Ok(len) => {
+            space.truncate(len);
+            Ok(Some(space))
         }
-        match outcome {
-            Ok(len) => {
-                value.truncate(len);
-                Ok(Some(value))
-            }
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -171,6 +200,11 @@ mod tests {
         assert_eq!(file.xattr(c"user.a").unwrap(), Some(vec![]));
         assert_eq!(file.xattr(c"user.b").unwrap(), Some(long));
         assert_eq!(file.xattr(c"user.c").unwrap(), None);
+        let open = file.open_file().unwrap();
+        assert_eq!(xattr_names(&open).unwrap(), file.xattr_names().unwrap());
+        for name in [c"user.a", c"user.b", c"user.c"] {
+            assert_eq!(xattr(&open, name).unwrap(), file.xattr(name).unwrap());
+        }
     }
 
     #[test]

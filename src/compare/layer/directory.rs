@@ -215,17 +215,20 @@ impl DirectoryLayer {
         }
         self.with(at, |held| {
             let status = self.require_same(at, &held.handle)?;
-            let file = match &mut held.open {
-                Some(file) => file,
-                none => {
-                    let file = held.handle.open_file();
-                    none.insert(file.map_err(|source| self.failed(at.path, source))?)
-                }
-            };
+            let Held { handle, open, .. } = held;
+            let file = opened(handle, open).map_err(|source| self.failed(at.path, source))?;
             let outcome = work(file, &status)?;
             self.require_same(at, file.as_fd())?;
             Ok(outcome)
         })
+    }
+}
+
+/// The regular file that `handle` is on, opened once.
+fn opened<'a>(handle: &Handle, open: &'a mut Option<File>) -> io::Result<&'a File> {
+    match open {
+        Some(file) => Ok(file),
+        none => Ok(none.insert(handle.open_file()?)),
     }
 }
 
@@ -319,16 +322,21 @@ impl Layer for DirectoryLayer {
         self.with(at, |held| {
             let failed = |source| self.failed(at.path, source);
             self.require_same(at, &held.handle)?;
-            let names = held.handle.xattr_names().map_err(failed)?;
+            // Its data will be wanted next, most likely; and if it cannot be had, that is told then.
+            let has_data = at.node.file_type == FileType::Regular && at.node.size_bytes > 0;
+            let Held { handle, open, .. } = held;
+            let file = if has_data { opened(handle, open).ok() } else { None };
+            let names = file.map_or_else(|| handle.xattr_names(), inode::xattr_names).map_err(failed)?;
             let mut xattrs = Vec::with_capacity(names.len());
             for name in names {
+                let value = file.map_or_else(|| handle.xattr(&name), |file| inode::xattr(file, &name));
                 // A name without a value was removed meanwhile; the check below says so.
-                if let Some(value) = held.handle.xattr(&name).map_err(failed)? {
+                if let Some(value) = value.map_err(failed)? {
                     xattrs.push(Xattr { name: CString::into_bytes(name), value });
                 }
             }
             if !xattrs.is_empty() {
-                self.require_same(at, &held.handle)?;
+                self.require_same(at, handle)?;
             }
             xattrs.sort();
             Ok(xattrs)

@@ -27,8 +27,9 @@ use crate::{
 
 /// Most threads that compress one stream, beside the one that pushes: each holds its buffers.
 const WORKERS_MAX: usize = 16;
-/// Blocks under way or waiting, beyond one for each thread.
-const AHEAD: usize = 2;
+/// Blocks that wait for a worker, so that none is idle while the next block is produced. The pushing thread
+/// takes one only when there are more: it is the one that all others depend on.
+const WAITING: usize = 2;
 
 /// Compresses the chunks pushed into it, each a block, and pushes what they become to the next stage.
 pub(super) struct Blocks<'scope, 'env, S> {
@@ -119,29 +120,34 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
         Ok(())
     }
 
-    /// Passes on what is done, and goes on until at most `left` blocks are under way.
-    fn settle(&mut self, left: usize) -> Result<()> {
-        while let Some(first) = self.pending.front() {
-            let outcome = match first.try_recv() {
-                Ok(outcome) => outcome,
-                Err(TryRecvError::Disconnected) => return Err(abandoned()),
-                Err(TryRecvError::Empty) if self.pending.len() <= left => return Ok(()),
-                Err(TryRecvError::Empty) => match self.queue.0.take() {
-                    Some(job) => {
-                        self.worker.run(job);
-                        continue;
+    /// Passes on what is done, and compresses until at most `waiting` blocks wait for a thread and at most
+    /// `under_way` have not been passed on.
+    fn settle(&mut self, waiting: usize, under_way: usize) -> Result<()> {
+        loop {
+            let ready = match self.pending.front() {
+                None => return Ok(()),
+                Some(first) => match first.try_recv() {
+                    Ok(outcome) => outcome,
+                    Err(TryRecvError::Disconnected) => return Err(abandoned()),
+                    Err(TryRecvError::Empty) => {
+                        if let Some(job) = self.queue.0.take(waiting) {
+                            self.worker.run(job);
+                            continue;
+                        }
+                        if self.pending.len() <= under_way {
+                            return Ok(());
+                        }
+                        // A worker has it, and a block takes it a moment.
+                        first.recv().map_err(|_hung_up| abandoned())?
                     }
-                    // A worker has it, and a block takes it a moment.
-                    None => first.recv().map_err(|_hung_up| abandoned())?,
                 },
             };
             self.pending.pop_front();
-            let Finished { bytes, coded, block_bytes, busy } = outcome?;
+            let Finished { bytes, coded, block_bytes, busy } = ready?;
             self.envelope.add(coded, block_bytes);
             self.busy += busy;
             self.next.push(bytes)?;
         }
-        Ok(())
     }
 
     fn start(&mut self) -> Result<()> {
@@ -167,7 +173,10 @@ impl<S: Stage> Stage for Blocks<'_, '_, S> {
         let backlog = self.queue.0.add(Job { before, block: chunk, done });
         self.pending.push_back(finished);
         self.hire(backlog)?;
-        self.settle(if self.workers == 0 { 0 } else { self.workers + AHEAD })
+        match self.workers {
+            0 => self.settle(0, 0),
+            workers => self.settle(WAITING, workers + 2 * WAITING),
+        }
     }
 
     fn finish(mut self) -> Result<Self::Output> {
@@ -175,7 +184,7 @@ impl<S: Stage> Stage for Blocks<'_, '_, S> {
             // A stream has one block at least.
             self.push(Chunk::copy_of(&[]))?;
         }
-        self.settle(0)?;
+        self.settle(0, 0)?;
         let Self { envelope, mut next, busy, .. } = self;
         match envelope.end().as_slice() {
             [] => {}
@@ -245,9 +254,10 @@ impl Queue {
         before
     }
 
-    /// The first job, if there is one.
-    fn take(&self) -> Option<Job> {
-        self.lock().jobs.pop_front()
+    /// The first job, if there are more than `left`.
+    fn take(&self, left: usize) -> Option<Job> {
+        let mut waiting = self.lock();
+        if waiting.jobs.len() > left { waiting.jobs.pop_front() } else { None }
     }
 
     /// The first job, as soon as there is one; `None` when there will be none any more.

@@ -172,13 +172,16 @@ impl Handle {
 fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> io::Result<OwnedFd> {
     let root = root.as_fd();
     path.into_with_c_str(|path| {
+        let mut uncertain = Errno::AGAIN;
         for _ in 0..RETRIES {
             match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::INTR) => uncertain = Errno::AGAIN,
+                // A mount point; or something that was renamed to another place while it was looked up.
+                Err(Errno::XDEV) => uncertain = Errno::XDEV,
                 outcome => return outcome,
             }
         }
-        Err(Errno::AGAIN)
+        Err(uncertain)
     })
     .map_err(io::Error::from)
 }

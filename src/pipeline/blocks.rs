@@ -29,7 +29,7 @@ use crate::{
 const WORKERS_MAX: usize = 16;
 /// Blocks that wait for a worker, so that none is idle while the next block is produced. The pushing thread
 /// takes one only when there are more: it is the one that all others depend on.
-const WAITING: usize = 2;
+const WAITING: usize = 1;
 
 /// Compresses the chunks pushed into it, each a block, and pushes what they become to the next stage.
 pub(super) struct Blocks<'scope, 'env, S> {
@@ -169,7 +169,8 @@ impl<S: Stage> Stage for Blocks<'_, '_, S> {
             self.start()?;
         }
         let (done, finished) = sync_channel(1);
-        let before = self.before.replace(chunk.clone());
+        let looks_back = self.worker.compression.looks_back();
+        let before = if looks_back { self.before.replace(chunk.clone()) } else { None };
         let backlog = self.queue.0.add(Job { before, block: chunk, done });
         self.pending.push_back(finished);
         self.hire(backlog)?;

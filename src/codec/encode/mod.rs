@@ -96,9 +96,14 @@ impl Compression {
         }
     }
 
+    /// Whether a block depends on the one in front of it.
+    pub fn looks_back(self) -> bool {
+        self.coding == Coding::Gzip
+    }
+
     /// Compresses `block` into `out`, which has at least [`Compression::bound`] bytes. `before` is the whole
-    /// block in front of it, empty for the first one. The first block of a stream may be empty: a stream has
-    /// one block at least.
+    /// block in front of it, empty for the first one and where [`Compression::looks_back`] is false. The first
+    /// block of a stream may be empty: a stream has one block at least.
     ///
     /// Compressors are set up anew for every block, which costs less than 1 % of its time. Those that are used
     /// again remember what they saw: zlib-rs hashes stale bytes behind the end of a dictionary, and libzstd

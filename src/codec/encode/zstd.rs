@@ -7,13 +7,19 @@
 //!
 //! Source: RFC 8878.
 
-use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
+use zstd::zstd_safe::{CCtx, CParameter, Strategy, compress_bound};
 
 use super::{CodecError, Coded, Coding};
 
-/// Block length in bytes: twice the window of the usual level. Half of it costs 1 to 4 % of the output, twice as
-/// much 0.3 to 1 % but twice the memory for each thread.
-pub(super) const BLOCK: usize = 4 << 20;
+/// Binary logarithm of the window of every level: the largest that every decoder takes.
+const WINDOW_LOG: u32 = 23;
+/// Block length in bytes: all of a block can be referred to. Half of it costs 1 to 5 % of the output, twice as much
+/// saves 1 to 2 % but costs twice the memory for each thread.
+pub(super) const BLOCK: usize = 1 << WINDOW_LOG;
+/// What level 3 does in a window four times as large as its own: with one table for words of six bytes it is as small
+/// as libzstd's level 3, in 0.8 to 0.9 of the time.
+const LEVEL_3: [CParameter; 3] =
+    [CParameter::Strategy(Strategy::ZSTD_fast), CParameter::HashLog(18), CParameter::MinMatch(6)];
 
 /// Frame header, blocks and checksum.
 pub(super) fn bound(len: usize) -> usize {
@@ -24,12 +30,17 @@ pub(super) fn bound(len: usize) -> usize {
 pub(super) fn encode(level: u8, block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
     let failed = |_code| CodecError::Encoder { coding: Coding::Zstd };
     let mut context = CCtx::try_create().ok_or(CodecError::Memory)?;
+    let tables = if level == 3 { &LEVEL_3[..] } else { &[] };
     for parameter in [
         CParameter::CompressionLevel(level.into()),
+        CParameter::WindowLog(WINDOW_LOG),
         CParameter::ChecksumFlag(true),
         CParameter::ContentSizeFlag(false),
-    ] {
-        context.set_parameter(parameter).map_err(failed)?;
+    ]
+    .iter()
+    .chain(tables)
+    {
+        context.set_parameter(*parameter).map_err(failed)?;
     }
     let len = context.compress2(out, block).map_err(failed)?;
     Ok(Coded { len, crc32: 0 })

@@ -208,16 +208,15 @@ impl DirectoryLayer {
         Err(self.changed(at.path, what))
     }
 
-    /// Runs `work` on the open regular file `at`, which must be the same before and after.
-    fn with_file<T>(&self, at: At<'_>, work: impl FnOnce(&File, &Status) -> Result<T>) -> Result<T> {
+    /// Runs `work` on the open regular file `at`, which must be afterwards what it was when it was looked up.
+    fn with_file<T>(&self, at: At<'_>, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
         if at.node.file_type != FileType::Regular {
             return Err(self.changed(at.path, "it is no regular file").into());
         }
         self.with(at, |held| {
-            let status = self.require_same(at, &held.handle)?;
             let Held { handle, open, .. } = held;
             let file = opened(handle, open).map_err(|source| self.failed(at.path, source))?;
-            let outcome = work(file, &status)?;
+            let outcome = work(file)?;
             self.require_same(at, file.as_fd())?;
             Ok(outcome)
         })
@@ -321,7 +320,6 @@ impl Layer for DirectoryLayer {
     fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
         self.with(at, |held| {
             let failed = |source| self.failed(at.path, source);
-            self.require_same(at, &held.handle)?;
             // Its data will be wanted next, most likely; and if it cannot be had, that is told then.
             let has_data = at.node.file_type == FileType::Regular && at.node.size_bytes > 0;
             let Held { handle, open, .. } = held;
@@ -335,9 +333,7 @@ impl Layer for DirectoryLayer {
                     xattrs.push(Xattr { name: CString::into_bytes(name), value });
                 }
             }
-            if !xattrs.is_empty() {
-                self.require_same(at, handle)?;
-            }
+            self.require_same(at, handle)?;
             xattrs.sort();
             Ok(xattrs)
         })
@@ -356,8 +352,8 @@ impl Layer for DirectoryLayer {
         if size_bytes <= DENSE_BYTES {
             return Ok(None);
         }
-        self.with_file(at, |file, status| {
-            if status.allocated_bytes >= size_bytes {
+        self.with_file(at, |file| {
+            if self.status(at.path, file)?.allocated_bytes >= size_bytes {
                 return Ok(None);
             }
             let mut extents = Extents::new(size_bytes);
@@ -382,7 +378,7 @@ impl Layer for DirectoryLayer {
         extents: &[Extent],
         each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        self.with_file(at, |file, _| {
+        self.with_file(at, |file| {
             let mut buffer = self.buffer.borrow_mut();
             buffer.resize(BUFFER_BYTES, 0);
             for extent in extents {

@@ -3,7 +3,7 @@
 //! Source: openat2(2).
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Statx, StatxFlags},
     io::Errno,
     path::Arg,
 };
@@ -107,27 +107,23 @@ impl Dir {
     ///
     /// Errors: `ELOOP` for a symbolic link on the way, `EXDEV` for a mount point or a way out.
     pub fn open_beneath(&self, path: impl Arg) -> io::Result<Self> {
-        self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY).map(Self)
+        Ok(Self(resolve(&self.0, path, OFlags::RDONLY | OFlags::DIRECTORY)?))
     }
 
     /// Opens a file below this one for reading; never blocks on a fifo.
     pub fn open_file_beneath(&self, path: impl Arg) -> io::Result<File> {
-        self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).map(File::from)
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Ok(resolve(&self.0, path, flags)?.into())
     }
 
     /// A handle on an entry below this directory, whatever it is; a symbolic link is not followed.
     pub fn handle_beneath(&self, path: impl Arg) -> io::Result<Handle> {
-        self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW).map(Handle)
+        Ok(Handle(resolve(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW)?))
     }
 
     /// Looks at an entry below this directory, without opening what it is.
     pub fn status_beneath(&self, path: impl Arg) -> io::Result<Status> {
-        let handle = self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW)?;
-        status(&handle)
-    }
-
-    fn resolve(&self, path: impl Arg, flags: OFlags) -> io::Result<OwnedFd> {
-        resolve(&self.0, path, flags)
+        status(resolve(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW)?)
     }
 
     /// What this directory itself is.
@@ -159,17 +155,37 @@ impl Dir {
 impl Handle {
     /// Opens the directory that this is a handle on, to list it.
     pub fn open_dir(&self) -> io::Result<Dir> {
-        resolve(self, c".", OFlags::RDONLY | OFlags::DIRECTORY).map(Dir)
+        Ok(Dir(resolve(self, c".", OFlags::RDONLY | OFlags::DIRECTORY)?))
     }
 
     /// A handle on an entry of the directory that this is a handle on.
+    ///
+    /// Errors: `EXDEV` only for a mount point; `EAGAIN` for what is renamed to another directory again and again
+    /// while it is looked up.
     pub fn child(&self, name: impl Arg) -> io::Result<Self> {
-        resolve(self, name, OFlags::PATH | OFlags::NOFOLLOW).map(Self)
+        let found = name.into_with_c_str(|name| match resolve(self, name, OFlags::PATH | OFlags::NOFOLLOW) {
+            // openat2 says the same when it finds the entry somewhere else in the end.
+            Err(Errno::XDEV) if !is_mount_point(self, name)? => Err(Errno::AGAIN),
+            outcome => outcome,
+        });
+        Ok(Self(found?))
     }
 }
 
+/// Whether something is mounted on `name` in `directory`; true as well on kernels before 5.8, which do not tell.
+fn is_mount_point(directory: &Handle, name: &CStr) -> Result<bool, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let mount = |status: Statx| {
+        let told = StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::MNT_ID);
+        told.then_some(status.stx_mnt_id)
+    };
+    let here = mount(rustix::fs::statx(directory, c"", flags | AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?);
+    let there = mount(rustix::fs::statx(directory, name, flags, StatxFlags::MNT_ID)?);
+    Ok(here.is_none() || here != there)
+}
+
 /// Opens what is at `path` below `root`.
-fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> io::Result<OwnedFd> {
+fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
     let root = root.as_fd();
     path.into_with_c_str(|path| {
         let mut uncertain = Errno::AGAIN;
@@ -183,7 +199,6 @@ fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> io::Result<OwnedFd
         }
         Err(uncertain)
     })
-    .map_err(io::Error::from)
 }
 
 impl AsFd for Dir {
@@ -199,7 +214,13 @@ pub fn status(fd: impl AsFd) -> io::Result<Status> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{
+        fs,
+        os::unix::fs::symlink,
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+    };
+
+    use rustix::fs::RenameFlags;
 
     use super::*;
 
@@ -220,6 +241,36 @@ mod tests {
             assert!(dir.open_beneath(path).is_err(), "{path}");
         }
         assert!(dir.open_file_beneath("../outside").is_err());
+    }
+
+    /// As long as a name is there, it is found or it is uncertain, whatever it is exchanged with meanwhile.
+    #[test]
+    fn what_is_renamed_to_another_directory_is_no_mount_point() {
+        let scratch = tempfile::tempdir().unwrap();
+        for directory in ["one", "two"] {
+            fs::create_dir(scratch.path().join(directory)).unwrap();
+            fs::write(scratch.path().join(directory).join("f"), directory).unwrap();
+        }
+        let one = Dir::open_root(scratch.path()).unwrap().handle_beneath("one").unwrap();
+        let (a, b) = (scratch.path().join("one/f"), scratch.path().join("two/f"));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            for _ in 0..20_000 {
+                match one.child("f") {
+                    Err(error) if Errno::from_io_error(&error) != Some(Errno::AGAIN) => {
+                        done.store(true, Relaxed);
+                        panic!("{error}");
+                    }
+                    _ => {}
+                }
+            }
+            done.store(true, Relaxed);
+        });
     }
 
     #[test]

@@ -174,7 +174,12 @@ impl DirectoryLayer {
         }
         *slot = None;
         let path = if at.path.is_empty() { b"." } else { at.path };
-        let handle = self.root.handle_beneath(path).map_err(|source| self.failed(at.path, source))?;
+        let handle =
+            self.root.handle_beneath(path).map_err(|source| match Errno::from_io_error(&source) {
+                // There was no mount on the way when it was looked up.
+                Some(Errno::XDEV) => self.changed(at.path, "it is elsewhere"),
+                _ => self.failed(at.path, source),
+            })?;
         let (held, _) = self.held(at.path.to_vec(), handle)?;
         if !held.is(at) {
             return Err(self.changed(at.path, "another file has its name"));

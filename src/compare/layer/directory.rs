@@ -23,7 +23,7 @@ use std::{
 
 use rustix::{io::Errno, thread::CapabilitySet};
 
-use super::{At, Extents, Layer, LayerError, Node};
+use super::{At, Extents, Layer, LayerError, Node, pieces::read_in_pieces};
 use crate::{
     call::Cancel,
     error::Result,
@@ -35,8 +35,6 @@ use crate::{
     tree::{Attributes, Extent, FileType, Xattr},
 };
 
-/// Bytes read at a time.
-const BUFFER_BYTES: usize = 256 << 10;
 /// Files up to this size are read whole: asking for holes would take longer.
 const DENSE_BYTES: u64 = 4096;
 /// Behind this offset everything is data: where the largest possible file ends, Linux's file system in
@@ -384,26 +382,15 @@ impl Layer for DirectoryLayer {
         each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         self.with_file(at, |file| {
-            let mut buffer = self.buffer.borrow_mut();
-            buffer.resize(BUFFER_BYTES, 0);
-            for extent in extents {
-                let (mut offset, mut left) = (extent.offset, extent.len);
-                while left > 0 {
-                    self.cancel.check()?;
-                    let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
-                    let piece = buffer.get_mut(..want).unwrap_or_default();
-                    let len = match file.read_at(piece, offset) {
-                        Ok(0) => return Err(self.changed(at.path, "it became shorter").into()),
-                        Ok(len) => len,
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                        Err(error) => return Err(self.failed(at.path, error).into()),
-                    };
-                    each(offset, piece.get(..len).unwrap_or_default())?;
-                    offset += len as u64;
-                    left = left.saturating_sub(len as u64);
+            let read = |offset, piece: &mut [u8]| loop {
+                match file.read_at(piece, offset) {
+                    Ok(0) => return Err(self.changed(at.path, "it became shorter").into()),
+                    Ok(len) => return Ok(len),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(self.failed(at.path, error).into()),
                 }
-            }
-            Ok(())
+            };
+            read_in_pieces(extents, &mut self.buffer.borrow_mut(), &self.cancel, read, each)
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use super::{At, Extents, Layer, Node};
+use super::{At, Extents, Layer, Node, pieces::read_in_pieces};
 use crate::{
     call::Cancel,
     error::{Error, Quoted, Result},
@@ -16,9 +16,6 @@ use crate::{
     },
     tree::{Device, Extent, FileType, Timestamp, Xattr},
 };
-
-/// Bytes read at a time.
-const BUFFER_BYTES: usize = 256 << 10;
 
 /// A layer in an EROFS image.
 #[derive(Debug)]
@@ -143,22 +140,11 @@ impl<R: ReadAt> Layer for ErofsLayer<R> {
         each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let inode = self.inode(at)?;
-        let longest = extents.iter().map(|extent| extent.len).max().unwrap_or(0);
-        let mut buffer = vec![0; usize::try_from(longest).unwrap_or(usize::MAX).min(BUFFER_BYTES)];
-        for extent in extents {
-            let (mut offset, mut left) = (extent.offset, extent.len);
-            while left > 0 {
-                self.cancel.check()?;
-                let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-                let piece = buffer.get_mut(..want).unwrap_or_default();
-                let read = self.image.read_data(&inode, offset, piece);
-                read.map_err(|error| self.failed(at.path, error))?;
-                each(offset, piece)?;
-                offset += want as u64;
-                left -= want as u64;
-            }
-        }
-        Ok(())
+        let read = |offset, piece: &mut [u8]| {
+            self.image.read_data(&inode, offset, piece).map_err(|error| self.failed(at.path, error))?;
+            Ok(piece.len())
+        };
+        read_in_pieces(extents, &mut Vec::new(), &self.cancel, read, each)
     }
 }
 

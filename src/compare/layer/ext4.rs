@@ -4,7 +4,7 @@
 
 use std::{cell::RefCell, fs::File, sync::Arc};
 
-use super::{At, Control, Extents, Layer, LayerError, Node};
+use super::{At, Control, Extents, Layer, LayerError, Node, pieces::read_in_pieces};
 use crate::{
     call::Cancel,
     error::{Error, Kind, Quoted, Result},
@@ -19,8 +19,6 @@ use crate::{
     tree::{Device, Extent, FileType, Timestamp, Xattr},
 };
 
-/// Bytes read at a time.
-const BUFFER_BYTES: usize = 256 << 10;
 /// Where in the image the layer is: overlayfs's other directory is beside it.
 const UPPER: &[u8] = b"upper";
 /// Most names that are kept, but for those of the last directory, which has what it has.
@@ -204,20 +202,10 @@ impl<R: ReadAt> Layer for Ext4Layer<R> {
         let inode = self.inode(at)?;
         // Remembers where the last piece was.
         let mut data = self.image.extents(&inode, 0);
-        let longest = extents.iter().map(|extent| extent.len).max().unwrap_or(0);
-        let mut buffer = vec![0; usize::try_from(longest).unwrap_or(usize::MAX).min(BUFFER_BYTES)];
-        for extent in extents {
-            let (mut offset, mut left) = (extent.offset, extent.len);
-            while left > 0 {
-                self.cancel.check()?;
-                let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-                let piece = buffer.get_mut(..want).unwrap_or_default();
-                data.read(offset, piece).map_err(|error| self.failed(at.path, error))?;
-                each(offset, piece)?;
-                offset += want as u64;
-                left -= want as u64;
-            }
-        }
-        Ok(())
+        let read = |offset, piece: &mut [u8]| {
+            data.read(offset, piece).map_err(|error| self.failed(at.path, error))?;
+            Ok(piece.len())
+        };
+        read_in_pieces(extents, &mut Vec::new(), &self.cancel, read, each)
     }
 }

@@ -8,6 +8,7 @@ mod erofs;
 mod error;
 mod ext4;
 mod extents;
+mod pieces;
 
 pub use self::{
     directory::{Control, DirectoryLayer},

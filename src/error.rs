@@ -129,16 +129,21 @@ impl<E: Classify> From<E> for Error {
     }
 }
 
-/// The contexts, then the error and its causes, joined by ": ".
+/// The contexts, then the error and its causes, joined by ": ". Some errors end in their cause already.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for context in self.context.iter().rev() {
             write!(f, "{context}: ")?;
         }
-        write!(f, "{}", self.source)?;
+        let mut last = self.source.to_string();
+        f.write_str(&last)?;
         let mut cause = self.source.source();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            let text = error.to_string();
+            if !last.ends_with(&text) {
+                write!(f, ": {text}")?;
+            }
+            last = text;
             cause = error.source();
         }
         Ok(())
@@ -233,6 +238,17 @@ mod tests {
         let plain = Error::disk(io::ErrorKind::StorageFull.into());
         assert_eq!((plain.kind(), plain.reason()), (Kind::Exhausted, "disk.io"));
         assert_eq!(disk_kind(&io::Error::from_raw_os_error(24)), Kind::Exhausted);
+    }
+
+    #[test]
+    fn a_cause_that_is_part_of_the_message_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("file \"a\": {source}")]
+        struct Unreadable {
+            source: io::Error,
+        }
+        let error = Error::disk(io::Error::other(Unreadable { source: io::Error::other("no medium") }));
+        assert_eq!(error.to_string(), "file \"a\": no medium");
     }
 
     #[test]

@@ -352,7 +352,8 @@ fn composed() {
     let node = Node::new();
     node.format(&["upper/directory"]);
     let limits = Limits::default();
-    let composer = Composer::new(compare::Options::default(), Helpers::new(2), Budget::new(&limits));
+    let options = compare::Options::in_directory(env::temp_dir());
+    let composer = Composer::new(options, Helpers::new(2), Budget::new(&limits));
     let compose = |meanwhile: &(dyn Fn() + Sync)| {
         let upper = Stack { layers: node.upper().into_iter().collect() };
         let sides = Sides { lower: Stack::default(), upper };

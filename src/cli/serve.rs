@@ -148,8 +148,8 @@ mod tests {
         let (ours, theirs) = (options(&Config::default()).unwrap(), Options::default());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
         let ours = diff_options(&Config::default(), &ours).unwrap();
-        let mut theirs = compare::Options::default();
-        theirs.image.work_directory = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs".into();
+        let first_root = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs";
+        let theirs = compare::Options::in_directory(first_root.into());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
     }
 }

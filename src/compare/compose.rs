@@ -1,6 +1,6 @@
 //! From two stacks to the bytes of a layer: what daemon and command line have in common.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use super::{
     Container, Contents, Form, Times,
@@ -44,13 +44,14 @@ pub struct Options {
     pub limits: Limits,
 }
 
-impl Default for Options {
-    fn default() -> Self {
+impl Options {
+    /// The defaults of every part; images are laid out in `work_directory`.
+    pub fn in_directory(work_directory: PathBuf) -> Self {
         Self {
             gzip: Compression::GZIP,
             zstd: Compression::ZSTD,
             nanoseconds: false,
-            image: erofs::Options::default(),
+            image: erofs::Options::in_directory(work_directory),
             xattrs: XattrFilter::default(),
             limits: Limits::default(),
         }

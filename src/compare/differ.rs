@@ -150,7 +150,8 @@ mod tests {
         fs::write(scratch.path().join("snapshots/2/layer.erofs"), image).unwrap();
         let store = Memory::new();
         let roots = Arc::new(Roots::open(&[scratch.path().to_owned()]).unwrap());
-        let composer = Composer::new(Options::default(), Helpers::new(2), Budget::new(&Limits::default()));
+        let options = Options::in_directory(scratch.path().to_owned());
+        let composer = Composer::new(options, Helpers::new(2), Budget::new(&Limits::default()));
         let differ = Differ::new(sink(store.clone()), roots, composer);
         Fixture { scratch, store, differ }
     }

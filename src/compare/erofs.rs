@@ -9,10 +9,7 @@
 //!
 //! Described in `docs/formats/erofs.md`, "Images made of changes".
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
@@ -36,8 +33,6 @@ use crate::{
     tree::{Body, Device, Entry},
 };
 
-/// Where images are laid out, unless asked otherwise.
-pub const WORK_DIRECTORY: &str = "/var/lib/plywood";
 /// Bytes read from the finished image at a time.
 const READ_BYTES: usize = 1 << 20;
 /// Progress is told once in so many bytes.
@@ -56,15 +51,11 @@ pub struct Options {
     pub work_directory: PathBuf,
 }
 
-impl Default for Options {
-    fn default() -> Self {
+impl Options {
+    /// Uncompressed images with the writer's own defaults, laid out in `work_directory`.
+    pub fn in_directory(work_directory: PathBuf) -> Self {
         let writer::Options { block_bits, inline_limit, .. } = writer::Options::default();
-        Self {
-            compression: Compression::PLAIN,
-            block_bits,
-            inline_limit,
-            work_directory: Path::new(WORK_DIRECTORY).to_owned(),
-        }
+        Self { compression: Compression::PLAIN, block_bits, inline_limit, work_directory }
     }
 }
 
@@ -301,11 +292,8 @@ mod tests {
             let budget = Budget::new(&self.limits);
             let plan =
                 Plan { helpers: &helpers, limits: &self.limits, cancel: &cancel, progress: &mut |_| {} };
-            let options = Options {
-                compression: self.compression,
-                work_directory: work.path().to_owned(),
-                ..Options::default()
-            };
+            let options =
+                Options { compression: self.compression, ..Options::in_directory(work.path().to_owned()) };
             let lease = budget.lease(&cancel).unwrap();
             let outcome =
                 write(plan, &lease, &options, &mut deliver, |output| put(output, entries, self.piece));

@@ -32,7 +32,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use strace::{Fault, Point};
 
 /// Calls tried per scenario in a normal run.
-const POINTS: usize = 40;
+const POINTS: usize = 200;
 
 /// One way to publish a layer.
 trait Publisher: Send + Sync + 'static {

@@ -6,12 +6,15 @@
 use std::{
     fs,
     io::Read as _,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    thread,
     time::{Duration, SystemTime},
 };
 
 use plywood::digest::Digest;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// `plywood diff` in `dir`. Overlayfs's own attributes are looked for where no privilege is needed.
@@ -103,6 +106,7 @@ fn the_ending_or_the_option_says_what_is_written_and_the_report_is_true() {
         ("a.erofs", None, "application/vnd.erofs.layer.v1", "none"),
         ("a.erofs.zst", None, "application/vnd.erofs.layer.v1+zstd", "zstd"),
         ("a", Some("tar+gzip"), "application/vnd.oci.image.layer.v1.tar+gzip", "gzip"),
+        ("a.tar", Some("zstd"), "application/vnd.oci.image.layer.v1.tar+zstd", "zstd"),
         ("b.tar", Some("erofs"), "application/vnd.erofs.layer.v1", "none"),
         (
             "c",
@@ -249,6 +253,8 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
         (&["old:", "new", "-o", "x.tar"], 1, "an empty name"),
         (&["old", "new", "-o", "x"], 1, "--type"),
         (&["old", "new", "-o", "x.tar.gz", "--level", "10"], 1, "[codec.level]"),
+        (&["old", "new", "-o", "x.tar", "--level", "1"], 1, "tar is not compressed [diff.usage]"),
+        (&["old", "new", "-o", "x.tar", "--device", "old"], 1, "--device: no image"),
         (&["old", "new", "-o", "x.tar", "--xattr", "a*b"], 1, "a*b"),
         (&["old", "new", "-o", "absent/x.tar"], 1, "[snapshot.io]"),
         (&["old", "new", "-o", "old"], 1, "--type"),
@@ -264,6 +270,59 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
         assert!(done.stdout.is_empty());
     }
     assert_eq!(listing(dir), before);
+}
+
+#[test]
+fn an_output_that_takes_no_more_is_a_failure() {
+    let scratch = trees();
+    let start = |kind: &str, stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plywood"));
+        command.current_dir(scratch.path()).args([
+            "diff",
+            "--user-xattr",
+            "none",
+            "new",
+            "-o",
+            "-",
+            "-t",
+            kind,
+        ]);
+        command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for kind in ["tar", "zstd", "erofs"] {
+        // A reader that has seen enough, and a full disk.
+        let mut child = start(kind, Stdio::piped());
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let broken = child.wait_with_output().unwrap();
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let full = start(kind, full.into()).wait_with_output().unwrap();
+        for (done, why) in [(broken, "Broken pipe"), (full, "No space left on device")] {
+            let message = text(&done.stderr);
+            assert_eq!(done.status.code(), Some(1), "{kind}: {message}");
+            assert!(message.contains(why) && message.ends_with("[output.write]\n"), "{kind}: {message}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_command_leaves_the_old_file_and_no_other() {
+    let scratch = trees();
+    let dir = scratch.path();
+    // Seconds of work for one thread at this level.
+    let noise: Vec<u8> = (0..6_000_000_u32).flat_map(|n| n.wrapping_mul(n >> 3).to_be_bytes()).collect();
+    fs::write(dir.join("new/noise"), noise).unwrap();
+    for (name, signal) in [("x.tar.zst", Signal::INT), ("x.erofs.zst", Signal::TERM)] {
+        fs::write(dir.join(name), "before").unwrap();
+        let before = listing(dir);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plywood"));
+        command.current_dir(dir).args(["diff", "--user-xattr", "none", "new", "-o", name]);
+        let mut child = command.args(["--level", "19", "--threads", "0"]).spawn().unwrap();
+        thread::sleep(Duration::from_millis(300));
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()), "{name} was done too early");
+        assert_eq!(fs::read(dir.join(name)).unwrap(), b"before");
+        assert_eq!(listing(dir), before);
+    }
 }
 
 fn listing(dir: &Path) -> Vec<PathBuf> {

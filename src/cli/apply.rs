@@ -178,7 +178,7 @@ fn progress_bar(size_bytes: Option<u64>) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let template = match size_bytes {
-        Some(_) => "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        Some(_) => "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
         None => "{spinner} {bytes}, {bytes_per_sec}",
     };
     let bar = size_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);

@@ -17,12 +17,13 @@ use super::{
 };
 use crate::{
     call::Cancel,
-    codec::encode::Compression,
-    compare::{Composed, Composer, Form, Options, Sides, changes::XattrFilter, erofs},
+    codec::{Coding, encode::Compression},
+    compare::{Composed, Composer, Form, Options, Sides, changes::XattrFilter},
     error::{Error, Kind, Result},
     format::Sink as _,
+    limits::Limits,
     pipeline::{budget::Budget, stage::Helpers},
-    snapshot::{Durability, LayerFile},
+    snapshot::{Durability, LayerFile, LayerSource, StackLayer},
     tree::Timestamp,
 };
 
@@ -37,11 +38,12 @@ pub struct Arguments {
     pub lower: OsString,
     /// The newer side, spelled the same way
     pub upper: OsString,
-    /// Where the layer goes; an existing file is replaced once the new one is complete; "-" is standard output
+    /// Where the layer goes; an existing file is replaced once the new one is complete; "-" is standard
+    /// output, and the report then goes to standard error
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What to write: tar, tar+gzip, tar+zstd, erofs, erofs+zstd, or a media type; without, the name of
-    /// the output tells
+    /// What to write: tar, tar+gzip (or gzip), tar+zstd (or zstd), erofs, erofs+zstd, or a media type; without,
+    /// the name of the output tells: .tar, .tar.gz, .tar.zst, .erofs or .erofs.zst
     #[arg(short = 't', long = "type", value_name = "TYPE", value_parser = form)]
     pub form: Option<Form>,
     /// UPPER is not a whole tree, but a layer (or several) on top of LOWER: what its whiteouts name is deleted,
@@ -61,7 +63,8 @@ pub struct Arguments {
     /// [default: user.* trusted.* security.capability system.posix_acl_*]
     #[arg(long = "xattr", value_name = "NAME")]
     pub xattrs: Vec<String>,
-    /// Directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option userxattr)
+    /// Directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option userxattr),
+    /// which only root can read
     #[arg(long)]
     pub user_xattr: bool,
     /// Extra devices of the image that has any, in the order of its slots
@@ -83,10 +86,10 @@ const AFTER_HELP: &str = r#"Layers are directories, EROFS images, and ext4 image
 A colon in a name is written "\:", a backslash "\\", as in overlayfs's lowerdir.
 
 Examples:
-  plywood diff --layer base.erofs upper/ -o layer.tar.gz     what a container wrote on top of an image
-  plywood diff none tree/ -o base.erofs                      a whole tree as a first layer
+  plywood diff --layer base.erofs upper/ -o layer.tar.gz   what a container wrote on top of an image
+  plywood diff none tree/ -o base.erofs                    a whole tree as a first layer
   plywood diff old.erofs new3.erofs:new2.erofs:new1.erofs -t tar -o - | tar -tv
-                                                             what is different in another image"#;
+                                                           what is different in another image"#;
 
 /// How exact times are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -97,17 +100,23 @@ pub enum Timestamps {
     Nanoseconds,
 }
 
-/// Short names of the forms, and the endings of files that mean them.
-const FORMS: [(&str, &str, &[&str]); 5] = [
-    ("tar+gzip", "application/vnd.oci.image.layer.v1.tar+gzip", &[".tar.gz", ".tgz"]),
-    ("tar+zstd", "application/vnd.oci.image.layer.v1.tar+zstd", &[".tar.zst", ".tzst", ".tar.zstd"]),
-    ("tar", "application/vnd.oci.image.layer.v1.tar", &[".tar"]),
-    ("erofs+zstd", "application/vnd.erofs.layer.v1+zstd", &[".erofs.zst", ".erofs.zstd"]),
-    ("erofs", "application/vnd.erofs.layer.v1", &[".erofs"]),
+/// Short names of the forms, and the endings of files that mean them. Compression alone is that of a tar: the
+/// only container of every compression.
+const FORMS: [(&[&str], &str, &[&str]); 5] = [
+    (&["tar+gzip", "gzip"], "application/vnd.oci.image.layer.v1.tar+gzip", &[".tar.gz", ".tgz"]),
+    (
+        &["tar+zstd", "zstd"],
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        &[".tar.zst", ".tzst", ".tar.zstd"],
+    ),
+    (&["tar"], "application/vnd.oci.image.layer.v1.tar", &[".tar"]),
+    (&["erofs+zstd"], "application/vnd.erofs.layer.v1+zstd", &[".erofs.zst", ".erofs.zstd"]),
+    (&["erofs"], "application/vnd.erofs.layer.v1", &[".erofs"]),
 ];
 
 fn form(text: &str) -> Result<Form, String> {
-    let media_type = FORMS.iter().find(|(name, ..)| *name == text).map_or(text, |(_, found, _)| found);
+    let named = FORMS.iter().find(|(names, ..)| names.contains(&text));
+    let media_type = named.map_or(text, |(_, found, _)| found);
     let form = if text.is_empty() { None } else { Form::of(media_type) };
     form.ok_or_else(|| {
         "neither tar, tar+gzip, tar+zstd, erofs, erofs+zstd nor the media type of one".to_owned()
@@ -128,7 +137,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let [lower, upper] = [&arguments.lower, &arguments.upper].map(|side| side.to_string_lossy());
         format!("diff {lower} {upper} to {}", arguments.output.display())
     };
-    let written = diff(arguments).map_err(|error| error.context(context()))?;
+    let written = diff(arguments).map_err(|error| match error.reason() {
+        // Whoever is not root finds out here that there is a way.
+        "compare.privilege" => error.context("without --user-xattr").context(context()),
+        _ => error.context(context()),
+    })?;
     let report = match arguments.json {
         true => format!("{:#}\n", as_json(&written)),
         false => for_people(&arguments.output, &written),
@@ -159,12 +172,18 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let usage = |message: &str| Error::new(Kind::Malformed, "diff.usage", message);
     let to_standard_output = is_standard_output(&arguments.output);
     let form = arguments.form.or_else(|| form_of_name(&arguments.output)).ok_or_else(|| {
-        usage("the name of the output does not tell what to write: --type tar+gzip, for example")
+        usage(
+            "the name of the output does not tell what to write; let it end in .tar, .tar.gz, .tar.zst, \
+             .erofs or .erofs.zst, or say it: --type tar+gzip, for example",
+        )
     })?;
     if to_standard_output && io::stdout().is_terminal() {
         return Err(usage("standard output is a terminal"));
     }
     let compression = match arguments.level {
+        Some(_) if form.coding == Coding::Plain => {
+            return Err(usage(&format!("--level: {} is not compressed", form.media_type)));
+        }
         Some(level) => Compression::at_level(form.coding, level)?,
         None => Compression::of(form.coding),
     };
@@ -177,12 +196,10 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         gzip: compression,
         zstd: compression,
         nanoseconds: arguments.timestamps == Timestamps::Nanoseconds,
-        image: erofs::Options {
-            work_directory: work_directory(&arguments.output),
-            ..erofs::Options::default()
-        },
         xattrs,
-        ..Options::default()
+        // A user may fill the disk, with an image as with an archive.
+        limits: Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() },
+        ..Options::in_directory(work_directory(&arguments.output))
     };
     let epoch = arguments.source_date_epoch.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
 
@@ -195,6 +212,11 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let mut upper = open(&arguments.upper, "the newer side")?;
     if arguments.layer {
         upper.layers.extend(open(&arguments.lower, "the older side")?.layers);
+    }
+    let mut layers = lower.layers.iter().chain(&upper.layers);
+    let takes_devices = |layer: &StackLayer| matches!(&layer.source, LayerSource::Erofs { devices, .. } if !devices.is_empty());
+    if !arguments.devices.is_empty() && !layers.any(takes_devices) {
+        return Err(usage("--device: no image of either side has extra devices"));
     }
     let sides = Sides { lower, upper };
 
@@ -224,8 +246,10 @@ fn diff(arguments: &Arguments) -> Result<Written> {
             Ok(())
         };
         let composed = composer.compose(&cancel, sides, form, epoch, &mut deliver, &mut progress);
-        composed.and_then(|composed| {
+        composed.and_then(|mut composed| {
+            let committing = Instant::now();
             file.commit(Durability::Request, arguments.sync)?;
+            composed.times.commit = committing.elapsed();
             Ok(composed)
         })
     };
@@ -346,7 +370,10 @@ mod tests {
         for form_of_all in Form::ALL {
             assert_eq!(form(form_of_all.media_type), Ok(form_of_all));
         }
-        for unknown in ["", "gzip", "tar.gz", "application/vnd.docker.image.rootfs.diff.tar.gzip"] {
+        for (short, long) in [("gzip", "tar+gzip"), ("zstd", "tar+zstd")] {
+            assert_eq!(form(short), form(long));
+        }
+        for unknown in ["", "gz", "tar.gz", "application/vnd.docker.image.rootfs.diff.tar.gzip"] {
             assert!(form(unknown).is_err(), "{unknown}");
         }
     }

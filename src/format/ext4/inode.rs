@@ -149,7 +149,8 @@ pub enum InodeError {
 impl Classify for InodeError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Encrypted | Self::Casefold => Kind::NotImplemented,
+            // Not `NotImplemented`: what a container makes of its files must not choose who reads them.
+            Self::Encrypted | Self::Casefold => Kind::Conflict,
             _ => Kind::Malformed,
         }
     }

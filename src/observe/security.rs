@@ -26,8 +26,8 @@ pub enum SecurityEvent {
 }
 
 /// Reasons that are about where a path leads.
-const ODD_PATHS: [&str; 5] =
-    ["mount.path", "mount.option", "mount.link", "mount.foreign", "mount.shared-layer"];
+const ODD_PATHS: [&str; 6] =
+    ["mount.path", "mount.option", "mount.link", "mount.foreign", "mount.shared-layer", "compare.mount"];
 
 impl SecurityEvent {
     /// The name in logs and metrics.
@@ -49,7 +49,7 @@ impl SecurityEvent {
             Kind::Internal if reason == "internal.panic" => Some(Self::Panic),
             Kind::Denied if ODD_PATHS.contains(&reason) => Some(Self::OddPath),
             // The service manager's doing, not the snapshot's.
-            Kind::Denied if reason == "diff.privileges" => None,
+            Kind::Denied if ["diff.privileges", "compare.privilege"].contains(&reason) => None,
             Kind::Denied => Some(Self::OddOwner),
             Kind::DataLoss if reason == "blob.digest" => Some(Self::DigestMismatch),
             Kind::Exhausted if reason.starts_with("limit.") => Some(Self::LimitHit),
@@ -132,7 +132,10 @@ mod tests {
         assert_eq!(event(Kind::Denied, "mount.shared-layer"), Some(SecurityEvent::OddPath));
         assert_eq!(event(Kind::Denied, "mount.owner"), Some(SecurityEvent::OddOwner));
         assert_eq!(event(Kind::Denied, "mount.file"), Some(SecurityEvent::OddOwner));
-        assert_eq!(event(Kind::Denied, "diff.privileges"), None);
+        assert_eq!(event(Kind::Denied, "compare.mount"), Some(SecurityEvent::OddPath));
+        for reason in ["diff.privileges", "compare.privilege"] {
+            assert_eq!(event(Kind::Denied, reason), None);
+        }
         assert_eq!(event(Kind::DataLoss, "blob.digest"), Some(SecurityEvent::DigestMismatch));
         assert_eq!(event(Kind::Exhausted, "limit.nodes"), Some(SecurityEvent::LimitHit));
         assert_eq!(event(Kind::Malformed, "tar.checksum"), None);

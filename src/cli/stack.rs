@@ -111,7 +111,7 @@ fn image_source(image: File, Reading { devices, user_xattr }: Reading<'_>) -> Re
     if starts(EXT4_MAGIC_AT, &EXT4_MAGIC) {
         return Ok(LayerSource::Ext4 { image, user_xattr });
     }
-    Err(unknown("neither an EROFS nor an ext4 image; `plywood apply` makes an image of a tar layer"))
+    Err(unknown("neither an EROFS nor an ext4 image; `plywood apply` makes an EROFS image of a packed layer"))
 }
 
 fn unknown(what: &str) -> Error {

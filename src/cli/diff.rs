@@ -34,7 +34,8 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// The older side: a layer, or several with ":" between, the newest first; "none" for nothing
+    /// The older side: a directory or an image, or a stack of them with ":" between, the newest first; "none" for
+    /// nothing
     pub lower: OsString,
     /// The newer side, spelled the same way
     pub upper: OsString,
@@ -82,14 +83,16 @@ pub struct Arguments {
 }
 
 /// Examples, and the rule for odd names.
-const AFTER_HELP: &str = r#"Layers are directories, EROFS images, and ext4 images whose directory "upper" is the layer.
+const AFTER_HELP: &str = r#"Images are EROFS images, and ext4 images whose directory "upper" is the layer.
 A colon in a name is written "\:", a backslash "\\", as in overlayfs's lowerdir.
 
 Examples:
-  plywood diff --layer base.erofs upper/ -o layer.tar.gz   what a container wrote on top of an image
-  plywood diff none tree/ -o base.erofs                    a whole tree as a first layer
-  plywood diff old.erofs new3.erofs:new2.erofs:new1.erofs -t tar -o - | tar -tv
-                                                           what is different in another image"#;
+  What a container wrote on top of an image:
+    plywood diff --layer base.erofs upper/ -o layer.tar.gz
+  A whole tree as a first layer:
+    plywood diff none tree/ -o base.erofs
+  What is different in another image, whose newest layer is new2.erofs:
+    plywood diff old.erofs new2.erofs:new1.erofs -t tar -o - | tar -tv"#;
 
 /// How exact times are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -321,7 +324,7 @@ fn for_people(output: &Path, written: &Written) -> String {
         text += &format!(", {} of them whiteouts", HumanCount(composed.contents.whiteouts));
     }
     if composed.contents.sockets > 0 {
-        text += &format!("; {} sockets left out", HumanCount(composed.contents.sockets));
+        text += &format!("; sockets left out: {}", HumanCount(composed.contents.sockets));
     }
     let busy: Vec<_> = composed
         .times

@@ -43,7 +43,7 @@ pub enum Command {
     Serve(serve::Arguments),
     /// Convert a layer in a file into a mountable image
     Apply(apply::Arguments),
-    /// Write what turns one stack of layers into another as a layer
+    /// Write the layer that turns one directory, image or stack of layers into another
     Diff(diff::Arguments),
     /// Check images: are they sound, and would a layer be accepted
     Check(check::Arguments),

@@ -50,7 +50,8 @@ table! {
         max_connections: u32 = 32;
         /// Requests in flight on one connection.
         max_streams: u32 = 64;
-        /// Layers converted at a time. 0: twice the number of processors, at least 4 and at most 32.
+        /// Layers applied and written (Diff) at a time. 0: twice the number of processors, at least 4 and
+        /// at most 32.
         running_applies: u32 = 0;
         /// Layers that wait for their turn; further ones are answered RESOURCE_EXHAUSTED, "busy".
         waiting_applies: u32 = 256;
@@ -103,7 +104,8 @@ table! {
 }
 
 table! {
-    /// The images made from tar layers. Changing these changes the bytes of every image made from now on.
+    /// The images made from tar layers, and those that Diff writes. Changing these changes the bytes of every
+    /// image made from now on.
     Erofs {
         /// Bytes per block: a power of two from 512 to the page size.
         block_size: u32 = 4096;

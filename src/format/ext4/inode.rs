@@ -337,6 +337,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_container_can_make_is_never_left_to_another_differ() {
+        for error in [InodeError::Encrypted, InodeError::Casefold, InodeError::Free] {
+            assert_ne!(error.kind(), Kind::NotImplemented, "{error}");
+        }
+    }
+
+    #[test]
     fn times_reach_from_1901_to_2446() {
         for (low, extra, seconds) in [
             (0x8000_0000, 0, -0x8000_0000),

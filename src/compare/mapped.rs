@@ -189,7 +189,7 @@ mod tests {
             b"trusted.overlay."
         }
         fn root(&self) -> Result<Node> {
-            Ok(node(FileType::Directory, 0))
+            Ok(node(FileType::Directory, 7))
         }
         fn names(&self, _: At<'_>, _: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
             Ok(())
@@ -197,18 +197,25 @@ mod tests {
         fn lookup(&self, _: At<'_>, name: &[u8]) -> Result<Option<Node>> {
             let (kind, id) = name.split_first().unwrap();
             let id = std::str::from_utf8(id).unwrap().parse().unwrap();
-            Ok(Some(node(if *kind == b'w' { FileType::CharDevice } else { FileType::Regular }, id)))
+            let mut found = node(if *kind == b'w' { FileType::CharDevice } else { FileType::Regular }, id);
+            if *kind == b'f' {
+                found.attributes.gid = id + 100_000;
+            }
+            Ok(Some(found))
         }
-        fn xattrs(&self, _: At<'_>) -> Result<Vec<Xattr>> {
+        fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
             let acl = |tag: u16, id: u32| [&tag.to_le_bytes()[..], &[4, 0], &id.to_le_bytes()].concat();
-            let access = [ACL_VERSION.to_vec(), acl(1, u32::MAX), acl(2, 101_000), acl(8, 100_007)].concat();
+            let access = [ACL_VERSION.to_vec(), acl(1, u32::MAX), acl(2, 101_000), acl(8, 200_007)].concat();
+            let default = [ACL_VERSION.to_vec(), acl(2, 100_003)].concat();
             let mut capability = vec![1, 0, 0, 3];
             capability.extend([0; 16]);
-            capability.extend(100_000_u32.to_le_bytes());
+            let valid_for = if at.path == b"nested" { 100_001_u32 } else { 100_000 };
+            capability.extend(valid_for.to_le_bytes());
             let xattr = |name: &str, value: &[u8]| Xattr { name: name.into(), value: value.into() };
             Ok(vec![
                 xattr("security.capability", &capability),
                 xattr("system.posix_acl_access", &access),
+                xattr("system.posix_acl_default", &default),
                 xattr("user.id", &100_000_u32.to_le_bytes()),
             ])
         }
@@ -224,8 +231,8 @@ mod tests {
     }
 
     fn mapped() -> Box<dyn Layer> {
-        let map = || IdMap::parse("0:100000:65536").unwrap();
-        Mapped::wrap(Box::new(Host), IdMaps { users: map(), groups: map() })
+        let map = |text| IdMap::parse(text).unwrap();
+        Mapped::wrap(Box::new(Host), IdMaps { users: map("0:100000:65536"), groups: map("0:200000:65536") })
     }
 
     fn owner(layer: &dyn Layer, name: &str) -> Result<(u32, u32)> {
@@ -239,18 +246,21 @@ mod tests {
         let layer = mapped();
         assert_eq!(owner(&*layer, "f100000").unwrap(), (0, 0));
         assert_eq!(owner(&*layer, "f165535").unwrap(), (65_535, 65_535));
+        let error = owner(&*layer, "g100000").unwrap_err();
+        assert!(error.to_string().contains("\"/g100000\" in /upper: group 100000"), "{error}");
         let error = owner(&*layer, "f99999").unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "diff.id-map"));
         assert!(error.to_string().contains("\"/f99999\" in /upper: user 99999"), "{error}");
         // overlayfs's own have the id of whoever mounted it, and the root that of the snapshotter.
         assert_eq!(owner(&*layer, "w0").unwrap(), (0, 0));
-        assert_eq!(layer.root().unwrap().attributes.uid, 0);
+        let root = layer.root().unwrap().attributes;
+        assert_eq!((root.uid, root.gid), (0, 0));
     }
 
     #[test]
     fn without_maps_a_layer_stays_what_it_is() {
         let layer = Mapped::wrap(Box::new(Host), IdMaps::default());
-        assert_eq!(owner(&*layer, "f100000").unwrap(), (100_000, 100_000));
+        assert_eq!(owner(&*layer, "f100000").unwrap(), (100_000, 200_000));
     }
 
     #[test]
@@ -258,10 +268,19 @@ mod tests {
         let layer = mapped();
         let root = layer.root().unwrap();
         let xattrs = layer.xattrs(At { path: b"f", node: &root }).unwrap();
-        let [capability, access, user] = xattrs.as_slice() else { panic!("{xattrs:?}") };
+        let [capability, access, default, user] = xattrs.as_slice() else { panic!("{xattrs:?}") };
         assert_eq!((capability.value.len(), capability.value[3]), (CAPABILITY_LEN, REVISION_2));
         let ids: Vec<_> = access.value[4..].chunks(8).map(|entry| entry[4..].to_vec()).collect();
         assert_eq!(ids, [u32::MAX, 1000, 7].map(|id| id.to_le_bytes().to_vec()));
+        assert_eq!(default.value[8..], 3_u32.to_le_bytes());
         assert_eq!(user.value, 100_000_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_capability_of_a_namespace_in_the_container_stays_one_for_that_namespace() {
+        let layer = mapped();
+        let root = layer.root().unwrap();
+        let xattrs = layer.xattrs(At { path: b"nested", node: &root }).unwrap();
+        assert_eq!((xattrs[0].value.len(), xattrs[0].value[3]), (NAMESPACED_LEN, REVISION_3));
     }
 }

@@ -311,3 +311,48 @@ impl<F: Fn(&'static str, &[u8])> Layer for Watched<'_, F> {
         })
     }
 }
+
+/// A layer whose files lie on several file systems, as subvolumes are: `volume` tells which, by name.
+pub(crate) struct Volumes<'a> {
+    pub(crate) inner: &'a dyn Layer,
+    pub(crate) volume: fn(&[u8]) -> u64,
+}
+
+impl Layer for Volumes<'_> {
+    fn key(&self) -> (u64, u64) {
+        self.inner.key()
+    }
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn control_prefix(&self) -> &'static [u8] {
+        self.inner.control_prefix()
+    }
+    fn root(&self) -> Result<Node> {
+        self.inner.root()
+    }
+    fn names(&self, directory: At<'_>, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.inner.names(directory, each)
+    }
+    fn lookup(&self, directory: At<'_>, name: &[u8]) -> Result<Option<Node>> {
+        let found = self.inner.lookup(directory, name)?;
+        Ok(found.map(|node| Node { volume: (self.volume)(name), ..node }))
+    }
+    fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
+        self.inner.xattrs(at)
+    }
+    fn symlink_target(&self, at: At<'_>) -> Result<Vec<u8>> {
+        self.inner.symlink_target(at)
+    }
+    fn extents(&self, at: At<'_>) -> Result<Option<Vec<Extent>>> {
+        self.inner.extents(at)
+    }
+    fn read(
+        &self,
+        at: At<'_>,
+        extents: &[Extent],
+        each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.inner.read(at, extents, each)
+    }
+}

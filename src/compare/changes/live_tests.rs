@@ -204,6 +204,39 @@ fn a_file_that_changes_while_it_is_read_is_refused() {
 }
 
 #[test]
+fn a_file_that_changes_between_two_of_its_names_is_refused() {
+    let scratch = scratch();
+    let path = scratch.path().join("a");
+    fs::write(&path, "x").unwrap();
+    fs::hard_link(&path, scratch.path().join("b")).unwrap();
+    let error = meddled(scratch.path(), "lookup", "b", || fs::write(&path, "longer").unwrap()).unwrap_err();
+    assert_eq!(refusal(&error), CHANGED, "{error}");
+}
+
+#[test]
+fn a_directory_in_the_place_of_another_is_not_mixed_with_it() {
+    let replaced = |call, path| {
+        let scratch = scratch();
+        let at = scratch.path().join("d");
+        fs::create_dir_all(at.join("a/b")).unwrap();
+        fs::write(at.join("f"), "x").unwrap();
+        meddled(scratch.path(), call, path, || {
+            fs::rename(&at, scratch.path().join("0")).unwrap();
+            fs::create_dir(&at).unwrap();
+            fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).unwrap();
+            fs::write(at.join("f"), "y").unwrap();
+        })
+    };
+    let wants = ["dir d\ndir d/a\ndir d/a/b\nfile d/f \"x\"\n", "dir d 700\nfile d/f \"y\"\n"];
+    for (call, path) in [("xattrs", "d"), ("names", "d"), ("lookup", "d/a"), ("lookup", "d/f")] {
+        match replaced(call, path) {
+            Ok(recorded) => assert!(wants.contains(&told(&recorded).as_str()), "{call} {path}: {recorded:?}"),
+            Err(error) => assert_eq!(refusal(&error), CHANGED, "{call} {path}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn a_file_that_never_comes_to_rest_is_refused_in_the_end() {
     let scratch = scratch();
     let path = scratch.path().join("f");
@@ -374,6 +407,27 @@ fn memory_is_given_back_with_every_directory() {
     assert_eq!(most.get(), 1 << 20);
     let mut refuse = |_| Err(Error::new(Kind::Exhausted, "limit.metadata", "no"));
     assert_eq!(write(&mut refuse).unwrap_err().reason(), "limit.metadata");
+}
+
+#[test]
+fn a_directory_of_too_many_names_is_refused_before_they_are_held() {
+    let mut entries = Entries::new();
+    for n in 0..10_000 {
+        entries = entries.symlink(&format!("{n:0200}"), "x");
+    }
+    let image = entries.image();
+    let options = Options { limits: Limits { nodes: 100, ..Limits::default() }, ..Options::default() };
+    let mut most = 0;
+    let mut charge = |bytes| {
+        most = bytes;
+        Ok(())
+    };
+    let layer = erofs(&image, 1);
+    let error =
+        changes::write(&[], &[&layer], &options, &Cancel::new(), &mut charge, &mut Recorded::default());
+    assert_eq!(refusal(&error.unwrap_err()), (Kind::Exhausted, "limit.nodes"));
+    // All names together have two megabytes.
+    assert_eq!(most, 1 << 20);
 }
 
 #[test]

@@ -32,6 +32,8 @@ mod merged;
 mod model_tests;
 mod names;
 #[cfg(test)]
+mod pair_tests;
+#[cfg(test)]
 mod row_tests;
 mod same;
 mod walk;

@@ -2,10 +2,10 @@
 
 use super::{
     Counts, Options, RootEntry, XattrFilter,
-    fixture::{Entries, compare, erofs, on_top, respelled},
+    fixture::{Entries, Volumes, compare, erofs, on_top, respelled},
 };
 use crate::{
-    compare::layer::Layer,
+    compare::layer::{At, Layer},
     error::{Error, Kind},
     limits::Limits,
     tree::{Body, Extent, Timestamp},
@@ -221,6 +221,27 @@ fn hard_links_are_joined_within_a_layer() {
 }
 
 #[test]
+fn one_inode_number_in_two_layers_or_file_systems_is_two_files() {
+    let bottom = Entries::new().file("a", "1").link("c", "a").image();
+    let top = Entries::new().file("b", "2").link("d", "b").image();
+    let (bottom, top) = (erofs(&bottom, 1), erofs(&top, 2));
+    let inode = |layer: &dyn Layer, name: &[u8]| {
+        let root = layer.root().unwrap();
+        layer.lookup(At { path: b"", node: &root }, name).unwrap().unwrap().inode
+    };
+    assert_eq!(inode(&bottom, b"a"), inode(&top, b"b"));
+    let (recorded, _) = compare(&[], &[&top, &bottom], &Options::default()).unwrap();
+    let want = "file a \"1\"\nfile b \"2\"\nlink c a\nlink d b\n";
+    assert_eq!(recorded.text(), want);
+
+    let image = Entries::new().file("a", "x").link("b", "a").link("c", "a").link("d", "a").image();
+    let image = erofs(&image, 1);
+    let layer = Volumes { inner: &image, volume: |name| u64::from(name[0] % 2) };
+    let (recorded, _) = compare(&[], &[&layer], &Options::default()).unwrap();
+    assert_eq!(recorded.text(), "file a \"x\"\nfile b \"x\"\nlink c a\nlink d b\n");
+}
+
+#[test]
 fn sparse_files_are_told_by_their_extents() {
     let data = [b'x'; 65_536];
     let upper =
@@ -302,6 +323,12 @@ fn whiteouts_in_the_form_of_an_attribute_count_in_directories_marked_for_them() 
         .xattr("trusted.overlay.whiteout", "");
     let want = "dir d\nmark d/.wh.f\nfile d/g \"not empty\"\nfile d/h \"\"\ndir e\nfile e/f \"\"\n";
     assert_eq!(changes(&[&upper, &lower]), want);
+    let root = Entries::new()
+        .dir("")
+        .xattr("trusted.overlaX.opaque", "x")
+        .file("g", "")
+        .xattr("trusted.overlay.whiteout", "");
+    assert_eq!(changes(&[&root, &Entries::new().file("g", "y")]), "mark .wh.g\n");
     // In a lower layer they delete for those above.
     let top = Entries::new().dir("d").whiteout("d/f").whiteout("d/h");
     assert_eq!(changes(&[&top, &upper, &lower]), "dir d\nmark d/.wh.h\n");
@@ -322,6 +349,12 @@ fn names_that_layers_reserve_are_refused() {
     assert_eq!(refused(error), (Kind::Conflict, "compare.reserved-name", true));
     // Where it is on both sides, nobody needs to speak of it.
     assert!(compare(&[&layer], &[&layer], &Options::default()).is_ok());
+    // Unless it leads to a change.
+    let lower = respelled(Entries::new().dir("Xwh.d").image(), "Xwh.", ".wh.");
+    let upper = respelled(Entries::new().dir("Xwh.d").file("Xwh.d/f", "x").image(), "Xwh.", ".wh.");
+    let (lower, upper) = (erofs(&lower, 1), erofs(&upper, 2));
+    let error = compare(&[&lower], &[&upper, &lower], &Options::default()).unwrap_err();
+    assert_eq!(error.reason(), "compare.reserved-name", "{error}");
 }
 
 #[test]

@@ -349,7 +349,8 @@ impl Fixture {
     }
 }
 
-fn seed() -> u32 {
+/// What checksums of metadata start from.
+pub(super) fn seed() -> u32 {
     crc32c(START, &UUID)
 }
 

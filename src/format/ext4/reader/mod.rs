@@ -11,6 +11,8 @@ mod blocks;
 mod data;
 mod directory;
 mod error;
+#[cfg(test)]
+mod log_tests;
 mod map;
 mod names;
 mod replay;

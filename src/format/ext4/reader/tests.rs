@@ -5,7 +5,9 @@ use crate::{
     error::{Classify as _, Kind},
     format::ext4::{
         dirent::DirentFault,
-        fixture::{BLOCK, BLOCKS, Fixture, at, block_at, file_data, ino, inode_at, log, log_at, super_at},
+        fixture::{
+            BLOCK, BLOCKS, Fixture, at, block_at, file_data, ino, inode_at, log, log_at, seed, super_at,
+        },
         fuzz_image, read_all,
     },
     tree::{Device, Xattr},
@@ -117,6 +119,85 @@ fn a_small_file_that_grew_ends_in_zeros() {
     let extents: Vec<_> = image.extents(&node, 0).map(Result::unwrap).collect();
     let extent = |offset, len, place| Extent { offset, len, place };
     assert_eq!(extents, [extent(0, 70, Place::Inline), extent(70, 4930, Place::Hole)]);
+}
+
+#[test]
+fn the_first_byte_of_a_small_file_behind_its_inode_is_in_its_attribute() {
+    for (size, want) in [(60, 60), (61, 61), (64, 64), (70, 70), (71, 70)] {
+        let mut fixture = Fixture::new(false);
+        fixture.le32(inode_at(ino::SMALL, 0x04), size);
+        fixture.seal();
+        let bytes = data(&open(&fixture), "upper/small");
+        assert_eq!(bytes.iter().filter(|byte| **byte == b's').count(), want, "{size}");
+    }
+}
+
+#[test]
+fn holes_of_a_block_map_end_where_the_next_map_begins() {
+    // Nothing by number, nothing in the first map, and in the second one nothing but its second part.
+    let mut fixture = Fixture::new(false);
+    let second = 12 + 256 + 256;
+    fixture.le32(inode_at(ino::MAP, 0x04), u32::try_from((second + 1) * BLOCK).unwrap());
+    fixture.le32(inode_at(ino::MAP, 0x28 + 48), 0);
+    fixture.le32(inode_at(ino::MAP, 0x28 + 52), u32::try_from(at::NUMBERS).unwrap());
+    fixture.le32(block_at(at::NUMBERS, 0), 0);
+    fixture.le32(block_at(at::NUMBERS, 4), u32::try_from(at::MAPPED).unwrap());
+    fixture.put(block_at(at::MAPPED, 0), &[0; BLOCK]);
+    fixture.le32(block_at(at::MAPPED, 0), u32::try_from(at::FILE).unwrap());
+    fixture.seal();
+    let image = open(&fixture);
+    let extents: Vec<_> = image.extents(&find(&image, "upper/map"), 0).map(Result::unwrap).collect();
+    let hole = Extent { offset: 0, len: (second * BLOCK) as u64, place: Place::Hole };
+    let block = Block(u64::try_from(at::FILE).unwrap());
+    let end = Extent { offset: hole.len, len: BLOCK as u64, place: Place::Blocks { start: block } };
+    assert_eq!(extents, [hole, end]);
+    assert_eq!(data(&image, "upper/map")[second * BLOCK..], file_data()[..BLOCK]);
+}
+
+#[test]
+fn one_name_in_the_inode_and_in_the_block_is_refused() {
+    let mut fixture = Fixture::new(false);
+    let place = |offset: usize| inode_at(ino::FILE, 0xA0 + offset);
+    // trusted.b = two, as in the block.
+    fixture.le32(place(0), 0xEA02_0000);
+    fixture.put(place(4), &[1, 4, 60, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, b'b']);
+    fixture.put(place(64), b"two");
+    fixture.seal();
+    assert_eq!(verdict(&fixture.bytes), "ext4.xattr.name");
+    fixture.put(place(4 + 16), b"c");
+    fixture.seal();
+    assert_eq!(xattrs(&open(&fixture), "upper/file").len(), 4);
+}
+
+#[test]
+fn an_access_control_list_without_entries_is_none() {
+    let mut fixture = Fixture::new(false);
+    fixture.le32(block_at(at::XATTRS, 56 + 8), 4);
+    fixture.seal();
+    let names: Vec<_> = xattrs(&open(&fixture), "upper/file").into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["trusted.b", "user.large"]);
+}
+
+#[test]
+fn values_that_are_shared_inodes_are_limited_in_their_sum() {
+    // Four names of 60 KiB each that are one inode: 244 KiB and a few bytes of names.
+    for (len, fits) in [(60 << 10, false), (59 << 10, true)] {
+        let mut fixture = Fixture::new(false);
+        let value = vec![0; usize::try_from(len).unwrap()];
+        fixture.le32(inode_at(ino::VALUE, 0x04), len);
+        fixture.put(inode_at(ino::VALUE, 0x28 + 2), &[0]);
+        fixture.le32(inode_at(ino::VALUE, 0x08), crate::format::ext4::checksum::crc32c(seed(), &value));
+        fixture.put(block_at(at::XATTRS, 32), &[0; 992]);
+        for n in 0..4_u8 {
+            let record = [&[1, 1, 0, 0, 11, 0, 0, 0][..], &len.to_le_bytes(), &[0; 4], &[b'a' + n]].concat();
+            fixture.put(block_at(at::XATTRS, 32 + 20 * usize::from(n)), &record);
+        }
+        fixture.seal();
+        let image = open(&fixture);
+        let outcome = image.xattrs(&find(&image, "upper/file"));
+        let refused = outcome.err().map(|error| (error.kind(), error.reason()));
+        assert_eq!(refused, (!fits).then_some((Kind::Exhausted, "limit.xattrs")), "{len}");
+    }
 }
 
 #[test]
@@ -275,9 +356,11 @@ fn damages() -> Vec<Damage> {
         ("ext4.extent.header@entries", leaf(2), &[85]),
         ("ext4.extent.header@depth", leaf(6), &[1]),
         ("ext4.extent.header@deep", file(0x28 + 6), &[6]),
+        ("ext4.extent.header@shallow", file(0x28 + 6), &[2]),
         ("ext4.extent.order@empty", leaf(12 + 4), &[0, 0]),
         ("ext4.extent.order@overlap", leaf(24), &[0]),
         ("ext4.extent.order@index", file(0x28 + 2), &[2]),
+        ("ext4.extent.order@last-block", leaf(24), &[0xFF, 0xFF, 0xFF, 0xFF, 2]),
         ("ext4.directory.size@part", inode(ino::UPPER, 0x04), &[1]),
         ("ext4.directory.size@inline", inode(ino::TINY, 0x04), &[3]),
         ("ext4.directory.parent@elsewhere", block_at(at::UPPER, 12), &[4]),
@@ -293,6 +376,7 @@ fn damages() -> Vec<Damage> {
         ("ext4.dirent.repeated@name", block_at(at::UPPER, 24 + 8), b"fifo"),
         ("ext4.symlink.length@zero", inode(ino::LINK, 0x04), &[0]),
         ("ext4.symlink.length@long", inode(ino::LINK, 0x05), &[0x10]),
+        ("ext4.symlink.length@first-too-long", inode(ino::LINK, 0x04), &[0x00, 0x10]),
         ("ext4.symlink.nul@block", block_at(at::LINK, 50), &[0]),
         ("ext4.symlink.nul@inode", inode(ino::SHORT, 0x28), &[0]),
         ("ext4.xattr.header@magic", xattrs(0), &[1]),
@@ -309,6 +393,7 @@ fn damages() -> Vec<Damage> {
         ("ext4.xattr.inode@itself-no-value", xattrs(32 + 4), &[4]),
         ("ext4.xattr.inode@size", xattrs(32 + 8), &[1]),
         ("ext4.xattr.inode@hash", block_at(at::VALUE, 0), &[0]),
+        ("ext4.xattr.inode@no-value", inode(ino::VALUE, 0x22), &[0x08]),
     ]
 }
 
@@ -323,6 +408,7 @@ fn journal_damages() -> Vec<Damage> {
         ("ext4.journal.feature@unknown", log_at(0, 0x2B), &[0x51]),
         ("ext4.journal.external@number", super_at(0xE0), &[0]),
         ("ext4.journal.target@copy", log_at(log::DESCRIPTOR, 12), &[1]),
+        ("ext4.journal.target@first-outside", log_at(log::DESCRIPTOR, 15), &[27]),
         ("ext4.journal.revocations@count", log_at(log::REVOCATIONS, 14), &[9]),
         ("ext4.journal.hole@inode", inode_at(ino::JOURNAL, 0x28 + 16), &[2]),
         ("ext4.inode.free@journal", inode_at(ino::JOURNAL, 0x1A), &[0]),

@@ -2,15 +2,14 @@
 
 use std::{
     fs::File,
-    io::{self, IsTerminal as _, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
-use super::output;
+use super::{output, report};
 use crate::{
     apply::{Applied, ApplyError, Converter, Layer, Options},
     call::Cancel,
@@ -103,7 +102,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         size_bytes,
         digest: arguments.digest.clone(),
     };
-    let bar = progress_bar(size_bytes);
+    let bar = report::progress_bar(size_bytes);
     let mut report = |progress: Progress| bar.set_position(progress.read_bytes);
     let applied = converter.convert(&Cancel::new(), layer, image, arguments.sync, &mut report);
     bar.finish_and_clear();
@@ -172,31 +171,8 @@ fn unwrapped(prefix: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// A bar on a terminal, or nothing.
-fn progress_bar(size_bytes: Option<u64>) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let template = match size_bytes {
-        Some(_) => "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-        None => "{spinner} {bytes}, {bytes_per_sec}",
-    };
-    let bar = size_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_plain_will_do) => bar,
-    }
-}
-
 fn as_json(applied: &Applied) -> serde_json::Value {
     let stats = &applied.stats;
-    let mut seconds: serde_json::Map<_, _> = stats
-        .times
-        .steps()
-        .into_iter()
-        .map(|(step, time)| (step.to_owned(), json!(time.as_secs_f64())))
-        .collect();
-    seconds.insert("total".to_owned(), json!(stats.total.as_secs_f64()));
     json!({
         "media_type": applied.media_type,
         "digest": applied.digest.to_string(),
@@ -208,7 +184,7 @@ fn as_json(applied: &Applied) -> serde_json::Value {
         "nodes": stats.contents.nodes,
         "whiteouts": stats.contents.whiteouts,
         "dropped_xattrs": stats.contents.dropped_xattrs,
-        "seconds": seconds,
+        "seconds": report::seconds(stats.times.steps(), stats.total),
     })
 }
 
@@ -233,19 +209,7 @@ fn for_people(output: &Path, applied: &Applied) -> String {
         }
         text.push('\n');
     }
-    let busy: Vec<_> = stats
-        .times
-        .steps()
-        .into_iter()
-        .filter(|(_, time)| *time >= Duration::from_millis(1))
-        .map(|(step, time)| format!("{} {:.3}", step.replace('_', " "), time.as_secs_f64()))
-        .collect();
-    let total = stats.total.as_secs_f64();
-    text += &format!("diffID  {}\nblob    {}\nseconds {total:.3}", applied.digest, stats.blob);
-    if !busy.is_empty() {
-        text += &format!(" ({}; side by side)", busy.join(", "));
-    }
-    text.push('\n');
+    text += &report::last_lines(&applied.digest, &stats.blob, stats.times.steps(), stats.total);
     text
 }
 

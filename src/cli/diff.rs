@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
 use super::{
-    output,
+    output, report,
     stack::{Reading, Spelled},
 };
 use crate::{
@@ -26,9 +26,6 @@ use crate::{
     snapshot::{Durability, LayerFile, LayerSource, StackLayer},
     tree::Timestamp,
 };
-
-/// Time between two looks at the progress bar.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Arguments of `plywood diff`.
 #[derive(Debug, clap::Args)]
@@ -230,7 +227,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let budget = Budget::new(&options.limits);
     let composer = Composer::new(options, Helpers::new(threads), budget);
     let cancel = Cancel::new();
-    let bar = progress_bar();
+    let bar = report::progress_bar(None);
     let mut progress = |bytes| bar.set_position(bytes);
     let composed = if to_standard_output {
         let mut out = io::stdout();
@@ -274,28 +271,8 @@ fn unwritable(error: io::Error) -> Error {
     error.context("standard output")
 }
 
-/// How much has been read, on a terminal, or nothing.
-fn progress_bar() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::no_length();
-    bar.enable_steady_tick(TICK);
-    match ProgressStyle::with_template("{spinner} {bytes}, {bytes_per_sec}") {
-        Ok(style) => bar.with_style(style),
-        Err(_plain_will_do) => bar,
-    }
-}
-
 fn as_json(written: &Written) -> serde_json::Value {
     let Written { form, composed, total } = written;
-    let mut seconds: serde_json::Map<_, _> = composed
-        .times
-        .steps()
-        .into_iter()
-        .map(|(step, time)| (step.to_owned(), json!(time.as_secs_f64())))
-        .collect();
-    seconds.insert("total".to_owned(), json!(total.as_secs_f64()));
     json!({
         "media_type": form.media_type,
         "digest": composed.blob.to_string(),
@@ -306,7 +283,7 @@ fn as_json(written: &Written) -> serde_json::Value {
         "entries": composed.contents.entries,
         "whiteouts": composed.contents.whiteouts,
         "sockets": composed.contents.sockets,
-        "seconds": seconds,
+        "seconds": report::seconds(composed.times.steps(), *total),
     })
 }
 
@@ -326,23 +303,8 @@ fn for_people(output: &Path, written: &Written) -> String {
     if composed.contents.sockets > 0 {
         text += &format!("; sockets left out: {}", HumanCount(composed.contents.sockets));
     }
-    let busy: Vec<_> = composed
-        .times
-        .steps()
-        .into_iter()
-        .filter(|(_, time)| *time >= Duration::from_millis(1))
-        .map(|(step, time)| format!("{} {:.3}", step.replace('_', " "), time.as_secs_f64()))
-        .collect();
-    text += &format!(
-        "\ndiffID  {}\nblob    {}\nseconds {:.3}",
-        composed.diff_id,
-        composed.blob,
-        total.as_secs_f64()
-    );
-    if !busy.is_empty() {
-        text += &format!(" ({}; side by side)", busy.join(", "));
-    }
     text.push('\n');
+    text += &report::last_lines(&composed.diff_id, &composed.blob, composed.times.steps(), *total);
     text
 }
 

@@ -12,6 +12,7 @@ pub mod dump;
 pub mod generate;
 mod image;
 pub mod output;
+mod report;
 pub mod serve;
 mod stack;
 

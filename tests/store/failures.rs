@@ -232,6 +232,21 @@ fn a_store_that_went_away_is_unavailable_and_cleaned_when_it_is_back() {
 }
 
 #[test]
+fn a_store_that_restarts_is_written_to_when_it_is_back() {
+    let mut fixture = fixture();
+    fixture.store.add_lease("default", "theirs");
+    let client = fixture.patient();
+    fixture.store.stop();
+    // With a lease, opening the reference is the first thing that is asked for.
+    let leased = Call { lease: Some("theirs".to_owned()), ..call("default") };
+    let written = std::thread::spawn(move || put(&client, &leased, "", b"blob", &labels(&[])));
+    std::thread::sleep(Duration::from_millis(100));
+    fixture.store.restart();
+    let stored = written.join().unwrap().unwrap();
+    assert!(fixture.store.blob("default", &stored.digest).is_some());
+}
+
+#[test]
 fn without_its_runtime_a_write_is_unavailable_and_does_not_wait() {
     let fixture = fixture();
     let client = fixture.patient();

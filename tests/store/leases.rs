@@ -85,6 +85,10 @@ fn for_a_lease_that_is_gone_one_of_ours_is_taken() {
     let lease = only_lease(&fixture);
     assert!(lease.id.starts_with("plywood-"), "{lease:?}");
     assert!(holds(&lease, &stored.digest));
+    // The one that is gone is named to the store once, and not when ours is made.
+    let seen = fixture.store.take_seen();
+    let named = seen.iter().filter(|seen| seen.lease.as_deref() == Some("gone"));
+    assert_eq!(named.map(|seen| seen.method).collect::<Vec<_>>(), ["write"]);
     let failed = fixture.patient().ingest(&leased("gone"), "").unwrap();
     assert_eq!(fixture.store.leases().len(), 2);
     drop(failed);

@@ -179,6 +179,7 @@ impl Upload {
                 Ok(Ok(session)) => return Ok(Some(session)),
                 Ok(Err(status)) => status,
             };
+            let mut wait = pause;
             match status.code() {
                 Code::AlreadyExists => return Ok(None),
                 Code::NotFound if self.lease.is_none() => {
@@ -186,13 +187,17 @@ impl Upload {
                     self.lease().await?;
                     continue;
                 }
-                _ if status.source().is_some() && unreachable < RETRIES.len() => unreachable += 1,
+                // As long as every other call waits for a store that restarts.
+                _ if status.source().is_some() && unreachable < RETRIES.len() => {
+                    wait = RETRIES.get(unreachable).copied().unwrap_or(pause);
+                    unreachable += 1;
+                }
                 Code::Unavailable if status.source().is_none() && begun.elapsed() < patience => {}
                 _ => return Err(failure(&status, false)),
             }
             tracing::debug!(%status, reference = self.reference, "the reference cannot be written yet");
             tokio::select! {
-                () = sleep(pause) => {}
+                () = sleep(wait) => {}
                 () = closed(wanted) => return Err(given_up()),
             }
             pause = (pause * 2).min(longest);

@@ -271,6 +271,44 @@ mod tests {
         }
     }
 
+    /// A store to which a blob is written and that then loses its caller.
+    struct Cancelling(Call);
+
+    impl BlobSink for Cancelling {
+        fn ingest(&self, _: &Call, _: &str) -> Result<Box<dyn Ingest>> {
+            Ok(Box::new(Self(self.0.clone())))
+        }
+    }
+
+    impl Ingest for Cancelling {
+        fn write(&mut self, _: &[u8]) -> Result<()> {
+            self.0.cancel.cancel();
+            Ok(())
+        }
+
+        fn commit(self: Box<Self>, _: &Digest, _: &BTreeMap<String, String>) -> Result<Stored> {
+            panic!("committed")
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_cancelled_at_the_last_byte_is_not_committed() {
+        let call = call();
+        let fixture = fixture(|_| Arc::new(Cancelling(call.clone())));
+        let error = fixture.differ.compare(&call, &fixture.request("")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+    }
+
+    #[test]
+    fn what_a_blob_is_uncompressed_is_not_for_the_caller_to_say() {
+        let fixture = fixture(|store| Arc::new(store));
+        let mut request = fixture.request("");
+        request.labels.insert(UNCOMPRESSED.to_owned(), Digest::sha256(b"another").to_string());
+        let compared = fixture.differ.compare(&call(), &request).unwrap();
+        let labels = fixture.store.labels(&compared.descriptor.digest).unwrap();
+        assert_eq!(labels.get(UNCOMPRESSED), Some(&compared.stats.diff_id.to_string()));
+    }
+
     #[test]
     fn a_cancelled_call_is_answered_as_such() {
         let fixture = fixture(|store| Arc::new(store));

@@ -219,3 +219,43 @@ fn the_limit_on_the_stream_holds_before_and_while_it_is_written() {
         .run(Compression::GZIP, &mut |_| Ok(()), |feed| feed.write_all(&[0; 1000]).map_err(Error::disk))
         .unwrap();
 }
+
+/// The threads of this process that are called `name`, and those of them that may read what they like.
+fn threads(name: &str) -> (usize, usize) {
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+    let (mut all, mut able) = (0, 0);
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        // Threads of other tests come and go.
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+        let field =
+            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+        if field("Name:") == name {
+            all += 1;
+            let effective = u64::from_str_radix(field("CapEff:"), 16).unwrap();
+            able += usize::from(effective & DAC_READ_SEARCH != 0);
+        }
+    }
+    (all, able)
+}
+
+#[test]
+fn no_thread_that_is_started_here_may_read_what_the_producer_may() {
+    let bytes = sample(4 * Compression::GZIP.block_bytes());
+    let produce = |feed: &mut dyn Feed| {
+        feed.write_all(&bytes).map_err(Error::disk)?;
+        for name in ["encode", "deliver", "diff-id"] {
+            // One that was just started gives up its capabilities first of all.
+            let mut found = threads(name);
+            for _ in 0..200 {
+                if found.0 > 0 && found.1 == 0 {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(10));
+                found = threads(name);
+            }
+            assert!(found.0 > 0 && found.1 == 0, "{name}: {} of {}", found.1, found.0);
+        }
+        Ok(())
+    };
+    setup(3).run(Compression::GZIP, &mut |_| Ok(()), produce).unwrap();
+}

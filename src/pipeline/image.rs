@@ -160,3 +160,51 @@ pub fn verify_own(image: &LayerFile, limits: &Limits, lease: &Lease, cancel: &Ca
         outcome => outcome,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pipeline::budget::Budget,
+        tree::{Attributes, Body},
+    };
+
+    fn symlink(number: u32) -> Entry {
+        let body = Body::Symlink { target: b"t".to_vec() };
+        let path = format!("{number:0200}").into_bytes();
+        Entry {
+            path,
+            attributes: Attributes { mode: 0o777, ..Attributes::default() },
+            xattrs: Vec::new(),
+            body,
+        }
+    }
+
+    /// Writes so many names, and checks the image under `limits`.
+    fn outcome(names: u32, limits: &Limits) -> Result<u64> {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = LayerFile::beside(&scratch.path().join("image")).unwrap();
+        let (budget, cancel) = (Budget::new(limits), Cancel::new());
+        let lease = budget.lease(&cancel)?;
+        let mut writer = ImageWriter::new(file, Options::default(), &lease, &cancel);
+        (0..names).try_for_each(|number| writer.entry(&symlink(number)))?;
+        let (image, _) = writer.finish([0; 16])?;
+        let charged = budget.charged_bytes();
+        verify_own(&image, limits, &lease, &cancel)?;
+        Ok(charged)
+    }
+
+    #[test]
+    fn the_memory_of_an_image_is_charged_while_it_grows() {
+        // Its names alone have two megabytes.
+        assert!(outcome(10_000, &Limits::default()).unwrap() >= 2 << 20);
+    }
+
+    #[test]
+    fn the_check_counts_the_names_of_an_image() {
+        let limits = |nodes| Limits { nodes, ..Limits::default() };
+        outcome(10, &limits(11)).unwrap();
+        let error = outcome(10, &limits(9)).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.nodes"), "{error}");
+    }
+}

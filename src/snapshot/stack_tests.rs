@@ -171,6 +171,7 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
         ("2.1: view of nothing", "bind R/snapshots/7/fs [ro rbind]", ""),
         ("2.2: view of nothing, without a marker", "bind R/snapshots/6/fs [ro rbind]", ""),
         ("a view that holds a layer as a directory", "bind R/snapshots/8/fs [ro rbind]", "8/fs"),
+        ("the same with an image beside the directory", "bind R/snapshots/1/fs [ro rbind]", "1/erofs"),
         (
             "2.3: merged metadata under an active snapshot",
             "erofs R/snapshots/2/fsmeta.erofs [ro loop device=R/snapshots/1/layer.erofs device=R/snapshots/2/layer.erofs]

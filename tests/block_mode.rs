@@ -336,6 +336,11 @@ fn watched() {
     drop(stack);
     watch.check().unwrap();
     watch.check().unwrap();
+    // Nothing is written to an image that is mounted to be read, and yet it is in use.
+    run("mount", &["-o", "ro,noload,loop"], &[&node.image(), &node.at("state/mnt")]);
+    assert_eq!(watch.check().unwrap_err().reason(), "mount.in-use");
+    node.unmount();
+    watch.check().unwrap();
     node.mount();
     let error = watch.check().unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Changed, "mount.in-use"));

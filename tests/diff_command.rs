@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::Read as _,
+    os::unix::fs::PermissionsExt as _,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use plywood::digest::Digest;
+use plywood::{digest::Digest, format::erofs::reader::Image};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -207,6 +208,9 @@ fn equal_inputs_give_equal_bytes_on_any_number_of_threads() {
     // Levels are another matter.
     let size = |level| report(dir, &["none", "new", "-o", "x.tgz", "--level", level])["size_bytes"].as_u64();
     assert!(size("1") > size("9"));
+    let size =
+        |level| report(dir, &["none", "new", "-o", "x.tar.zst", "--level", level])["size_bytes"].as_u64();
+    assert!(size("1") > size("19"));
 }
 
 #[test]
@@ -239,6 +243,55 @@ fn times_are_as_exact_as_asked_for_and_not_later_than_the_epoch() {
     let by_option =
         expect(dir, &["none", "new", "-t", "tar", "-o", "-", "--source-date-epoch", "1500000000"]);
     assert!(done.stdout == by_option.stdout && !done.stdout.is_empty());
+}
+
+#[test]
+fn an_image_has_the_attributes_of_the_root_even_if_they_did_not_change() {
+    let scratch = trees();
+    let dir = scratch.path();
+    for tree in ["old", "new"] {
+        fs::set_permissions(dir.join(tree), fs::Permissions::from_mode(0o710)).unwrap();
+    }
+    expect(dir, &["old", "new", "-o", "out.erofs"]);
+    let bytes = fs::read(dir.join("out.erofs")).unwrap();
+    let root = Image::open(&bytes[..]).unwrap().root().unwrap().inode.attributes;
+    assert_eq!((root.mode, root.mtime.seconds), (0o710, 1_600_000_000));
+    // An archive says nothing of what stays as it is.
+    expect(dir, &["old", "new", "-o", "out.tar"]);
+    assert_eq!(names(&fs::read(dir.join("out.tar")).unwrap()).len(), 4);
+}
+
+#[test]
+fn only_the_attributes_asked_for_are_written() {
+    let scratch = trees();
+    let dir = scratch.path();
+    for name in ["user.one", "user.other"] {
+        let path = dir.join("new/etc/added");
+        rustix::fs::setxattr(path, name, b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let written = |arguments: &[&str]| {
+        let done = expect(dir, &[&["old", "new", "-t", "tar", "-o", "-"], arguments].concat());
+        let has = |name: &str| text(&done.stdout).contains(&format!("SCHILY.xattr.{name}=value"));
+        [has("user.one"), has("user.other")]
+    };
+    assert_eq!(written(&[]), [true, true]);
+    assert_eq!(written(&["--xattr", "user.one"]), [true, false]);
+    assert_eq!(written(&["--xattr", "user.o*", "--xattr", "trusted.*"]), [true, true]);
+    assert_eq!(written(&["--xattr", "security.capability"]), [false, false]);
+}
+
+#[test]
+fn overlayfs_s_marks_are_those_of_the_prefix_that_is_given() {
+    let scratch = trees();
+    let dir = scratch.path();
+    rustix::fs::setxattr(dir.join("new/etc"), "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+        .unwrap();
+    // "lib" is not in the layer any more, so that nothing but the mark tells of what was there.
+    fs::remove_dir_all(dir.join("new/lib")).unwrap();
+    expect(dir, &["--layer", "old", "new", "-o", "out.tar"]);
+    let found = names(&fs::read(dir.join("out.tar")).unwrap());
+    assert!(found.iter().any(|name| name == "etc/.wh..wh..opq"), "{found:?}");
+    assert!(found.iter().all(|name| !name.contains("lib")), "{found:?}");
 }
 
 #[test]

@@ -153,6 +153,19 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_comes_over_either_wire_and_an_empty_one_is_none() {
+        for lease in ["lease-1", &"x".repeat(limits::LEASE_BYTES)] {
+            let call = grpc_call(&headers(&[("containerd-namespace", "a"), ("containerd-lease", lease)]));
+            assert_eq!(call.unwrap().lease.as_deref(), Some(lease));
+            let metadata = [("containerd-namespace-ttrpc", "a"), ("containerd-lease", lease)];
+            let metadata = metadata.map(|(key, value)| (key.to_owned(), vec![value.to_owned()])).into();
+            assert_eq!(ttrpc_call(&metadata, 0).unwrap().lease.as_deref(), Some(lease));
+        }
+        let empty = grpc_call(&headers(&[("containerd-namespace", "a"), ("containerd-lease", "")]));
+        assert_eq!(empty.unwrap().lease, None);
+    }
+
+    #[test]
     fn a_lease_that_cannot_be_a_header_is_refused() {
         let long = "x".repeat(256);
         for lease in ["a b", &long] {

@@ -217,6 +217,8 @@ mod tests {
         assert_eq!((kind, reason), (Kind::Exhausted, "limit.mounts"));
         let (kind, reason, _) = change(&|m| m.media_type = "a b".to_owned());
         assert_eq!((kind, reason), (Kind::Malformed, "request.descriptor"));
+        let (kind, reason, _) = change(&|m| m.media_type = "a".repeat(256));
+        assert_eq!((kind, reason), (Kind::Malformed, "request.descriptor"));
         let (kind, reason, _) = change(&|m| m.r#ref = "x".repeat(limits::REFERENCE_BYTES + 1));
         assert_eq!((kind, reason), (Kind::Malformed, "request.ref"));
         let (kind, reason, _) = change(&|m| drop(m.labels.insert("key".to_owned(), "x".repeat(4094))));
@@ -230,6 +232,17 @@ mod tests {
             m.labels = (0..=limits::LABELS).map(|number| (number.to_string(), String::new())).collect();
         });
         assert_eq!((kind, reason), (Kind::Exhausted, "limit.labels"));
+    }
+
+    #[test]
+    fn as_much_as_is_allowed_is_taken() {
+        let mut message = request_to_grpc(&sample());
+        message.left = vec![message.left[0].clone(); limits::MOUNTS];
+        message.media_type = "a".repeat(255);
+        message.r#ref = "x".repeat(limits::REFERENCE_BYTES);
+        message.labels = (0..limits::LABELS).map(|number| (number.to_string(), String::new())).collect();
+        let request = from_grpc(message).unwrap();
+        assert_eq!((request.left.len(), request.labels.len()), (limits::MOUNTS, limits::LABELS));
     }
 
     proptest! {

@@ -312,6 +312,10 @@ fn what_no_archive_can_hold_is_refused_with_its_name() {
         "tar.device"
     );
     assert_eq!(
+        refused(&|entry| entry.body = Body::BlockDevice(Device { major: 0, minor: 1 << 20 })),
+        "tar.device"
+    );
+    assert_eq!(
         refused(&|entry| entry.body = Body::Regular { size_bytes: 1 << 63, extents: None }),
         "tar.size"
     );

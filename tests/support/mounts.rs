@@ -5,6 +5,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use libtest_mimic::Failed;
@@ -41,7 +43,10 @@ impl Drop for Overlay {
 }
 
 /// An image mounted through a loop device for writing, until dropped.
-pub struct Looped(PathBuf);
+pub struct Looped {
+    image: PathBuf,
+    at: PathBuf,
+}
 
 impl Looped {
     /// Mounts `image` on the new directory `at`.
@@ -51,20 +56,34 @@ impl Looped {
         if !output.status.success() {
             return Err(format!("mount: {}", String::from_utf8_lossy(&output.stderr)).into());
         }
-        Ok(Self(at))
+        Ok(Self { image: image.canonicalize()?, at })
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.at
+    }
+
+    /// Whether a loop device has the image.
+    fn is_attached(&self) -> bool {
+        let Ok(devices) = fs::read_dir("/sys/block") else { return false };
+        devices.flatten().any(|device| {
+            let backing = fs::read_to_string(device.path().join("loop/backing_file"));
+            backing.is_ok_and(|backing| Path::new(backing.trim_end()) == self.image)
+        })
     }
 }
 
 impl Drop for Looped {
     fn drop(&mut self) {
         // Not detached: the image is to be read as it is once it is unmounted.
-        if unmount(&self.0, UnmountFlags::empty()).is_err() {
-            let _ = unmount(&self.0, UnmountFlags::DETACH);
+        if unmount(&self.at, UnmountFlags::empty()).is_err() {
+            let _ = unmount(&self.at, UnmountFlags::DETACH);
         }
-        let _ = fs::remove_dir(&self.0);
+        // A mount namespace that somebody made meanwhile has the mount as well, until it goes.
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.is_attached() && Instant::now() < end {
+            sleep(Duration::from_millis(10));
+        }
+        let _ = fs::remove_dir(&self.at);
     }
 }

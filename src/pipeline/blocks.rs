@@ -29,7 +29,7 @@ use crate::{
 const WORKERS_MAX: usize = 16;
 /// Blocks that wait for a worker, so that none is idle while the next block is produced. The pushing thread
 /// takes one only when there are more: it is the one that all others depend on.
-const WAITING: usize = 1;
+const WAITING: usize = 2;
 
 /// Compresses the chunks pushed into it, each a block, and pushes what they become to the next stage.
 pub(super) struct Blocks<'scope, 'env, S> {

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{FileExt as _, symlink},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, symlink},
+    },
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,7 +27,7 @@ use plywood::{
     tree::{Body, Entry, Extent},
 };
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat},
+    fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, renameat},
     io::Errno,
 };
 use tempfile::TempDir;
@@ -77,6 +80,8 @@ pub fn swaps() -> Result<(), Failed> {
     let upper = scratch()?;
     let root = upper.path();
     fs::create_dir(root.join("d"))?;
+    // Names in it are changed through a handle: by its path, the secret itself could be moved in.
+    let inside = fs::File::open(root.join("d"))?;
     mknodat(CWD, root.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
 
     let stop = AtomicBool::new(false);
@@ -86,7 +91,8 @@ pub fn swaps() -> Result<(), Failed> {
         while !stop.load(Ordering::Relaxed) {
             n += 1;
             let name = format!("f{}", n % 7);
-            let path = if n.is_multiple_of(3) { root.join("d").join(&name) } else { root.join(&name) };
+            let (dir, path) =
+                if n.is_multiple_of(3) { (inside.as_fd(), name.into()) } else { (CWD, root.join(&name)) };
             let new = root.join(format!(".new{seed}"));
             let _left = fs::remove_file(&new);
             let _made = match n % 5 {
@@ -100,9 +106,9 @@ pub fn swaps() -> Result<(), Failed> {
                     mknodat(CWD, &new, FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(240, 7))
                         .map_err(io::Error::from)
                 }
-                _ => fs::rename(&path, &new),
+                _ => renameat(dir, &path, CWD, &new).map_err(io::Error::from),
             };
-            let _moved = fs::rename(&new, &path);
+            let _moved = renameat(CWD, &new, dir, &path);
             if n.is_multiple_of(11) {
                 // The directory becomes a link to one outside, and a directory again.
                 let _ = fs::rename(root.join("d"), root.join("moved"));

@@ -177,6 +177,12 @@ fn an_unknown_type_or_foreign_mounts_are_left_to_other_differs_untouched() {
     let mut foreign = fixture.request("1", GZIP, &digest, 0);
     foreign.mounts[0].source = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/1/fs".into();
     assert_eq!(applier.apply(&call(), &foreign).unwrap_err().kind(), Kind::NotImplemented);
+    // The next differ may be containerd's EROFS differ, which crashes on a list without mounts.
+    for media_type in [GZIP, NATIVE, "application/vnd.oci.image.layer.v1.tar+lz4"] {
+        let nowhere = Request { mounts: Vec::new(), ..fixture.request("1", media_type, &digest, 0) };
+        let error = applier.apply(&call(), &nowhere).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "mount.empty"), "{media_type}");
+    }
     assert!(fixture.left_behind().is_empty());
 }
 

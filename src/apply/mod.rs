@@ -27,7 +27,7 @@ use crate::{
     error::{Classify, Error, Kind, Result},
     media_type::LayerType,
     pipeline::{BlobError, StageTimes, stage},
-    snapshot::{LAYER_NAME, Mount, Roots, SnapshotDir},
+    snapshot::{LAYER_NAME, Mount, MountError, Roots, SnapshotDir},
     store::ContentStore,
 };
 
@@ -184,7 +184,11 @@ impl Apply for Applier {
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
         let Descriptor { digest, media_type, .. } = &request.diff;
         let layer = |error: Error| error.context(format!("apply {digest} ({media_type})"));
-        // Up to here and including the directory, nothing has been read or created.
+        // Up to here and including the directory, nothing has been read or created. Without mounts no other differ
+        // may be asked, whatever the type: containerd's EROFS differ takes the first mount of none, and crashes.
+        if request.mounts.is_empty() {
+            return Err(layer(MountError::Empty.into()));
+        }
         let kind = LayerType::of(media_type).ok_or_else(|| ApplyError::MediaType(media_type.clone()));
         let kind = kind.map_err(|error| layer(error.into()))?;
         let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;

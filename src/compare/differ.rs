@@ -202,6 +202,36 @@ mod tests {
         assert!(fixture.store.ingests().is_empty());
     }
 
+    #[test]
+    fn a_side_without_mounts_is_an_empty_tree() {
+        let fixture = fixture(|store| Arc::new(store));
+        let names = |left: &[Mount], right: &[Mount]| {
+            let mut request = fixture.request("application/vnd.oci.image.layer.v1.tar");
+            (request.left, request.right) = (left.to_vec(), right.to_vec());
+            let Compared { descriptor, stats } = fixture.differ.compare(&call(), &request).unwrap();
+            let bytes = fixture.store.bytes(&descriptor.digest).unwrap();
+            let mut archive = ::tar::Archive::new(&bytes[..]);
+            let name = |entry: std::io::Result<::tar::Entry<'_, _>>| {
+                String::from_utf8(entry.unwrap().path_bytes().into_owned()).unwrap()
+            };
+            let names: Vec<_> = archive.entries().unwrap().map(name).collect();
+            assert_eq!(stats.contents.entries, names.len() as u64);
+            (names, bytes)
+        };
+        let Request { left: nothing, right: image, .. } = fixture.request("");
+        let (whole, bytes) = names(&[], &image);
+        assert!(!whole.is_empty() && whole.iter().all(|name| !name.contains(".wh.")), "{whole:?}");
+        assert_eq!(bytes, names(&nothing, &image).1, "as with a view of nothing");
+
+        let (gone, bytes) = names(&image, &[]);
+        let top: std::collections::BTreeSet<_> =
+            whole.iter().filter_map(|name| name.split('/').next()).filter(|name| !name.is_empty()).collect();
+        assert_eq!(gone, top.iter().map(|name| format!(".wh.{name}")).collect::<Vec<_>>());
+        assert_eq!(bytes, names(&image, &nothing).1, "as with a view of nothing");
+
+        assert_eq!(names(&[], &[]).1[..], [0; 1024], "an archive without entries");
+    }
+
     /// A store that is not to be asked for anything.
     struct Untouched;
 
@@ -226,12 +256,14 @@ mod tests {
         assert_eq!((kind, reason), (Kind::NotImplemented, "diff.media-type"));
         assert_eq!(message, "diff: this differ does not write layers of type \"x/y\"");
         request.media_type.clear();
+        let elsewhere = vec![Mount { kind: "bind".into(), source: "/other/fs".into(), ..Mount::default() }];
+        (request.left, request.right) = (elsewhere.clone(), elsewhere);
         let (kind, reason, message) = refused(&request);
-        assert_eq!((kind, reason), (Kind::NotImplemented, "mount.empty"));
+        assert_eq!((kind, reason), (Kind::NotImplemented, "mount.outside-root"));
         assert!(message.starts_with("diff (application/vnd.oci.image.layer.v1.tar+gzip): the older side: "));
         request.left = left;
         let (_, reason, message) = refused(&request);
-        assert!(reason == "mount.empty" && message.contains("the newer side"), "{message}");
+        assert!(reason == "mount.outside-root" && message.contains("the newer side"), "{message}");
         request.right = right;
         let (_, reason, message) = refused(&request);
         assert!(reason == "store.label" && message.contains("snapshots/2/layer.erofs"), "{message}");

@@ -10,8 +10,8 @@ use crate::{
 /// Why a mount list does not lead to a snapshot directory.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// No mounts at all.
-    #[error("the request has no mounts")]
+    /// No mounts, where a snapshot is to be written to.
+    #[error("the request has no mounts, so there is no snapshot to apply the layer to")]
     Empty,
     /// More than any snapshotter sends.
     #[error(
@@ -120,12 +120,11 @@ pub enum MountError {
 impl Classify for MountError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Empty
-            | Self::Type(_)
-            | Self::Form(_)
-            | Self::Outside(_)
-            | Self::UnknownOption(_)
-            | Self::NoMarker(_) => Kind::NotImplemented,
+            // Not for the next differ: containerd's EROFS differ looks at the first mount without counting them.
+            Self::Empty => Kind::Malformed,
+            Self::Type(_) | Self::Form(_) | Self::Outside(_) | Self::UnknownOption(_) | Self::NoMarker(_) => {
+                Kind::NotImplemented
+            }
             Self::TooLarge { .. } => Kind::Exhausted,
             Self::Path { .. }
             | Self::Foreign(_)

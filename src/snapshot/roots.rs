@@ -130,7 +130,8 @@ impl Roots {
     /// Finds the one snapshot directory that `mounts` mean, and opens it.
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours; until the path has been found to
-    /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk.
+    /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk. An empty
+    /// list is an error that no other differ could answer better.
     pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
         let claim = claim(mounts)?;
         let (root, spelling, id) = locate(&self.roots, claim.path, claim.leaves)?;

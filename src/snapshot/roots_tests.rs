@@ -161,7 +161,6 @@ fn lists_that_are_not_ours_are_left_to_the_next_differ() {
     let fixture = fixture();
     fs::remove_file(fixture.snapshot("3").join(".erofslayer")).unwrap();
     for (list, reason) in [
-        ("", "mount.empty"),
         ("bind /var/lib/other/snapshots/1/fs [rw rbind]", "mount.outside-root"),
         (
             "overlay overlay [workdir=/o/1/work upperdir=/o/1/fs lowerdir=/o/2/fs index=off]",
@@ -192,6 +191,12 @@ fn lists_that_are_not_ours_are_left_to_the_next_differ() {
         let error = fixture.resolve(list).unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, reason), "{list}: {error}");
     }
+}
+
+#[test]
+fn a_list_without_mounts_is_no_matter_of_the_next_differ() {
+    let error = fixture().resolve("").unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "mount.empty"), "{error}");
 }
 
 #[test]

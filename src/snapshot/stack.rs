@@ -20,7 +20,7 @@ use crate::sys::{
     dir::{Dir, Status, status},
 };
 
-/// The layers of one snapshot, the newest first. Empty for a view of nothing.
+/// The layers of one snapshot, the newest first. Empty for a view of nothing, and for a list without mounts.
 #[derive(Debug, Default)]
 pub struct Stack {
     /// Newest first.
@@ -73,12 +73,16 @@ const LAYER_NAME: &str = "layer.erofs";
 const BLOCK_NAME: &str = "rwlayer.img";
 
 impl Roots {
-    /// Opens the layers that `mounts` stack, the newest first, for reading.
+    /// Opens the layers that `mounts` stack, the newest first, for reading. No mounts are a stack without layers.
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
     /// Where the newest layer lies is decided before anything is looked at on disk. Whoever reads the
     /// directories needs a [`Raised`] of his own, and whoever reads ext4 images a [`Stack::watch`].
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
+        // BuildKit sends no mounts for the parent of a base layer, and for nothing as the newer side.
+        if mounts.is_empty() {
+            return Ok(Stack::default());
+        }
         let plan = plan(mounts)?;
         let [top, ..] = plan.items.as_slice() else {
             return Err(MountError::Form("a list without layers"));

@@ -170,6 +170,7 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
         ),
         ("2.1: view of nothing", "bind R/snapshots/7/fs [ro rbind]", ""),
         ("2.2: view of nothing, without a marker", "bind R/snapshots/6/fs [ro rbind]", ""),
+        ("BuildKit: no mounts for nothing", "", ""),
         ("a view that holds a layer as a directory", "bind R/snapshots/8/fs [ro rbind]", "8/fs"),
         ("the same with an image beside the directory", "bind R/snapshots/1/fs [ro rbind]", "1/erofs"),
         (

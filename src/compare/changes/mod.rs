@@ -62,7 +62,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RootEntry {
     /// When its owner, permissions or attributes differ. Its time alone is no reason: it changes with
-    /// every file in it. A stack without layers has a root of owner 0:0 and mode 0755.
+    /// every file in it. An older stack without layers has a root of owner 0:0 and mode 0755, a newer one none.
     #[default]
     WhenChanged,
     /// Always: for an image, whose root has to have attributes.

@@ -391,6 +391,14 @@ fn the_root_is_told_when_more_than_its_time_changed_or_when_asked_for() {
     assert_eq!(recorded.text(), "dir \n");
 }
 
+/// Containerd's walking differ has no entry for the root either.
+#[test]
+fn nothing_has_no_root_to_tell() {
+    let image = Entries::new().dir("").mode(0o700).owner(1, 2).file("f", "x").image();
+    let (recorded, _) = compare(&[&erofs(&image, 1)], &[], &Options::default()).unwrap();
+    assert_eq!(recorded.text(), "mark .wh.f\n");
+}
+
 #[test]
 fn what_was_told_is_counted() {
     let lower = Entries::new().dir("d").file("d/f", "x").dir("o").file("o/f", "x").file("w", "");

@@ -144,7 +144,8 @@ impl<'a> Walk<'a> {
             let Attributes { mode, uid, gid, mtime: _ } = attributes(root);
             (mode, uid, gid, filter.kept(&root.xattrs))
         };
-        let changed = shown(&lower) != shown(&upper);
+        // Nothing has no root: one is made up for it only where there has to be one.
+        let changed = !upper.parts.is_empty() && shown(&lower) != shown(&upper);
         if changed || examiner.options.root == RootEntry::Always {
             let attributes = examiner.lowered(attributes(&upper));
             let xattrs = filter.kept(&upper.xattrs);

@@ -59,8 +59,8 @@ fn a_file_and_a_pipe_give_the_same_image_and_the_same_digests() {
             assert!(done.status.success(), "{done:?}");
             let result: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
             assert_eq!(result["media_type"], "application/vnd.oci.image.layer.v1.tar");
-            assert_eq!(result["digest"], Digest::sha256(&tar).to_string());
-            assert_eq!(result["size_bytes"], tar.len());
+            assert_eq!(result["diff_id"], Digest::sha256(&tar).to_string());
+            assert_eq!(result["uncompressed_bytes"], tar.len());
             assert_eq!(result["blob_digest"], Digest::sha256(&blob).to_string());
             assert_eq!(result["blob_bytes"], blob.len());
             assert_eq!(result["nodes"], 5);
@@ -85,7 +85,7 @@ fn an_image_is_recognised_by_its_bytes_and_published_as_it_is() {
             assert!(done.status.success(), "{done:?}");
             let result: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
             assert_eq!(result["media_type"], "application/vnd.erofs.layer.v1");
-            assert_eq!(result["digest"], Digest::sha256(&image).to_string());
+            assert_eq!(result["diff_id"], Digest::sha256(&image).to_string());
             assert!(fs::read(&out).unwrap() == image);
         }
     }
@@ -104,7 +104,6 @@ fn a_refused_layer_leaves_the_old_file_and_says_why() {
         for (more, input, reason) in [
             (&[][..], &blob[..blob.len() - 1], "codec.gzip.truncated"),
             (&["--digest", &other], &blob, "blob.digest"),
-            (&["--media-type", "application/x-unknown"], &blob, "apply.media-type"),
             (&["--media-type", "application/vnd.erofs.layer.v1"], &blob, "erofs.superblock.magic"),
         ] {
             let done = plywood(&[&["-", "-o", text(&out)], more].concat(), input);
@@ -131,4 +130,130 @@ fn block_size_and_inline_limit_change_the_image_and_the_summary_is_for_people() 
     };
     assert!(size(&["--block-size", "512"]) < size(&["--inline-limit", "0", "--sync"]));
     assert_eq!(plywood(&["-", "-o", text(&out), "--block-size", "5"], &[]).status.code(), Some(2));
+}
+
+/// Runs `plywood apply - -o OUT` with more arguments; its exit code and what it said, and that nothing was left.
+fn refused(more: &[&str], input: &[u8]) -> (Option<i32>, String) {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out.erofs");
+    let done = plywood(&[&["-", "-o", text(&out)], more].concat(), input);
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "{done:?}");
+    (done.status.code(), String::from_utf8(done.stderr).unwrap())
+}
+
+#[test]
+fn an_empty_input_is_a_failed_download_unless_its_digest_is_asked_for() {
+    let empty_frame = zstd::bulk::compress(&[], 1).unwrap();
+    for input in [Vec::new(), gzip(&[]), empty_frame] {
+        for more in [&[][..], &["--media-type", "application/vnd.oci.image.layer.v1.tar+gzip"]] {
+            let (code, message) = refused(more, &input);
+            assert_eq!(code, Some(1), "{message}");
+            assert!(message.trim_end().ends_with("[apply.empty]"), "{message}");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out.erofs");
+        let digest = Digest::sha256(&input).to_string();
+        assert!(plywood(&["-", "-o", text(&out), "--digest", &digest], &input).status.success());
+        assert!(out.exists());
+    }
+    // A gzip member that is cut short is not an empty one.
+    let (_, message) = refused(&[], &gzip(&[])[..12]);
+    assert!(message.contains("[codec.gzip.truncated]"), "{message}");
+}
+
+#[test]
+fn an_image_is_not_written_to_standard_output() {
+    let scratch = tempfile::tempdir().unwrap();
+    let done = Command::new(env!("CARGO_BIN_EXE_plywood"))
+        .args(["apply", "layer", "-o", "-"])
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(2), "{done:?}");
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "no file called \"-\"");
+    assert!(String::from_utf8(done.stderr).unwrap().contains("-o -: an image cannot be written to a pipe"));
+}
+
+#[test]
+fn an_archive_of_a_whole_image_is_no_layer() {
+    let digest = Digest::sha256(b"x");
+    let hex = digest.hex();
+    let packed = |names: &[&str]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        for name in names {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(2);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, &b"{}"[..]).unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    let blob = format!("blobs/sha256/{hex}");
+    let (config, layer) = (format!("{hex}.json"), format!("{hex}/layer.tar"));
+    for names in [
+        &["oci-layout", "index.json"][..],
+        &["./oci-layout"],
+        &[&blob, "index.json", "manifest.json"],
+        &["repositories", &layer],
+        &[&config],
+    ] {
+        let archive = packed(names);
+        for input in [archive.clone(), gzip(&archive)] {
+            let (code, message) = refused(&[], &input);
+            assert!(code == Some(1) && message.contains("[apply.image-archive]"), "{names:?}: {message}");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out.erofs");
+        let meant = ["--media-type", "application/vnd.oci.image.layer.v1.tar"];
+        assert!(plywood(&[&["-", "-o", text(&out)], &meant[..]].concat(), &archive).status.success());
+    }
+    for names in [&["index.json", "manifest.json", "blobs/x"][..], &["srv/oci-layout"], &["app.json"]] {
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out.erofs");
+        assert!(plywood(&["-", "-o", text(&out)], &packed(names)).status.success(), "{names:?}");
+    }
+}
+
+#[test]
+fn another_compression_is_named() {
+    for (input, name) in [
+        (
+            &b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46\0\0\0\0\x1c\xdfDJ\x1f\xb6\xf3\x7d\x01\0\0\0\0\x04YZ"[..],
+            "an xz stream",
+        ),
+        (b"BZh91AY&SY", "a bzip2 stream"),
+        (b"\x04\x22\x4d\x18", "an lz4 stream"),
+        (b"PK\x03\x04", "a zip archive"),
+    ] {
+        for input in [input.to_vec(), [input, &[7; 2000]].concat()] {
+            let (code, message) = refused(&[], &input);
+            let want = format!(
+                "this is no tar archive but {name}; layers are read as tar, gzip or zstd [tar.foreign]"
+            );
+            assert!(code == Some(1) && message.contains(&want), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_failure_for_programs_is_json_with_kind_reason_and_message() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out.erofs");
+    let done = plywood(&["-", "-o", text(&out), "--json"], b"no archive");
+    assert_eq!(done.status.code(), Some(1));
+    let value: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(value["error"]["kind"], "invalid_argument");
+    assert_eq!(value["error"]["reason"], "tar.truncated.header");
+    let message = value["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("apply - to "), "{message}");
+    assert_eq!(
+        String::from_utf8(done.stderr).unwrap(),
+        format!("plywood: {message} [tar.truncated.header]\n")
+    );
+}
+
+#[test]
+fn an_unknown_media_type_is_wrong_usage() {
+    let (code, message) = refused(&["--media-type", "application/x-unknown"], &archive());
+    assert!(code == Some(2) && message.contains("not the media type of a layer"), "{message}");
 }

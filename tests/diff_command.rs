@@ -127,8 +127,8 @@ fn the_ending_or_the_option_says_what_is_written_and_the_report_is_true() {
             _ => plain.clone_from(&blob),
         }
         assert_eq!(report["media_type"], media_type, "{name}");
-        assert_eq!(report["digest"], Digest::sha256(&blob).to_string(), "{name}");
-        assert_eq!(report["size_bytes"], blob.len());
+        assert_eq!(report["blob_digest"], Digest::sha256(&blob).to_string(), "{name}");
+        assert_eq!(report["blob_bytes"], blob.len());
         assert_eq!(report["diff_id"], Digest::sha256(&plain).to_string());
         assert_eq!(report["uncompressed_bytes"], plain.len());
         assert_eq!((&report["whiteouts"], &report["sockets"]), (&1.into(), &0.into()), "{report}");
@@ -206,10 +206,10 @@ fn equal_inputs_give_equal_bytes_on_any_number_of_threads() {
         }
     }
     // Levels are another matter.
-    let size = |level| report(dir, &["none", "new", "-o", "x.tgz", "--level", level])["size_bytes"].as_u64();
+    let size = |level| report(dir, &["none", "new", "-o", "x.tgz", "--level", level])["blob_bytes"].as_u64();
     assert!(size("1") > size("9"));
     let size =
-        |level| report(dir, &["none", "new", "-o", "x.tar.zst", "--level", level])["size_bytes"].as_u64();
+        |level| report(dir, &["none", "new", "-o", "x.tar.zst", "--level", level])["blob_bytes"].as_u64();
     assert!(size("1") > size("19"));
 }
 
@@ -303,14 +303,14 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
     for (arguments, code, want) in [
         (&["old", "absent", "-o", "x.tar"][..], 1, "the newer side: layer absent: "),
         (&["old", "layer.tar", "-o", "x.tar"], 1, "[diff.layer]"),
-        (&["old:", "new", "-o", "x.tar"], 1, "an empty name"),
-        (&["old", "new", "-o", "x"], 1, "--type"),
-        (&["old", "new", "-o", "x.tar.gz", "--level", "10"], 1, "[codec.level]"),
-        (&["old", "new", "-o", "x.tar", "--level", "1"], 1, "tar is not compressed [diff.usage]"),
-        (&["old", "new", "-o", "x.tar", "--device", "old"], 1, "--device: no image"),
-        (&["old", "new", "-o", "x.tar", "--xattr", "a*b"], 1, "a*b"),
+        (&["old:", "new", "-o", "x.tar"], 2, "an empty name"),
+        (&["old", "new", "-o", "x"], 2, "--type"),
+        (&["old", "new", "-o", "x.tar.gz", "--level", "10"], 2, "--level: "),
+        (&["old", "new", "-o", "x.tar", "--level", "1"], 2, "tar is not compressed [cli.usage]"),
+        (&["old", "new", "-o", "x.tar", "--device", "old"], 2, "--device: no image"),
+        (&["old", "new", "-o", "x.tar", "--xattr", "a*b"], 2, "a*b"),
         (&["old", "new", "-o", "absent/x.tar"], 1, "[snapshot.io]"),
-        (&["old", "new", "-o", "old"], 1, "--type"),
+        (&["old", "new", "-o", "old"], 2, "--type"),
         (&["old", "new", "-o", "old", "-t", "tar"], 1, "[snapshot.occupied]"),
         (&["old", "new", "-o", "x", "-t", "zip"], 2, "neither tar"),
         (&["old", "new"], 2, "--output"),
@@ -323,6 +323,21 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
         assert!(done.stdout.is_empty());
     }
     assert_eq!(listing(dir), before);
+}
+
+#[test]
+fn a_failure_for_programs_is_json_where_the_report_would_be() {
+    let scratch = trees();
+    for (output, to_stderr) in [("x.tar", false), ("-", true)] {
+        let done = diff(scratch.path(), &["old", "absent", "-t", "tar", "-o", output, "--json"]);
+        assert_eq!(done.status.code(), Some(1));
+        let report = if to_stderr { &done.stderr } else { &done.stdout };
+        let value: serde_json::Value = serde_json::from_slice(report).unwrap();
+        assert_eq!(value["error"]["kind"], "not_found");
+        assert_eq!(value["error"]["reason"], "diff.input");
+        assert!(value["error"]["message"].as_str().unwrap().contains("layer absent"));
+        assert_eq!(to_stderr, done.stdout.is_empty());
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn results_for_machines_are_json() {
     assert_eq!(output.status.code(), Some(1));
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
     assert_eq!(value[0]["sound"], false);
-    assert_eq!(value[0]["reason"], "erofs.compressed");
+    assert_eq!(value[0]["error"]["reason"], "erofs.compressed");
     assert_eq!(value[1]["sound"], true);
     assert_eq!(value[1]["inodes"], 12);
 }
@@ -58,8 +58,8 @@ fn results_for_machines_are_json() {
 fn another_kind_of_file_is_named() {
     let dir = tempfile::tempdir().expect("a scratch directory");
     for (bytes, want) in [
-        (&b"\x1f\x8b\x08\0"[..], "a gzip stream; `plywood apply` makes an image"),
-        (b"\x28\xb5\x2f\xfd", "a zstd stream; `plywood apply` makes an image"),
+        (&b"\x1f\x8b\x08\0"[..], "a gzip stream; `plywood apply` makes an image of a layer"),
+        (b"\x28\xb5\x2f\xfd", "a zstd stream; `plywood apply` makes an image of a layer"),
         (&[&[b'a'; 257][..], b"ustar\0", &[0; 2000]].concat(), "a tar archive; `plywood apply`"),
         (&[&[0; 1080][..], &[0x53, 0xef], &[0; 2000]].concat(), "an ext2, ext3 or ext4 image"),
         (b"hsqs", "a SquashFS image"),

@@ -112,7 +112,7 @@ fn json() {
         assert!(drawn.contains("B/s") && left.is_empty(), "{shown:?}");
         let report: serde_json::Value =
             serde_json::from_slice(&fs::read(dir.join("report")).unwrap()).unwrap();
-        assert!(report["digest"].as_str().unwrap().starts_with("sha256:"));
+        assert!(report["blob_digest"].as_str().unwrap().starts_with("sha256:"));
     }
     // On the terminal itself it comes when the bar is gone.
     let shown = success(dir, r#""$PLYWOOD" diff --user-xattr none tree -o x.tar.gz --json"#);

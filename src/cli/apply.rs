@@ -11,12 +11,15 @@ use serde_json::json;
 
 use super::{output, report};
 use crate::{
-    apply::{Applied, ApplyError, Converter, Layer, Options},
+    apply::{Applied, Converter, Layer, Options},
     call::Cancel,
     codec::Coding,
     digest::Digest,
-    error::{Error, Kind, Result},
-    format::erofs::{BlockBits, superblock::Superblock},
+    error::{Error, Kind, Quoted, Result},
+    format::{
+        erofs::{BlockBits, superblock::Superblock},
+        tar::{Event, Parser},
+    },
     media_type::{LayerType, OCI_LAYER_TAR},
     pipeline::Progress,
     snapshot::{Durability, LayerFile},
@@ -25,6 +28,8 @@ use crate::{
 /// As many bytes of the layer as are looked at to find out what it is: enough for the first block of a
 /// zstd frame.
 const PREFIX_LEN: u64 = 256 << 10;
+/// As many of its uncompressed bytes: enough for the first names of an archive.
+const PLAIN_LEN: usize = 256 << 10;
 /// Where an image's superblock begins, in bytes.
 const SUPERBLOCK_AT: usize = 1024;
 
@@ -36,9 +41,9 @@ pub struct Arguments {
     /// Where the image goes; an existing file is replaced once the new one is complete
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What the layer is; without, its bytes tell
-    #[arg(long, value_name = "TYPE")]
-    pub media_type: Option<String>,
+    /// Media type of the layer [default: found out from its bytes]
+    #[arg(long, value_name = "TYPE", value_parser = layer_type)]
+    pub media_type: Option<LayerType>,
     /// Refuse the layer unless its bytes, as they come, have this digest
     #[arg(long, value_name = "ALGORITHM:HEX")]
     pub digest: Option<Digest>,
@@ -54,6 +59,10 @@ pub struct Arguments {
     /// Print the result as a JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+fn layer_type(text: &str) -> Result<LayerType, String> {
+    LayerType::of(text).ok_or_else(|| "not the media type of a layer that can be applied".to_owned())
 }
 
 fn block_bits(text: &str) -> Result<BlockBits, String> {
@@ -76,17 +85,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn apply(arguments: &Arguments) -> Result<Applied> {
-    let named = arguments
-        .media_type
-        .as_ref()
-        .map(|name| LayerType::of(name).ok_or_else(|| Error::from(ApplyError::MediaType(name.clone()))));
-    let named = named.transpose()?;
+    if arguments.output.as_os_str() == "-" {
+        // Blocks of an image are written out of order, and read back at the end.
+        return Err(output::usage("-o -: an image cannot be written to a pipe, only to a file"));
+    }
     let Opened { mut input, file, size_bytes } = open(&arguments.layer)?;
     let mut prefix = Vec::new();
     input.by_ref().take(PREFIX_LEN).read_to_end(&mut prefix).map_err(unreadable)?;
-    let kind = match named {
+    let head = Head::of(&prefix);
+    if head.is_whole && head.plain.is_empty() && arguments.digest.is_none() {
+        return Err(Error::new(Kind::Malformed, "apply.empty", EMPTY));
+    }
+    let kind = match arguments.media_type {
         Some(kind) => kind,
-        None => detect(&prefix),
+        None => head.detect()?,
     };
     let image = LayerFile::beside(&arguments.output)?;
     let converter = Converter::new(Options {
@@ -139,46 +151,103 @@ fn unreadable(error: io::Error) -> Error {
     Error::from_io(error, kind, "apply.input")
 }
 
-/// What a layer that starts with `prefix` is: an EROFS image when there is a superblock, plain or in zstd
-/// frames, else a tar archive.
-fn detect(prefix: &[u8]) -> LayerType {
-    let is_image = |bytes: &[u8]| {
-        bytes.get(SUPERBLOCK_AT..).is_some_and(|at| at.starts_with(&Superblock::MAGIC.to_le_bytes()))
-    };
-    let media_type = match Coding::detect(prefix) {
-        Coding::Plain if is_image(prefix) => "application/vnd.erofs.layer.v1",
-        Coding::Zstd if is_image(&unwrapped(prefix)) => "application/vnd.erofs.layer.v1+zstd",
-        Coding::Plain | Coding::Gzip | Coding::Zstd => OCI_LAYER_TAR,
-    };
-    LayerType::of(media_type).unwrap_or(LayerType::Tar)
+/// An empty layer is legal, but a command in front of the pipe that failed is far more likely.
+const EMPTY: &str =
+    "the input is empty, as after a failed download; with --digest an empty layer is accepted";
+
+/// The beginning of a layer.
+struct Head {
+    coding: Coding,
+    /// The first uncompressed bytes; fewer if the stream is damaged.
+    plain: Vec<u8>,
+    /// The stream ends here, and ends well.
+    is_whole: bool,
 }
 
-/// The first plain bytes of a zstd stream, as many as a superblock needs; fewer if it is damaged.
-fn unwrapped(prefix: &[u8]) -> Vec<u8> {
-    let mut plain = vec![0; SUPERBLOCK_AT + Superblock::LEN];
-    let mut filled = 0;
-    if let Ok(mut decoder) = Coding::Zstd.decoder(Options::default().limits.zstd_window_bytes) {
-        let mut input = prefix;
-        while let Some(space) = plain.get_mut(filled..).filter(|space| !space.is_empty()) {
-            match decoder.decode(&mut input, space) {
-                Ok(0) if input.is_empty() => break,
-                Ok(bytes) => filled += bytes,
-                Err(_damaged) => break,
+impl Head {
+    /// Decompresses `prefix`, which holds the whole stream if it is shorter than [`PREFIX_LEN`].
+    fn of(prefix: &[u8]) -> Self {
+        let coding = Coding::detect(prefix);
+        let mut head = Self { coding, plain: vec![0; PLAIN_LEN], is_whole: false };
+        let (mut input, mut filled) = (prefix, 0);
+        if let Ok(mut decoder) = coding.decoder(Options::default().limits.zstd_window_bytes) {
+            while let Some(space) = head.plain.get_mut(filled..).filter(|space| !space.is_empty()) {
+                match decoder.decode(&mut input, space) {
+                    Ok(0) if input.is_empty() => {
+                        let is_all = u64::try_from(prefix.len()).is_ok_and(|len| len < PREFIX_LEN);
+                        head.is_whole = is_all && decoder.finish().is_ok();
+                        break;
+                    }
+                    Ok(bytes) => filled += bytes,
+                    Err(_damaged) => break,
+                }
             }
         }
+        head.plain.truncate(filled);
+        head
     }
-    plain.truncate(filled);
-    plain
+
+    /// Finds out what the layer is: an EROFS image when there is a superblock, plain or in zstd frames, else
+    /// a tar archive. Errors: the archive holds an image with its layers, and so is none.
+    fn detect(&self) -> Result<LayerType> {
+        let superblock = self.plain.get(SUPERBLOCK_AT..);
+        let is_image = superblock.is_some_and(|at| at.starts_with(&Superblock::MAGIC.to_le_bytes()));
+        let media_type = match self.coding {
+            Coding::Plain if is_image => "application/vnd.erofs.layer.v1",
+            Coding::Zstd if is_image => "application/vnd.erofs.layer.v1+zstd",
+            Coding::Plain | Coding::Gzip | Coding::Zstd => OCI_LAYER_TAR,
+        };
+        if media_type == OCI_LAYER_TAR
+            && let Some(name) = self.part_of_an_image()
+        {
+            let message = format!(
+                "this is an archive of a whole image (it holds {}), not a layer; unpack it and apply the layers \
+                 in it, or take it as a layer with --media-type {OCI_LAYER_TAR}",
+                Quoted(&name),
+            );
+            return Err(Error::new(Kind::Malformed, "apply.image-archive", message));
+        }
+        Ok(LayerType::of(media_type).unwrap_or(LayerType::Tar))
+    }
+
+    /// The first name in the archive that belongs to an OCI layout or to what `docker save` writes.
+    fn part_of_an_image(&self) -> Option<Vec<u8>> {
+        let mut parser = Parser::new();
+        let mut input = self.plain.as_slice();
+        while let Ok(Some(event)) = parser.next(&mut input) {
+            if let Event::Entry(entry) = event
+                && is_part_of_an_image(&entry.path)
+            {
+                return Some(entry.path);
+            }
+        }
+        None
+    }
+}
+
+/// `oci-layout`, `blobs/sha256/HEX`, or an older docker's `HEX/layer.tar` and `HEX.json`.
+///
+/// Source: OCI image specification, image-layout.md; Docker image specification v1.2.
+fn is_part_of_an_image(path: &[u8]) -> bool {
+    let is_hex = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Ok(path) = std::str::from_utf8(path) else { return false };
+    match path.trim_start_matches("./").split('/').collect::<Vec<_>>()[..] {
+        ["oci-layout"] => true,
+        [name] => name.strip_suffix(".json").is_some_and(is_hex),
+        [id, "layer.tar"] => is_hex(id),
+        ["blobs", "sha256", hex] => is_hex(hex),
+        _ => false,
+    }
 }
 
 fn as_json(applied: &Applied) -> serde_json::Value {
     let stats = &applied.stats;
     json!({
         "media_type": applied.media_type,
-        "digest": applied.digest.to_string(),
-        "size_bytes": applied.size_bytes,
+        "diff_id": applied.digest.to_string(),
         "blob_digest": stats.blob.to_string(),
         "blob_bytes": stats.blob_bytes,
+        "uncompressed_bytes": applied.size_bytes,
         "coding": stats.coding.as_str(),
         "image_bytes": stats.image_bytes,
         "nodes": stats.contents.nodes,
@@ -223,6 +292,7 @@ mod tests {
         image[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
         let wrapped = zstd::bulk::compress(&image, 3).unwrap();
         let archive = zstd::bulk::compress(&[0; 4096], 3).unwrap();
+        let detect = |bytes: &[u8]| Head::of(bytes).detect().unwrap();
         let erofs = |zstd| matches!(detect(if zstd { &wrapped } else { &image }), LayerType::NativeErofs { zstd: found, .. } if found == zstd);
         assert!(erofs(false) && erofs(true));
         for bytes in [&[][..], &image[..1026], &archive, &wrapped[..20], &[0x1f, 0x8b, 8], b"etc/passwd"] {

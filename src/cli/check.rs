@@ -112,8 +112,7 @@ fn as_json(path: &Path, result: &Result<Report>) -> Value {
         Err(error) => json!({
             "image": path,
             "sound": false,
-            "reason": error.reason(),
-            "message": error.to_string(),
+            "error": output::error_as_json(error),
         }),
         Ok(report) => json!({
             "image": path,

@@ -12,7 +12,8 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
 use super::{
-    output, report,
+    output::{self, usage},
+    report,
     stack::{Reading, Spelled},
 };
 use crate::{
@@ -156,7 +157,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn is_standard_output(path: &Path) -> bool {
+/// The layer goes to standard output, and the report to standard error.
+pub fn is_standard_output(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
@@ -169,7 +171,6 @@ struct Written {
 
 fn diff(arguments: &Arguments) -> Result<Written> {
     let started = Instant::now();
-    let usage = |message: &str| Error::new(Kind::Malformed, "diff.usage", message);
     let to_standard_output = is_standard_output(&arguments.output);
     let form = arguments.form.or_else(|| form_of_name(&arguments.output)).ok_or_else(|| {
         usage(
@@ -182,14 +183,16 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     }
     let compression = match arguments.level {
         Some(_) if form.coding == Coding::Plain => {
-            return Err(usage(&format!("--level: {} is not compressed", form.media_type)));
+            return Err(usage(format!("--level: {} is not compressed", form.media_type)));
         }
-        Some(level) => Compression::at_level(form.coding, level)?,
+        Some(level) => {
+            Compression::at_level(form.coding, level).map_err(|error| usage(format!("--level: {error}")))?
+        }
         None => Compression::of(form.coding),
     };
     let xattrs = match arguments.xattrs.as_slice() {
         [] => XattrFilter::default(),
-        patterns => XattrFilter::new(patterns)?,
+        patterns => XattrFilter::new(patterns).map_err(|error| usage(format!("--xattr: {error}")))?,
     };
     // Whichever of the two it is; the other is not used.
     let options = Options {
@@ -205,7 +208,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
 
     let reading = Reading { devices: &arguments.devices, user_xattr: arguments.user_xattr };
     let open = |text, name: &str| {
-        let spelled = Spelled::parse(text).map_err(|problem| usage(&format!("{name}: {problem}")))?;
+        let spelled = Spelled::parse(text).map_err(|problem| usage(format!("{name}: {problem}")))?;
         spelled.open(reading).map_err(|error| error.context(name))
     };
     let lower = open(&arguments.lower, "the older side")?;
@@ -275,9 +278,9 @@ fn as_json(written: &Written) -> serde_json::Value {
     let Written { form, composed, total } = written;
     json!({
         "media_type": form.media_type,
-        "digest": composed.blob.to_string(),
-        "size_bytes": composed.blob_bytes,
         "diff_id": composed.diff_id.to_string(),
+        "blob_digest": composed.blob.to_string(),
+        "blob_bytes": composed.blob_bytes,
         "uncompressed_bytes": composed.uncompressed_bytes,
         "coding": form.coding.as_str(),
         "entries": composed.contents.entries,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{image, output};
 use crate::{
-    error::{Classify as _, Error, Kind, Result},
+    error::{Error, Kind, Result},
     format::erofs::{
         dump::{self, Entry, Fact},
         inode::{Data, Form},
@@ -117,7 +117,7 @@ fn entry_as_json(entry: &Entry) -> Value {
     let details = match &entry.inode {
         Ok(details) => details,
         Err(error) => {
-            return json!({ "path": path, "nid": nid, "reason": error.reason(), "error": error.to_string() });
+            return json!({ "path": path, "nid": nid, "error": output::format_error_as_json(error) });
         }
     };
     let inode = &details.node.inode;
@@ -151,7 +151,7 @@ fn entry_as_json(entry: &Entry) -> Value {
         "more_data": details.more_extents,
     });
     if let (Some(error), Some(object)) = (&details.data_error, value.as_object_mut()) {
-        object.insert("data_error".into(), error.to_string().into());
+        object.insert("data_error".into(), output::format_error_as_json(error));
     }
     if let (Some(target), Some(object)) = (&details.target, value.as_object_mut()) {
         object.insert("target".into(), text(target).into());

@@ -14,6 +14,7 @@ use crate::{
             reader::{Image, ReadError},
             superblock::SuperblockError,
         },
+        magic,
     },
 };
 
@@ -69,22 +70,14 @@ pub fn open(path: &Path, devices: &[PathBuf]) -> Result<Image<ImageFile>> {
     })
 }
 
-/// What a file that is no EROFS image looks like, by the bytes at its beginning.
-fn what_it_is(file: &ImageFile) -> Option<&'static str> {
+/// Names a file that is no EROFS image, and the command that reads it.
+fn what_it_is(file: &ImageFile) -> Option<String> {
     let starts = |offset: u64, magic: &[u8]| {
         let mut found = vec![0; magic.len()];
         file.read_exact_at(offset, &mut found).is_ok() && found == magic
     };
-    [
-        (0, &[0x1f, 0x8b][..], "a gzip stream; `plywood apply` makes an image of a compressed layer"),
-        (0, &[0x28, 0xb5, 0x2f, 0xfd], "a zstd stream; `plywood apply` makes an image of a compressed layer"),
-        (257, b"ustar", "a tar archive; `plywood apply` makes an image of it"),
-        (0, b"hsqs", "a SquashFS image"),
-        (1080, &[0x53, 0xef], "an ext2, ext3 or ext4 image"),
-        (0, b"XFSB", "an XFS image"),
-        (0, b"LSMT", "an overlaybd layer"),
-        (0, b"ZFile", "a compressed overlaybd layer"),
-    ]
-    .into_iter()
-    .find_map(|(offset, magic, what)| starts(offset, magic).then_some(what))
+    magic::recognise(starts).map(|found| match found.is_layer {
+        true => format!("{}; `plywood apply` makes an image of a layer", found.name),
+        false => found.name.to_owned(),
+    })
 }

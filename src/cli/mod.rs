@@ -20,6 +20,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::output::Json;
+
 /// Turns image layers into mountable EROFS blobs, for containerd and by hand.
 #[derive(Debug, Parser)]
 #[command(name = "plywood", version, max_term_width = 100, disable_help_subcommand = true)]
@@ -58,8 +60,24 @@ pub enum Command {
     Man(generate::Man),
 }
 
+impl Command {
+    /// Where a failure is reported as JSON. `check` reports each image itself.
+    fn json(&self) -> Json {
+        match self {
+            Self::Apply(apply::Arguments { json: true, .. })
+            | Self::Dump(dump::Arguments { json: true, .. }) => Json::Result,
+            Self::Diff(arguments) if arguments.json && diff::is_standard_output(&arguments.output) => {
+                Json::Note
+            }
+            Self::Diff(diff::Arguments { json: true, .. }) => Json::Result,
+            _ => Json::No,
+        }
+    }
+}
+
 /// Runs the command. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.
 pub fn run(arguments: Arguments) -> ExitCode {
+    let json = arguments.command.json();
     let done = match arguments.command {
         Command::Apply(arguments) => apply::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
@@ -73,8 +91,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::failure(&error);
-            ExitCode::FAILURE
+            output::failure(&error, json);
+            if error.reason() == output::USAGE { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

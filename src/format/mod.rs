@@ -5,6 +5,7 @@
 
 pub mod erofs;
 pub mod ext4;
+pub mod magic;
 mod record;
 pub mod tar;
 

@@ -78,6 +78,12 @@ pub enum Problem {
     /// Fewer than 512 bytes where a header begins.
     #[error("the archive ends within a header")]
     TruncatedHeader,
+    /// The first bytes are no header, but those of another format.
+    #[error("this is no tar archive but {what}; layers are read as tar, gzip or zstd")]
+    Foreign {
+        /// Its name, with an article.
+        what: &'static str,
+    },
     /// The data of an entry is incomplete.
     #[error("the archive ends {missing} bytes before the end of the entry's data")]
     TruncatedData {
@@ -282,6 +288,7 @@ impl Problem {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TruncatedHeader => "tar.truncated.header",
+            Self::Foreign { .. } => "tar.foreign",
             Self::TruncatedData { .. } => "tar.truncated.data",
             Self::TruncatedExtension { .. } => "tar.truncated.extension",
             Self::LoneZeroBlock => "tar.zero-block",

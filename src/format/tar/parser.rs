@@ -8,7 +8,10 @@ use super::{
     member::{Content, Extensions, Member},
     sparse::{self, MapReader, Plan},
 };
-use crate::tree::{Body, Entry, Extent};
+use crate::{
+    format::magic,
+    tree::{Body, Entry, Extent},
+};
 
 /// What the archive holds next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +169,9 @@ impl Parser {
         let problem = match &self.state {
             State::End => return Ok(()),
             State::Refused(error) => return Err(error.clone()),
-            State::Header | State::ZeroBlock if self.block_len > 0 => Problem::TruncatedHeader,
+            State::Header | State::ZeroBlock if self.block_len > 0 => {
+                self.foreign(self.block.get(..self.block_len).unwrap_or_default(), Problem::TruncatedHeader)
+            }
             State::Header | State::ZeroBlock | State::Padding { .. } => {
                 if !self.pending.any() {
                     return Ok(());
@@ -326,7 +331,7 @@ impl Parser {
             (_, true) => self.state = State::ZeroBlock,
             (_, false) => {
                 self.name.extend_from_slice(header::name(block));
-                let header = Header::decode(block)?;
+                let header = Header::decode(block).map_err(|problem| self.foreign(block, problem))?;
                 return match header.kind {
                     b'x' | b'g' | b'L' | b'K' => self.begin_extension(&header).map(|()| None),
                     _ => self.entry(&header),
@@ -334,6 +339,15 @@ impl Parser {
             }
         }
         Ok(None)
+    }
+
+    /// Says what the stream is where its very first block is no header. Go, GNU tar and Python read such a
+    /// stream only after they have decompressed it.
+    fn foreign(&self, block: &[u8], problem: Problem) -> Problem {
+        match magic::recognise_bytes(block) {
+            Some(found) if self.header_offset == 0 => Problem::Foreign { what: found.name },
+            _ => problem,
+        }
     }
 
     fn begin_extension(&mut self, header: &Header<'_>) -> Result<(), Problem> {

@@ -2,9 +2,11 @@
 # Unpacks programs from Debian's testing suite into a directory of its own.
 #
 #   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils: what demo and tests drive
+#   eval "$(integration/setup/tools.sh docker)" # besides those: dockerd, its client and buildx
 #   eval "$(integration/setup/tools.sh rust)"   # a Rust toolchain, for machines without one that is new enough
 #
-# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the second puts its own first on PATH.
+# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the second does the same, with its own in
+# $PLYWOOD_TOOLS/docker/bin; the third puts its own first on PATH.
 #
 # Nothing of the host is replaced: apt runs with a configuration, lists, cache and (empty) status file of its own,
 # packages are unpacked and not installed, and every program is patched to the loader and libraries unpacked beside
@@ -27,6 +29,8 @@ else
 fi
 
 SUITE=testing
+# Where docker's client has programs that it alone starts.
+PLUGINS=usr/libexec/docker/cli-plugins
 # LINKED: with the libraries they need. PLAIN: programs that need nothing beyond libc, which the others bring.
 # PROGRAMS: what is linked into bin/, and has to be there afterwards.
 set=${1:-daemons}
@@ -37,13 +41,20 @@ daemons)
     PROGRAMS="containerd containerd-shim-runc-v2 ctr runc docker-registry mkfs.erofs fsck.erofs dump.erofs oras jq zstd
         patchelf busybox"
     ;;
+docker)
+    # dockerd links libsystemd; what else its package asks for (iptables, an init) is of no use without a bridge.
+    LINKED="libsystemd0 patchelf"
+    PLAIN="docker.io docker-cli docker-buildx"
+    PROGRAMS="dockerd docker docker-buildx"
+    dir=$dir/docker
+    ;;
 rust)
     LINKED="rustc cargo rust-clippy rustfmt patchelf"
     PLAIN=
     PROGRAMS="rustc rustdoc cargo rustfmt cargo-fmt clippy-driver cargo-clippy"
     dir=$dir/rust
     ;;
-*) fail "$set is neither daemons nor rust" ;;
+*) fail "$set is none of daemons, docker and rust" ;;
 esac
 
 for program in apt-get apt-config dpkg dpkg-deb flock; do
@@ -56,6 +67,7 @@ dir=$(cd "$dir" && pwd -P)
 answer() {
     case $set in
     daemons) echo "export PLYWOOD_TOOLS='$dir'" ;;
+    docker) echo "export PLYWOOD_TOOLS='${dir%/docker}'" ;;
     rust) echo "export PATH='$dir/bin':\$PATH" ;;
     esac
 }
@@ -141,7 +153,8 @@ libraries=$(find "$dir"/root/usr/lib* "$dir"/root/lib* -maxdepth 2 -name '*.so.*
 patchelf=$dir/root/usr/bin/patchelf
 cp "$patchelf" "$dir/apt/patchelf"
 run="$loader --library-path $libraries $dir/apt/patchelf"
-for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$dir"/root/sbin/*; do
+for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$dir"/root/sbin/* \
+    "$dir/root/$PLUGINS"/*; do
     if [ ! -f "$program" ] || [ -L "$program" ]; then continue; fi
     # Scripts and static programs have no interpreter to change.
     $run --print-interpreter "$program" >/dev/null 2>&1 || continue
@@ -153,7 +166,7 @@ find "$dir"/root/usr/lib* "$dir"/root/lib* -maxdepth 2 -name '*.so*' -type f 2>/
     [ -z "$($run --print-rpath "$library" 2>/dev/null)" ] || $run --remove-rpath "$library"
 done
 for program in $PROGRAMS; do
-    for folder in usr/bin usr/sbin bin sbin; do
+    for folder in usr/bin usr/sbin bin sbin "$PLUGINS"; do
         [ -x "$dir/root/$folder/$program" ] && ln -sf "$dir/root/$folder/$program" "$dir/bin/$program"
     done
     [ -x "$dir/bin/$program" ] || fail "$program is not among what was unpacked"
@@ -162,7 +175,7 @@ done
 for program in $PROGRAMS; do
     case $program in
     containerd-shim-runc-v2) argument=-v ;;
-    oras) argument=version ;;
+    oras | docker-buildx) argument=version ;;
     busybox) argument=true ;;
     *) argument=--version ;;
     esac
@@ -172,6 +185,7 @@ rm -rf "$dir/apt/cache" "$dir/apt/lists"
 echo "$stamp" >"$dir/.stamp"
 case $set in
 daemons) versions="containerd runc mkfs.erofs" ;;
+docker) versions="dockerd" ;;
 rust) versions="rustc cargo" ;;
 esac
 for program in $versions; do

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::{
-    CreateRequest, DeleteRequest, Info, InfoRequest, ListRequest, ListStatusesRequest, ReadContentRequest,
-    UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    CreateRequest, DeleteRequest, Info, InfoRequest, ListContentRequest, ListRequest, ListStatusesRequest,
+    ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,6 +35,20 @@ impl Caller {
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(status.into()),
         }
+    }
+
+    /// The digests of all blobs of this namespace.
+    pub fn blobs(&self) -> anyhow::Result<Vec<String>> {
+        let request = in_namespace(ListContentRequest::default(), Some(&self.namespace))?;
+        let mut client = ContentClient::new(self.containerd.clone());
+        Ok(self.runtime.block_on(async {
+            let mut answers = client.list(request).await?.into_inner();
+            let mut digests = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                digests.extend(answer.info.into_iter().map(|info| info.digest));
+            }
+            Ok::<_, Status>(digests)
+        })?)
     }
 
     /// Sets the labels of a blob to exactly these.

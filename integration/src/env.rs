@@ -224,11 +224,16 @@ impl Env {
         Ok(ImageMount { target })
     }
 
+    /// What an image is called that is, or will be, in the registry.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{}/plywood/{name}:latest", self.registry_address)
+    }
+
     /// Pushes an image to the registry; its reference there.
     pub fn push(&self, name: &str, image: &Image) -> anyhow::Result<String> {
         let layout = self.path(&format!("oci-{name}"));
         image.write_layout(&layout)?;
-        let reference = format!("{}/plywood/{name}:latest", self.registry_address);
+        let reference = self.reference(name);
         let mut command = host::command("oras");
         command.arg("cp").arg("--from-oci-layout").arg(format!("{}:latest", layout.display()));
         command.arg("--to-plain-http").arg(&reference).env("HOME", self.dir.path());
@@ -424,11 +429,17 @@ fn remove_cgroups(namespace: &str) {
     let hierarchies = std::fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([top.to_owned()]) {
         let group = hierarchy.join(namespace);
-        for container in std::fs::read_dir(&group).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(container.path());
-        }
-        let _ = std::fs::remove_dir(group);
+        remove_group(&group);
     }
+}
+
+fn remove_group(group: &Path) {
+    for inner in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if inner.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&inner.path());
+        }
+    }
+    let _ = std::fs::remove_dir(group);
 }
 
 /// A container that runs.

@@ -11,10 +11,12 @@ const ISOLATED: &str = "PLYWOOD_TEST_ISOLATED";
 /// Where `setup/tools.sh` unpacks to when it is not told otherwise.
 const DEFAULT_TOOLS: &str = "/var/cache/plywood-tools";
 
-/// The directories in which programs are looked for: `$PLYWOOD_TOOLS/bin` first, then `PATH`.
+/// The directories in which programs are looked for: those of `$PLYWOOD_TOOLS` first, then `PATH`.
 pub fn program_path() -> OsString {
     let tools = std::env::var_os("PLYWOOD_TOOLS").map_or_else(|| PathBuf::from(DEFAULT_TOOLS), PathBuf::from);
     let mut path = tools.join("bin").into_os_string();
+    path.push(":");
+    path.push(tools.join("docker/bin"));
     if let Some(rest) = std::env::var_os("PATH") {
         path.push(":");
         path.push(rest);

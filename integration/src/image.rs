@@ -114,16 +114,9 @@ impl Image {
         }
     }
 
-    /// The name of the snapshot of all layers: the digest of the name below it and the layer's diffID.
+    /// The name of the snapshot of all layers.
     pub fn chain_id(&self) -> String {
-        let mut chain = String::new();
-        for layer in &self.layers {
-            chain = match chain.is_empty() {
-                true => layer.diff_id.clone(),
-                false => digest(format!("{chain} {}", layer.diff_id).as_bytes()),
-            };
-        }
-        chain
+        chain_id(self.layers.iter().map(|layer| layer.diff_id.as_str()))
     }
 
     /// Writes an OCI layout whose only image is tagged `latest`.
@@ -175,6 +168,15 @@ impl Image {
         std::fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         Ok(())
     }
+}
+
+/// The name of the snapshot of a stack of layers, the lowest first: the digest of the name below it and the layer's
+/// diffID.
+pub fn chain_id<'d>(diff_ids: impl IntoIterator<Item = &'d str>) -> String {
+    diff_ids.into_iter().fold(String::new(), |chain, diff_id| match chain.is_empty() {
+        true => diff_id.to_owned(),
+        false => digest(format!("{chain} {diff_id}").as_bytes()),
+    })
 }
 
 /// SHA-256 as containerd spells it.

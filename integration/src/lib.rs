@@ -8,6 +8,7 @@ pub mod calls;
 pub mod content;
 pub mod daemon;
 pub mod disk;
+pub mod docker;
 pub mod env;
 pub mod host;
 pub mod image;

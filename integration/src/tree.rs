@@ -99,6 +99,17 @@ pub fn scan(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Node>> {
     Ok(tree)
 }
 
+/// A tree as a tar layer can carry it: whole seconds, no sockets, no entry for the root.
+pub fn carried(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Node>> {
+    let mut tree = scan(root)?;
+    tree.remove(Path::new(""));
+    tree.retain(|_, node| node.kind != "socket");
+    for node in tree.values_mut() {
+        node.mtime.1 = 0;
+    }
+    Ok(tree)
+}
+
 fn xattrs(file: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let mut list = vec![0_u8; 1 << 16];
     let len = rustix::fs::llistxattr(file, &mut list)?;

@@ -7,6 +7,8 @@
 mod crash;
 #[path = "containerd/diff.rs"]
 mod diff;
+#[path = "containerd/docker.rs"]
+mod docker;
 #[path = "containerd/fallback.rs"]
 mod fallback;
 #[path = "containerd/faults.rs"]
@@ -26,6 +28,7 @@ mod wires;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use plywood_integration::disk::SmallDisk;
+use plywood_integration::docker::Docker;
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
 
@@ -61,6 +64,23 @@ impl Suite {
         self.test(name, self.missing.clone(), move || {
             let mut env = Env::start(&setup)?;
             test(&mut env).map_err(|error| error.context(env.logs()))
+        });
+    }
+
+    /// Adds a test that runs in a set-up of its own with dockerd on top, and in which nothing of Plywood's may go wrong.
+    fn with_docker(
+        &mut self,
+        name: impl Into<String>,
+        snapshotter: &'static str,
+        test: impl FnOnce(&Docker) -> anyhow::Result<()> + Send + 'static,
+    ) {
+        let missing = self.missing.clone().or_else(Docker::missing);
+        self.test(name, missing, move || {
+            let setup = Setup { differs: &["plywood", "walking"], ..Setup::default() };
+            let docker = Docker::start(Env::start(&setup)?, snapshotter)?;
+            test(&docker)
+                .and_then(|()| docker.ensure_nothing_went_wrong())
+                .map_err(|error| error.context(docker.logs()))
         });
     }
 
@@ -110,5 +130,6 @@ fn main() -> anyhow::Result<()> {
     crash::add(&mut suite);
     wires::add(&mut suite);
     store::add(&mut suite);
+    docker::add(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit()
 }

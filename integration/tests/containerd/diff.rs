@@ -13,7 +13,7 @@ use plywood_integration::archive::{self, Sparse};
 use plywood_integration::calls::{Caller, Differ};
 use plywood_integration::env::{Env, Setup, wait_until};
 use plywood_integration::image::{self, Coding, Image, Layer};
-use plywood_integration::tree::{self, Node};
+use plywood_integration::tree::{self, Node, carried};
 
 use crate::Suite;
 
@@ -21,7 +21,7 @@ const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// What a container does to its image: every kind of change, then a mark that it is done.
-const CHANGES: &str = r#"set -e
+pub const CHANGES: &str = r#"set -e
 b=/bin/busybox
 echo new > /etc/added
 echo more >> /etc/kept
@@ -97,17 +97,6 @@ impl Pulled {
     fn top(&self) -> &str {
         &self.chain[self.chain.len() - 1]
     }
-}
-
-/// A tree as a tar layer can carry it: whole seconds, no sockets, no entry for the root.
-fn carried(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Node>> {
-    let mut tree = tree::scan(root)?;
-    tree.remove(Path::new(""));
-    tree.retain(|_, node| node.kind != "socket");
-    for node in tree.values_mut() {
-        node.mtime.1 = 0;
-    }
-    Ok(tree)
 }
 
 /// `ctr snapshots diff`, which asks containerd, which asks Plywood: the blob.

@@ -40,6 +40,8 @@ pub(super) enum Item<'m> {
     Image { path: &'m str, devices: Vec<&'m str> },
     /// `D/rwlayer.img`, in whose directory `upper` a container may be writing.
     Block(&'m str),
+    /// The same, to be mounted read-only: a view of nothing, which never gets an image.
+    ViewedBlock(&'m str),
 }
 
 /// Last component of an image that is one layer.
@@ -54,7 +56,8 @@ impl<'m> Item<'m> {
             | Self::Viewed(path)
             | Self::Lower(path)
             | Self::Image { path, .. }
-            | Self::Block(path) => path,
+            | Self::Block(path)
+            | Self::ViewedBlock(path) => path,
         }
     }
 
@@ -63,7 +66,7 @@ impl<'m> Item<'m> {
         match self {
             Self::Upper(_) | Self::Viewed(_) | Self::Lower(_) => UPPER,
             Self::Image { .. } => LAYER,
-            Self::Block(_) => BLOCK,
+            Self::Block(_) | Self::ViewedBlock(_) => BLOCK,
         }
     }
 }
@@ -115,7 +118,7 @@ impl<'m> Reading<'m> {
         }
         formatted(last)?;
         match block_template(source, "/upper") {
-            Some(number) => self.block(number),
+            Some(number) => self.block(last, number),
             None => match mount_template(source) {
                 Some(number) => self.lower_image(number),
                 None => Err(MountError::Form("a bind mount of an unknown template")),
@@ -131,7 +134,7 @@ impl<'m> Reading<'m> {
             if is_template(upper) {
                 formatted(last)?;
                 let unknown = MountError::Form("an upper directory in an unknown template");
-                self.block(block_template(upper, "/upper").ok_or(unknown)?)?;
+                self.block(last, block_template(upper, "/upper").ok_or(unknown)?)?;
             } else {
                 self.plan.items.push(Item::Upper(upper));
             }
@@ -177,13 +180,15 @@ impl<'m> Reading<'m> {
         Ok(())
     }
 
-    /// The entry `number`, an image to be written to.
-    fn block(&mut self, number: usize) -> Result<(), MountError> {
+    /// The entry `number`, an image whose upper directory `last` shows.
+    fn block(&mut self, last: &'m Mount, number: usize) -> Result<(), MountError> {
         let mount = self.take(number)?;
         if mount.kind != "mkfs/ext4" {
             return Err(MountError::Form("an upper directory in something else than an ext4 image"));
         }
-        self.plan.items.push(Item::Block(&mount.source));
+        let is_view = mount.has_flag("ro") || last.has_flag("ro");
+        let item = if is_view { Item::ViewedBlock } else { Item::Block };
+        self.plan.items.push(item(&mount.source));
         Ok(())
     }
 

@@ -168,7 +168,7 @@ impl<'a> Reading<'a> {
             return self.directory(&snapshot, item).map(Some);
         }
         // The directory of a view has no mark of its own.
-        if !matches!(item, Item::Viewed(_)) {
+        if !matches!(item, Item::Viewed(_) | Item::ViewedBlock(_)) {
             check_marker(&snapshot.dir, &snapshot.path, self.roots.owner)?;
         }
         if let Some(image) = self.image(&snapshot, LAYER_NAME)? {
@@ -194,7 +194,7 @@ impl<'a> Reading<'a> {
                     dir.names().map_err(|source| refusal(&snapshot.path, source))?.next().is_none();
                 Ok((!is_empty).then_some(layer))
             }
-            Item::Block(_) => self.block(&snapshot),
+            Item::Block(_) | Item::ViewedBlock(_) => self.block(&snapshot),
         }
     }
 

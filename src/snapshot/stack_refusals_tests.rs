@@ -46,6 +46,10 @@ fn lists_that_are_not_ours_are_left_to_the_next_differ() {
         ("bind R/snapshots/4/fs [rw subdir=x]".into(), "mount.option-unknown"),
         // An active snapshot or a layer that another snapshotter made.
         ("bind R/snapshots/6/fs [rw rbind]".into(), "mount.no-marker"),
+        (
+            "mkfs/ext4 R/snapshots/12/rwlayer.img [rw]\nformat/bind {{_mount_0_}}/upper [rw]".into(),
+            "mount.no-marker",
+        ),
         ("overlay overlay [lowerdir=R/snapshots/1/fs:R/snapshots/6/fs]".into(), "mount.no-marker"),
     ] {
         let error = fixture.stack(&list).unwrap_err();

@@ -12,7 +12,7 @@ mod refusals;
 ///
 /// Below `R` the snapshots 1 to 3 are committed and have images, 4 and 5 are active, 6 and 7 views as
 /// newer and older snapshotters make them, 8 was committed by a snapshotter without an image, 9 to 11 are in
-/// block mode: used, not used yet, applied.
+/// block mode: used, not used yet, applied; 12 is a view of nothing there.
 struct Fixture {
     scratch: tempfile::TempDir,
     roots: Roots,
@@ -44,6 +44,7 @@ fn fixture() -> Fixture {
     snapshot("erofs", "8", &[".erofslayer", "work", "fs/old"]);
     snapshot("erofs", "9", &[".erofslayer", "rwlayer.img"]);
     snapshot("erofs", "10", &[".erofslayer"]);
+    snapshot("erofs", "12", &[]);
     snapshot("erofs", "11", &[".erofslayer", "rwlayer.img", "layer.erofs"]);
     for id in ["1", "2", "3"] {
         snapshot("overlayfs", id, &["work"]);
@@ -219,10 +220,22 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
             "ext4:9/rwlayer.img",
         ),
         (
-            "block mode, view of nothing, no image",
-            "mkfs/ext4 R/snapshots/10/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 ro loop]
+            "block mode, not used yet, no image",
+            "mkfs/ext4 R/snapshots/10/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 rw loop]
+             format/mkdir/bind {{_mount_0_}}/upper [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 rw rbind]",
+            "",
+        ),
+        (
+            "block mode, view of nothing, neither image nor marker",
+            "mkfs/ext4 R/snapshots/12/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 ro loop]
              format/mkdir/bind {{_mount_0_}}/upper [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 ro rbind]",
             "",
+        ),
+        (
+            "block mode, a view that has an image all the same",
+            "mkfs/ext4 R/snapshots/9/rwlayer.img [X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 ro loop]
+             format/mkdir/bind {{_mount_0_}}/upper [X-containerd.mkdir.path={{_mount_0_}}/upper:0755 ro rbind]",
+            "ext4:9/rwlayer.img",
         ),
         (
             "block mode, one parent, user namespaces",

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("diff_in_block_mode_of_a_stopped_container", block),
     ("diff_in_block_mode_of_a_running_container", block_live),
     ("diff_in_block_mode_of_a_snapshot_that_was_never_mounted", block_untouched),
+    ("diff_in_block_mode_on_a_view_of_nothing", block_base),
     ("diff_through_merged_metadata", merged),
     ("diff_of_a_container_in_a_user_namespace_has_its_ids", user_namespace),
     ("diff_of_the_overlayfs_snapshotters_snapshots", overlayfs),
@@ -230,6 +231,31 @@ fn block_untouched() {
         images::run(std::process::Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
         assert_empty(&shop, &shop.diff_both(&request));
     }
+    shop.daemon.stop();
+}
+
+fn block_base() {
+    let shop = shop();
+    let lists = shop.lists(Release::V22);
+    let nothing = lists.view_of_nothing_in_block_mode(VIEW);
+    // The lowest layer, a one-layer image and what was made from scratch.
+    let layer = shop.show(&[1], None, scan);
+    let scratch = shop.run_block(10, &[], work, |tree| tree);
+    for (right, want) in [(lists.view(VIEW, &[1]), layer), (lists.active(10, &[], Mode::Block), scratch)] {
+        for media_type in [TAR, EROFS] {
+            let blob = shop.diff_both(&request(nothing.clone(), right.clone(), media_type));
+            shop.assert_turns(&[], &blob, &want);
+        }
+        let blob = shop.diff_both(&request(right, nothing.clone(), TAR));
+        assert!(entries(&shop.bytes(&blob)).iter().all(|name| name.starts_with(".wh.")));
+    }
+    assert_empty(&shop, &shop.diff_both(&request(nothing.clone(), nothing.clone(), TAR)));
+    // Nothing is ever applied to it.
+    let blob = fs::read(shop.directory(1).join("layer.erofs")).unwrap();
+    let digest = shop.node.store.add(NAMESPACE, blob.as_slice());
+    let apply = shop.node.request(11, EROFS, &digest, blob.len());
+    let apply = plywood::apply::Request { mounts: nothing, ..apply };
+    assert_eq!(shop.node.apply(&apply).code_and_reason(), (12, "mount.no-marker"));
     shop.daemon.stop();
 }
 

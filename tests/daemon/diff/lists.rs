@@ -107,6 +107,15 @@ impl Lists<'_> {
         list
     }
 
+    /// The view `own` of nothing in block mode. It has neither image nor marker.
+    pub fn view_of_nothing_in_block_mode(&self, own: u32) -> Vec<Mount> {
+        let mut list = self.active_block(own, &[]);
+        for option in list.iter_mut().flat_map(|mount| &mut mount.options).filter(|option| *option == "rw") {
+            *option = "ro".to_owned();
+        }
+        list
+    }
+
     fn active_block(&self, own: u32, parents: &[u32]) -> Vec<Mount> {
         let make = words("X-containerd.mkfs.fs=ext4 X-containerd.mkfs.size=67108864 rw loop");
         let mut list = vec![mount("mkfs/ext4", self.at(own, "rwlayer.img"), &make)];

@@ -279,6 +279,35 @@ fn links_between_documents_lead_somewhere() {
     assert_none(&findings, "broken links");
 }
 
+/// Behind Plywood it does only harm: docs/operations.md, "Leave out containerd's EROFS differ".
+#[test]
+fn no_list_of_differs_names_containerds_erofs_differ() {
+    let mut files = vec![root().join("README.md")];
+    for (directory, extension) in [
+        ("docs", "md"),
+        ("src/cli", "rs"),
+        ("integration/deploy", "toml"),
+        ("integration/src", "rs"),
+        ("integration", "sh"),
+    ] {
+        files.extend(files_below(&root().join(directory), extension));
+    }
+    let (mut lists, mut findings) = (0, Vec::new());
+    for file in files {
+        let text = fs::read_to_string(&file).expect("documents and sources are UTF-8");
+        for list in text.split('[').filter_map(|rest| rest.split([']', '\n']).next()) {
+            if list.contains("\"plywood\"") || list.contains("\"walking\"") {
+                lists += 1;
+                if list.contains("\"erofs\"") {
+                    findings.push(format!("{}: [{list}]", file.display()));
+                }
+            }
+        }
+    }
+    assert!(lists >= 6, "only {lists} lists of differs were found");
+    assert_none(&findings, "no list with \"erofs\"");
+}
+
 #[test]
 fn source_files_cite_documents_that_exist() {
     let mut cited = BTreeMap::new();

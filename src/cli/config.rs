@@ -61,7 +61,6 @@ fn print_containerd(version: Option<Version>, config: Option<&Path>) -> Result<(
     output::result(&containerd::snippet(&containerd::Host {
         version,
         architecture: containerd::architecture(),
-        has_erofs_differ: containerd::is_installed("mkfs.erofs"),
         socket: &config.server.socket,
     }))
 }

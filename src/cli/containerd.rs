@@ -40,8 +40,6 @@ pub struct Host<'h> {
     pub version: Version,
     /// The machine, as containerd names it.
     pub architecture: &'h str,
-    /// Whether containerd's own EROFS differ can run, and with it be listed.
-    pub has_erofs_differ: bool,
     /// Our socket.
     pub socket: &'h Path,
 }
@@ -80,18 +78,10 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// Whether `program` is somewhere in PATH.
-pub fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|directory| directory.join(program).is_file())
-}
-
 /// The tables to add to containerd's configuration.
 pub fn snippet(host: &Host<'_>) -> String {
-    let Host { version: Version { major, minor }, architecture, has_erofs_differ, socket } = *host;
+    let Host { version: Version { major, minor }, architecture, socket } = *host;
     let socket = toml::Value::from(socket.display().to_string());
-    let differs =
-        if has_erofs_differ { r#"["plywood", "erofs", "walking"]"# } else { r#"["plywood", "walking"]"# };
     let mut text = format!(
         r#"# For containerd {major}.{minor}: add to /etc/containerd/config.toml, then restart containerd.
 version = 3
@@ -102,15 +92,10 @@ version = 3
   address = {socket}
 
 # Who applies and compares layers for ctr pull --local, nerdctl, BuildKit: the first that does not decline.
-"#
-    );
-    if !has_erofs_differ {
-        text += "# containerd's own \"erofs\" differ needs mkfs.erofs, which is not installed: naming a differ that is not\n\
-                 # loaded would disable all of them.\n";
-    }
-    text += &format!(
-        r#"[plugins."io.containerd.service.v1.diff-service"]
-  default = {differs}
+# containerd's own "erofs" differ does not belong here: what Plywood declines it turns into errors or empty layers,
+# and where mkfs.erofs is missing it is not loaded, and a name that is not loaded disables all differs.
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["plywood", "walking"]
 
 # Who does it for the transfer service: ctr pull, and Kubernetes. Only the named differ is asked.
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
@@ -153,10 +138,10 @@ version = 3
 mod tests {
     use super::*;
 
-    fn of(version: &str, has_erofs_differ: bool) -> String {
+    fn of(version: &str) -> String {
         let socket = Path::new("/run/plywood/plywood.sock");
         let version = version.parse().unwrap();
-        snippet(&Host { version, architecture: "amd64", has_erofs_differ, socket })
+        snippet(&Host { version, architecture: "amd64", socket })
     }
 
     #[test]
@@ -165,25 +150,19 @@ mod tests {
             ("2.1", include_str!("../../integration/deploy/containerd-2.1.toml")),
             ("2.3", include_str!("../../integration/deploy/containerd-2.3.toml")),
         ] {
-            assert_eq!(of(version, true), file, "{version}: plywood config containerd --version {version}");
+            assert_eq!(of(version), file, "{version}: plywood config containerd --version {version}");
         }
     }
 
     #[test]
     fn every_variant_is_toml_that_names_us_everywhere() {
-        for (version, differs, entries) in [
-            ("2.1", true, 2),
-            ("2.2.7", false, 2),
-            ("2.3.4", true, 3),
-            ("v2.4.0-beta.1", false, 3),
-            ("3.0", true, 3),
-        ] {
-            let parsed: toml::Table = of(version, differs).parse().unwrap();
+        for (version, entries) in [("2.1", 2), ("2.2.7", 2), ("2.3.4", 3), ("v2.4.0-beta.1", 3), ("3.0", 3)] {
+            let parsed: toml::Table = of(version).parse().unwrap();
             assert_eq!(parsed["proxy_plugins"]["plywood"]["type"].as_str(), Some("diff"));
             let plugins = &parsed["plugins"];
             let default = plugins["io.containerd.service.v1.diff-service"]["default"].as_array().unwrap();
-            assert_eq!(default.first().and_then(toml::Value::as_str), Some("plywood"));
-            assert_eq!(default.len(), if differs { 3 } else { 2 });
+            let default: Vec<_> = default.iter().filter_map(toml::Value::as_str).collect();
+            assert_eq!(default, ["plywood", "walking"], "{version}");
             let unpack = plugins["io.containerd.transfer.v1.local"]["unpack_config"].as_array().unwrap();
             assert_eq!(unpack.len(), entries, "{version}");
             assert_eq!(unpack[0].get("layer_types").is_some(), version < "2.3", "{version}");

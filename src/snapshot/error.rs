@@ -59,6 +59,9 @@ pub enum MountError {
     /// The directory does not exist.
     #[error("{0} does not exist")]
     Missing(String),
+    /// The daemon holds a root that has been moved or removed since.
+    #[error("snapshot root {0} was removed or replaced since the daemon started")]
+    RootReplaced(String),
     /// A link, a mount point or a file where a directory should be.
     #[error("{0}: a component is a link, a mount point or no directory")]
     Link(String),
@@ -137,6 +140,7 @@ impl Classify for MountError {
             | Self::Marker(_) => Kind::Denied,
             Self::Missing(_) | Self::Unseen { .. } => Kind::Conflict,
             Self::InUse(_) => Kind::Changed,
+            Self::RootReplaced(_) => Kind::Unavailable,
             Self::Io { source, .. } => disk_kind(source),
         }
     }
@@ -153,6 +157,7 @@ impl Classify for MountError {
             Self::Foreign(_) => "mount.foreign",
             Self::Option { .. } => "mount.option",
             Self::Missing(_) => "mount.missing",
+            Self::RootReplaced(_) => "mount.root-replaced",
             Self::Link(_) => "mount.link",
             Self::File(_) => "mount.file",
             Self::Unseen { .. } => "mount.unseen",

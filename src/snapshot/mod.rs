@@ -27,7 +27,7 @@ pub use ids::{IdMap, IdMaps};
 pub use layer_file::{Durability, LayerError, LayerFile};
 pub use mount::Mount;
 pub use resolve::Access;
-pub use roots::{Roots, RootsError, SnapshotDir};
+pub use roots::{Roots, RootsError, SnapshotDir, check_root};
 pub use stack::{LayerSource, Stack, StackLayer};
 pub use sweep::{Sweep, Swept};
 

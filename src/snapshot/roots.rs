@@ -4,7 +4,8 @@
 
 use std::{
     ffi::CStr,
-    io,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -154,6 +155,11 @@ impl Roots {
     }
 }
 
+/// Looks whether a daemon of the user `owner` could take `path` for a snapshot root.
+pub fn check_root(path: &Path, owner: u32) -> Result<(), RootsError> {
+    Root::open(path, owner, Snapshotter::Erofs).map(drop)
+}
+
 /// The root that `path` is below, its spelling there, and the snapshot's number.
 fn locate<'a>(
     roots: impl IntoIterator<Item = &'a Root>,
@@ -210,9 +216,20 @@ impl Root {
         })
     }
 
+    /// Looks whether the open root is still what its path names. A root that was moved away may well have a
+    /// snapshot of the same number, and a layer there would be a success that nobody finds.
+    fn check_in_place(&self) -> Result<(), MountError> {
+        let [spelling, canonical] = &self.spellings;
+        let replaced = || MountError::RootReplaced(spelling.clone());
+        let opened = self.dir.status().map_err(|source| refusal(spelling, source))?;
+        let named = fs::metadata(canonical).map_err(|_gone| replaced())?;
+        ((opened.device, opened.inode) == (named.dev(), named.ino())).then_some(()).ok_or_else(replaced)
+    }
+
     /// The directory of a snapshot, of which the owner has been looked at.
     pub(super) fn opened(&self, id: &str, owner: u32) -> Result<Opened, MountError> {
         let [spelling, _] = &self.spellings;
+        self.check_in_place()?;
         let path = format!("{spelling}/snapshots/{id}");
         let refuse = |source: io::Error| refusal(&path, source);
         let dir = self.dir.open_beneath(format!("snapshots/{id}")).map_err(refuse)?;

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::{
     containerd::{self, Version},
-    output,
+    node, output,
 };
 use crate::{
     config::{self, Config},
-    error::Error,
+    error::{Error, Kind},
 };
 
 /// Arguments of `plywood config`.
@@ -24,8 +24,15 @@ pub struct Arguments {
 pub enum Command {
     /// Print the default configuration, every setting explained
     Default,
-    /// Check a configuration file as `plywood serve` would
+    /// Check a configuration file, and look whether this machine has what it names
+    ///
+    /// A wrong setting is an error. A path that is missing here, or a file that `plywood serve` would not obey
+    /// because others than root can change it, is a warning: the file may be meant for another machine.
+    #[command(after_help = CHECK_HELP)]
     Check {
+        /// Fail for warnings, too
+        #[arg(long)]
+        strict: bool,
         /// The file
         #[arg(default_value = config::DEFAULT_PATH)]
         file: PathBuf,
@@ -41,18 +48,38 @@ pub enum Command {
     },
 }
 
+/// For CI and for the node itself.
+const CHECK_HELP: &str = "\
+Exit codes: 0 no error (with --strict: and no warning), 1 otherwise, 2 wrong usage.
+  plywood config check config.toml                              in CI, as any user
+  plywood config check --strict && systemctl restart plywood    on the node";
+
 /// Runs the subcommand.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
     match &arguments.command {
         Command::Default => output::result(&Config::default_file()),
-        Command::Check { file } => check(file),
+        Command::Check { strict, file } => check(file, *strict),
         Command::Containerd { version, config } => print_containerd(*version, config.as_deref()),
     }
 }
 
-fn check(file: &Path) -> Result<(), Error> {
-    config::load(Some(file))?;
-    output::result(&format!("{}: no problem found\n", file.display()))
+fn check(file: &Path, strict: bool) -> Result<(), Error> {
+    let (config, disobeyed) = config::read(file)?;
+    let mut warnings: Vec<_> = disobeyed.iter().map(ToString::to_string).collect();
+    warnings.extend(node::problems(&config));
+    let file = file.display();
+    for warning in &warnings {
+        output::note(&format!("plywood: warning: {warning}"));
+    }
+    let count = match warnings.len() {
+        0 => return output::result(&format!("{file}: no problem found\n")),
+        1 => "1 warning".to_owned(),
+        more => format!("{more} warnings"),
+    };
+    if strict {
+        return Err(Error::new(Kind::Malformed, "config.node", format!("{file}: {count}, and --strict")));
+    }
+    output::result(&format!("{file}: no error, {count} about this machine\n"))
 }
 
 fn print_containerd(version: Option<Version>, config: Option<&Path>) -> Result<(), Error> {

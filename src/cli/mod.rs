@@ -11,6 +11,7 @@ pub mod diff;
 pub mod dump;
 pub mod generate;
 mod image;
+mod node;
 pub mod output;
 mod report;
 pub mod serve;

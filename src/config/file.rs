@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -107,24 +107,62 @@ pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
 /// Errors: [`ConfigError::Owner`] when the file is not root's or others may write it.
 pub fn load(path: Option<&Path>) -> Result<(Config, Origin), ConfigError> {
     let given = path.unwrap_or(Path::new(super::DEFAULT_PATH));
-    let read = |source| ConfigError::Read { path: given.to_owned(), source };
-    let mut file = match File::open(given) {
-        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
-            return Ok((Config::default(), Origin::Defaults));
+    match Opened::at(given) {
+        Err(ConfigError::Read { source, .. })
+            if path.is_none() && source.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok((Config::default(), Origin::Defaults))
         }
-        opened => opened.map_err(read)?,
-    };
-    // The file that was opened is the one that is looked at: no second look at the path.
-    let metadata = file.metadata().map_err(read)?;
-    if metadata.len() > MAX_LEN {
-        return Err(read(io::ErrorKind::FileTooLarge.into()));
+        opened => {
+            let opened = opened?;
+            match opened.problem() {
+                Some(problem) => Err(problem),
+                None => Ok((opened.settings()?, Origin::File(given.to_owned()))),
+            }
+        }
     }
-    if let Some(problem) = trouble(metadata.is_file(), metadata.uid(), metadata.mode()) {
-        return Err(ConfigError::Owner { path: given.to_owned(), problem });
+}
+
+/// The settings of `path`, whoever may have written it, and the reason for which [`load`] would refuse the file.
+/// To look at a configuration, not to obey it.
+pub fn read(path: &Path) -> Result<(Config, Option<ConfigError>), ConfigError> {
+    let opened = Opened::at(path)?;
+    let problem = opened.problem();
+    Ok((opened.settings()?, problem))
+}
+
+/// An open file: what is looked at is what is read, not the path a second time.
+struct Opened<'p> {
+    path: &'p Path,
+    file: File,
+    metadata: Metadata,
+}
+
+impl<'p> Opened<'p> {
+    fn at(path: &'p Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        Ok(Self { path, file, metadata })
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text).map_err(read)?;
-    Ok((parse(&text, &given.display().to_string())?, Origin::File(given.to_owned())))
+
+    /// Why a root daemon does not obey it.
+    fn problem(&self) -> Option<ConfigError> {
+        let Self { path, metadata, .. } = self;
+        let problem = trouble(metadata.is_file(), metadata.uid(), metadata.mode())?;
+        Some(ConfigError::Owner { path: path.to_path_buf(), problem })
+    }
+
+    fn settings(self) -> Result<Config, ConfigError> {
+        let Self { path, file, .. } = self;
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let mut text = String::new();
+        let len = file.take(MAX_LEN + 1).read_to_string(&mut text).map_err(read)?;
+        if len as u64 > MAX_LEN {
+            return Err(read(io::ErrorKind::FileTooLarge.into()));
+        }
+        parse(&text, &path.display().to_string())
+    }
 }
 
 /// What speaks against obeying a file with this type, owner and mode.

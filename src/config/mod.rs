@@ -5,10 +5,12 @@
 //! other, before anything is opened.
 
 mod file;
+mod filter;
 mod settings;
 mod validate;
 
-pub use file::{ConfigError, Origin, load, parse};
+pub use file::{ConfigError, Origin, load, parse, read};
+pub use filter::log_filter;
 pub use settings::{
     Apply, Config, Containerd, Diff, Durability, Erofs, Limits, Log, LogFormat, NativeVerify, Security,
     Server, Snapshots, Timestamps,

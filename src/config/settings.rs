@@ -63,7 +63,7 @@ table! {
 table! {
     /// What is logged on standard error.
     Log {
-        /// error, warn, info, debug or trace, or directives such as "info,plywood::store=debug".
+        /// error, warn, info, debug, trace or off, or directives such as "info,plywood::store=debug".
         /// The environment variable RUST_LOG goes before it.
         level: String = "info".to_owned();
         /// "text" or "json".
@@ -95,7 +95,7 @@ table! {
         /// UNIMPLEMENTED, so that containerd asks its next differ.
         roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.erofs".into()];
         /// Roots of the overlayfs snapshotter, whose snapshots Diff reads too. Nothing is ever written there. A
-        /// root that does not exist is passed over until the next start.
+        /// root that does not exist at the start is passed over.
         overlayfs_roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()];
         /// Directories with ready images that the snapshotter links to instead of unpacking a layer
         /// (its layer_content_caches), for Diff to follow those links.

@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, log_filter};
 
 /// Longest path of a unix socket, in bytes: `sun_path` without its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -15,7 +15,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_server()?;
         let log = &self.log.level;
-        log.parse::<tracing_subscriber::EnvFilter>().map_err(|error| refuse("log.level", log, error))?;
+        log_filter(log).map_err(|problem| refuse("log.level", log, problem))?;
         socket("containerd.address", &self.containerd.address)?;
         let content_root = &self.containerd.content_root;
         if !content_root.as_os_str().is_empty() {
@@ -171,6 +171,8 @@ mod tests {
             ("[server]\nmetrics_socket = \"/run/plywood/plywood.sock\"", "server.metrics_socket"),
             ("[server]\nmax_connections = 0", "server.max_connections"),
             ("[log]\nlevel = \"plywood=loud\"", "log.level"),
+            ("[log]\nlevel = \"loud\"", "log.level"),
+            ("[log]\nlevel = \"\"", "log.level"),
             ("[snapshots]\nroots = []", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a\"]", "snapshots.roots"),

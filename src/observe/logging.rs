@@ -5,16 +5,19 @@ use std::io::IsTerminal as _;
 use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
-    config::{Log, LogFormat},
+    config::{Log, LogFormat, log_filter},
     error::{Error, Kind},
 };
 
 /// Starts logging for the whole process. `RUST_LOG`, when set, goes before the configured level.
 pub fn start(log: &Log) -> Result<(), Error> {
-    let level = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|level| !level.is_empty());
-    let level = level.as_deref().unwrap_or(&log.level);
-    let filter: EnvFilter = level.parse().map_err(|error: tracing_subscriber::filter::ParseError| {
-        Error::new(Kind::Malformed, "log.level", format!("log level {level:?}: {error}"))
+    let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|level| !level.is_empty());
+    let (name, level) = match &from_environment {
+        Some(level) => (EnvFilter::DEFAULT_ENV, level),
+        None => ("log.level", &log.level),
+    };
+    let filter = log_filter(level).map_err(|problem| {
+        Error::new(Kind::Malformed, "log.level", format!("{name} = {level:?}: {problem}"))
     })?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match log.format {

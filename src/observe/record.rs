@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
 use super::{Metrics, Observer, metrics::Outcome, security::SecurityEvent};
 use crate::{
     apply::{self, Applied},
@@ -9,7 +11,7 @@ use crate::{
     codec::Coding,
     compare::{self, Compared, Container, Form},
     digest::Digest,
-    error::Error,
+    error::{Error, Kind},
     media_type::LayerType,
     server::Caller,
     snapshot::Mount,
@@ -214,31 +216,51 @@ impl Record {
         let done = outcome.ok().map(Success::figures);
         let done = done.as_ref();
         let written = done.map(|done| done.digest.to_string());
-        tracing::info!(
-            target: "plywood::request",
-            method = self.caller.method.as_str(),
-            wire = self.caller.wire.as_str(),
-            namespace = some(&self.namespace),
-            digest = some(digest).or(written.as_deref()),
-            media_type = some(media_type),
-            snapshot = snapshot.as_deref(),
-            parent = parent.as_deref(),
-            code,
-            reason = some(reason),
-            diff_id = done.map(|done| done.diff_id.to_string()),
-            coding = done.map(|done| done.coding.as_str()),
-            bytes_in = done.map(|done| done.bytes_in),
-            bytes_out = done.map(|done| done.bytes_out),
-            image_bytes = done.and_then(|done| done.image_bytes),
-            nodes = done.map(|done| done.nodes),
-            sockets = done.and_then(|done| done.sockets),
-            duration_ms = milliseconds(took),
-            queued_ms = milliseconds(self.queued),
-            peer_pid = peer.and_then(|peer| peer.pid),
-            peer_uid = peer.map(|peer| peer.uid),
-            trace_parent = self.trace_parent.as_deref(),
-            error = outcome.err().map(|error| one_line(&error.to_string(), 2048)),
-        );
+        // The macros of tracing take a level only when it is a constant.
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "plywood::request",
+                    method = self.caller.method.as_str(),
+                    wire = self.caller.wire.as_str(),
+                    namespace = some(&self.namespace),
+                    digest = some(digest).or(written.as_deref()),
+                    media_type = some(media_type),
+                    snapshot = snapshot.as_deref(),
+                    parent = parent.as_deref(),
+                    code,
+                    reason = some(reason),
+                    diff_id = done.map(|done| done.diff_id.to_string()),
+                    coding = done.map(|done| done.coding.as_str()),
+                    bytes_in = done.map(|done| done.bytes_in),
+                    bytes_out = done.map(|done| done.bytes_out),
+                    image_bytes = done.and_then(|done| done.image_bytes),
+                    nodes = done.map(|done| done.nodes),
+                    sockets = done.and_then(|done| done.sockets),
+                    duration_ms = milliseconds(took),
+                    queued_ms = milliseconds(self.queued),
+                    peer_pid = peer.and_then(|peer| peer.pid),
+                    peer_uid = peer.map(|peer| peer.uid),
+                    trace_parent = self.trace_parent.as_deref(),
+                    error = outcome.err().map(|error| one_line(&error.to_string(), 2048)),
+                )
+            };
+        }
+        match level(outcome) {
+            Level::ERROR => line!(error),
+            Level::WARN => line!(warn),
+            _ => line!(info),
+        }
+    }
+}
+
+/// A request that failed is a warning, by our own fault an error. A client that cancels, or whom
+/// `UNIMPLEMENTED` sends to its next differ, has not seen a failure.
+fn level(outcome: Result<&dyn Success, &Error>) -> Level {
+    match outcome.err().map(Error::kind) {
+        None | Some(Kind::Cancelled | Kind::NotImplemented) => Level::INFO,
+        Some(Kind::Internal) => Level::ERROR,
+        Some(_) => Level::WARN,
     }
 }
 
@@ -328,6 +350,26 @@ mod tests {
         assert_eq!(snapshot_id(&[block, mount("/r/snapshots/3/layer.erofs", &[])]), Some("8"));
         assert_eq!(snapshot_id(&[mount("/r/snapshots/x7/fs", &[])]), None);
         assert_eq!(snapshot_id(&[]), None);
+    }
+
+    #[test]
+    fn a_failure_is_a_warning_and_a_fault_of_ours_an_error() {
+        let of = |kind| level(Err(&Error::new(kind, "x", "y")));
+        for kind in [
+            Kind::Malformed,
+            Kind::Denied,
+            Kind::Conflict,
+            Kind::Exhausted,
+            Kind::DataLoss,
+            Kind::NotFound,
+            Kind::Unavailable,
+            Kind::DeadlineExceeded,
+            Kind::Changed,
+        ] {
+            assert_eq!(of(kind), Level::WARN, "{kind:?}");
+        }
+        assert_eq!(of(Kind::Internal), Level::ERROR);
+        assert_eq!([of(Kind::Cancelled), of(Kind::NotImplemented)], [Level::INFO; 2]);
     }
 
     #[test]

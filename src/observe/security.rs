@@ -19,7 +19,7 @@ pub enum SecurityEvent {
     OddOwner,
     /// Bytes were not those that a descriptor names.
     DigestMismatch,
-    /// A limit was reached.
+    /// A layer or a client went beyond a limit.
     LimitHit,
     /// A request panicked.
     Panic,
@@ -52,6 +52,8 @@ impl SecurityEvent {
             Kind::Denied if ["diff.privileges", "compare.privilege"].contains(&reason) => None,
             Kind::Denied => Some(Self::OddOwner),
             Kind::DataLoss if reason == "blob.digest" => Some(Self::DigestMismatch),
+            // Whatever filled the disk, a layer that finds it full is no attack.
+            Kind::Exhausted if reason == "limit.free-space" => None,
             Kind::Exhausted if reason.starts_with("limit.") => Some(Self::LimitHit),
             _ => None,
         }
@@ -138,6 +140,8 @@ mod tests {
         }
         assert_eq!(event(Kind::DataLoss, "blob.digest"), Some(SecurityEvent::DigestMismatch));
         assert_eq!(event(Kind::Exhausted, "limit.nodes"), Some(SecurityEvent::LimitHit));
+        assert_eq!(event(Kind::Exhausted, "limit.free-space"), None, "a full disk");
+        assert_eq!(event(Kind::Exhausted, "disk.io"), None, "a full disk");
         assert_eq!(event(Kind::Malformed, "tar.checksum"), None);
         assert_eq!(event(Kind::Exhausted, "server.busy"), None);
     }

@@ -17,8 +17,8 @@ use crate::{
     store::{self, BlobSink, ContentStore, Direct},
 };
 
-/// First and longest pause between two attempts to sweep the content store.
-const SWEEP_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Pause before the content store is swept again, when it went away meanwhile.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `plywood serve`.
 #[derive(Debug, clap::Args)]
@@ -56,34 +56,43 @@ impl MakeDomain for Containerd {
         let store = Arc::new(store);
         let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
         let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), options));
-        let beside = config.diff.enabled.then(|| Box::pin(sweep(Arc::clone(&store))) as Beside);
+        let beside = Box::pin(attend(Arc::clone(&store), config.diff.enabled)) as Beside;
+        let contact = Arc::clone(&store);
         let comparer = match config.diff.enabled {
             true => Some(Arc::new(differ(config, store, roots, applier.converter())?) as _),
             false => None,
         };
         let memory = Arc::clone(&applier);
         let domain = Domain { applier, comparer };
-        Ok(Made { domain, memory: Box::new(move || memory.charged_bytes()), beside })
+        Ok(Made {
+            domain,
+            memory: Box::new(move || memory.charged_bytes()),
+            store: Box::new(move || contact.reachable()),
+            beside: Some(beside),
+        })
     }
 }
 
-/// Removes what a killed predecessor left in the content store, as soon as there is one: containerd may start
-/// later than we do.
-async fn sweep(store: Arc<store::Containerd>) {
-    let (mut pause, longest) = SWEEP_PAUSES;
+/// Keeps knowing whether containerd is there, which may start later than we do, and removes once what a killed
+/// predecessor left in its content store.
+async fn attend(store: Arc<store::Containerd>, mut sweep: bool) {
     let (mut ingests, mut leases) = (0, 0);
     loop {
-        let swept = store.sweep().await;
-        ingests += swept.ingests;
-        leases += swept.leases;
-        if !swept.may_be_tried_again() {
+        store.await_contact().await;
+        if sweep {
+            let swept = store.sweep().await;
+            ingests += swept.ingests;
+            leases += swept.leases;
+            sweep = swept.may_be_tried_again();
+            if sweep {
+                tracing::debug!(failure = ?swept.failure, "the content store is swept later");
+                sleep(SWEEP_PAUSE).await;
+                continue;
+            }
             let failure = swept.failure.map(|error| error.to_string());
             tracing::info!(ingests, leases, failure, "swept the content store");
-            return;
         }
-        tracing::debug!(failure = ?swept.failure, pause_seconds = pause.as_secs(), "the content store is swept later");
-        sleep(pause).await;
-        pause = (pause * 2).min(longest);
+        store.doubted().await;
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     /// Open connections on the Diff socket.
     pub connections: Gauge,
+    /// 1 while the content store answers, 0 otherwise.
+    pub containerd_reachable: Gauge,
     requests: Family<Outcome, Counter>,
     seconds: Family<Layer, Histogram>,
     queue_seconds: Histogram,
@@ -96,6 +98,7 @@ impl Metrics {
         let metrics = Self {
             registry: Mutex::default(),
             connections: Gauge::default(),
+            containerd_reachable: Gauge::default(),
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             queue_seconds: seconds(),
@@ -178,6 +181,11 @@ impl Metrics {
             metrics.security.clone(),
         );
         own.register("connections", "Open connections on the Diff socket", metrics.connections.clone());
+        own.register(
+            "containerd_reachable",
+            "Whether containerd answered when it was last asked",
+            metrics.containerd_reachable.clone(),
+        );
         own.register("requests_running", "Requests that are worked on", metrics.running.clone());
         own.register("requests_waiting", "Requests that wait for their turn", metrics.waiting.clone());
         own.register_with_unit(

@@ -12,7 +12,8 @@ use tokio::{
 };
 
 use super::{
-    Capacity, Domain, MemoryGauge, Service, notify,
+    Capacity, Domain, HealthCheck, MemoryGauge, Service, notify,
+    places::{Places, Stale},
     socket::{Bound, Listening, SocketFile},
 };
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
 const RUNTIME_THREADS: usize = 2;
 /// How long the first part of the sweep may hold up the start; the rest goes on beside the service.
 const FIRST_SWEEP: Duration = Duration::from_secs(10);
+/// What running requests get when their directories are gone: nobody wants what they write there.
+const GRACE_WITHOUT_ROOT: Duration = Duration::from_secs(1);
 /// Connections between the accept loop and the gRPC server.
 const HANDOVER: usize = 8;
 
@@ -46,6 +49,8 @@ pub struct Made {
     pub domain: Domain,
     /// Reads the bytes of memory that are charged to requests.
     pub memory: MemoryGauge,
+    /// Whether the content store answered when it was last asked.
+    pub store: HealthCheck,
     /// Begins once the daemon is ready, and is given up when it stops.
     pub beside: Option<Beside>,
 }
@@ -54,6 +59,7 @@ pub struct Made {
 pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %origin, "starting");
+    let places = Arc::new(Places::note(config));
     let mut roots = Roots::open(&config.snapshots.roots).map_err(|error| {
         Error::from(error).context(
             "containerd makes it when it starts with its EROFS snapshotter; snapshots.roots names others",
@@ -76,12 +82,14 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no runtime: {error}")))?;
-    let Made { domain, memory, beside } = domain.make(config, Arc::clone(&roots), &runtime)?;
+    let Made { domain, memory, store, beside } = domain.make(config, Arc::clone(&roots), &runtime)?;
     let capacity = Capacity::new(config.server.running_applies, config.server.waiting_applies);
     let service = Service::start(domain, Arc::new(Observer::new()), capacity, memory)
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no workers: {error}")))?;
+    let held = Arc::clone(&places);
+    let service = service.with_health(Box::new(move || held.health()), store);
     sweep(roots.sweep());
-    runtime.block_on(serve(&config.server, Arc::new(service), sockets, beside))
+    runtime.block_on(serve(&config.server, Arc::new(service), sockets, beside, &places))
 }
 
 /// The sockets before they listen.
@@ -174,6 +182,14 @@ fn confine(config: &Config) -> Result<()> {
             "Diff cannot read what containers wrote: the service manager took capabilities away"
         );
     }
+    if enforced.level == "none" {
+        tracing::warn!(
+            "the kernel confines no file access: it has no Landlock, or a filter denies landlock_* calls"
+        );
+    }
+    for path in config.content_roots().iter().filter(|path| !path.exists()) {
+        tracing::warn!(path = %path.display(), "containerd has no content store there yet: blobs come over gRPC until the next start");
+    }
     let missing = (!enforced.missing.is_empty()).then(|| enforced.missing.join(", "));
     tracing::info!(
         capabilities = capabilities::names(kept),
@@ -209,14 +225,18 @@ fn sweep(mut sweep: Sweep) {
     }
 }
 
-/// Serves until the first signal, drains, and returns; a second signal ends the process at once.
+/// Serves until the first signal or until the daemon has to start again, drains, and returns; a second signal
+/// ends the process at once.
 async fn serve(
     server: &Server,
     service: Arc<Service>,
     sockets: Sockets,
     beside: Option<Beside>,
+    places: &Places,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
+    // Calls wait in a socket that the service manager keeps open.
+    let loses_no_call = matches!(sockets.diff, Socket::Inherited(_));
     let (diff, _diff_file) = sockets.diff.listen()?;
     let mut _metrics_file = None;
     if let Some(metrics) = sockets.metrics {
@@ -230,21 +250,33 @@ async fn serve(
     tracing::info!(socket = %server.socket.display(), "ready");
     let beside = beside.map(tokio::spawn);
 
-    let name = signals.next().await;
+    let mut grace = Duration::from_secs(server.drain_seconds);
+    let failure = tokio::select! {
+        name = signals.next() => {
+            tracing::info!(signal = name, grace_seconds = grace.as_secs(), "stopping");
+            None
+        }
+        Stale { error, is_root } = places.stale(loses_no_call, || service.is_idle()) => {
+            if is_root {
+                grace = grace.min(GRACE_WITHOUT_ROOT);
+            }
+            tracing::error!(reason = error.reason(), %error, grace_seconds = grace.as_secs(), "stopping");
+            Some(error)
+        }
+    };
     if let Some(beside) = beside {
         beside.abort();
     }
     notify::tell(&[NotifyState::Stopping, NotifyState::Status("finishing requests")]);
-    tracing::info!(signal = name, grace_seconds = server.drain_seconds, "stopping");
     tokio::select! {
-        () = daemon.stop(Duration::from_secs(server.drain_seconds)) => {}
+        () = daemon.stop(grace) => {}
         name = signals.next() => {
             tracing::warn!(signal = name, "stopped at once");
             std::process::exit(1);
         }
     }
     tracing::info!("stopped");
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 struct Signals {

@@ -5,11 +5,12 @@ mod caller;
 mod drain;
 mod lifecycle;
 mod notify;
+mod places;
 mod service;
 mod socket;
 
 pub use admission::{Admission, Capacity};
 pub use caller::{Caller, Method};
 pub use lifecycle::{Beside, Daemon, Made, MakeDomain, run};
-pub use service::{Domain, Job, MemoryGauge, Service};
+pub use service::{Domain, HealthCheck, Job, MemoryGauge, Service};
 pub use socket::{Bound, Listening, SocketError};

@@ -26,6 +26,9 @@ use crate::{
 /// Reads the bytes of metadata memory that are charged to requests.
 pub type MemoryGauge = Box<dyn Fn() -> u64 + Send + Sync>;
 
+/// Errors: why something that requests depend on is not there.
+pub type HealthCheck = Box<dyn Fn() -> std::result::Result<(), String> + Send + Sync>;
+
 /// The domain's half of both methods.
 #[derive(Clone)]
 pub struct Domain {
@@ -74,6 +77,8 @@ pub struct Service {
     under_way: Arc<UnderWay>,
     observer: Arc<Observer>,
     memory: MemoryGauge,
+    roots: HealthCheck,
+    store: HealthCheck,
 }
 
 impl Service {
@@ -85,7 +90,20 @@ impl Service {
         memory: MemoryGauge,
     ) -> io::Result<Self> {
         let admission = Admission::start(capacity)?;
-        Ok(Self { domain, admission, under_way: Arc::default(), observer, memory })
+        let (roots, store) = (Box::new(|| Ok(())), Box::new(|| Ok(())));
+        Ok(Self { domain, admission, under_way: Arc::default(), observer, memory, roots, store })
+    }
+
+    /// Lets health depend on the snapshot roots and on the content store; without this, both are fine.
+    #[must_use]
+    pub fn with_health(self, roots: HealthCheck, store: HealthCheck) -> Self {
+        Self { roots, store, ..self }
+    }
+
+    /// Whether no request is worked on or waits.
+    pub fn is_idle(&self) -> bool {
+        let Load { running, waiting, .. } = self.admission.load();
+        running == 0 && waiting == 0
     }
 
     /// Where everything is counted.
@@ -150,13 +168,17 @@ fn refused(error: &Error) -> Result<&dyn Success, &Error> {
 impl Report for Service {
     fn metrics(&self) -> String {
         let load = Load { memory_bytes: (self.memory)(), ..self.admission.load() };
+        self.observer.metrics.containerd_reachable.set(i64::from((self.store)().is_ok()));
         self.observer.metrics.text(load)
     }
 
     fn health(&self) -> std::result::Result<(), String> {
         // Taking the queue's lock shows that it is not stuck.
         let _load = self.admission.load();
-        if self.under_way.is_stopping() { Err(Stopping.to_string()) } else { Ok(()) }
+        if self.under_way.is_stopping() {
+            return Err(Stopping.to_string());
+        }
+        (self.roots)().and_then(|()| (self.store)())
     }
 }
 

@@ -22,9 +22,11 @@ mod load;
 #[path = "../support/mounts.rs"]
 mod mounts;
 mod requests;
+mod surroundings;
 #[path = "../tree_oracle/tree.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod tree;
+mod unit_filter;
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
@@ -34,7 +36,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let is_root = rustix::process::geteuid().is_root();
     let mounts = if is_root { enter_own_mounts() } else { Err("needs root") };
-    let plain = [requests::TESTS, faults::TESTS, lifecycle::TESTS, load::TESTS].concat();
+    let plain = [requests::TESTS, faults::TESTS, lifecycle::TESTS, surroundings::TESTS, load::TESTS].concat();
     let trial = |(name, test): harness::Test, missing: Option<&'static str>| {
         Trial::ignorable_test(name, move || match missing {
             Some(what) => Ok(Completion::ignored_with(what)),
@@ -47,7 +49,9 @@ fn main() {
     let needs_root = (!is_root).then_some("needs root");
     let plain = plain.into_iter().map(|test| trial(test, needs_root));
     let diff = diff::tests().into_iter().map(|test| trial(test, mounts.err()));
-    libtest_mimic::run(&arguments, plain.chain(diff).collect()).exit();
+    let without_filter = mounts.err().or_else(unit_filter::missing);
+    let filter = unit_filter::TESTS.iter().map(|test| trial(*test, without_filter));
+    libtest_mimic::run(&arguments, plain.chain(diff).chain(filter).collect()).exit();
 }
 
 /// Goes on in a mount namespace of its own, so that no way to end leaves a mount behind. Errors: what is

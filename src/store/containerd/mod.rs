@@ -13,13 +13,14 @@ mod name;
 mod read;
 mod sweep;
 mod upload;
+mod watch;
 mod write;
 
 use std::{
     error::Error as _,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, atomic::AtomicBool, mpsc},
     time::{Duration, Instant},
 };
 
@@ -33,7 +34,7 @@ use tonic::{
 };
 
 pub use self::sweep::Swept;
-use self::{name::Names, read::Discovery};
+use self::{name::Names, read::Discovery, watch::Contact};
 use super::reason;
 use crate::{
     call::{Call, Cancel},
@@ -72,6 +73,8 @@ pub enum Direct {
 pub struct Containerd {
     client: Client,
     direct: Mutex<Discovery>,
+    /// Whether the log says that the store's directory may not be read.
+    refused: AtomicBool,
     lease_lifetime: Duration,
     names: Names,
 }
@@ -98,10 +101,11 @@ impl Containerd {
         let direct = match direct {
             Direct::Off => Discovery::Unusable,
             Direct::Introspect => Discovery::Unknown,
-            Direct::At(path) => Discovery::Configured(path),
+            Direct::At(path) => Discovery::Named(path),
         };
-        let client = Client { channel, runtime, address: address.into(), stall };
-        Self { client, direct: Mutex::new(direct), lease_lifetime: LEASE_LIFETIME, names: Names::anonymous() }
+        let client = Client { channel, runtime, address: address.into(), stall, contact: Arc::default() };
+        let (lease_lifetime, names) = (LEASE_LIFETIME, Names::anonymous());
+        Self { client, direct: Mutex::new(direct), refused: AtomicBool::new(false), lease_lifetime, names }
     }
 
     /// How long what is written for a call without a lease stays when nothing refers to it; an hour if
@@ -128,6 +132,7 @@ struct Client {
     runtime: Handle,
     address: Arc<Path>,
     stall: Duration,
+    contact: Arc<Contact>,
 }
 
 impl Client {
@@ -172,6 +177,9 @@ impl Client {
                     })?;
                 }
                 (outcome, _) => {
+                    if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Unavailable) {
+                        self.contact.doubt();
+                    }
                     return outcome.map_err(|error| {
                         error.context(format!("{what} from containerd at {}", self.address.display()))
                     });

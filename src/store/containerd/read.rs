@@ -1,8 +1,9 @@
 //! Reading: over gRPC, or from the store's directory where containerd says it is.
 
 use std::{
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use containerd_client::services::v1::{
@@ -36,8 +37,8 @@ const CONTENT_PLUGIN: &str = "io.containerd.content.v1";
 pub(super) enum Discovery {
     /// To be asked for; nobody has answered yet.
     Unknown,
-    /// Named by the operator; perhaps containerd has yet to make it.
-    Configured(PathBuf),
+    /// Named by the operator or by containerd, which perhaps has yet to make it.
+    Named(PathBuf),
     Found(PathBuf, Arc<ContentRoot>),
     Unusable,
 }
@@ -54,14 +55,12 @@ impl Containerd {
         let lock = || self.direct.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut direct = lock();
-            if let Discovery::Configured(path) = &*direct
-                && let found @ Discovery::Found(..) = usable(path)
-            {
-                *direct = found;
+            if let Discovery::Named(path) = &*direct {
+                *direct = usable(path);
             }
             match &*direct {
                 Discovery::Found(path, root) => return Some((path.clone(), Arc::clone(root))),
-                Discovery::Unusable | Discovery::Configured(_) => return None,
+                Discovery::Unusable | Discovery::Named(_) => return None,
                 Discovery::Unknown => {}
             }
         }
@@ -130,7 +129,18 @@ impl ContentStore for Containerd {
             match root.blob(descriptor) {
                 Ok(file) => return Ok(Box::new(FileBlob::new(file, call.cancel.clone())?)),
                 Err(error) => {
-                    tracing::debug!(%error, root = %path.display(), digest = %descriptor.digest, "blob is read over gRPC");
+                    let root = path.display();
+                    tracing::debug!(%error, %root, digest = %descriptor.digest, "blob is read over gRPC");
+                    // Landlock lets every directory be opened, and no file in it be read.
+                    let may_not = error.kind() == io::ErrorKind::PermissionDenied;
+                    if may_not && !self.refused.swap(true, Relaxed) {
+                        tracing::warn!(
+                            %root,
+                            "blobs are read over gRPC, which is slower: the sandbox allows the directory that containerd.content_root names and that exists at the start"
+                        );
+                    }
+                    // It may have been made anew.
+                    *self.direct.lock().unwrap_or_else(PoisonError::into_inner) = Discovery::Named(path);
                 }
             }
         }
@@ -143,7 +153,7 @@ fn usable(path: &Path) -> Discovery {
         Ok(root) => Discovery::Found(path.to_owned(), Arc::new(root)),
         Err(error) => {
             tracing::debug!(%error, root = %path.display(), "blobs are read over gRPC");
-            Discovery::Unusable
+            Discovery::Named(path.to_owned())
         }
     }
 }

@@ -84,7 +84,7 @@ impl Swept {
     }
 }
 
-fn is_passing(error: &Error) -> bool {
+pub(super) fn is_passing(error: &Error) -> bool {
     [reason::UNAVAILABLE, reason::STALL].contains(&error.reason())
 }
 
@@ -104,7 +104,7 @@ async fn take_away(client: &Client, call: &Call, name: &str, swept: &mut Swept) 
 }
 
 /// A call for each namespace of the store.
-async fn namespaces(client: &Client) -> Result<Vec<Call>> {
+pub(super) async fn namespaces(client: &Client) -> Result<Vec<Call>> {
     // Asked for in no namespace: it is about all of them.
     let message = Request::new(ListNamespacesRequest::default());
     let mut service =

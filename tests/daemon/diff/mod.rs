@@ -2,8 +2,8 @@
 
 mod faults;
 mod forms;
-mod lists;
-mod shop;
+pub mod lists;
+pub mod shop;
 mod store;
 
 use super::harness::Test;

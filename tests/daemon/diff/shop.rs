@@ -50,6 +50,10 @@ impl Shop {
     pub fn with(extra: &str) -> Self {
         let node = Node::with(extra);
         let daemon = node.start();
+        Self::of(node, daemon)
+    }
+
+    pub fn of(node: Node, daemon: Daemon) -> Self {
         Self { node, daemon, scratch_names: Cell::new(0) }
     }
 

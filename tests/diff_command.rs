@@ -309,6 +309,12 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
         (&["old", "new", "-o", "x.tar", "--level", "1"], 2, "tar is not compressed [cli.usage]"),
         (&["old", "new", "-o", "x.tar", "--device", "old"], 2, "--device: no image"),
         (&["old", "new", "-o", "x.tar", "--xattr", "a*b"], 2, "a*b"),
+        (&["old", "new", "-o", "x.tar", "--inline-limit", "0"], 2, "tar is not an EROFS image [cli.usage]"),
+        (
+            &["old", "new", "-o", "x.erofs", "--inline-limit", "4097"],
+            2,
+            "4097 is more than one block of 4096",
+        ),
         (&["old", "new", "-o", "absent/x.tar"], 1, "[snapshot.io]"),
         (&["old", "new", "-o", "old"], 2, "--type"),
         (&["old", "new", "-o", "old", "-t", "tar"], 1, "[snapshot.occupied]"),

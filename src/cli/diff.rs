@@ -19,7 +19,7 @@ use super::{
 use crate::{
     call::Cancel,
     codec::{Coding, encode::Compression},
-    compare::{Composed, Composer, Form, Options, Sides, changes::XattrFilter},
+    compare::{Composed, Composer, Container, Form, Options, Sides, changes::XattrFilter, erofs},
     error::{Error, Kind, Result},
     format::Sink as _,
     limits::Limits,
@@ -58,6 +58,10 @@ pub struct Arguments {
     /// How exact the times in a tar are: whole seconds, or nanoseconds. Images have nanoseconds
     #[arg(long, value_name = "UNIT", default_value = "seconds")]
     pub timestamps: Timestamps,
+    /// Of an image: store files and file ends of up to this many bytes beside their inode; 0 makes layers that
+    /// mkfs.erofs can merge [default: 1024]
+    #[arg(long, value_name = "BYTES")]
+    pub inline_limit: Option<u16>,
     /// Extended attributes to write, a name or the beginning of one with "*" behind; may be repeated
     /// [default: user.* trusted.* security.capability system.posix_acl_*]
     #[arg(long = "xattr", value_name = "NAME")]
@@ -194,6 +198,19 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         [] => XattrFilter::default(),
         patterns => XattrFilter::new(patterns).map_err(|error| usage(format!("--xattr: {error}")))?,
     };
+    let mut image = erofs::Options::in_directory(work_directory(&arguments.output));
+    if let Some(limit) = arguments.inline_limit {
+        if form.container != Container::Erofs {
+            return Err(usage(format!("--inline-limit: {} is not an EROFS image", form.media_type)));
+        }
+        let block_bytes = image.block_bits.size();
+        if u64::from(limit) > block_bytes {
+            return Err(usage(format!(
+                "--inline-limit: {limit} is more than one block of {block_bytes} bytes"
+            )));
+        }
+        image.inline_limit = limit;
+    }
     // Whichever of the two it is; the other is not used.
     let options = Options {
         gzip: compression,
@@ -202,7 +219,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         xattrs,
         // A user may fill the disk, with an image as with an archive.
         limits: Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() },
-        ..Options::in_directory(work_directory(&arguments.output))
+        image,
     };
     let epoch = arguments.source_date_epoch.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
 

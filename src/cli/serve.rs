@@ -105,8 +105,7 @@ fn options(config: &Config) -> Result<Options> {
     })?;
     Ok(Options {
         block_bits,
-        // The check of the configuration keeps it within a block.
-        inline_limit: u16::try_from(config.erofs.inline_limit).unwrap_or(u16::MAX),
+        inline_limit: inline_limit(config.erofs.inline_limit),
         durability: match config.apply.durability {
             config::Durability::Always => Durability::Always,
             config::Durability::Request => Durability::Request,
@@ -120,6 +119,11 @@ fn options(config: &Config) -> Result<Options> {
         limits: config.limits(),
         ..Options::default()
     })
+}
+
+/// A limit as the writer takes it: the check of the configuration keeps it within a block.
+fn inline_limit(bytes: u32) -> u16 {
+    u16::try_from(bytes).unwrap_or(u16::MAX)
 }
 
 /// The other direction, with the threads and the memory of the first.
@@ -137,7 +141,7 @@ fn diff_options(config: &Config, apply: &Options) -> Result<compare::Options> {
         image: compare::erofs::Options {
             compression: Compression::PLAIN,
             block_bits: apply.block_bits,
-            inline_limit: apply.inline_limit,
+            inline_limit: inline_limit(diff.inline_limit.bytes(config.erofs.inline_limit)),
             work_directory: beside.unwrap_or(&diff.work_directory).clone(),
         },
         gzip: Compression::at_level(Coding::Gzip, diff.gzip_level)?,
@@ -160,5 +164,22 @@ mod tests {
         let first_root = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs";
         let theirs = compare::Options::in_directory(first_root.into());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+
+    #[test]
+    fn layers_of_diff_have_the_inline_limit_of_other_images_unless_they_have_their_own() {
+        for (text, want) in [
+            ("", 1024),
+            ("[erofs]\ninline_limit = 7", 7),
+            ("[diff]\ninline_limit = 0", 0),
+            ("[erofs]\ninline_limit = 7\n[diff]\ninline_limit = \"inherit\"", 7),
+            ("[erofs]\ninline_limit = 0\n[diff]\ninline_limit = 9", 9),
+        ] {
+            let config = config::parse(text, "test").unwrap();
+            let found = diff_options(&config, &options(&config).unwrap()).unwrap();
+            assert_eq!(found.image.inline_limit, want, "{text}");
+        }
+        let message = config::parse("[diff]\ninline_limit = \"none\"", "test").unwrap_err().to_string();
+        assert!(message.contains("expected a number of bytes, or \"inherit\""), "{message}");
     }
 }

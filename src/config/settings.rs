@@ -110,7 +110,7 @@ table! {
         /// Bytes per block: a power of two from 512 to the page size.
         block_size: u32 = 4096;
         /// Files and file ends up to this many bytes are stored beside their inode. 0: never, as
-        /// containerd's own differ does it.
+        /// containerd's own differ does it. Layers of Diff can have another limit: diff.inline_limit.
         inline_limit: u32 = 1024;
     }
 }
@@ -146,6 +146,9 @@ table! {
         /// Extended attributes that belong to an image, each a name or the beginning of one with a * behind.
         /// overlayfs's own are never written.
         xattrs: Vec<String> = XattrFilter::DEFAULT.map(str::to_owned).into();
+        /// Layers that are EROFS images: as erofs.inline_limit, for these alone. 0: never, which makes layers that
+        /// mkfs.erofs can merge. "inherit": the value of erofs.inline_limit.
+        inline_limit: InlineLimit = InlineLimit::Inherit(Inherit::Inherit);
         /// Where layers that are EROFS images are laid out before they are sent, in files without a name. "": the
         /// first snapshot root.
         work_directory: PathBuf = PathBuf::new();
@@ -217,6 +220,34 @@ pub enum Timestamps {
     Seconds,
     /// As the file system has them.
     Nanoseconds,
+}
+
+/// The inline limit of layers that are EROFS images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "expected a number of bytes, or \"inherit\"")]
+pub enum InlineLimit {
+    /// Files and file ends up to this many bytes are stored beside their inode.
+    Bytes(u32),
+    /// The limit of all other images.
+    Inherit(Inherit),
+}
+
+impl InlineLimit {
+    /// The limit in bytes, where that of all other images is `inherited`.
+    pub fn bytes(self, inherited: u32) -> u32 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Inherit(Inherit::Inherit) => inherited,
+        }
+    }
+}
+
+/// The word in the place of a value that is set elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Inherit {
+    /// `"inherit"`
+    Inherit,
 }
 
 /// How native EROFS layers are checked before they are published.

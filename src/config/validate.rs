@@ -30,9 +30,12 @@ impl Config {
             let problem = format!("not a power of two from 512 to the page size, {page}");
             return Err(refuse("erofs.block_size", erofs.block_size, problem));
         }
-        if erofs.inline_limit > erofs.block_size {
-            let problem = format!("more than one block of {} bytes", erofs.block_size);
-            return Err(refuse("erofs.inline_limit", erofs.inline_limit, problem));
+        let diff_limit = self.diff.inline_limit.bytes(erofs.inline_limit);
+        for (key, limit) in [("erofs.inline_limit", erofs.inline_limit), ("diff.inline_limit", diff_limit)] {
+            if limit > erofs.block_size {
+                let problem = format!("more than one block of {} bytes", erofs.block_size);
+                return Err(refuse(key, limit, problem));
+            }
         }
         self.validate_diff()?;
         self.validate_limits()
@@ -186,6 +189,8 @@ mod tests {
             ("[erofs]\nblock_size = 3000", "erofs.block_size"),
             ("[erofs]\nblock_size = 512", "erofs.inline_limit"),
             ("[diff]\nlease_seconds = 59", "diff.lease_seconds"),
+            ("[diff]\ninline_limit = 4097", "diff.inline_limit"),
+            ("[erofs]\nblock_size = 512\ninline_limit = 0\n[diff]\ninline_limit = 513", "diff.inline_limit"),
             ("[diff]\ngzip_level = 0", "diff.gzip_level"),
             ("[diff]\nzstd_level = 20", "diff.zstd_level"),
             ("[diff]\nxattrs = [\"*\"]", "diff.xattrs"),

@@ -32,7 +32,7 @@ use std::{
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
 
-use images::{Mounted, apply, kernel_has_erofs, plywood, run};
+use images::{Mounted, apply, kernel_has_erofs, plywood, program, run};
 use merge::merge;
 use mounts::Overlay;
 use mutate::{Random, change, make};
@@ -66,7 +66,46 @@ fn main() {
             None => run_chain(chain).map(|()| Completion::Completed),
         })
     };
-    libtest_mimic::run(&arguments, chains.into_iter().map(trial).collect()).exit();
+    let mut trials: Vec<_> = chains.into_iter().map(trial).collect();
+    trials.push(Trial::ignorable_test("layers without inline data are merged by mkfs.erofs", || {
+        match [program("mkfs.erofs"), program("fsck.erofs")] {
+            [Some(mkfs), Some(fsck)] => merged_by_mkfs(&mkfs, &fsck).map(|()| Completion::Completed),
+            _ => Ok(Completion::ignored_with("needs mkfs.erofs and fsck.erofs")),
+        }
+    }));
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Two layers of Diff become one image, if only their files stand in blocks of their own.
+fn merged_by_mkfs(mkfs: &Path, fsck: &Path) -> Result<(), Failed> {
+    let scratch = TempDir::with_prefix_in("merge-", env!("CARGO_TARGET_TMPDIR"))?;
+    let dir = scratch.path();
+    for (tree, file) in [("lower", "etc/short"), ("upper", "etc/other")] {
+        fs::create_dir_all(dir.join(tree).join("etc"))?;
+        fs::write(dir.join(tree).join(file), "a few bytes")?;
+        fs::write(dir.join(tree).join("long"), tree.repeat(3000))?;
+    }
+    let merge = |option: &[&str]| {
+        let diff = |older: &str, newer: &str, out: &str| {
+            let mut command = plywood();
+            command.current_dir(dir).args(["diff", "--user-xattr", "--layer", older, newer, "-o", out]);
+            run(command.args(option))
+        };
+        diff("none", "lower", "1.erofs")?;
+        diff("lower", "upper", "2.erofs")?;
+        let layers = ["1.erofs", "2.erofs"];
+        run(Command::new(mkfs).current_dir(dir).args(["--quiet", "merged.erofs"]).args(layers))?;
+        let devices = layers.map(|layer| format!("--device={layer}"));
+        run(Command::new(fsck).current_dir(dir).args(devices).args(["--extract=tree", "merged.erofs"]))
+    };
+    merge(&["--inline-limit", "0"])?;
+    assert_eq!(fs::read(dir.join("tree/etc/short"))?, b"a few bytes");
+    assert_eq!(fs::read(dir.join("tree/etc/other"))?, b"a few bytes");
+    assert_eq!(fs::read(dir.join("tree/long"))?, "upper".repeat(3000).as_bytes());
+    // The default is the smaller image, which mkfs.erofs refuses.
+    let refused = merge(&[]).err().ok_or("inline data was merged")?;
+    let message = refused.message().unwrap_or_default();
+    if message.contains("unsupported datalayout") { Ok(()) } else { Err(refused) }
 }
 
 fn missing() -> Option<&'static str> {

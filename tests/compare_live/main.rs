@@ -52,14 +52,24 @@ fn main() {
             overlay::random_changes(seed, "trusted")
         }));
     }
+    // Each seed is four rounds, one on top of the other.
+    let seeds = env::var("PLYWOOD_REDIRECT_SEEDS").map_or(12, |text| text.parse::<u64>().unwrap());
+    for first in (0..seeds).step_by(4) {
+        let name = format!("overlay: renamed directories and files without data, seeds from {first}");
+        trials.push(trial(&name, erofs, move || overlay::redirects(first..first + 4)));
+    }
     for (name, needs, run) in [
         (
             "overlay: attributes of the user's own",
             erofs,
             (|| overlay::random_changes(4, "user")) as fn() -> _,
         ),
-        ("overlay: a renamed directory is refused", overlay, overlay::redirect),
-        ("overlay: a file copied up without its data is refused", overlay, overlay::metacopy),
+        ("overlay: renames and files without data that lead nowhere are refused", root, overlay::unresolved),
+        (
+            "overlay: a redirect of the user's own is refused, as by the kernel",
+            overlay,
+            overlay::user_redirects,
+        ),
         ("overlay: attributes that are not to be seen", root, overlay::privilege),
         ("confined: two capabilities and the layer's directory are enough", root, overlay::confined),
         ("hostile: files that become others are told right or not at all", root, hostile::swaps),

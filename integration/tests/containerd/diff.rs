@@ -480,7 +480,7 @@ fn failures(env: &mut Env) -> anyhow::Result<()> {
     rustix::fs::setxattr(
         upper.join("moved"),
         "trusted.overlay.redirect",
-        b"/etc",
+        b"/of/nothing",
         rustix::fs::XattrFlags::empty(),
     )?;
     for _ in 0..100 {

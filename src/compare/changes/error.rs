@@ -9,22 +9,22 @@ use crate::{
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangesError {
-    /// A directory of a lower layer was renamed and not copied: overlayfs looks elsewhere for what is in it.
+    /// What a renamed directory or file had in lower layers cannot be found.
     #[error(
-        "{} in {layer} has overlayfs's attribute redirect: what is in it lies under another name, so the \
-         layer is not whole in itself",
+        "{} in {layer} has overlayfs's attribute redirect, which cannot be followed: {why}",
         Quoted(path)
     )]
     Redirect {
         /// Name of the layer.
         layer: String,
-        /// The directory.
+        /// The directory or file.
         path: Vec<u8>,
+        /// Why not.
+        why: String,
     },
-    /// The attributes of a lower layer's file were changed and its data not copied.
+    /// The data of a file whose attributes alone were copied cannot be found.
     #[error(
-        "{} in {layer} has overlayfs's attribute metacopy: its data lies in a lower layer, so the layer is \
-         not whole in itself",
+        "{} in {layer} has overlayfs's attribute metacopy, which cannot be followed: {why}",
         Quoted(path)
     )]
     Metacopy {
@@ -32,6 +32,8 @@ pub enum ChangesError {
         layer: String,
         /// The file.
         path: Vec<u8>,
+        /// Why not.
+        why: String,
     },
     /// A file whose name means something else in a layer.
     #[error(

@@ -7,12 +7,11 @@ use std::cell::OnceCell;
 use super::{
     ChangesError, Options,
     links::Links,
-    merged::{Found, Layers, Meaning, Merged, common_tail},
+    merged::{Found, Layers, Meaning, Merged, Place, common_tail},
     names::{Memory, Names},
 };
 use crate::{
     call::Cancel,
-    compare::layer::At,
     error::{Error, Kind, Result},
     limits::PATH_BYTES,
     tree::{Attributes, Body, Entry, Extent, FileType, Xattr, whiteout},
@@ -22,7 +21,7 @@ use crate::{
 const ATTEMPTS: u32 = 5;
 
 /// A directory on both sides.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pair {
     pub lower: Vec<Found>,
     pub upper: Vec<Found>,
@@ -31,8 +30,8 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub fn new(lower: Vec<Found>, upper: Vec<Found>) -> Self {
-        let shared = common_tail(&lower, &upper);
+    pub fn new(lower: Vec<Found>, upper: Vec<Found>, ends_both: impl Fn(usize) -> bool) -> Self {
+        let shared = common_tail(&lower, &upper, ends_both);
         Self { lower, upper, shared }
     }
 
@@ -50,7 +49,7 @@ impl Pair {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        (self.lower.len() + self.upper.len()) * size_of::<Found>()
+        self.lower.iter().chain(&self.upper).map(Found::memory_bytes).sum()
     }
 }
 
@@ -75,6 +74,8 @@ pub(super) enum Change {
 #[derive(Debug)]
 pub(super) struct File {
     pub found: Found,
+    /// The file that has its data: mostly itself.
+    pub data: Found,
     pub entry: Entry,
 }
 
@@ -98,6 +99,8 @@ pub(super) struct Examiner<'a> {
     pub cancel: &'a Cancel,
     /// The newer side is the older one and one layer on top, whose entries are told as they are.
     pub exact: bool,
+    /// The roots of both sides.
+    pub roots: Pair,
 }
 
 /// Runs `examine` again as long as what it looks at changes under it.
@@ -124,21 +127,28 @@ impl Examiner<'_> {
         if path.len() > PATH_BYTES {
             return Err(ChangesError::Path { path: path.to_vec() }.into());
         }
-        let name = last_component(path);
+        let Pair { lower: lower_roots, upper: upper_roots, .. } = &self.roots;
+        let place = |parts, roots| Place { parts, roots, directory, path };
         let (upper, lower, shared) = pair.split();
-        let upper = self.layers.resolve(upper, directory, path, name)?;
-        let lower = self.layers.resolve(lower, directory, path, name)?;
+        let (upper, lower) = (place(upper, upper_roots), place(lower, lower_roots));
+        // Below layers that both stacks end in, the roots are the same as well.
+        let shared = place(shared, upper_roots);
+        let upper = self.layers.resolve(upper, upper.search())?;
+        let lower = self.layers.resolve(lower, lower.search())?;
         if upper.is_unheard_of() && lower.is_unheard_of() {
             return Ok(Change::Vanished);
         }
         // What both sides have below is looked up once at most, and only when it matters.
         let cell = OnceCell::new();
-        let below = || {
+        let below = |moved| {
+            if let Some(search) = moved {
+                return self.layers.meaning(shared, search);
+            }
             if let Some(meaning) = cell.get() {
                 return Ok(Meaning::clone(meaning));
             }
-            let partial = self.layers.resolve(shared, directory, path, name)?;
-            Ok(cell.get_or_init(|| partial.meaning).clone())
+            let meaning = self.layers.meaning(shared, shared.search())?;
+            Ok(cell.get_or_init(|| meaning).clone())
         };
         match upper.over(below)? {
             Meaning::Nothing => match lower.over(below)? {
@@ -151,13 +161,18 @@ impl Examiner<'_> {
                 _ => Ok(Change::Socket { deleted: true }),
             },
             Meaning::File(file) => {
+                let place = place(&pair.upper, upper_roots);
                 if !self.exact
                     && let Meaning::File(lower) = lower.over(below)?
-                    && (lower.is(&file) || self.same_file(&lower, &file, path)?)
                 {
-                    return Ok(Change::Nothing);
+                    let lower_place = Place { parts: &pair.lower, roots: lower_roots, ..place };
+                    let sides = [(&lower, lower_place), (&file, place)];
+                    let options = self.options;
+                    if lower.is(&file) || self.layers.same_file(sides, &options.xattrs, self.cancel)? {
+                        return Ok(Change::Nothing);
+                    }
                 }
-                Ok(Change::File(Box::new(self.file(file, path, links)?)))
+                Ok(Change::File(Box::new(self.file(file, place, links)?)))
             }
             Meaning::Directory(upper) => {
                 let lower = match lower.over(below)? {
@@ -181,9 +196,10 @@ impl Examiner<'_> {
         links: &Links,
         memory: &mut Memory<'_>,
     ) -> Result<Change> {
-        match self.layers.resolve(&pair.upper, directory, path, last_component(path))?.meaning {
+        let place = Place { parts: &pair.upper, roots: &self.roots.upper, directory, path };
+        match self.layers.meaning(place, place.search())? {
             Meaning::File(file) if links.lacks(&file, path) => {
-                Ok(Change::File(Box::new(self.file(file, path, links)?)))
+                Ok(Change::File(Box::new(self.file(file, place, links)?)))
             }
             Meaning::Directory(upper) => {
                 let directory = self.directory(Merged::default(), upper, path, memory)?;
@@ -194,24 +210,20 @@ impl Examiner<'_> {
         }
     }
 
-    fn same_file(&self, lower: &Found, upper: &Found, path: &[u8]) -> Result<bool> {
-        self.layers.same_file((lower, upper), path, &self.options.xattrs, self.cancel)
-    }
-
     /// The entry of `found`, which is no directory.
-    fn file(&self, found: Found, path: &[u8], links: &Links) -> Result<File> {
-        let layer = self.layers.of(&found);
-        let node = &found.node;
-        let at = At { path, node };
+    fn file(&self, found: Found, place: Place<'_>, links: &Links) -> Result<File> {
+        let (node, path) = (&found.node, place.path);
         let attributes = self.lowered(node.attributes);
         if node.links > 1
             && let Some(first) = links.first(&found, path)?
         {
             let body = Body::HardLink { target: first.to_vec() };
             let entry = Entry { path: path.to_vec(), attributes, xattrs: Vec::new(), body };
-            return Ok(File { found, entry });
+            return Ok(File { data: found.clone(), found, entry });
         }
-        let (xattrs, _) = self.layers.xattrs(&found, path)?;
+        let (xattrs, control) = self.layers.xattrs(&found, path)?;
+        let data = self.layers.data(place, &found, &control)?;
+        let (layer, at) = (self.layers.of(&data), data.at(path));
         let xattrs = self.options.xattrs.kept(&xattrs);
         let body = match node.file_type {
             FileType::Regular => {
@@ -228,7 +240,7 @@ impl Examiner<'_> {
             }
         };
         let entry = Entry { path: path.to_vec(), attributes, xattrs, body };
-        Ok(File { found, entry })
+        Ok(File { found, data, entry })
     }
 
     /// Errors when one file alone passes the limit of all, before anything about its data is asked.
@@ -259,7 +271,7 @@ impl Examiner<'_> {
             lower.parts.clear();
         }
         let attributes = self.lowered(attributes(&upper.parts).unwrap_or_default());
-        let pair = Pair::new(lower.parts, upper.parts);
+        let pair = Pair::new(lower.parts, upper.parts, |layer| self.ends_both(layer));
         if pair.is_same() {
             return Ok(None);
         }
@@ -274,7 +286,7 @@ impl Examiner<'_> {
         let limit = self.options.limits.nodes;
         let listed = upper.iter().chain(lower).try_for_each(|part| {
             let mut left = limit;
-            self.layers.of(part).names(At { path, node: &part.node }, &mut |name| {
+            self.layers.of(part).names(part.at(path), &mut |name| {
                 self.cancel.check()?;
                 left = left.checked_sub(1).ok_or(ChangesError::Nodes { limit })?;
                 names.push(name, memory)
@@ -286,6 +298,11 @@ impl Examiner<'_> {
         }
         names.sort();
         Ok(names)
+    }
+
+    /// Whether both stacks end in `layer` and what is below it.
+    fn ends_both(&self, layer: usize) -> bool {
+        self.roots.split().2.iter().any(|root| root.layer == layer)
     }
 
     /// Attributes as they are told.

@@ -16,8 +16,8 @@ const NODE_BYTES: usize = 128;
 pub(super) struct Links {
     /// By layer, file system and number.
     inodes: HashMap<(usize, u64, u64), First>,
-    /// Whether later names are remembered as well as the first.
-    remember: bool,
+    /// The layer all of whose names come: its inodes lack none in the end.
+    whole: Option<usize>,
 }
 
 /// What is known of an inode from its first name.
@@ -48,20 +48,22 @@ fn key(file: &Found) -> (usize, u64, u64) {
 }
 
 impl Links {
-    /// Remembers every name from now on, so that [`Links::lacks`] can tell.
-    pub fn remember_all(&mut self) {
-        self.remember = true;
+    /// Links of a walk that comes to every name of the layer `whole`. Of the inodes of all others every name
+    /// is remembered, so that [`Links::lacks`] can tell.
+    pub fn new(whole: Option<usize>) -> Self {
+        Self { inodes: HashMap::new(), whole }
     }
 
     /// Whether an inode has names that were not written.
     pub fn lack_some(&self) -> bool {
-        !self.inodes.is_empty()
+        self.inodes.keys().any(|(layer, ..)| Some(*layer) != self.whole)
     }
 
     /// Whether `file` was written, but not under the name `path`.
     pub fn lacks(&self, file: &Found, path: &[u8]) -> bool {
         let is_there = |first: &First| *first.path == *path || first.later.contains(path);
-        self.inodes.get(&key(file)).is_some_and(|first| !is_there(first))
+        let first = self.inodes.get(&key(file)).filter(|_| Some(file.layer) != self.whole);
+        first.is_some_and(|first| !is_there(first))
     }
 
     /// The first name of `file` if that was written before. Errors: [`ChangesError::Linked`] when it was
@@ -84,7 +86,7 @@ impl Links {
             if first.left == 0 {
                 memory.release(first.memory_bytes());
                 self.inodes.remove(&key(file));
-            } else if self.remember {
+            } else if Some(file.layer) != self.whole {
                 memory.add(later_bytes(path))?;
                 first.later.insert(path.into());
             }

@@ -273,17 +273,73 @@ fn the_size_of_all_files_is_limited_with_their_holes() {
 }
 
 #[test]
-fn layers_that_are_not_whole_in_themselves_are_refused() {
+fn a_renamed_directory_has_what_lay_under_its_old_name() {
+    let lower = Entries::new().dir("p").dir("p/d").file("p/d/f", "x").file("p/d/g", "x").file("h", "y");
+    let beside = || Entries::new().dir("p").whiteout("p/d").dir("p/e").xattr("trusted.overlay.redirect", "d");
+    assert_eq!(
+        changes(&[&beside().file("p/e/g", "new"), &lower]),
+        "dir p\nmark p/.wh.d\ndir p/e\nfile p/e/f \"x\"\nfile p/e/g \"new\"\n"
+    );
+    // Elsewhere, with a path, and from a layer between.
+    let moved = Entries::new().dir("q").xattr("trusted.overlay.redirect", "/p/e").dir("p").whiteout("p/e");
+    let told = "dir p\nmark p/.wh.e\ndir q\nfile q/f \"x\"\nfile q/g \"x\"\n";
+    assert_eq!(changes(&[&moved, &beside(), &lower]), told);
+    // What is below a directory that was renamed before is the same on both sides.
+    let top = Entries::new().dir("p").dir("p/e").file("p/e/f", "z");
+    assert_eq!(changes(&[&top, &beside(), &lower]), "dir p\ndir p/e\nfile p/e/f \"z\"\n");
+}
+
+#[test]
+fn a_file_without_data_has_that_of_the_file_below() {
+    let lower = Entries::new().dir("d").file("d/f", "x").file("g", "y");
+    let upper = Entries::new().file("g", "\0").mode(0o600).xattr("trusted.overlay.metacopy", "");
+    assert_eq!(changes(&[&upper, &lower]), "file g \"y\" 600\n");
+    let moved = Entries::new().file("h", "\0").xattr("trusted.overlay.metacopy", "");
+    let moved = moved.xattr("trusted.overlay.redirect", "/d/f");
+    assert_eq!(changes(&[&moved, &upper, &lower]), "file h \"x\"\n");
+    // The file between has none either.
+    let again = Entries::new().file("g", "\0").xattr("trusted.overlay.metacopy", "");
+    assert_eq!(changes(&[&again, &upper, &lower]), "file g \"y\"\n");
+    // Of another length it is not the one that was there.
+    let other = Entries::new().file("g", "\0\0").xattr("trusted.overlay.metacopy", "");
+    assert_eq!(refused(&[&other, &lower]), (Kind::Conflict, "compare.metacopy"));
+    // On a file with data a redirect says nothing.
+    let copied = Entries::new().file("g", "z").xattr("trusted.overlay.redirect", "/none");
+    assert_eq!(changes(&[&copied, &lower]), "file g \"z\"\n");
+}
+
+#[test]
+fn names_of_an_inode_stay_together_when_the_directory_of_one_is_renamed() {
+    let lower = Entries::new().dir("d").file("d/f", "x").link("g", "d/f");
+    let upper = Entries::new().whiteout("d").dir("e").xattr("trusted.overlay.redirect", "d");
+    assert_eq!(changes(&[&upper, &lower]), "mark .wh.d\ndir e\nfile e/f \"x\"\nlink g e/f\n");
+}
+
+#[test]
+fn redirects_lead_downwards_only_and_must_lead_somewhere() {
     let lower = Entries::new().dir("d").file("d/f", "x").file("f", "x");
-    let redirect = Entries::new().dir("d").xattr("trusted.overlay.redirect", "/e");
-    let metacopy = Entries::new().file("f", "").xattr("trusted.overlay.metacopy", "");
-    assert_eq!(refused(&[&redirect, &lower]), (Kind::Conflict, "compare.redirect"));
+    for target in ["/e", "e", "/d/f", "..", "/d/..", "/", "", "/d/", "d/f", "./d"] {
+        let redirect = Entries::new().dir("d").xattr("trusted.overlay.redirect", target);
+        assert_eq!(refused(&[&redirect, &lower]), (Kind::Conflict, "compare.redirect"), "{target}");
+        let top = Entries::new().dir("d").file("d/f", "y");
+        assert_eq!(refused(&[&top, &redirect, &lower]), (Kind::Conflict, "compare.redirect"), "{target}");
+    }
+    let metacopy = Entries::new().file("h", "").xattr("trusted.overlay.metacopy", "");
     assert_eq!(refused(&[&metacopy, &lower]), (Kind::Conflict, "compare.metacopy"));
-    let top = Entries::new().dir("d").file("d/f", "y");
-    assert_eq!(refused(&[&top, &redirect, &lower]), (Kind::Conflict, "compare.redirect"));
     // The other prefix is not this layer's.
     let other = Entries::new().dir("d").xattr("user.overlay.redirect", "/e").time(1, 0);
     assert_eq!(changes(&[&other, &lower]), "dir d @1.0\n");
+}
+
+#[test]
+fn a_redirect_in_a_shared_layer_leads_into_what_each_side_has_below() {
+    let shared = Entries::new().whiteout("d").dir("e").xattr("trusted.overlay.redirect", "/d");
+    let (old, new) = (Entries::new().dir("d").file("d/f", "x"), Entries::new().dir("d").file("d/f", "y"));
+    let [shared, old, new] =
+        [shared, old, new].map(|entries| respelled(entries.image(), "overlaX.", "overlay."));
+    let (shared, old, new) = (erofs(&shared, 1), erofs(&old, 2), erofs(&new, 3));
+    let (recorded, _) = compare(&[&shared, &old], &[&shared, &new], &Options::default()).unwrap();
+    assert_eq!(recorded.text(), "dir e\nfile e/f \"y\"\n");
 }
 
 #[test]

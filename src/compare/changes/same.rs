@@ -1,6 +1,9 @@
 //! Whether two files of different layers are the same.
 
-use super::{merged::Found, merged::Layers, xattrs::XattrFilter};
+use super::{
+    merged::{Found, Layers, Place},
+    xattrs::XattrFilter,
+};
 use crate::{
     call::Cancel,
     compare::layer::{At, Layer},
@@ -12,11 +15,10 @@ use crate::{
 const PIECE_BYTES: u64 = 1 << 20;
 
 impl Layers<'_> {
-    /// Whether the files `a` and `b`, found at `path` in their layers, cannot be told apart.
+    /// Whether the files `a` and `b`, each with its place, cannot be told apart.
     pub(super) fn same_file(
         &self,
-        (a, b): (&Found, &Found),
-        path: &[u8],
+        [(a, a_place), (b, b_place)]: [(&Found, Place<'_>); 2],
         filter: &XattrFilter,
         cancel: &Cancel,
     ) -> Result<bool> {
@@ -25,12 +27,17 @@ impl Layers<'_> {
         if what(a) != what(b) || a.node.attributes != b.node.attributes {
             return Ok(false);
         }
-        let (xattrs, other_xattrs) = (self.xattrs(a, path)?.0, self.xattrs(b, path)?.0);
+        let path = a_place.path;
+        let ((xattrs, control), (other_xattrs, other_control)) =
+            (self.xattrs(a, path)?, self.xattrs(b, path)?);
         if filter.kept(&xattrs) != filter.kept(&other_xattrs) {
             return Ok(false);
         }
-        let a = (self.of(a), At { path, node: &a.node });
-        let b = (self.of(b), At { path, node: &b.node });
+        let (a, b) = (self.data(a_place, a, &control)?, self.data(b_place, b, &other_control)?);
+        if a.is(&b) {
+            return Ok(true);
+        }
+        let (a, b) = ((self.of(&a), a.at(path)), (self.of(&b), b.at(path)));
         match a.1.node.file_type {
             FileType::Symlink => Ok(a.0.symlink_target(a.1)? == b.0.symlink_target(b.1)?),
             FileType::Regular => same_data(a, b, cancel),

@@ -4,12 +4,12 @@ use super::{
     ChangesError, Counts, Options, RootEntry,
     examine::{Change, Directory, Examiner, File, Pair, data_of, last_component, require_plain, settled},
     links::Links,
-    merged::{Layers, Merged},
+    merged::{Layers, Merged, join},
     names::{Memory, Names},
 };
 use crate::{
     call::Cancel,
-    compare::{layer::At, output::Output},
+    compare::output::Output,
     error::Result,
     tree::{Attributes, Body, Entry, Timestamp, Xattr, whiteout},
 };
@@ -72,7 +72,7 @@ impl<'a> Walk<'a> {
         output: &'a mut dyn Output,
     ) -> Self {
         Self {
-            examiner: Examiner { layers, options, cancel, exact: false },
+            examiner: Examiner { layers, options, cancel, exact: false, roots: Pair::default() },
             memory: Memory::new(charge),
             links: Links::default(),
             frames: Vec::new(),
@@ -83,24 +83,24 @@ impl<'a> Walk<'a> {
 
     /// Walks both stacks, given as numbers of layers, the newest first.
     pub fn run(mut self, lower: &[usize], upper: &[usize]) -> Result<Counts> {
-        self.examiner.exact = upper.split_first().is_some_and(|(_, rest)| rest == lower);
-        if !self.examiner.exact {
-            self.links.remember_all();
-        }
+        let on_top = upper.split_first().filter(|(_, rest)| *rest == lower);
+        self.examiner.exact = on_top.is_some();
+        self.links = Links::new(on_top.map(|(top, _)| *top));
         self.root(lower, upper)?;
         self.descend(Examiner::examine)?;
-        if !self.examiner.exact && self.links.lack_some() {
+        if self.links.lack_some() {
             self.join_links(upper)?;
         }
         Ok(self.told.counts)
     }
 
     /// Tells the names of inodes that were told under others and that are the same on both sides, or were
-    /// not even listed. Looks through all of the newer side, which only arbitrary pairs can make necessary.
+    /// not even listed. Looks through all of the newer side, which only arbitrary pairs and renamed directories
+    /// can make necessary.
     fn join_links(&mut self, upper: &[usize]) -> Result<()> {
         let (examiner, memory) = (&self.examiner, &mut self.memory);
         let (pair, names) = settled(|| {
-            let pair = Pair::new(Vec::new(), examiner.layers.root(upper)?.parts);
+            let pair = Pair::new(Vec::new(), examiner.layers.root(upper)?.parts, |_| true);
             let names = examiner.names(&pair, b"", memory)?;
             Ok((pair, names))
         })?;
@@ -134,7 +134,7 @@ impl<'a> Walk<'a> {
         let (examiner, memory) = (&self.examiner, &mut self.memory);
         let (lower, upper, pair, names) = settled(|| {
             let (lower, upper) = (examiner.layers.root(lower)?, examiner.layers.root(upper)?);
-            let pair = Pair::new(lower.parts.clone(), upper.parts.clone());
+            let pair = Pair::new(lower.parts.clone(), upper.parts.clone(), |_| true);
             let names = if pair.is_same() { Names::default() } else { examiner.names(&pair, b"", memory)? };
             Ok((lower, upper, pair, names))
         })?;
@@ -154,6 +154,7 @@ impl<'a> Walk<'a> {
             *(if changed { &mut counts.changed } else { &mut counts.parents }) += 1;
         }
         if !pair.is_same() {
+            self.examiner.roots = pair.clone();
             self.enter(Frame::new(Vec::new(), pair, names, None))?;
         }
         Ok(())
@@ -202,7 +203,7 @@ impl<'a> Walk<'a> {
     }
 
     fn file(&mut self, file: &File) -> Result<()> {
-        let File { found, entry } = file;
+        let File { found, data, entry } = file;
         require_plain(&entry.path)?;
         self.told.require_room(entry, self.examiner.options.limits.stream_bytes)?;
         self.parents()?;
@@ -210,8 +211,8 @@ impl<'a> Walk<'a> {
         self.told.output.entry(entry)?;
         self.told.counts.changed += 1;
         let Some(extents) = data_of(entry) else { return Ok(()) };
-        let (layer, cancel, told) = (self.examiner.layers.of(found), self.examiner.cancel, &mut self.told);
-        layer.read(At { path: &entry.path, node: &found.node }, &extents, &mut |offset, bytes| {
+        let (layer, cancel, told) = (self.examiner.layers.of(data), self.examiner.cancel, &mut self.told);
+        layer.read(data.at(&entry.path), &extents, &mut |offset, bytes| {
             cancel.check()?;
             told.counts.data_bytes += bytes.len() as u64;
             told.output.data(offset, bytes)
@@ -259,7 +260,7 @@ impl<'a> Walk<'a> {
         let (upper, lower, _) = frame.pair.split();
         for part in upper.iter().chain(lower) {
             let layer = self.examiner.layers.of(part);
-            layer.names(At { path: &frame.path, node: &part.node }, &mut |name| {
+            layer.names(part.at(&frame.path), &mut |name| {
                 self.examiner.cancel.check()?;
                 match frame.names.find(name) {
                     Some(index) if frame.vanished.binary_search(&index).is_err() => Ok(()),
@@ -293,8 +294,4 @@ impl Told<'_> {
         }
         Ok(())
     }
-}
-
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }

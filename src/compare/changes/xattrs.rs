@@ -73,7 +73,7 @@ impl Default for XattrFilter {
 }
 
 /// What overlayfs's own attributes of a file say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Control {
     /// A directory that hides all lower ones.
     pub opaque: bool,
@@ -81,10 +81,43 @@ pub(super) struct Control {
     pub holds_whiteouts: bool,
     /// An empty file that is such a whiteout, in a directory that may hold some.
     pub whiteout: bool,
-    /// What is below is looked up by another name.
-    pub redirect: bool,
-    /// The data is that of a lower file.
-    pub metacopy: bool,
+    /// What is below is looked up by this name, or this path from the root when it begins with a slash.
+    pub redirect: Option<Vec<u8>>,
+    /// Whether the data is that of a lower file.
+    pub metacopy: Metacopy,
+}
+
+/// Whether a file's data is that of a lower one: `struct ovl_metacopy`.
+///
+/// | offset | size | field       | meaning                              |
+/// |-------:|-----:|-------------|--------------------------------------|
+/// |      0 |    1 | version     | 0                                    |
+/// |      1 |    1 | len         | bytes of all, the digest included    |
+/// |      2 |    1 | flags       | 0                                    |
+/// |      3 |    1 | digest_algo | 0 for none, else one of fs-verity's  |
+/// |      4 |      | digest      | of the lower file                    |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Metacopy {
+    /// It has data of its own.
+    #[default]
+    None,
+    /// It is; the usual attribute has no value at all.
+    Plain,
+    /// It is, and must have a certain digest.
+    Digest,
+    /// The attribute is none that the kernel writes.
+    Malformed,
+}
+
+impl Metacopy {
+    fn read(value: &[u8]) -> Self {
+        match value {
+            [] => Self::Plain,
+            [0, len, 0, 0] if usize::from(*len) == value.len() => Self::Plain,
+            [0, len, 0, 1..=u8::MAX, _, ..] if usize::from(*len) == value.len() => Self::Digest,
+            _ => Self::Malformed,
+        }
+    }
 }
 
 impl Control {
@@ -96,8 +129,8 @@ impl Control {
                 (Some(b"opaque"), b"y") => control.opaque = true,
                 (Some(b"opaque"), b"x") => control.holds_whiteouts = true,
                 (Some(b"whiteout"), _) => control.whiteout = true,
-                (Some(b"redirect"), _) => control.redirect = true,
-                (Some(b"metacopy"), _) => control.metacopy = true,
+                (Some(b"redirect"), target) => control.redirect = Some(target.to_vec()),
+                (Some(b"metacopy"), value) => control.metacopy = Metacopy::read(value),
                 _ => {}
             }
         }
@@ -157,9 +190,25 @@ mod tests {
         ];
         let trusted = Control { opaque: true, ..Control::default() };
         assert_eq!(Control::read(&xattrs, b"trusted.overlay."), trusted);
-        let user = Control { metacopy: true, holds_whiteouts: true, ..Control::default() };
+        let user = Control { metacopy: Metacopy::Plain, holds_whiteouts: true, ..Control::default() };
         assert_eq!(Control::read(&xattrs, b"user.overlay."), user);
         let odd = [xattr("trusted.overlay.opaque", "yes"), xattr("trusted.overlay.opaqu", "y")];
         assert_eq!(Control::read(&odd, b"trusted.overlay."), Control::default());
+    }
+
+    #[test]
+    fn a_metacopy_has_no_value_or_the_kernel_s_header_and_a_digest() {
+        for (value, want) in [
+            (&b""[..], Metacopy::Plain),
+            (&[0, 4, 0, 0], Metacopy::Plain),
+            (&[0, 6, 0, 1, 7, 7], Metacopy::Digest),
+            (&[0, 5, 0, 1, 7, 7], Metacopy::Malformed),
+            (&[0, 4, 0, 1], Metacopy::Malformed),
+            (&[1, 4, 0, 0], Metacopy::Malformed),
+            (&[0, 4, 1, 0], Metacopy::Malformed),
+            (&[0, 4, 0], Metacopy::Malformed),
+        ] {
+            assert_eq!(Metacopy::read(value), want, "{value:?}");
+        }
     }
 }

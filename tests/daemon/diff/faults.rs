@@ -154,9 +154,15 @@ fn not_self_contained() {
     let lists = shop.lists(Release::V22);
     for (number, attribute) in [(10, "redirect"), (11, "metacopy")] {
         shop.run(number, &[1], work, |_| ());
-        let file = shop.directory(number).join("fs/etc/added");
+        // Nothing of that name lies below.
+        let added = if attribute == "redirect" { "fs/etc/added-too" } else { "fs/etc/added" };
+        let file = shop.directory(number).join(added);
+        if attribute == "redirect" {
+            std::fs::create_dir(&file).unwrap();
+        }
         let name = format!("trusted.overlay.{attribute}");
-        rustix::fs::lsetxattr(file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+        let value: &[u8] = if attribute == "redirect" { b"absent" } else { b"" };
+        rustix::fs::lsetxattr(file, name, value, rustix::fs::XattrFlags::empty()).unwrap();
         let right = lists.active(number, &[1], Mode::Directory);
         let reply = shop.diff(&request(lists.view(number, &[1]), right, TAR));
         assert_eq!(reply.code_and_reason().0, 9, "{reply:?}");

@@ -15,7 +15,7 @@ use crate::{
     },
     limits::Limits,
     snapshot::LayerFile,
-    tree::Entry,
+    tree::{Below, Entry},
 };
 
 /// Memory is charged in steps of this many bytes.
@@ -40,13 +40,18 @@ impl<'a> ImageWriter<'a> {
     /// [`Writer::entry`]. Errors also when the request has no more memory, or was cancelled.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
         let taken = self.writer.entry(entry);
+        self.charge()?;
+        taken.map_err(writer_error)
+    }
+
+    fn charge(&mut self) -> Result<()> {
         let used = self.writer.metadata_bytes();
         if used > self.charged {
             let charged = used.next_multiple_of(CHARGE_BYTES);
             self.lease.charge(Use::Metadata, charged, self.cancel)?;
             self.charged = charged;
         }
-        taken.map_err(writer_error)
+        Ok(())
     }
 
     /// [`Writer::data`].
@@ -57,6 +62,23 @@ impl<'a> ImageWriter<'a> {
     /// [`Writer::end_entry`].
     pub fn end_entry(&mut self) -> Result<()> {
         self.writer.end_entry().map_err(writer_error)
+    }
+
+    /// [`Writer::implied_directories`].
+    pub fn implied_directories(&self) -> u64 {
+        self.writer.implied_directories()
+    }
+
+    /// [`Writer::inherit`].
+    pub fn inherit(&mut self, below: &mut impl Below<Error = Error>) -> Result<u64> {
+        let inherited = self.writer.inherit(below);
+        self.charge()?;
+        inherited
+    }
+
+    /// [`Writer::disinherit`].
+    pub fn disinherit(&mut self) {
+        self.writer.disinherit();
     }
 
     /// [`Writer::image_bytes`].

@@ -79,7 +79,9 @@ pub(super) struct Directory {
     /// Directories above it.
     depth: u16,
     /// An opaque marker was seen in it.
-    opaque: bool,
+    pub(super) opaque: bool,
+    /// Names imply it and no entry describes it.
+    pub(super) implied: bool,
 }
 
 /// A file while the layer is read.
@@ -110,7 +112,7 @@ pub(super) struct Link {
 /// The tree of a layer; see the module's description.
 #[derive(Debug)]
 pub struct Tree<P> {
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) names: Names,
     pub(super) directories: Slab<Directory>,
     pub(super) files: Slab<File<P>>,
@@ -339,7 +341,9 @@ impl<P: Copy + Default> Tree<P> {
         if whiteout::is_reserved(name) {
             return Err(TreeError::Reserved(Quoted(name).to_string()));
         }
-        self.directory_at(parent, name, freed)
+        let number = self.directory_at(parent, name, freed)?;
+        self.directories.get_mut(number).implied = true;
+        Ok(number)
     }
 
     /// The directory called `name`, made in place of whatever else has that name.
@@ -363,6 +367,16 @@ impl<P: Copy + Default> Tree<P> {
 
     /// Gives a directory the attributes of an entry for it.
     fn describe(&mut self, number: u32, attributes: &Attributes, xattrs: &[Xattr]) -> Result<(), TreeError> {
+        self.directories.get_mut(number).implied = false;
+        self.attribute(number, attributes, xattrs)
+    }
+
+    pub(super) fn attribute(
+        &mut self,
+        number: u32,
+        attributes: &Attributes,
+        xattrs: &[Xattr],
+    ) -> Result<(), TreeError> {
         let directory = self.directories.get_mut(number);
         directory.attributes = *attributes;
         let before = directory.xattrs.memory_bytes();
@@ -371,6 +385,14 @@ impl<P: Copy + Default> Tree<P> {
         }
         self.set_bytes = self.set_bytes + directory.xattrs.memory_bytes() - before;
         Ok(())
+    }
+
+    /// Gives a directory the attributes of one that is only implied.
+    pub(super) fn make_implied(&mut self, number: u32) {
+        let directory = self.directories.get_mut(number);
+        directory.attributes = IMPLIED;
+        self.set_bytes -= directory.xattrs.memory_bytes();
+        self.pool.clear(&mut directory.xattrs);
     }
 
     fn new_file(&mut self, file_type: FileType, whiteout: bool) -> u32 {

@@ -9,6 +9,9 @@
 mod arena;
 mod entry;
 mod error;
+mod inherit;
+#[cfg(test)]
+mod inherit_tests;
 mod layer;
 #[cfg(test)]
 mod layer_tests;
@@ -21,6 +24,7 @@ pub mod xattr;
 
 pub use entry::{Body, Entry, Extent};
 pub use error::TreeError;
+pub use inherit::Below;
 pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree};
 
 /// The seven types of file.

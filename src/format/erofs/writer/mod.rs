@@ -32,7 +32,7 @@ use super::{BlockBits, Nid, inode::Data, superblock::Superblock};
 use crate::{
     error::Quoted,
     format::Sink,
-    tree::{self, Device, Entry, FileId, FileType, Inserted, Tree},
+    tree::{self, Below, Device, Entry, FileId, FileType, Inserted, Tree},
 };
 
 /// What an image is to be like.
@@ -276,6 +276,21 @@ impl<S: Sink> Writer<S> {
         }
         self.tree.set_payload(file.id, file.place);
         Ok(())
+    }
+
+    /// [`Tree::implied_directories`].
+    pub fn implied_directories(&self) -> u64 {
+        self.tree.implied_directories()
+    }
+
+    /// [`Tree::inherit`], after the last entry.
+    pub fn inherit<B: Below>(&mut self, below: &mut B) -> Result<u64, B::Error> {
+        self.tree.inherit(below)
+    }
+
+    /// [`Tree::disinherit`].
+    pub fn disinherit(&mut self) {
+        self.tree.disinherit();
     }
 
     /// Identifies the image by `uuid` after all: it is written last, so it may depend on the whole input.

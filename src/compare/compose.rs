@@ -177,14 +177,14 @@ impl Composer {
 
 /// Runs `work` with the capabilities that reading what containers wrote takes, as far as there are any. Threads
 /// that are started meanwhile give theirs up.
-fn reading<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn reading<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let raised = Raised::for_reading().map_err(Error::disk)?;
     let outcome = work();
     drop(raised);
     outcome
 }
 
-fn references(layers: &[Box<dyn Layer>]) -> Vec<&dyn Layer> {
+pub(super) fn references(layers: &[Box<dyn Layer>]) -> Vec<&dyn Layer> {
     layers.iter().map(|layer| &**layer).collect()
 }
 

@@ -19,10 +19,12 @@ mod mapped;
 mod open;
 pub mod output;
 pub mod tar;
+mod viewed;
 
 pub use compose::{Composed, Composer, Options, Sides};
 pub use differ::{CompareError, Differ};
 pub use form::{Container, Form};
+pub use viewed::viewed;
 
 use std::{collections::BTreeMap, time::Duration};
 

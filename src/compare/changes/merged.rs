@@ -63,6 +63,15 @@ pub(super) struct Merged {
     pub opaque: bool,
 }
 
+impl Merged {
+    /// Memory it holds, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let xattr = |xattr: &Xattr| size_of::<Xattr>() + xattr.name.len() + xattr.value.len();
+        let parts = self.parts.iter().map(Found::memory_bytes).sum::<usize>();
+        (size_of::<Self>() + parts + self.xattrs.iter().map(xattr).sum::<usize>()) as u64
+    }
+}
+
 /// What a name means.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Meaning {

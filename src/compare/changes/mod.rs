@@ -36,10 +36,17 @@ mod pair_tests;
 #[cfg(test)]
 mod row_tests;
 mod same;
+mod view;
+#[cfg(test)]
+mod view_tests;
 mod walk;
 mod xattrs;
 
-pub use self::{error::ChangesError, xattrs::XattrFilter};
+pub use self::{
+    error::ChangesError,
+    view::{Directory, View},
+    xattrs::XattrFilter,
+};
 use self::{merged::Layers, walk::Walk};
 use super::{layer::Layer, output::Output};
 use crate::{call::Cancel, error::Result, limits::Limits, tree::Timestamp};

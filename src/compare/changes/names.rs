@@ -5,7 +5,7 @@ use crate::{error::Result, limits::NAME_BYTES};
 use super::ChangesError;
 
 /// Memory is charged in steps of this many bytes.
-const CHARGE_BYTES: u64 = 1 << 20;
+pub(super) const CHARGE_BYTES: u64 = 1 << 20;
 
 /// Memory that grows with what is compared.
 pub(super) struct Memory<'a> {

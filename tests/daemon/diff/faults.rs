@@ -158,7 +158,7 @@ fn not_self_contained() {
         let added = if attribute == "redirect" { "fs/etc/added-too" } else { "fs/etc/added" };
         let file = shop.directory(number).join(added);
         if attribute == "redirect" {
-            std::fs::create_dir(&file).unwrap();
+            fs::create_dir(&file).unwrap();
         }
         let name = format!("trusted.overlay.{attribute}");
         let value: &[u8] = if attribute == "redirect" { b"absent" } else { b"" };

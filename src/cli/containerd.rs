@@ -17,6 +17,8 @@ pub struct Version {
 const OLDEST: Version = Version { major: 2, minor: 1 };
 /// The first release that knows native layers and EROFS platforms by itself.
 const NATIVE: Version = Version { major: 2, minor: 3 };
+/// The first release whose EROFS snapshotter takes ready images from directories of the operator's.
+const CACHES: Version = Version { major: 2, minor: 4 };
 
 impl FromStr for Version {
     type Err = String;
@@ -131,6 +133,14 @@ version = 3
 #   snapshotter = "erofs"
 "#
     );
+    if host.version >= CACHES {
+        text += r#"
+# Directories with ready images, if there are any. Plywood has to know them as well: name the same ones as
+# snapshots.shared_layers in /etc/plywood/config.toml, or Diff of snapshots that use them fails.
+# [plugins."io.containerd.snapshotter.v1.erofs"]
+#   layer_content_caches = ["/var/cache/erofs-layers"]
+"#;
+    }
     text
 }
 
@@ -166,6 +176,16 @@ mod tests {
             let unpack = plugins["io.containerd.transfer.v1.local"]["unpack_config"].as_array().unwrap();
             assert_eq!(unpack.len(), entries, "{version}");
             assert_eq!(unpack[0].get("layer_types").is_some(), version < "2.3", "{version}");
+        }
+    }
+
+    #[test]
+    fn where_layers_come_from_caches_the_snippet_says_what_we_have_to_know() {
+        for (version, known) in [("2.3.4", false), ("v2.4.0-beta.1", true), ("3.0", true)] {
+            let text = of(version);
+            for word in ["layer_content_caches", "snapshots.shared_layers"] {
+                assert_eq!(text.contains(word), known, "{version}: {word}");
+            }
         }
     }
 

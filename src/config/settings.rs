@@ -97,8 +97,8 @@ table! {
         /// Roots of the overlayfs snapshotter, whose snapshots Diff reads too. Nothing is ever written there. A
         /// root that does not exist at the start is passed over.
         overlayfs_roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()];
-        /// Directories with ready images that the snapshotter links to instead of unpacking a layer
-        /// (its layer_content_caches), for Diff to follow those links.
+        /// Directories with ready images that the snapshotter links to, or mounts where they are, instead of
+        /// unpacking a layer (its layer_content_caches), for Diff to read them.
         shared_layers: Vec<PathBuf> = Vec::new();
     }
 }

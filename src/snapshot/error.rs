@@ -76,6 +76,9 @@ pub enum MountError {
         /// Where it points, quoted.
         target: String,
     },
+    /// An image among the shared layers under a name that none of them has.
+    #[error("{0} is below a directory of shared layers but is not ALGORITHM/XX/HEX.erofs")]
+    SharedName(String),
     /// An image in use that can only be read where it is mounted.
     #[error(
         "{path} is attached to {device}, which is mounted nowhere we can see: reading it now could mix old and new"
@@ -136,6 +139,7 @@ impl Classify for MountError {
             | Self::File(_)
             | Self::Privileges(_)
             | Self::Shared { .. }
+            | Self::SharedName(_)
             | Self::Owner { .. }
             | Self::Marker(_) => Kind::Denied,
             Self::Missing(_) | Self::Unseen { .. } => Kind::Conflict,
@@ -163,7 +167,7 @@ impl Classify for MountError {
             Self::Unseen { .. } => "mount.unseen",
             Self::InUse(_) => "mount.in-use",
             Self::Privileges(_) => "diff.privileges",
-            Self::Shared { .. } => "mount.shared-layer",
+            Self::Shared { .. } | Self::SharedName(_) => "mount.shared-layer",
             Self::Owner { .. } => "mount.owner",
             Self::NoMarker(_) => "mount.no-marker",
             Self::Marker(_) => "mount.marker",

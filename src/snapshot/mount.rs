@@ -9,7 +9,7 @@ pub struct Mount {
     pub source: String,
     /// Below the mount point; empty in all lists a snapshotter makes.
     pub target: String,
-    /// Options in their order, each `name` or `name=value`.
+    /// Options in their order, each `name` or `name=value`, or several of them joined by commas.
     pub options: Vec<String>,
 }
 
@@ -20,14 +20,22 @@ impl Mount {
         self.kind.len() + self.source.len() + self.target.len() + options
     }
 
+    /// The options one by one. Empty ones say nothing, to the kernel either.
+    pub(super) fn each_option(&self) -> impl Iterator<Item = &str> {
+        self.options
+            .iter()
+            .flat_map(|options| Joined { rest: Some(options) })
+            .filter(|option| !option.is_empty())
+    }
+
     /// The values of every option `name=value`, in their order.
     pub(super) fn values<'m>(&'m self, name: &'m str) -> impl Iterator<Item = &'m str> {
-        self.options.iter().filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='))
+        self.each_option().filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='))
     }
 
     /// Whether the option `name` stands there without a value.
     pub(super) fn has_flag(&self, name: &str) -> bool {
-        self.options.iter().any(|option| option == name)
+        self.each_option().any(|option| option == name)
     }
 
     /// Whether templates in it are evaluated before it is mounted.
@@ -39,6 +47,48 @@ impl Mount {
     pub(super) fn base(&self) -> &str {
         self.kind.rsplit('/').next().unwrap_or_default()
     }
+}
+
+/// Options in one string.
+///
+/// containerd joins all strings by commas and the kernel splits what it gets at commas, so that one string may hold
+/// several options. What containerd consumes itself it looks for at the start of a string, and takes the whole.
+struct Joined<'o> {
+    rest: Option<&'o str>,
+}
+
+/// Options that containerd consumes, and whose values may hold commas.
+const WHOLE: [&str; 3] = ["X-containerd.", "uidmap=", "gidmap="];
+
+impl<'o> Iterator for Joined<'o> {
+    type Item = &'o str;
+
+    fn next(&mut self) -> Option<&'o str> {
+        let rest = self.rest.take()?;
+        // With a backslash a comma may be part of a path; such a path is refused, as a whole.
+        if WHOLE.iter().any(|name| rest.starts_with(name)) || rest.contains('\\') {
+            return Some(rest);
+        }
+        let mut quoted = false;
+        let ends = rest.bytes().enumerate().find_map(|(at, byte)| {
+            // SELinux's contexts have commas between quotes.
+            quoted ^= byte == b'"';
+            let (option, next) = (rest.get(..at)?, rest.get(at + 1..)?);
+            (byte == b',' && !quoted && !continues_path(next)).then_some((option, next))
+        });
+        match ends {
+            Some((option, next)) => {
+                self.rest = Some(next);
+                Some(option)
+            }
+            None => Some(rest),
+        }
+    }
+}
+
+/// Whether what follows a comma can only be the rest of a path: no option has a slash in its name.
+fn continues_path(next: &str) -> bool {
+    next.find(['/', '=', ',']).is_some_and(|at| next.get(at..).is_some_and(|rest| rest.starts_with('/')))
 }
 
 /// The entry `N` that the template `{{ mount N }}` names, when `text` is exactly that.
@@ -65,6 +115,27 @@ pub(super) fn decimal(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_joined_by_commas_are_several() {
+        for (joined, want) in [
+            ("ro", &["ro"][..]),
+            ("index=off,xino=off,volatile", &["index=off", "xino=off", "volatile"]),
+            ("upperdir=/a/fs,lowerdir=/b/fs:/c/fs", &["upperdir=/a/fs", "lowerdir=/b/fs:/c/fs"]),
+            (",ro,,rw,", &["ro", "rw"]),
+            ("", &[]),
+            // Consumed by containerd, with commas that are its own.
+            ("uidmap=0:1000:10,10:5000:10", &["uidmap=0:1000:10,10:5000:10"]),
+            ("X-containerd.mkdir.path=/a,b:0755", &["X-containerd.mkdir.path=/a,b:0755"]),
+            ("context=\"u:r:t:s0:c1,c2\",ro", &["context=\"u:r:t:s0:c1,c2\"", "ro"]),
+            // Parts of a path.
+            ("lowerdir=/a,b/fs:/c/fs", &["lowerdir=/a,b/fs:/c/fs"]),
+            ("lowerdir=/a\\,b,ro", &["lowerdir=/a\\,b,ro"]),
+        ] {
+            let mount = Mount { options: vec![joined.to_owned()], ..Mount::default() };
+            assert_eq!(mount.each_option().collect::<Vec<_>>(), want, "{joined}");
+        }
+    }
 
     #[test]
     fn templates_are_compared_not_evaluated() {

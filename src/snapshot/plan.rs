@@ -329,9 +329,9 @@ pub(super) fn check_known(mounts: &[Mount]) -> Result<(), MountError> {
             "bind" => (&[], &BIND_VALUES),
             _ => (&IMAGE, &IMAGE_VALUES),
         };
-        for option in mount.options.iter().filter(|option| !option.starts_with("X-containerd.")) {
+        for option in mount.each_option().filter(|option| !option.starts_with("X-containerd.")) {
             let known = match option.split_once('=') {
-                None => HARMLESS.contains(&option.as_str()) || flags.contains(&option.as_str()),
+                None => HARMLESS.contains(&option) || flags.contains(&option),
                 Some((name, _)) => HARMLESS_VALUES.contains(&name) || values.contains(&name),
             };
             if !known {

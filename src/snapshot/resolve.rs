@@ -151,10 +151,17 @@ pub(super) fn place<'p>(root: &str, path: &'p str, leaves: &[&str]) -> Place<'p>
     }
 }
 
-/// Looks for contradictions in a list whose directory is `<root>/snapshots/<id>`.
+/// Looks for contradictions in a list whose directory is `<root>/snapshots/<id>`, as `home` has both, or whose
+/// layers are all shared.
 ///
 /// Only called once the list is known to be ours: another snapshotter's oddities are not our matter.
-pub(super) fn check_options(mounts: &[Mount], root: &str, id: &str) -> Result<(), MountError> {
+pub(super) fn check_options(
+    mounts: &[Mount],
+    home: Option<(&str, &str)>,
+    is_shared: &dyn Fn(&str) -> bool,
+) -> Result<(), MountError> {
+    let placed =
+        |value, leaf: &'static str| home.map_or(Place::Outside, |(root, _)| place(root, value, &[leaf]));
     let refuse = |name: &str, value: &str, why| {
         Err(MountError::Option { option: quote(&format!("{name}={value}")), why })
     };
@@ -170,13 +177,13 @@ pub(super) fn check_options(mounts: &[Mount], root: &str, id: &str) -> Result<()
             }
         }
         for value in mount.values("workdir").filter(|value| !is_template(value)) {
-            if place(root, value, &["work"]) != Place::Snapshot(id) {
+            if home.is_none_or(|(_, id)| placed(value, "work") != Place::Snapshot(id)) {
                 return refuse("workdir", value, "not beside the upper directory");
             }
         }
         for value in mount.values("device") {
-            if !matches!(place(root, value, &["layer.erofs"]), Place::Snapshot(_)) {
-                return refuse("device", value, "not a layer below the same root");
+            if !matches!(placed(value, "layer.erofs"), Place::Snapshot(_)) && !is_shared(value) {
+                return refuse("device", value, "not a layer below the same root, nor a shared one");
             }
         }
     }

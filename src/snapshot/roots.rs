@@ -136,7 +136,7 @@ impl Roots {
     pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
         let claim = claim(mounts)?;
         let (root, spelling, id) = locate(&self.roots, claim.path, claim.leaves)?;
-        check_options(mounts, spelling, id)?;
+        check_options(mounts, Some((spelling, id)), &|path| self.is_shared(path))?;
         root.snapshot(id, claim.access, self.owner)
     }
 

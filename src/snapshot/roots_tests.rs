@@ -139,6 +139,13 @@ fn every_form_the_snapshotter_emits_leads_to_its_directory() {
             Active,
         ),
         (
+            "2.4: a shared layer mounted in place as the parent, and options in one string",
+            "erofs /cache/sha256/ab/ab000000000000000000000000000000000000000000000000000000000000cd.erofs [ro loop]
+             format/mkdir/overlay overlay [workdir=R/snapshots/2/work,upperdir=R/snapshots/2/fs,index=off lowerdir={{_mount_0_}}]",
+            "2",
+            Active,
+        ),
+        (
             "2.3: user namespaces",
             "erofs R/snapshots/1/layer.erofs [ro loop]
              format/mkdir/overlay overlay [workdir=R/snapshots/2/work upperdir=R/snapshots/2/fs lowerdir={{_mount_0_}} \

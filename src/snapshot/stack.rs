@@ -15,9 +15,12 @@ use super::{
     resolve::{UPPER, check_options, quote},
     roots::{Opened, Root, Roots, Snapshotter, check_marker, check_owner, refusal},
 };
-use crate::sys::{
-    capabilities::Raised,
-    dir::{Dir, Status, status},
+use crate::{
+    digest::Digest,
+    sys::{
+        capabilities::Raised,
+        dir::{Dir, Status, status},
+    },
 };
 
 /// The layers of one snapshot, the newest first. Empty for a view of nothing, and for a list without mounts.
@@ -91,11 +94,26 @@ impl Roots {
             Some(&(metadata, layer)) if layer == top.path() => (metadata, MERGED),
             _ => (top.path(), top.leaves()),
         };
-        let (root, spelling, id) = self.locate(path, leaves)?;
+        let mut home = None;
+        self.find(path, leaves)?.enter(&mut home, path)?;
+        let mut places = Vec::with_capacity(plan.items.len());
+        for item in &plan.items {
+            let path = item.path();
+            let place = self.find(path, item.leaves()).map_err(|error| match error {
+                MountError::Outside(path) => MountError::Foreign(path),
+                error => error,
+            })?;
+            place.enter(&mut home, path)?;
+            let is_overlayfs = home.is_some_and(|home| home.root.snapshotter == Snapshotter::Overlayfs);
+            if is_overlayfs && item.leaves() != UPPER {
+                return Err(MountError::Path { path: quote(path), leaves: UPPER });
+            }
+            places.push(place);
+        }
         let mut reading =
-            Reading { roots: self, root, plan: &plan, ids: IdMaps::default(), sees_trusted: false };
-        let ids: Vec<_> = plan.items.iter().map(|item| reading.locate(item)).collect::<Result<_, _>>()?;
-        check_options(mounts, spelling, id)?;
+            Reading { roots: self, home, plan: &plan, ids: IdMaps::default(), sees_trusted: false };
+        let spelling = home.map_or("", |home| home.spelling);
+        check_options(mounts, home.map(|home| (home.spelling, home.id)), &|path| self.is_shared(path))?;
         check_known(mounts)?;
         reading.check_merged()?;
         if let Some(overlay) = plan.overlay {
@@ -105,17 +123,93 @@ impl Roots {
         let raised = Raised::for_reading().map_err(|source| refusal(spelling, source))?;
         reading.sees_trusted = self.owner != 0 || raised.allows(CapabilitySet::SYS_ADMIN);
         let mut layers = Vec::with_capacity(plan.items.len());
-        for (item, id) in plan.items.iter().zip(ids) {
-            layers.extend(reading.open(item, id)?);
+        for (item, place) in plan.items.iter().zip(places) {
+            layers.extend(reading.open(item, place)?);
         }
         Ok(Stack { layers })
     }
+
+    /// Where a path of a list lies, by its spelling.
+    fn find<'a>(
+        &'a self,
+        path: &'a str,
+        leaves: &'static [&'static str],
+    ) -> Result<Location<'a>, MountError> {
+        if leaves == LAYER
+            && let Some((dir, below)) = shared_place(&self.shared, path)
+        {
+            return match is_shared_name(below) {
+                true => Ok(Location::Shared { dir, below }),
+                false => Err(MountError::SharedName(quote(path))),
+            };
+        }
+        let (root, spelling, id) = self.locate(path, leaves)?;
+        Ok(Location::Snapshot(Home { root, spelling, id }))
+    }
+
+    /// Whether `path` is spelt like an image among the shared layers.
+    pub(super) fn is_shared(&self, path: &str) -> bool {
+        shared_place(&self.shared, path).is_some_and(|(_, below)| is_shared_name(below))
+    }
 }
 
-/// A list whose layers are below one root.
+/// Where a layer lies.
+#[derive(Clone, Copy)]
+enum Location<'a> {
+    /// In the directory of a snapshot.
+    Snapshot(Home<'a>),
+    /// Among the shared layers, mounted where it is instead of through a link (containerd 2.4).
+    Shared { dir: &'a Root, below: &'a str },
+}
+
+/// A snapshot, by the spelling of its directory.
+#[derive(Clone, Copy)]
+struct Home<'a> {
+    root: &'a Root,
+    spelling: &'a str,
+    id: &'a str,
+}
+
+impl<'a> Location<'a> {
+    /// Makes the first snapshot of a list its `home`: the others must be below the same root.
+    fn enter(self, home: &mut Option<Home<'a>>, path: &str) -> Result<(), MountError> {
+        let Self::Snapshot(found) = self else { return Ok(()) };
+        match home {
+            Some(home) if !std::ptr::eq(home.root, found.root) => Err(MountError::Foreign(quote(path))),
+            Some(_) => Ok(()),
+            None => {
+                *home = Some(found);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The directory of shared layers that `path` is below, and the rest of the path.
+fn shared_place<'a>(shared: &'a [Root], path: &'a str) -> Option<(&'a Root, &'a str)> {
+    shared.iter().find_map(|root| {
+        let below = |spelling: &String| path.strip_prefix(spelling.as_str())?.strip_prefix('/');
+        root.spellings.iter().find_map(below).map(|below| (root, below))
+    })
+}
+
+/// Whether a path is `ALGORITHM/XX/HEX.erofs`, with a digest's hex that begins with XX.
+fn is_shared_name(below: &str) -> bool {
+    let mut parts = below.split('/');
+    let (Some(algorithm), Some(first), Some(name), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return false;
+    };
+    let Some(hex) = name.strip_suffix(".erofs") else { return false };
+    first.len() == 2 && hex.starts_with(first) && format!("{algorithm}:{hex}").parse::<Digest>().is_ok()
+}
+
+/// A list whose layers are below one root, or among the shared ones.
 struct Reading<'a> {
     roots: &'a Roots,
-    root: &'a Root,
+    /// `None` when all layers are shared.
+    home: Option<Home<'a>>,
     plan: &'a Plan<'a>,
     /// Of the upper directory.
     ids: IdMaps,
@@ -132,39 +226,46 @@ struct Image {
 }
 
 impl<'a> Reading<'a> {
-    /// The number of the snapshot that a layer is in.
-    fn locate(&self, item: &Item<'a>) -> Result<&'a str, MountError> {
-        let id = self.number(item.path(), item.leaves())?;
-        let is_directory = item.leaves() == UPPER;
-        if self.root.snapshotter == Snapshotter::Overlayfs && !is_directory {
-            return Err(MountError::Path { path: quote(item.path()), leaves: UPPER });
-        }
-        Ok(id)
-    }
-
-    fn number(&self, path: &'a str, leaves: &'static [&'static str]) -> Result<&'a str, MountError> {
-        match self.roots.locate(path, leaves) {
-            Ok((root, _, id)) if std::ptr::eq(root, self.root) => Ok(id),
-            Ok(_) | Err(MountError::Outside(_)) => Err(MountError::Foreign(quote(path))),
-            Err(error) => Err(error),
-        }
+    /// Where a path lies that is not a layer of its own.
+    fn find(&self, path: &'a str, leaves: &'static [&'static str]) -> Result<Location<'a>, MountError> {
+        let found = match self.roots.find(path, leaves) {
+            Err(MountError::Outside(path)) => return Err(MountError::Foreign(path)),
+            found => found?,
+        };
+        let mut home = self.home;
+        found.enter(&mut home, path)?;
+        Ok(found)
     }
 
     /// Merged metadata stands for the layer beside it and those below; the list must say the same.
     fn check_merged(&self) -> Result<(), MountError> {
         for (metadata, top) in &self.plan.merged {
-            if self.number(metadata, MERGED)? != self.number(top, LAYER)? {
-                let option = quote(&format!("device={top}"));
-                return Err(MountError::Option { option, why: "not the layer beside the merged metadata" });
+            match (self.find(metadata, MERGED)?, self.find(top, LAYER)?) {
+                (Location::Snapshot(of_metadata), Location::Snapshot(of_top))
+                    if of_metadata.id != of_top.id =>
+                {
+                    let option = quote(&format!("device={top}"));
+                    return Err(MountError::Option {
+                        option,
+                        why: "not the layer beside the merged metadata",
+                    });
+                }
+                _ => {}
             }
         }
         Ok(())
     }
 
     /// Opens a layer; `None` when there is nothing in it.
-    fn open(&self, item: &Item<'_>, id: &str) -> Result<Option<StackLayer>, MountError> {
-        let snapshot = self.root.opened(id, self.roots.owner)?;
-        if self.root.snapshotter == Snapshotter::Overlayfs {
+    fn open(&self, item: &Item<'a>, place: Location<'a>) -> Result<Option<StackLayer>, MountError> {
+        let home = match place {
+            Location::Snapshot(home) => home,
+            Location::Shared { dir, below } => {
+                return self.image_layer(self.shared_image(dir, below, item.path())?, item).map(Some);
+            }
+        };
+        let snapshot = home.root.opened(home.id, self.roots.owner)?;
+        if home.root.snapshotter == Snapshotter::Overlayfs {
             return self.directory(&snapshot, item).map(Some);
         }
         // The directory of a view has no mark of its own.
@@ -172,17 +273,7 @@ impl<'a> Reading<'a> {
             check_marker(&snapshot.dir, &snapshot.path, self.roots.owner)?;
         }
         if let Some(image) = self.image(&snapshot, LAYER_NAME)? {
-            let devices = match item {
-                Item::Image { devices, .. } => self.devices(devices)?,
-                _ => Vec::new(),
-            };
-            let source = LayerSource::Erofs { image: image.file, devices };
-            return Ok(Some(StackLayer {
-                path: image.path.into(),
-                key: image.key,
-                ids: IdMaps::default(),
-                source,
-            }));
+            return self.image_layer(image, item).map(Some);
         }
         match item {
             Item::Image { .. } => Err(MountError::Missing(format!("{}/{LAYER_NAME}", snapshot.path))),
@@ -196,6 +287,16 @@ impl<'a> Reading<'a> {
             }
             Item::Block(_) | Item::ViewedBlock(_) => self.block(&snapshot),
         }
+    }
+
+    fn image_layer(&self, image: Image, item: &Item<'a>) -> Result<StackLayer, MountError> {
+        let devices = match item {
+            Item::Image { devices, .. } => self.devices(devices)?,
+            _ => Vec::new(),
+        };
+        let Image { path, file, key } = image;
+        let source = LayerSource::Erofs { image: file, devices };
+        Ok(StackLayer { path: path.into(), key, ids: IdMaps::default(), source })
     }
 
     /// The directory `fs` of a snapshot. Its owner and mode are the container's matter.
@@ -234,9 +335,12 @@ impl<'a> Reading<'a> {
 
     fn devices(&self, paths: &[&'a str]) -> Result<Vec<File>, MountError> {
         let open = |path: &&'a str| {
-            let id = self.number(path, LAYER)?;
-            let snapshot = self.root.opened(id, self.roots.owner)?;
-            let image = self.image(&snapshot, LAYER_NAME)?;
+            let image = match self.find(path, LAYER)? {
+                Location::Snapshot(Home { root, id, .. }) => {
+                    self.image(&root.opened(id, self.roots.owner)?, LAYER_NAME)?
+                }
+                Location::Shared { dir, below } => Some(self.shared_image(dir, below, path)?),
+            };
             image.map(|image| image.file).ok_or_else(|| MountError::Missing(quote(path)))
         };
         paths.iter().map(open).collect()
@@ -256,12 +360,23 @@ impl<'a> Reading<'a> {
             Ok(found) if found.file_type != FileType::RegularFile => return Err(MountError::File(path)),
             Ok(_) => snapshot.dir.open_file_beneath(name).map_err(refuse)?,
         };
-        let found = status(&file).map_err(refuse)?;
+        self.checked(file, path).map(Some)
+    }
+
+    /// An image among the shared layers, which no snapshot links to.
+    fn shared_image(&self, dir: &Root, below: &str, path: &str) -> Result<Image, MountError> {
+        let file = dir.dir.open_file_beneath(below).map_err(|source| refusal(path, source))?;
+        self.checked(file, path.to_owned())
+    }
+
+    /// An image that nobody else can change.
+    fn checked(&self, file: File, path: String) -> Result<Image, MountError> {
+        let found = status(&file).map_err(|source| refusal(&path, source))?;
         if found.file_type != FileType::RegularFile {
             return Err(MountError::File(path));
         }
         check_owner(&found, &path, self.roots.owner)?;
-        Ok(Some(Image { path, file, key: (found.device, found.inode) }))
+        Ok(Image { path, file, key: (found.device, found.inode) })
     }
 
     /// What the link at `path` leads to, when that is a shared layer.
@@ -272,17 +387,11 @@ impl<'a> Reading<'a> {
             target: quote(&String::from_utf8_lossy(target.to_bytes())),
         };
         let text = target.to_str().map_err(|_not_utf8| stranger())?;
-        for root in &self.roots.shared {
-            for spelling in &root.spellings {
-                let below = text.strip_prefix(spelling.as_str()).and_then(|rest| rest.strip_prefix('/'));
-                let Some(below) = below else { continue };
-                if below.split('/').any(|part| matches!(part, "" | "." | "..")) {
-                    return Err(stranger());
-                }
-                return root.dir.open_file_beneath(below).map_err(|source| refusal(path, source));
-            }
+        let (root, below) = shared_place(&self.roots.shared, text).ok_or_else(stranger)?;
+        if below.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(stranger());
         }
-        Err(stranger())
+        root.dir.open_file_beneath(below).map_err(|source| refusal(path, source))
     }
 }
 

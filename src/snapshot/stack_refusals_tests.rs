@@ -182,6 +182,89 @@ fn a_link_to_a_shared_layer_is_followed_and_no_other() {
 }
 
 #[test]
+fn a_shared_layer_is_mounted_in_place_under_its_digest_and_nothing_else_is() {
+    let fixture = fixture();
+    let refused = |path: &str| {
+        let list = format!(
+            "erofs {path} [ro loop]\nformat/mkdir/overlay overlay [workdir=R/snapshots/4/work \
+             upperdir=R/snapshots/4/fs lowerdir={{{{_mount_0_}}}}]"
+        );
+        let error = fixture.stack(&list).unwrap_err();
+        (error.kind(), error.reason())
+    };
+    let hex = format!("ab{}", "0".repeat(60));
+    for path in [
+        // Linked to it would be found; in place only digests are.
+        "S/sha256/ab/abcd.erofs".to_owned(),
+        "S/../erofs/snapshots/1/layer.erofs".to_owned(),
+        CACHED.replace("/ab/", "/../shared/sha256/ab/"),
+        CACHED.replace("/ab/", "//"),
+        CACHED.replace("/ab/", "/./ab/"),
+        CACHED.replace("/ab/", "/cd/"),
+        CACHED.replace("/ab/", "/a/"),
+        CACHED.replace("sha256", "sha512"),
+        CACHED.replace("sha256", "md5"),
+        CACHED.replace(".erofs", ".erofs.dmverity"),
+        CACHED.replace("cd.erofs", "CD.erofs"),
+        format!("S/sha256/ab/{hex}.erofs"),
+        format!("S/{hex}cd.erofs"),
+    ] {
+        assert_eq!(refused(&path), (Kind::Denied, "mount.shared-layer"), "{path}");
+    }
+    let [elsewhere, in_root] =
+        ["Xelsewhere", "R/snapshots/1"].map(|directory| CACHED.replacen("S", directory, 1));
+    let elsewhere = elsewhere.replacen('X', &format!("{}/", fixture.scratch.path().display()), 1);
+    assert_eq!(refused(&elsewhere), (Kind::Denied, "mount.foreign"));
+    assert_eq!(refused(&in_root), (Kind::Denied, "mount.path"));
+    // As the newest layer it is somebody else's list.
+    let error = fixture.stack(&format!("erofs {elsewhere} [ro loop]")).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "mount.outside-root"));
+
+    let cached = fixture.at(&format!("shared{}", &CACHED[1..]));
+    let becomes = |make: &dyn Fn()| {
+        fs::remove_file(&cached).unwrap();
+        make();
+        refused("CACHED")
+    };
+    fs::set_permissions(&cached, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(refused("CACHED"), (Kind::Denied, "mount.owner"));
+    assert_eq!(becomes(&|| symlink("/etc/passwd", &cached).unwrap()), (Kind::Denied, "mount.link"));
+    assert_eq!(becomes(&|| symlink("abcd.erofs", &cached).unwrap()), (Kind::Denied, "mount.link"));
+    let fifo = || rustix::fs::mknodat(rustix::fs::CWD, &cached, FileType::Fifo, rustix::fs::Mode::RUSR, 0);
+    assert_eq!(becomes(&|| fifo().unwrap()), (Kind::Denied, "mount.file"));
+    assert_eq!(becomes(&|| ()), (Kind::Conflict, "mount.missing"));
+    fs::rename(fixture.at("shared/sha256/ab"), fixture.at("moved")).unwrap();
+    symlink(fixture.at("moved"), fixture.at("shared/sha256/ab")).unwrap();
+    assert_eq!(refused("OTHER"), (Kind::Denied, "mount.link"));
+    // An overlayfs snapshotter has no images.
+    let error = fixture
+        .stack("erofs OTHER []\nformat/overlay overlay [upperdir=O/snapshots/1/fs lowerdir={{_mount_0_}}]");
+    assert_eq!(error.unwrap_err().reason(), "mount.path");
+}
+
+#[test]
+fn a_comma_in_a_path_is_refused_for_good() {
+    let fixture = fixture();
+    for options in [
+        "upperdir=R/snapshots/4/fs lowerdir=R/snapshots/1,2/fs",
+        "upperdir=R/snapshots/4/fs,lowerdir=R/snapshots/1,2/fs",
+        "upperdir=R/snapshots/4,5/fs",
+        "upperdir=R/snapshots/4/fs,lowerdir=R/snapshots/1/fs\\,userxattr",
+    ] {
+        let error = fixture.stack(&format!("overlay overlay [{options}]")).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Denied, "mount.path"), "{options}: {error}");
+    }
+    // To the kernel this is a second option, of unknown effect.
+    let list = "overlay overlay [upperdir=R/snapshots/4/fs,lowerdir+=R/snapshots/1/fs]";
+    let error = fixture.stack(list).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "mount.option-unknown"), "{error}");
+    // Nor can one hide behind a comma.
+    let list = "overlay overlay [upperdir=R/snapshots/4/fs,upperdir=R/snapshots/5/fs]";
+    let error = fixture.stack(list).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Denied, "mount.option"), "{error}");
+}
+
+#[test]
 fn roots_to_read_are_checked_like_the_others() {
     let fixture = fixture();
     let open = |overlayfs: &[PathBuf], shared: &[PathBuf]| {

@@ -8,6 +8,11 @@ use super::{super::lists_tests::mounts, *};
 #[path = "stack_refusals_tests.rs"]
 mod refusals;
 
+/// Images among the shared layers, as lists name them.
+const CACHED: &str = "S/sha256/ab/ab000000000000000000000000000000000000000000000000000000000000cd.erofs";
+const OTHER_CACHED: &str =
+    "S/sha256/ab/ab111111111111111111111111111111111111111111111111111111111111cd.erofs";
+
 /// Roots of an EROFS and an overlayfs snapshotter, `R` and `O` in lists, and shared layers, `S`.
 ///
 /// Below `R` the snapshots 1 to 3 are committed and have images, 4 and 5 are active, 6 and 7 views as
@@ -51,6 +56,9 @@ fn fixture() -> Fixture {
     }
     fs::create_dir_all(at("shared/sha256/ab")).unwrap();
     fs::write(at("shared/sha256/ab/abcd.erofs"), "shared").unwrap();
+    for name in [&CACHED[1..], &OTHER_CACHED[1..]] {
+        fs::write(at(&format!("shared{name}")), "mounted in place").unwrap();
+    }
     let roots = Roots::open(&[at("erofs")]).unwrap();
     let roots = roots.also_read(&[at("overlayfs"), at("absent")], &[at("shared")]).unwrap();
     Fixture { scratch, roots }
@@ -66,6 +74,7 @@ impl Fixture {
     }
 
     fn mounts(&self, list: &str) -> Vec<Mount> {
+        let list = &list.replace("CACHED", CACHED).replace("OTHER", OTHER_CACHED);
         let (erofs, overlayfs, shared) = (self.at("erofs"), self.at("overlayfs"), self.at("shared"));
         mounts(list, &[("R", &erofs), ("O", &overlayfs), ("S", &shared)])
     }
@@ -101,6 +110,13 @@ impl Fixture {
         };
         assert_eq!(opened, layer.key, "{path:?}");
         let mapped = if layer.ids.is_identity() { "" } else { "mapped:" };
+        let cached = |text: &str, name| text == format!("shared{name}");
+        if cached(path.to_str().unwrap(), &CACHED[1..]) {
+            return "cached".to_owned();
+        }
+        if cached(path.to_str().unwrap(), &OTHER_CACHED[1..]) {
+            return "other".to_owned();
+        }
         let short = path.to_str().unwrap().replace("/snapshots/", "/").replace("overlayfs/", "O/");
         format!("{mapped}{kind}{}", short.replace("erofs/", "").replace("layer.erofs", "erofs"))
     }
@@ -264,6 +280,53 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
              X-containerd.mkdir.path={{_mount_0_}}/work:0755 workdir={{_mount_0_}}/work upperdir={{_mount_0_}}/upper \
              lowerdir={{_mount_1_}}]",
             "11/erofs 2/erofs 1/erofs",
+        ),
+        (
+            "2.1: several options in one string",
+            "overlay overlay [workdir=R/snapshots/4/work,upperdir=R/snapshots/4/fs,lowerdir=R/snapshots/1/fs,index=off volatile,userxattr]",
+            "user:4/fs 1/erofs",
+        ),
+        (
+            "2.2: several options of the operator's in one string",
+            "erofs R/snapshots/1/layer.erofs [ro loop]
+             format/mkdir/overlay overlay [workdir=R/snapshots/4/work upperdir=R/snapshots/4/fs \
+             index=off,xino=off,redirect_dir=off lowerdir={{_mount_0_}}]",
+            "4/fs 1/erofs",
+        ),
+        (
+            "2.4: shared layers mounted in place under an active snapshot",
+            "erofs CACHED [ro loop X-containerd.dmverity=CACHED.dmverity]
+             erofs R/snapshots/1/layer.erofs [ro loop]
+             erofs OTHER [ro loop]
+             format/mkdir/overlay overlay [workdir=R/snapshots/4/work upperdir=R/snapshots/4/fs lowerdir={{_overlay_0_2_}}]",
+            "4/fs cached 1/erofs other",
+        ),
+        ("2.4: view of one shared layer", "erofs CACHED [ro loop]", "cached"),
+        (
+            "2.4: view of shared layers alone",
+            "erofs CACHED [ro loop]
+             erofs OTHER [ro loop]
+             format/mkdir/overlay overlay [lowerdir={{_overlay_0_1_}}]",
+            "cached other",
+        ),
+        (
+            "2.4: merged metadata of a layer above a shared one",
+            "erofs R/snapshots/2/fsmeta.erofs [ro loop device=CACHED device=R/snapshots/2/layer.erofs]
+             format/bind {{_mount_0_}} [ro rbind]",
+            "2/erofs cached",
+        ),
+        (
+            "2.4: merged metadata of shared layers alone",
+            "erofs R/snapshots/2/fsmeta.erofs [ro loop device=OTHER device=CACHED]
+             format/mkdir/overlay overlay [workdir=R/snapshots/4/work upperdir=R/snapshots/4/fs lowerdir={{_mount_0_}}]",
+            "4/fs cached other",
+        ),
+        (
+            "block mode: a shared layer under it",
+            "mkfs/ext4 R/snapshots/9/rwlayer.img [X-containerd.mkfs.fs=ext4 rw loop]
+             erofs CACHED [ro loop]
+             format/mkdir/overlay overlay [workdir={{_mount_0_}}/work upperdir={{_mount_0_}}/upper lowerdir={{_mount_1_}}]",
+            "ext4:9/rwlayer.img cached",
         ),
         ("2.4: active, a shared layer", "erofs R/snapshots/2/layer.erofs [ro loop]", "2/erofs"),
         ("overlayfs: active, no parent", "bind O/snapshots/1/fs [rw rbind]", "O/1/fs"),

@@ -72,7 +72,7 @@ fn consequence(refused: &Option<Box<Error>>) -> String {
 impl Classify for BlobError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Limit { .. } => Kind::Malformed,
+            Self::Limit { .. } => Kind::Exhausted,
             Self::Size { .. } | Self::Digest { .. } => Kind::DataLoss,
         }
     }

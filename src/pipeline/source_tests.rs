@@ -285,9 +285,9 @@ fn limits_on_blob_stream_and_window_hold() {
             let error = Setup { limits, size_bytes, ..setup(&blob) }.collect(&blob).unwrap_err();
             (error.kind(), error.reason())
         };
-        assert_eq!(refused(limits(1000, 1 << 30, 1 << 27), None), (Kind::Malformed, "limit.blob"));
+        assert_eq!(refused(limits(1000, 1 << 30, 1 << 27), None), (Kind::Exhausted, "limit.blob"));
         let size = Some(blob.len() as u64);
-        assert_eq!(refused(limits(1000, 1 << 30, 1 << 27), size), (Kind::Malformed, "limit.blob"));
+        assert_eq!(refused(limits(1000, 1 << 30, 1 << 27), size), (Kind::Exhausted, "limit.blob"));
         assert_eq!(refused(limits(1 << 30, 299_999, 1 << 27), size), (Kind::Exhausted, "limit.stream"));
     }
     let blob = zstd(&bytes);

@@ -40,7 +40,7 @@ pub struct Enforced {
     pub missing: Vec<String>,
 }
 
-/// Confines the calling thread: file access to `paths` and `/proc/self`, no programs, no TCP, no signals to
+/// Confines the calling thread: file access to `paths`, `/proc/self` and `/dev/urandom`, no programs, no TCP, no signals to
 /// others. Errors: a kernel that has Landlock refuses these rules.
 pub fn confine(paths: Paths<'_>) -> Result<Enforced, RulesetError> {
     let scopes = match paths.abstract_sockets {
@@ -55,12 +55,15 @@ pub fn confine(paths: Paths<'_>) -> Result<Enforced, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let everything = AccessFs::from_all(NEWEST) & !(AccessFs::Execute | AccessFs::IoctlDev);
     let own = [Path::new("/proc/self")];
+    // The standard library reads it for good after getrandom(2) has failed once, and panics when it cannot.
+    let random = [Path::new("/dev/urandom")];
     let mut missing = Vec::new();
     for (directories, access) in [
         (paths.read_write, everything),
         (paths.read, read),
         (paths.remove, AccessFs::RemoveFile.into()),
         (&own[..], read),
+        (&random[..], AccessFs::ReadFile.into()),
     ] {
         for directory in directories {
             rules = allow(rules, directory, access, &mut missing)?;

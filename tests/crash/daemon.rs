@@ -68,6 +68,26 @@ impl Service {
     }
 }
 
+/// Lets a call of the daemon fail each time it is made during one request, and then no more: whatever the
+/// daemon concluded from it, the next request succeeds.
+pub fn failures_are_not_remembered() {
+    const CALLS: [&str; 9] =
+        ["statx", "openat2", "fstat", "newfstatat", "fallocate", "linkat", "fstatfs", "fsync", "getrandom"];
+    let service = Service::new((3, 10));
+    for call in CALLS {
+        for error in ["ENOSYS", "EPERM"] {
+            let inject = format!("inject={call}:error={error}");
+            let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
+            let (node, daemon, attached, request) = service.node(&strace.map(String::from));
+            let disturbed = node.apply(&request);
+            drop(attached);
+            let reply = node.apply(&request);
+            assert_eq!(reply, service.layer().answer, "{call} {error}, then {disturbed:?}");
+            daemon.stop();
+        }
+    }
+}
+
 /// strace on a process that runs already, so that its start is neither listed nor disturbed.
 struct Attached(Child);
 

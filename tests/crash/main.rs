@@ -81,6 +81,12 @@ fn main() -> ExitCode {
     for (name, size) in daemon::SCENARIOS {
         add(&format!("daemon: {name}"), !is_root, &|| Box::new(daemon::Service::new(size)));
     }
+    let name = "daemon: a_system_call_that_failed_once_is_made_again";
+    let trial = Trial::test(name, || {
+        daemon::failures_are_not_remembered();
+        Ok(())
+    });
+    trials.push(trial.with_ignored_flag(missing || !is_root).with_kind("needs strace"));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

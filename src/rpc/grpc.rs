@@ -63,14 +63,14 @@ impl Handler {
     }
 }
 
-/// Serves the connections that come in until `stop` is ready; then says goodbye on each and lets its
-/// requests finish. `health` is what the health service reports from.
+/// Serves the connections that come in. When no more can come, says goodbye on each (`GOAWAY`), serves what its
+/// client sent before it heard that, and returns when the last one is closed. `health` is what the health service
+/// reports from.
 pub async fn serve(
     service: Arc<Service>,
     health: HealthReporter,
     connections: tokio::sync::mpsc::Receiver<Connection>,
     max_streams: u32,
-    stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     health.set_service_status(DIFF_SERVICE, tonic_health::ServingStatus::Serving).await;
@@ -91,7 +91,9 @@ pub async fn serve(
         .add_service(health)
         .serve_with_incoming_shutdown(
             tokio_stream::StreamExt::map(ReceiverStream::new(connections), Ok::<_, io::Error>),
-            stop,
+            // Connections that are still in the channel at a signal would be dropped. The end of the channel has
+            // the same effect without that; but only where there is a signal, connections are waited for.
+            std::future::pending(),
         )
         .await
 }

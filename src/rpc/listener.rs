@@ -5,18 +5,19 @@
 //! looked at and stays in the socket. Anything else is closed, and so is silence.
 
 use std::{
-    io,
+    io, iter,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, Shutdown, SocketFlags};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::JoinSet,
     time::{Sleep, sleep, timeout},
 };
 use tonic::transport::server::Connected;
@@ -25,7 +26,7 @@ use super::{Wire, peer::Peer, ttrpc};
 use crate::{
     limits,
     observe::{Observer, SecurityEvent},
-    server::Service,
+    server::{Service, SocketFile},
 };
 
 /// Bytes of the first complete gRPC frame: the client preface and the header of its SETTINGS frame.
@@ -72,60 +73,91 @@ impl Drop for Open {
 
 /// Accepts until `stop` is ready. gRPC connections go to `grpc`, ttrpc ones are served in tasks of their own,
 /// which end when `stop` is ready and their requests are done; returns when all of them have.
+///
+/// What was accepted is served to its end. What waits in the queue of the socket then is left to the next
+/// daemon, if it inherits the socket; the queue of a socket of our own is served.
 pub async fn accept(
     listener: UnixListener,
+    file: SocketFile,
     admittance: Admittance,
     service: Arc<Service>,
     grpc: mpsc::Sender<Connection>,
-    stop: tokio::sync::watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let slots = Arc::new(Semaphore::new(usize::try_from(admittance.max_connections).unwrap_or(usize::MAX)));
-    let mut connections = tokio::task::JoinSet::new();
     let mut stopped = stop.clone();
+    let mut entrance = Entrance { admittance, service, grpc, stop, slots, connections: JoinSet::new() };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
-            Some(_ended) = connections.join_next() => continue,
+            Some(_ended) = entrance.connections.join_next() => continue,
         };
-        let stream = match accepted {
-            Ok((stream, _address)) => stream,
+        match accepted {
+            Ok((stream, _address)) => entrance.admit(stream),
             Err(error) => {
                 // Out of descriptors or memory: the connection stays in the backlog until some are free.
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(100)).await;
-                continue;
             }
-        };
-        let observer = service.observer();
+        }
+    }
+    if !file.is_inherited() {
+        for stream in last_connections(&listener) {
+            entrance.admit(stream);
+        }
+    }
+    drop((listener, file));
+    let Entrance { mut connections, grpc, .. } = entrance;
+    drop(grpc);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Closes the socket to clients, and accepts those that have connected before.
+fn last_connections(listener: &UnixListener) -> impl Iterator<Item = UnixStream> {
+    if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
+        tracing::warn!(%error, "cannot close the socket");
+    }
+    // Not through the runtime, to which a closed socket is always ready.
+    let accept =
+        move || rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok();
+    iter::from_fn(move || UnixStream::from_std(accept()?.into()).ok())
+}
+
+/// Where accepted connections go in.
+struct Entrance {
+    admittance: Admittance,
+    service: Arc<Service>,
+    grpc: mpsc::Sender<Connection>,
+    stop: watch::Receiver<bool>,
+    slots: Arc<Semaphore>,
+    connections: JoinSet<()>,
+}
+
+impl Entrance {
+    /// Starts the task of a connection, if its peer may have one.
+    fn admit(&mut self, stream: UnixStream) {
+        let Admittance { allowed_uid, max_connections, max_streams } = self.admittance;
+        let observer = self.service.observer();
         let peer = match Peer::of(&stream) {
-            Ok(peer) if peer.is_allowed(admittance.allowed_uid) => peer,
+            Ok(peer) if peer.is_allowed(allowed_uid) => peer,
             Ok(peer) => {
-                observer
+                return observer
                     .security(SecurityEvent::PeerRefused, &format!("uid {} pid {:?}", peer.uid, peer.pid));
-                continue;
             }
             Err(error) => {
-                observer.security(SecurityEvent::PeerRefused, &format!("no credentials: {error}"));
-                continue;
+                return observer.security(SecurityEvent::PeerRefused, &format!("no credentials: {error}"));
             }
         };
-        let Ok(permit) = Arc::clone(&slots).try_acquire_owned() else {
-            observer.security(
-                SecurityEvent::LimitHit,
-                &format!("more than {} connections", admittance.max_connections),
-            );
-            continue;
+        let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() else {
+            return observer
+                .security(SecurityEvent::LimitHit, &format!("more than {max_connections} connections"));
         };
         let open = Open::new(Arc::clone(observer), permit);
-        let (service, grpc, stop) = (Arc::clone(&service), grpc.clone(), stop.clone());
-        connections.spawn(async move {
-            let mut stopped = stop.clone();
-            let first = tokio::select! {
-                first = timeout(limits::FIRST_FRAME, sniff(&stream)) => first,
-                _ = stopped.wait_for(|stop| *stop) => return,
-            };
-            match first {
+        let (service, grpc, stop) = (Arc::clone(&self.service), self.grpc.clone(), self.stop.clone());
+        self.connections.spawn(async move {
+            // Not cut short by `stop`: the first byte may be on its way.
+            match timeout(limits::FIRST_FRAME, sniff(&stream)).await {
                 Ok(Ok(Wire::Grpc)) => {
                     let first_frame = Some(Box::pin(sleep(limits::FIRST_FRAME)));
                     let connection = Connection { stream, peer, seen_bytes: 0, first_frame, _open: open };
@@ -133,7 +165,9 @@ pub async fn accept(
                     let _stopping = grpc.send(connection).await;
                 }
                 Ok(Ok(Wire::Ttrpc)) => {
-                    ttrpc::serve(stream, peer, service, admittance.max_streams, stop).await;
+                    // The gRPC server waits for the last sender.
+                    drop(grpc);
+                    ttrpc::serve(stream, peer, service, max_streams, stop).await;
                     drop(open);
                 }
                 Ok(Err(error)) => tracing::debug!(%error, ?peer, "connection closed before its first frame"),
@@ -141,8 +175,6 @@ pub async fn accept(
             }
         });
     }
-    drop((listener, grpc));
-    while connections.join_next().await.is_some() {}
 }
 
 /// Looks at the first byte without taking it.

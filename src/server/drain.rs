@@ -1,4 +1,7 @@
 //! The requests that are under way, so that they can be waited for and, if need be, told to stop.
+//!
+//! A daemon that stops still takes the requests that reach it: clients send until they have seen its goodbye,
+//! and what they sent before is served. Only when the time for that is over are requests refused.
 
 use std::{
     collections::HashMap,
@@ -37,9 +40,18 @@ pub(super) struct UnderWay {
 
 #[derive(Default)]
 struct State {
-    stopping: bool,
+    phase: Phase,
     next_id: u64,
     requests: HashMap<u64, Cancel>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Serving,
+    /// Requests are taken, but the daemon has begun to stop.
+    Draining,
+    Closed,
 }
 
 /// One request under way, for as long as this lives.
@@ -49,10 +61,10 @@ pub(super) struct Entry {
 }
 
 impl UnderWay {
-    /// Notes a request, unless the daemon is stopping.
+    /// Notes a request, unless the time for requests is over.
     pub(super) fn enter(self: &Arc<Self>, cancel: &Cancel) -> Result<Entry, Stopping> {
         let mut state = self.lock();
-        if state.stopping {
+        if state.phase == Phase::Closed {
             return Err(Stopping);
         }
         let id = state.next_id;
@@ -62,18 +74,20 @@ impl UnderWay {
     }
 
     pub(super) fn is_stopping(&self) -> bool {
-        self.lock().stopping
+        self.lock().phase != Phase::Serving
     }
 
-    /// Takes no more requests, waits `grace` for those under way, cancels the rest and waits `last` more.
-    /// Returns how many were cancelled, and how many did not even end then.
-    pub(super) async fn drain(&self, grace: Duration, last: Duration) -> (usize, usize) {
-        self.lock().stopping = true;
-        if timeout(grace, self.empty()).await.is_ok() {
-            return (0, 0);
-        }
+    /// Notes that the daemon stops. Requests are still taken.
+    pub(super) fn stop(&self) {
+        self.lock().phase = Phase::Draining;
+    }
+
+    /// Takes no more requests, cancels those under way and waits `last` for their end. Returns how many were
+    /// cancelled, and how many did not even end then.
+    pub(super) async fn close(&self, last: Duration) -> (usize, usize) {
         let cancelled = {
-            let state = self.lock();
+            let mut state = self.lock();
+            state.phase = Phase::Closed;
             state.requests.values().for_each(Cancel::cancel);
             state.requests.len()
         };
@@ -81,7 +95,8 @@ impl UnderWay {
         (cancelled, self.lock().requests.len())
     }
 
-    async fn empty(&self) {
+    /// Waits until no request is under way.
+    pub(super) async fn empty(&self) {
         loop {
             // Registered before the look, so that no change between the two is missed.
             let changed = self.changed.notified();
@@ -112,29 +127,22 @@ mod tests {
     const LONG: Duration = Duration::from_secs(10);
 
     #[tokio::test]
-    async fn nothing_under_way_ends_at_once_and_takes_no_more() {
+    async fn requests_are_taken_until_the_end_of_the_drain() {
         let all = Arc::new(UnderWay::default());
-        drop(all.enter(&Cancel::new()).unwrap());
-        assert_eq!(all.drain(LONG, LONG).await, (0, 0));
+        assert!(!all.is_stopping());
+        all.stop();
+        assert!(all.is_stopping());
+        let late = all.enter(&Cancel::new()).unwrap();
+        assert!(timeout(SHORT, all.empty()).await.is_err());
+        drop(late);
+        timeout(LONG, all.empty()).await.unwrap();
+        assert_eq!(all.close(LONG).await, (0, 0));
         assert!(all.is_stopping());
         assert_eq!(all.enter(&Cancel::new()).err(), Some(Stopping));
     }
 
     #[tokio::test]
-    async fn what_finishes_in_time_is_not_cancelled() {
-        let all = Arc::new(UnderWay::default());
-        let cancel = Cancel::new();
-        let entry = all.enter(&cancel).unwrap();
-        tokio::spawn(async move {
-            tokio::time::sleep(SHORT).await;
-            drop(entry);
-        });
-        assert_eq!(all.drain(LONG, LONG).await, (0, 0));
-        assert!(cancel.check().is_ok());
-    }
-
-    #[tokio::test]
-    async fn what_does_not_is_cancelled_and_waited_for_once_more() {
+    async fn what_outlasts_the_drain_is_cancelled_and_waited_for_once_more() {
         let all = Arc::new(UnderWay::default());
         let (obeys, ignores) = (Cancel::new(), Cancel::new());
         let first = all.enter(&obeys).unwrap();
@@ -146,7 +154,7 @@ mod tests {
             }
             drop(first);
         });
-        assert_eq!(all.drain(SHORT, SHORT).await, (2, 1));
+        assert_eq!(all.close(SHORT).await, (2, 1));
         assert!(ignores.check().is_err());
     }
 }

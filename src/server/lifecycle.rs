@@ -1,6 +1,12 @@
 //! The life of the daemon: open, confine, clean up, serve, drain.
 
-use std::{future::Future, pin::Pin, sync::Arc, thread, time::Duration};
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use rustix::{fs::Mode, thread::CapabilitySet};
 use sd_notify::NotifyState;
@@ -9,6 +15,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
+    time::timeout,
 };
 
 use super::{
@@ -237,7 +244,7 @@ async fn serve(
     let mut signals = Signals::new()?;
     // Calls wait in a socket that the service manager keeps open.
     let loses_no_call = matches!(sockets.diff, Socket::Inherited(_));
-    let (diff, _diff_file) = sockets.diff.listen()?;
+    let (diff, diff_file) = sockets.diff.listen()?;
     let mut _metrics_file = None;
     if let Some(metrics) = sockets.metrics {
         let (listener, file) = metrics.listen()?;
@@ -245,7 +252,7 @@ async fn serve(
         tokio::spawn(scrape::serve(listener, Arc::clone(&service) as Arc<dyn scrape::Report>));
     }
     tokio::spawn(notify::watchdog(Arc::clone(&service)));
-    let daemon = Daemon::start(diff, server, Arc::clone(&service));
+    let daemon = Daemon::start(diff, diff_file, server, Arc::clone(&service));
     notify::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
     tracing::info!(socket = %server.socket.display(), "ready");
     let beside = beside.map(tokio::spawn);
@@ -310,8 +317,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Accepts on `listener`, in tasks of the current runtime.
-    pub fn start(listener: UnixListener, server: &Server, service: Arc<Service>) -> Self {
+    /// Accepts on `listener`, whose file is `file`, in tasks of the current runtime.
+    pub fn start(listener: UnixListener, file: SocketFile, server: &Server, service: Arc<Service>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (connections, incoming) = mpsc::channel(HANDOVER);
         let admittance = listener::Admittance {
@@ -322,14 +329,13 @@ impl Daemon {
         let health = tonic_health::server::HealthReporter::new();
         let accepting = tokio::spawn(listener::accept(
             listener,
+            file,
             admittance,
             Arc::clone(&service),
             connections,
-            stopped.clone(),
+            stopped,
         ));
-        let mut grpc_stopped = stopped;
-        let goodbye = async move { drop(grpc_stopped.wait_for(|stop| *stop).await) };
-        let served = grpc::serve(Arc::clone(&service), health.clone(), incoming, server.max_streams, goodbye);
+        let served = grpc::serve(Arc::clone(&service), health.clone(), incoming, server.max_streams);
         let grpc = tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the gRPC server ended");
@@ -338,21 +344,30 @@ impl Daemon {
         Self { service, stop, health, accepting, grpc }
     }
 
-    /// Accepts nothing more, lets requests finish within `grace`, cancels the rest, closes everything.
-    pub async fn stop(self, grace: Duration) {
+    /// Says goodbye to every client, serves within `grace` what they sent before they heard it, cancels the
+    /// rest, closes everything.
+    pub async fn stop(mut self, grace: Duration) {
         /// Replies are written after their requests have ended; this is what that may take.
         const LAST_WORDS: Duration = Duration::from_secs(1);
-        self.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        self.health
-            .set_service_status(crate::rpc::DIFF_SERVICE, tonic_health::ServingStatus::NotServing)
-            .await;
+        self.service.stop();
+        for name in ["", crate::rpc::DIFF_SERVICE] {
+            let stopped = tonic_health::ServingStatus::NotServing;
+            self.health.set_service_status(name, stopped).await;
+            // Ends the streams that watch it, whose connections would stay open until the time is over.
+            self.health.clear_service_status(name).await;
+            self.health.set_service_status(name, stopped).await;
+        }
         self.stop.send_replace(true);
-        self.service.drain(grace).await;
-        let both = async {
-            // A connection whose task panicked is closed as well.
+        let service = Arc::clone(&self.service);
+        let mut served = pin!(async {
+            // Both end with their last connection; one whose task panicked is closed as well.
             let _ended = self.accepting.await;
             let _ended = self.grpc.await;
-        };
-        let _late = tokio::time::timeout(LAST_WORDS, both).await;
+            service.idle().await;
+        });
+        if timeout(grace, &mut served).await.is_err() {
+            self.service.close().await;
+            let _late = timeout(LAST_WORDS, served).await;
+        }
     }
 }

@@ -13,4 +13,4 @@ pub use admission::{Admission, Capacity};
 pub use caller::{Caller, Method};
 pub use lifecycle::{Beside, Daemon, Made, MakeDomain, run};
 pub use service::{Domain, HealthCheck, Job, MemoryGauge, Service};
-pub use socket::{Bound, Listening, SocketError};
+pub use socket::{Bound, Listening, SocketError, SocketFile};

@@ -144,10 +144,20 @@ impl Service {
         waiting.outcome(answer).await
     }
 
-    /// Takes no more requests; gives those under way `grace` to finish and cancels the rest.
-    pub async fn drain(&self, grace: Duration) {
+    /// Notes that the daemon stops: [`Report::health`] says so from now on. Requests are still taken.
+    pub fn stop(&self) {
+        self.under_way.stop();
+    }
+
+    /// Waits until no request is under way.
+    pub async fn idle(&self) {
+        self.under_way.empty().await;
+    }
+
+    /// Takes no more requests and cancels those under way.
+    pub async fn close(&self) {
         // Cancelled work ends within a second; the rest is left to the end of the process.
-        let (cancelled, stuck) = self.under_way.drain(grace, Duration::from_secs(2)).await;
+        let (cancelled, stuck) = self.under_way.close(Duration::from_secs(2)).await;
         if cancelled > 0 {
             tracing::warn!(cancelled, stuck, "requests were cancelled because the daemon stops");
         }

@@ -153,6 +153,13 @@ impl Listening {
 #[derive(Debug)]
 pub struct SocketFile(Option<(PathBuf, u64, u64)>);
 
+impl SocketFile {
+    /// Whether the service manager keeps the socket: a later daemon takes what waits in its queue.
+    pub fn is_inherited(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let Some((path, device, inode)) = &self.0 else { return };

@@ -3,10 +3,11 @@
 //!
 //! It needs root, because the daemon obeys only a configuration that root alone can change.
 //!
-//! `PLYWOOD_TEST_APPLIES` sets how many layers the leak test applies (default 300).
+//! `PLYWOOD_TEST_APPLIES` sets how many layers the leak test applies (default 300),
+//! `PLYWOOD_TEST_RESTART_CALLS` how many requests the restart test makes (default 150).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, reason = "the figures of the leak test are its result")]
+#![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
 
 #[path = "../support/containerd.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
@@ -22,6 +23,7 @@ mod load;
 #[path = "../support/mounts.rs"]
 mod mounts;
 mod requests;
+mod restart;
 mod surroundings;
 #[path = "../tree_oracle/tree.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
@@ -36,7 +38,15 @@ fn main() {
     let arguments = Arguments::from_args();
     let is_root = rustix::process::geteuid().is_root();
     let mounts = if is_root { enter_own_mounts() } else { Err("needs root") };
-    let plain = [requests::TESTS, faults::TESTS, lifecycle::TESTS, surroundings::TESTS, load::TESTS].concat();
+    let plain = [
+        requests::TESTS,
+        faults::TESTS,
+        lifecycle::TESTS,
+        surroundings::TESTS,
+        load::TESTS,
+        restart::TESTS,
+    ]
+    .concat();
     let trial = |(name, test): harness::Test, missing: Option<&'static str>| {
         Trial::ignorable_test(name, move || match missing {
             Some(what) => Ok(Completion::ignored_with(what)),

@@ -153,13 +153,15 @@ impl Server {
         }
         let listen = |name: &str| {
             let bound = Bound::new(&scratch.path().join(name), 0).unwrap();
-            // Dropping the guard would remove the file; the directory goes in the end.
             let (listener, file) = bound.listen().unwrap().into_parts();
-            Box::leak(Box::new(file));
-            UnixListener::from_std(listener).unwrap()
+            (UnixListener::from_std(listener).unwrap(), file)
         };
-        let daemon = Daemon::start(listen("diff.sock"), &settings, Arc::clone(&service));
-        tokio::spawn(scrape::serve(listen("metrics.sock"), Arc::clone(&service) as Arc<dyn scrape::Report>));
+        let (diff, diff_file) = listen("diff.sock");
+        let daemon = Daemon::start(diff, diff_file, &settings, Arc::clone(&service));
+        let (metrics, metrics_file) = listen("metrics.sock");
+        // Dropping the guard would remove the file; the directory goes in the end.
+        Box::leak(Box::new(metrics_file));
+        tokio::spawn(scrape::serve(metrics, Arc::clone(&service) as Arc<dyn scrape::Report>));
         Self { scratch, work, service, daemon }
     }
 
@@ -381,6 +383,17 @@ pub fn ttrpc_refused(error: ttrpc::Error) -> Reply {
 /// not wait for what the server says.
 pub async fn ttrpc_by_hand(server: &Server, media_type: &str, timeout: Duration) -> Reply {
     use tokio::io::AsyncWriteExt as _;
+    let mut stream = server.connect().await;
+    stream.write_all(&ttrpc_request(1, media_type, timeout)).await.unwrap();
+    ttrpc_refused(ttrpc::Error::RpcStatus(ttrpc_reply(&mut stream).await.status.unwrap()))
+}
+
+/// The frame of a request to apply, without a deadline.
+pub fn ttrpc_frame(stream_id: u32, media_type: &str) -> Vec<u8> {
+    ttrpc_request(stream_id, media_type, Duration::ZERO)
+}
+
+fn ttrpc_request(stream_id: u32, media_type: &str, timeout: Duration) -> Vec<u8> {
     use ttrpc::proto::Codec as _;
     let mut message = ttrpc::Request::new();
     message.set_service(plywood::rpc::DIFF_SERVICE.to_owned());
@@ -390,11 +403,13 @@ pub async fn ttrpc_by_hand(server: &Server, media_type: &str, timeout: Duration)
     message.set_metadata(ttrpc::context::to_pb([namespace].into()));
     message.payload = convert::apply::request_to_ttrpc(&request(media_type)).encode().unwrap();
     let payload = message.encode().unwrap();
-    let mut stream = server.connect().await;
-    let header = ttrpc::MessageHeader::new_request(1, payload.len().try_into().unwrap());
-    stream.write_all(&Vec::from(header)).await.unwrap();
-    stream.write_all(&payload).await.unwrap();
-    let reply = tokio::time::timeout(SOON, ttrpc::proto::GenMessage::read_from(&mut stream)).await;
-    let reply = ttrpc::Response::decode(&reply.unwrap().unwrap().payload).unwrap();
-    ttrpc_refused(ttrpc::Error::RpcStatus(reply.status.unwrap()))
+    let header = ttrpc::MessageHeader::new_request(stream_id, payload.len().try_into().unwrap());
+    [Vec::from(header), payload].concat()
+}
+
+/// The next answer on a connection.
+pub async fn ttrpc_reply(stream: &mut UnixStream) -> ttrpc::Response {
+    use ttrpc::proto::Codec as _;
+    let reply = tokio::time::timeout(SOON, ttrpc::proto::GenMessage::read_from(stream)).await;
+    ttrpc::Response::decode(&reply.unwrap().unwrap().payload).unwrap()
 }

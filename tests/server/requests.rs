@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use plywood::digest::Digest;
 
-use super::harness::{Reply, SOON, Server, ttrpc_by_hand, ttrpc_refused, until};
+use super::harness::{Reply, Server, ttrpc_by_hand, ttrpc_refused, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_wires_are_served_at_once_on_one_socket() {
@@ -198,7 +198,7 @@ async fn the_health_service_and_the_health_page_agree() {
         assert_eq!(health.check(request).await.unwrap().into_inner().status, 1, "{service:?} serves");
     }
     assert_eq!(server.get("/health").await, "ok\n");
-    server.service.drain(SOON).await;
+    server.service.stop();
     assert_eq!(server.get("/health").await, "the daemon is stopping\n");
 }
 

@@ -56,6 +56,11 @@ impl Frames {
         &mut self.buffer
     }
 
+    /// Whether no part of a frame is here whose rest is still to come.
+    pub(super) fn is_at_boundary(&self) -> bool {
+        self.buffer.is_empty() && self.skip_bytes == 0
+    }
+
     /// Takes the next frame, if all of it has come. Payloads beyond the limit are dropped as they come.
     pub(super) fn next(&mut self) -> Option<Frame> {
         let skipped = self.skip_bytes.min(self.buffer.len());

@@ -21,8 +21,9 @@ use ::ttrpc::{
     get_status,
     proto::{Codec as _, ResponseInit as _},
 };
+use rustix::net::Shutdown;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{UnixStream, unix::WriteHalf},
     sync::watch,
     task::JoinSet,
@@ -41,6 +42,7 @@ use super::{
     status,
 };
 use crate::{
+    call::Cancel,
     error::Error,
     limits,
     server::{Caller, Job, Method, Service},
@@ -101,6 +103,9 @@ type Services = Arc<HashMap<String, ::ttrpc::r#async::Service>>;
 
 /// Serves one connection until its peer goes away or `stop` is ready and its requests are done.
 ///
+/// The protocol has no goodbye. At `stop` the connection is closed for what the peer has not sent yet: its next
+/// request fails at once with `EPIPE`, so that it knows that nobody saw it, and all it sent before is served.
+///
 /// Losing the connection drops the requests, which cancels them.
 pub(super) async fn serve(
     mut stream: UnixStream,
@@ -119,6 +124,8 @@ pub(super) async fn serve(
     tokio::pin!(first_frame);
     let mut waits_for_first = true;
     let mut stopping = false;
+    // Closed for further requests; all that were sent before have been read.
+    let (mut closed, mut at_end) = (false, false);
     loop {
         while let Some(frame) = frames.next() {
             waits_for_first = false;
@@ -141,8 +148,19 @@ pub(super) async fn serve(
                 return tracing::debug!(%error, ?peer, "ttrpc connection closed");
             }
         }
+        // A request of which we have a part is one that the peer may finish.
+        if stopping && !closed && frames.is_at_boundary() {
+            closed = true;
+            if let Err(error) = rustix::net::shutdown(reader.as_ref(), Shutdown::Read) {
+                return tracing::debug!(%error, ?peer, "ttrpc connection lost");
+            }
+        }
+        if at_end && requests.is_empty() {
+            return;
+        }
         tokio::select! {
-            read = reader.read_buf(frames.room()) => match read {
+            read = reader.read_buf(frames.room()), if !at_end => match read {
+                Ok(0) if closed => at_end = true,
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) => return tracing::debug!(%error, ?peer, "ttrpc connection lost"),
@@ -164,9 +182,13 @@ pub(super) async fn serve(
                 return tracing::debug!(?peer, "ttrpc connection closed: no first frame");
             }
             () = async { drop(stop.wait_for(|stop| *stop).await) }, if !stopping => stopping = true,
-        }
-        if stopping && requests.is_empty() {
-            return;
+            // Reads do not show any more that the peer has gone.
+            () = sleep(Cancel::POLL), if at_end => {
+                let state = reader.as_ref().ready(Interest::WRITABLE).await;
+                if state.is_ok_and(|state| state.is_write_closed()) {
+                    return tracing::debug!(?peer, "ttrpc connection lost");
+                }
+            }
         }
     }
 }

@@ -57,6 +57,8 @@ impl MakeDomain for Containerd {
         let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
         let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), options));
         let beside = Box::pin(attend(Arc::clone(&store), config.diff.enabled)) as Beside;
+        let last = Arc::clone(&store);
+        let last = config.diff.enabled.then(|| Box::pin(async move { last.settle().await }) as Beside);
         let contact = Arc::clone(&store);
         let comparer = match config.diff.enabled {
             true => Some(Arc::new(differ(config, store, roots, applier.converter())?) as _),
@@ -69,6 +71,7 @@ impl MakeDomain for Containerd {
             memory: Box::new(move || memory.charged_bytes()),
             store: Box::new(move || contact.reachable()),
             beside: Some(beside),
+            last,
         })
     }
 }
@@ -76,13 +79,14 @@ impl MakeDomain for Containerd {
 /// Keeps knowing whether containerd is there, which may start later than we do, and removes once what a killed
 /// predecessor left in its content store.
 async fn attend(store: Arc<store::Containerd>, mut sweep: bool) {
-    let (mut ingests, mut leases) = (0, 0);
+    let (mut ingests, mut leases, mut watched) = (0, 0, 0);
     loop {
         store.await_contact().await;
         if sweep {
             let swept = store.sweep().await;
             ingests += swept.ingests;
             leases += swept.leases;
+            watched += swept.watched;
             sweep = swept.may_be_tried_again();
             if sweep {
                 tracing::debug!(failure = ?swept.failure, "the content store is swept later");
@@ -90,7 +94,7 @@ async fn attend(store: Arc<store::Containerd>, mut sweep: bool) {
                 continue;
             }
             let failure = swept.failure.map(|error| error.to_string());
-            tracing::info!(ingests, leases, failure, "swept the content store");
+            tracing::info!(ingests, leases, watched, failure, "swept the content store");
         }
         store.doubted().await;
     }

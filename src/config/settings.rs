@@ -134,8 +134,8 @@ table! {
         /// CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN. false: no capability is kept, Diff is UNIMPLEMENTED.
         enabled: bool = true;
         /// Seconds that a layer stays in the content store when the caller brought no lease and nothing
-        /// refers to it yet.
-        lease_seconds: u64 = 3600;
+        /// refers to it yet. Once something does, our lease goes within seconds.
+        lease_seconds: u64 = 900;
         /// Level of gzip, 1 (fast) to 9 (small).
         gzip_level: u8 = Compression::GZIP.level();
         /// Level of zstd, 1 (fast) to 19 (small).

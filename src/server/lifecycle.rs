@@ -38,6 +38,8 @@ const RUNTIME_THREADS: usize = 2;
 const FIRST_SWEEP: Duration = Duration::from_secs(10);
 /// What running requests get when their directories are gone: nobody wants what they write there.
 const GRACE_WITHOUT_ROOT: Duration = Duration::from_secs(1);
+/// How long the work after the last request may take.
+const LAST: Duration = Duration::from_secs(1);
 /// Connections between the accept loop and the gRPC server.
 const HANDOVER: usize = 8;
 
@@ -60,6 +62,8 @@ pub struct Made {
     pub store: HealthCheck,
     /// Begins once the daemon is ready, and is given up when it stops.
     pub beside: Option<Beside>,
+    /// Runs after the last request, and for a second at most.
+    pub last: Option<Beside>,
 }
 
 /// Runs the daemon until it is told to stop. Call it before the process has other threads.
@@ -89,14 +93,14 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no runtime: {error}")))?;
-    let Made { domain, memory, store, beside } = domain.make(config, Arc::clone(&roots), &runtime)?;
+    let Made { domain, memory, store, beside, last } = domain.make(config, Arc::clone(&roots), &runtime)?;
     let capacity = Capacity::new(config.server.running_applies, config.server.waiting_applies);
     let service = Service::start(domain, Arc::new(Observer::new()), capacity, memory)
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no workers: {error}")))?;
     let held = Arc::clone(&places);
     let service = service.with_health(Box::new(move || held.health()), store);
     sweep(roots.sweep());
-    runtime.block_on(serve(&config.server, Arc::new(service), sockets, beside, &places))
+    runtime.block_on(serve(&config.server, Arc::new(service), sockets, [beside, last], &places))
 }
 
 /// The sockets before they listen.
@@ -238,7 +242,7 @@ async fn serve(
     server: &Server,
     service: Arc<Service>,
     sockets: Sockets,
-    beside: Option<Beside>,
+    [beside, last]: [Option<Beside>; 2],
     places: &Places,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
@@ -281,6 +285,9 @@ async fn serve(
             tracing::warn!(signal = name, "stopped at once");
             std::process::exit(1);
         }
+    }
+    if let Some(last) = last {
+        let _late = tokio::time::timeout(LAST, last).await;
     }
     tracing::info!("stopped");
     failure.map_or(Ok(()), Err)

@@ -102,6 +102,33 @@ fn the_lease_of_a_blob_that_was_written_stays_and_so_does_the_blob() {
 }
 
 #[test]
+fn the_next_daemon_lets_a_lease_of_the_last_go_once_something_else_holds_the_blob() {
+    let fixture = fixture();
+    let before = fixture.instance(SOCKET);
+    let stored = put(&before, &call("default"), "", b"blob", &labels(&[])).unwrap();
+    let other =
+        put(&fixture.instance("/run/other.sock"), &call("default"), "", b"other", &labels(&[])).unwrap();
+    let after = fixture.instance(SOCKET);
+    let swept = fixture.sweep(&after);
+    assert_eq!((swept.ingests, swept.leases, swept.watched), (0, 0, 1), "{swept:?}");
+    let again = fixture.sweep(&after);
+    assert_eq!(again.watched, 0, "known already: {again:?}");
+    // An image that was there before the lease does not count, one that came after does.
+    fixture.runtime.block_on(after.settle());
+    assert_eq!(fixture.leases().len(), 2);
+    let manifest = fixture.store.add("default", "manifest");
+    fixture.store.label(
+        "default",
+        &manifest,
+        &[("containerd.io/gc.ref.content.l.0", &stored.digest.to_string())],
+    );
+    fixture.runtime.block_on(after.settle());
+    assert_eq!(fixture.leases().len(), 1);
+    fixture.store.collect(std::time::SystemTime::now());
+    assert!(fixture.store.blob("default", &other.digest).is_some());
+}
+
+#[test]
 fn the_lease_is_called_like_the_ingest_it_guards() {
     let fixture = fixture();
     let client = fixture.instance(SOCKET);

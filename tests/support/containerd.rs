@@ -105,6 +105,7 @@ struct State {
     seen: Vec<Seen>,
     connections: Vec<std::os::unix::net::UnixStream>,
     active_reads: usize,
+    lists: usize,
 }
 
 /// A blob of one namespace.
@@ -114,6 +115,8 @@ pub struct Held {
     pub labels: HashMap<String, String>,
     /// Put there by the test: something refers to it.
     rooted: bool,
+    /// When it came, or its labels changed last.
+    updated: Option<SystemTime>,
 }
 
 /// The server, which stops when it is dropped.
@@ -146,7 +149,8 @@ impl FakeContainerd {
     /// Adds bytes under a digest that need not be theirs.
     pub fn add_as(&self, namespace: &str, digest: &Digest, bytes: impl Into<Vec<u8>>) {
         let key = (namespace.to_owned(), digest.to_string());
-        let held = Held { bytes: Arc::new(bytes.into()), labels: HashMap::new(), rooted: true };
+        let bytes = Arc::new(bytes.into());
+        let held = Held { bytes, labels: HashMap::new(), rooted: true, updated: Some(SystemTime::now()) };
         self.state.lock().unwrap().blobs.insert(key, held);
     }
 
@@ -160,7 +164,20 @@ impl FakeContainerd {
     pub fn label(&self, namespace: &str, digest: &Digest, labels: &[(&str, &str)]) {
         let key = (namespace.to_owned(), digest.to_string());
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        self.state.lock().unwrap().blobs.get_mut(&key).unwrap().labels = labels;
+        let mut state = self.state.lock().unwrap();
+        let held = state.blobs.get_mut(&key).unwrap();
+        (held.labels, held.updated) = (labels, Some(SystemTime::now()));
+    }
+
+    /// Takes a blob away.
+    pub fn remove(&self, namespace: &str, digest: &Digest) {
+        let key = (namespace.to_owned(), digest.to_string());
+        self.state.lock().unwrap().blobs.remove(&key).unwrap();
+    }
+
+    /// How often the blobs were listed.
+    pub fn lists(&self) -> usize {
+        self.state.lock().unwrap().lists
     }
 
     /// What containerd's collection does at the time `now`: leases that are over go, then blobs and ingests
@@ -169,7 +186,18 @@ impl FakeContainerd {
         let mut state = self.state.lock().unwrap();
         let State { blobs, writes, leases, .. } = &mut *state;
         leases.end(now);
-        blobs.retain(|(namespace, digest), held| held.rooted || leases.hold(namespace, "content", digest));
+        let holds = |namespace: &str, digest: &str, held: &Held| {
+            held.rooted || leases.hold(namespace, "content", digest)
+        };
+        let mut referred = Vec::new();
+        for ((namespace, _), held) in
+            blobs.iter().filter(|((namespace, digest), held)| holds(namespace, digest, held))
+        {
+            let references =
+                held.labels.iter().filter(|(key, _)| key.starts_with("containerd.io/gc.ref.content"));
+            referred.extend(references.map(|(_, digest)| (namespace.clone(), digest.clone())));
+        }
+        blobs.retain(|key, held| holds(&key.0, &key.1, held) || referred.contains(key));
         writes.collect(leases);
     }
 
@@ -352,6 +380,11 @@ async fn send(bytes: &[u8], fault: Option<Fault>, state: &Mutex<State>, to: &Mes
     Some(())
 }
 
+/// The label for whose presence a filter asks.
+fn key_of(filter: &str) -> String {
+    filter.strip_prefix("labels.\"").and_then(|rest| rest.strip_suffix('"')).expect(filter).to_owned()
+}
+
 #[tonic::async_trait]
 impl Content for Service {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
@@ -427,10 +460,26 @@ impl Content for Service {
         Ok(Response::new(UpdateResponse { info: Some(info) }))
     }
 
-    type ListStream = tokio_stream::Empty<Result<ListContentResponse, Status>>;
+    type ListStream = Pin<Box<dyn Stream<Item = Result<ListContentResponse, Status>> + Send>>;
 
-    async fn list(&self, _: Request<ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Err(Status::unimplemented("list"))
+    async fn list(&self, request: Request<ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let namespace = namespace(&request)?;
+        let keys: Vec<_> = request.into_inner().filters.iter().map(|filter| key_of(filter)).collect();
+        let mut state = self.state.lock().unwrap();
+        state.lists += 1;
+        let of = state.blobs.iter().filter(|((of, _), held)| {
+            *of == namespace && (keys.is_empty() || keys.iter().any(|key| held.labels.contains_key(key)))
+        });
+        let info = |((_, digest), held): (&(String, String), &Held)| Info {
+            digest: digest.clone(),
+            size: i64::try_from(held.bytes.len()).unwrap(),
+            labels: held.labels.clone(),
+            updated_at: held.updated.map(Into::into),
+            ..Info::default()
+        };
+        let each = |info| Ok(ListContentResponse { info: vec![info] });
+        let answers: Vec<_> = of.map(info).map(each).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
     }
 
     async fn delete(&self, _: Request<DeleteContentRequest>) -> Result<Response<()>, Status> {

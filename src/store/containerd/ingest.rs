@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::super::reason;
 use crate::{
     call::{Call, Cancel},
+    digest::Digest,
     error::{Error, Kind, Result},
 };
 
@@ -44,7 +45,7 @@ pub(super) struct State {
     /// Set once, when nothing more comes.
     end: Option<Result<End, Error>>,
     /// The writer has what it wanted: nothing is to be taken back.
-    kept: bool,
+    kept: Option<Kept>,
     /// The writer is gone.
     abandoned: bool,
     /// The task has ended, and with it all cleaning up.
@@ -67,6 +68,14 @@ pub(super) struct Awaited {
     pub(super) offset: u64,
     /// Their digest, where it is known.
     pub(super) digest: Option<String>,
+}
+
+/// A blob that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) digest: Digest,
+    /// It was not in the store before.
+    pub(super) is_new: bool,
 }
 
 /// How a stream ended well.
@@ -152,13 +161,13 @@ impl Progress {
     }
 
     /// The writer: everything is well.
-    pub(super) fn keep(&self) {
-        self.change(|state| state.kept = true);
+    pub(super) fn keep(&self, kept: Kept) {
+        self.change(|state| state.kept = Some(kept));
     }
 
-    /// Whether [`Progress::keep`] was called.
-    pub(super) fn kept(&self) -> bool {
-        self.lock().kept
+    /// What [`Progress::keep`] was called with.
+    pub(super) fn kept(&self) -> Option<Kept> {
+        self.lock().kept.clone()
     }
 
     /// The writer: waits until writing may begin. The task bounds the time.

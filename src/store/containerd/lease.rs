@@ -1,6 +1,7 @@
 //! Leases: what keeps a blob that nothing refers to yet from being collected.
 //!
-//! A lease of ours has an end of its own, so that a crash of ours costs disk space for so long and no longer.
+//! A lease of ours has an end of its own, so that a crash of ours costs disk space for so long and no longer. How
+//! long one stays when nothing crashes is decided by [`super::watch`].
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd `api/services/leases/v1/leases.proto`,
 //! `docs/garbage-collection.md`.
@@ -8,8 +9,10 @@
 use std::time::{Duration, SystemTime};
 
 use containerd_client::services::v1::{
-    AddResourceRequest, CreateRequest, DeleteRequest, Resource, leases_client::LeasesClient,
+    AddResourceRequest, CreateRequest, DeleteRequest, Lease, ListRequest, ListResourcesRequest, Resource,
+    leases_client::LeasesClient,
 };
+use prost_types::Timestamp;
 use tonic::{Code, Status};
 
 use super::{Client, request};
@@ -18,12 +21,37 @@ use crate::{call::Call, digest::Digest};
 /// The label by which containerd knows when a lease ends.
 const EXPIRE: &str = "containerd.io/gc.expire";
 
-/// Creates the lease `id`, which ends after `lifetime`.
-pub(super) async fn create(client: &Client, call: &Call, id: &str, lifetime: Duration) -> Result<(), Status> {
+/// The type of blobs among what a lease holds.
+const CONTENT: &str = "content";
+
+/// Creates the lease `id`, which ends after `lifetime`. Returns when it was created.
+pub(super) async fn create(
+    client: &Client,
+    call: &Call,
+    id: &str,
+    lifetime: Duration,
+) -> Result<Option<Timestamp>, Status> {
     let labels = [(EXPIRE.to_owned(), rfc3339(SystemTime::now() + lifetime))].into();
     let message = request(call, CreateRequest { id: id.to_owned(), labels }).map_err(refused)?;
-    LeasesClient::new(client.channel.clone()).create(message).await?;
-    Ok(())
+    let created = LeasesClient::new(client.channel.clone()).create(message).await?.into_inner();
+    Ok(created.lease.and_then(|lease| lease.created_at))
+}
+
+/// All leases of the call's namespace.
+pub(super) async fn list(client: &Client, call: &Call) -> Result<Vec<Lease>, Status> {
+    let message = request(call, ListRequest::default()).map_err(refused)?;
+    let mut leases =
+        LeasesClient::new(client.channel.clone()).max_decoding_message_size(super::MESSAGE_BYTES);
+    Ok(leases.list(message).await?.into_inner().leases)
+}
+
+/// The digests of the blobs that the lease `id` holds.
+pub(super) async fn contents(client: &Client, call: &Call, id: &str) -> Result<Vec<String>, Status> {
+    let message = request(call, ListResourcesRequest { id: id.to_owned() }).map_err(refused)?;
+    let mut leases =
+        LeasesClient::new(client.channel.clone()).max_decoding_message_size(super::MESSAGE_BYTES);
+    let found = leases.list_resources(message).await?.into_inner().resources;
+    Ok(found.into_iter().filter(|found| found.r#type == CONTENT).map(|found| found.id).collect())
 }
 
 /// Deletes the lease `id`. That there is none is a success, and `false`.
@@ -38,7 +66,7 @@ pub(super) async fn delete(client: &Client, call: &Call, id: &str) -> Result<boo
 
 /// Puts a blob under the lease `id`.
 pub(super) async fn add(client: &Client, call: &Call, id: &str, digest: &Digest) -> Result<(), Status> {
-    let resource = Resource { id: digest.to_string(), r#type: "content".to_owned() };
+    let resource = Resource { id: digest.to_string(), r#type: CONTENT.to_owned() };
     let message = AddResourceRequest { id: id.to_owned(), resource: Some(resource) };
     let message = request(call, message).map_err(refused)?;
     LeasesClient::new(client.channel.clone()).add_resource(message).await?;
@@ -46,13 +74,13 @@ pub(super) async fn add(client: &Client, call: &Call, id: &str, digest: &Digest)
 }
 
 /// A request that could not be made was refused before it was sent.
-fn refused(error: crate::error::Error) -> Status {
+pub(super) fn refused(error: crate::error::Error) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
 /// A time as containerd parses it.
 fn rfc3339(time: SystemTime) -> String {
-    prost_types::Timestamp::from(time).to_string()
+    Timestamp::from(time).to_string()
 }
 
 #[cfg(test)]

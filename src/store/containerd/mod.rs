@@ -7,6 +7,7 @@
 //! Source: docs/formats/containerd.md, "The content store"; containerd
 //! `api/services/content/v1/content.proto`.
 
+mod contact;
 mod ingest;
 mod lease;
 mod name;
@@ -34,7 +35,7 @@ use tonic::{
 };
 
 pub use self::sweep::Swept;
-use self::{name::Names, read::Discovery, watch::Contact};
+use self::{contact::Contact, name::Names, read::Discovery, watch::Watch};
 use super::reason;
 use crate::{
     call::{Call, Cancel},
@@ -54,8 +55,10 @@ const MESSAGE_BYTES: usize = 16 << 20;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Pauses before a short call is tried again on a new connection.
 const RETRIES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
-/// How long a lease of our own lives if nobody says otherwise.
-const LEASE_LIFETIME: Duration = Duration::from_secs(3600);
+/// How long a lease of our own keeps a blob if nobody says otherwise. Clients refer to a layer within seconds;
+/// one that makes many layers first, or writes a large image slowly, has minutes. Longer keeps deleted images
+/// on disk.
+const LEASE_LIFETIME: Duration = Duration::from_secs(900);
 
 /// Whether blobs are read from the store's directory when that is possible.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +80,7 @@ pub struct Containerd {
     refused: AtomicBool,
     lease_lifetime: Duration,
     names: Names,
+    watch: Watch,
 }
 
 impl Containerd {
@@ -105,14 +109,17 @@ impl Containerd {
         };
         let client = Client { channel, runtime, address: address.into(), stall, contact: Arc::default() };
         let (lease_lifetime, names) = (LEASE_LIFETIME, Names::anonymous());
-        Self { client, direct: Mutex::new(direct), refused: AtomicBool::new(false), lease_lifetime, names }
+        let watch = Watch::new(client.clone(), names.clone(), lease_lifetime);
+        let (direct, refused) = (Mutex::new(direct), AtomicBool::new(false));
+        Self { client, direct, refused, lease_lifetime, names, watch }
     }
 
-    /// How long what is written for a call without a lease stays when nothing refers to it; an hour if
-    /// this is not called.
+    /// How long what is written for a call without a lease stays when nothing refers to it; a quarter of an
+    /// hour if this is not called.
     #[must_use]
     pub fn with_lease_lifetime(self, lease_lifetime: Duration) -> Self {
-        Self { lease_lifetime, ..self }
+        let watch = Watch::new(self.client.clone(), self.names.clone(), lease_lifetime);
+        Self { lease_lifetime, watch, ..self }
     }
 
     /// Names what is written after the daemon that listens on `socket`, so that [`Containerd::sweep`] finds
@@ -121,7 +128,15 @@ impl Containerd {
     ///
     /// Errors: without random numbers.
     pub fn with_instance(self, socket: &Path) -> Result<Self> {
-        Ok(Self { names: Names::of(socket)?, ..self })
+        let names = Names::of(socket)?;
+        let watch = Watch::new(self.client.clone(), names.clone(), self.lease_lifetime);
+        Ok(Self { names, watch, ..self })
+    }
+
+    /// Lets go the leases of ours that nothing needs any more, before the runtime ends. The others end by
+    /// themselves, or with the next daemon, whose [`Containerd::sweep`] finds them.
+    pub async fn settle(&self) {
+        self.watch.settle().await;
     }
 }
 

@@ -60,6 +60,11 @@ impl Names {
     }
 }
 
+/// Whether `name` was made by any instance.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
 fn random() -> Result<String> {
     sys::file::random_hex().map_err(Error::disk)
 }

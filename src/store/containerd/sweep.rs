@@ -1,7 +1,8 @@
 //! What a killed daemon left in the store: ingests that nobody will commit, and their leases.
 //!
 //! An ingest is told by its name ([`super::name`]), in whatever namespace it is. Its lease has the same name
-//! and goes after it. A lease whose ingest is not there any more guards a blob that was written, and stays.
+//! and goes after it. A lease whose ingest is not there any more guards a blob that was written: it is looked
+//! after from now on.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd
 //! `api/services/namespaces/v1/namespace.proto`, `core/metadata/content.go`.
@@ -14,7 +15,7 @@ use containerd_client::services::v1::{
 use tokio::time::timeout;
 use tonic::{Code, Request, Status};
 
-use super::{super::reason, Client, Containerd, from_status, lease, request};
+use super::{super::reason, Client, Containerd, from_status, lease, request, watch};
 use crate::{
     call::Call,
     error::{Error, Kind, Result},
@@ -30,6 +31,8 @@ pub struct Swept {
     pub ingests: u64,
     /// Leases that are gone now.
     pub leases: u64,
+    /// Leases on blobs, which go as soon as something else holds the blob.
+    pub watched: u64,
     /// Why some may be left: that the store did not answer rather than that it refused.
     pub failure: Option<Error>,
 }
@@ -65,6 +68,17 @@ impl Containerd {
             let outcome = take_away(&self.client, call, &reference, swept).await;
             if let Err(error) = outcome {
                 swept.fail(error.context(format!("{reference} in {}", call.namespace.as_str())));
+            }
+        }
+        match watch::left(&self.client, call, &self.names).await {
+            Ok(left) => {
+                for held in left {
+                    swept.watched += u64::from(self.watch.add(held).await);
+                }
+            }
+            Err(status) => {
+                let error = from_status(status);
+                swept.fail(error.context(format!("leases of {}", call.namespace.as_str())));
             }
         }
     }

@@ -11,10 +11,11 @@ use std::{
     error::Error as _,
     future::Future,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use containerd_client::services::v1::{AbortRequest, WriteAction, WriteContentRequest, WriteContentResponse};
+use prost_types::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -25,8 +26,9 @@ use tonic::{Code, Request, Status, Streaming};
 use super::{
     super::reason,
     Client, RETRIES, from_status,
-    ingest::{End, IN_FLIGHT, Opened, Progress},
+    ingest::{End, IN_FLIGHT, Kept, Opened, Progress},
     lease, request, text_of,
+    watch::{Held, Watch},
 };
 use crate::{
     call::Call,
@@ -43,6 +45,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long one call of the cleaning up may take, and all those for one thing.
 const CLEAN_UP: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
+/// How long a write may take: for so long its lease outlives the time that is set for a blob. A lease that is
+/// over takes a blob with it that is just being written.
+const WRITE: Duration = Duration::from_secs(3600);
+
 /// One ingest as the store sees it.
 pub(super) struct Upload {
     client: Client,
@@ -51,9 +57,12 @@ pub(super) struct Upload {
     reference: String,
     /// A name of ours: the reference if none was given, and the lease if one is taken.
     name: String,
+    watch: Watch,
     lease_lifetime: Duration,
     /// The lease that may have been created here.
     lease: Option<String>,
+    /// When containerd created it.
+    leased_at: Option<Timestamp>,
     /// The store may know the reference.
     begun: bool,
 }
@@ -82,9 +91,20 @@ impl Upload {
         call: Call,
         reference: String,
         name: String,
+        watch: Watch,
         lease_lifetime: Duration,
     ) -> Self {
-        Self { client, call, reference, name, lease_lifetime, lease: None, begun: false }
+        Self {
+            client,
+            call,
+            reference,
+            name,
+            watch,
+            lease_lifetime,
+            lease: None,
+            leased_at: None,
+            begun: false,
+        }
     }
 
     /// Runs until the blob is written, or everything is as before. `wanted` is closed by a writer that is
@@ -102,8 +122,15 @@ impl Upload {
         if !failed {
             closed(&mut wanted).await;
         }
-        if !progress.kept() {
-            self.clean_up().await;
+        match progress.kept() {
+            None => self.clean_up().await,
+            Some(Kept { digest, is_new }) => {
+                let Some(id) = self.lease else { return };
+                // A lease whose creation was not answered is as old as the write at the most.
+                let since = self.leased_at.unwrap_or_else(|| SystemTime::now().into());
+                let namespace = self.call.namespace.clone();
+                self.watch.add(Held { namespace, id, digest, since, is_new }).await;
+            }
         }
     }
 
@@ -142,10 +169,14 @@ impl Upload {
         self.lease = Some(id.clone());
         let mut pauses = RETRIES.iter();
         loop {
-            let create = lease::create(&self.client, &call, &id, self.lease_lifetime);
+            // The write comes first.
+            let create = lease::create(&self.client, &call, &id, WRITE.saturating_add(self.lease_lifetime));
             let status = match timeout(self.client.stall, create).await {
                 Err(_elapsed) => return Err(self.stalled("the lease")),
-                Ok(Ok(())) => break,
+                Ok(Ok(created)) => {
+                    self.leased_at = created;
+                    break;
+                }
                 // The answer to an earlier attempt was lost.
                 Ok(Err(status)) if status.code() == Code::AlreadyExists => break,
                 Ok(Err(status)) => status,

@@ -1,74 +1,329 @@
-//! Whether containerd answers: asked at the start, and again when a call found nobody.
+//! Leases of ours on blobs that were written, and when they may go: as soon as something else holds the blob.
 //!
-//! containerd may start after us, and may be away for a moment. That is no failure of ours, but somebody has
-//! to know about an address where it will never be.
+//! Who asked for a blob refers to it within moments: by the label of a manifest, or by a lease of his own. From
+//! then on our lease only keeps the blob after its image was deleted. One task looks after all leases, in
+//! pauses that grow, and ends with the last of them. Whatever it cannot do, the end of the lease does.
+//!
+//! Of a blob that was in the store before, only holders count that came after our lease: an older image may be
+//! deleted before the new one refers to the blob.
+//!
+//! Source: docs/formats/containerd.md, "Writing a blob"; containerd `docs/garbage-collection.md`,
+//! `core/content/adaptor.go` (what filters see).
 
 use std::{
-    sync::{Mutex, PoisonError},
+    collections::{BTreeSet, HashMap, HashSet},
+    future::Future,
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use containerd_client::services::v1::{Lease, ListContentRequest};
+use prost_types::Timestamp;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until, timeout},
+};
+use tonic::Status;
 
-use super::{Containerd, sweep};
+use super::{Client, lease, name, name::Names, request};
+use crate::{
+    call::{Call, Namespace},
+    digest::Digest,
+};
 
-/// First and longest pause between two questions while nobody answers.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// First and longest pause between two looks. A look costs containerd a walk over its list of blobs.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// A lease that lasts so long after its blob was written is replaced by one that ends in time by itself, should
+/// this process not be there any more. Most are gone long before.
+const REPLACE: Duration = Duration::from_secs(10);
+/// How long one call may take.
+const CALL: Duration = Duration::from_secs(10);
+/// Begins the labels by which one blob holds another.
+const REFERENCE: &str = "containerd.io/gc.ref.content";
+/// Blobs that hold others have at least one of these: the labels that containerd's clients, Docker, BuildKit and
+/// nerdctl give a manifest.
+const HOLDERS: [&str; 4] = ["", ".0", ".config", ".l.0"];
+/// Most leases of others whose contents are listed in one look, the newest first. Docker has one for each
+/// container.
+const OTHERS: usize = 256;
 
-/// What is known about the other side.
-#[derive(Debug, Default)]
-pub(super) struct Contact {
-    /// Why nobody answered; `None` before the first question.
-    trouble: Mutex<Option<String>>,
-    doubt: Notify,
+/// A lease of ours on a blob.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    /// Its namespace.
+    pub(super) namespace: Namespace,
+    pub(super) id: String,
+    pub(super) digest: Digest,
+    /// When containerd created it.
+    pub(super) since: Timestamp,
+    /// The blob was not in the store before: whatever holds it came after.
+    pub(super) is_new: bool,
 }
 
-impl Contact {
-    /// A call found nobody.
-    pub(super) fn doubt(&self) {
-        self.doubt.notify_one();
-    }
-
-    fn replace(&self, trouble: Option<String>) -> Option<String> {
-        std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble)
-    }
+/// A lease that is looked after.
+struct Open {
+    held: Held,
+    next: Instant,
+    pause: Duration,
+    /// When it is replaced; `None` once it was.
+    replace: Option<Instant>,
+    /// When it goes in any case.
+    end: Instant,
 }
 
-impl Containerd {
-    /// Whether containerd answered [`Containerd::await_contact`] when it was last asked. Errors: why not.
-    pub fn reachable(&self) -> Result<(), String> {
-        let trouble = self.client.contact.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*trouble {
-            None => Ok(()),
-            Some(trouble) => {
-                Err(format!("containerd at {} does not answer: {trouble}", self.client.address.display()))
-            }
+/// Looks after leases.
+#[derive(Clone)]
+pub(super) struct Watch {
+    open: Arc<Mutex<State>>,
+    client: Client,
+    names: Names,
+    lifetime: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    leases: Vec<Open>,
+    /// There is a task.
+    running: bool,
+}
+
+impl Watch {
+    /// Leases end `lifetime` after their blob was written.
+    pub(super) fn new(client: Client, names: Names, lifetime: Duration) -> Self {
+        Self { open: Arc::default(), client, names, lifetime }
+    }
+
+    /// Looks after `held` from now on. `false`: it is looked after already.
+    pub(super) async fn add(&self, held: Held) -> bool {
+        let now = Instant::now();
+        let mut state = self.open.lock().await;
+        let key = |held: &Held| (held.namespace.clone(), held.id.clone());
+        if state.leases.iter().any(|open| key(&open.held) == key(&held)) {
+            return false;
+        }
+        let pause = PAUSES.0.min(self.lifetime);
+        state.leases.push(Open {
+            held,
+            next: now + pause,
+            pause,
+            replace: Some(now + REPLACE),
+            end: now + self.lifetime,
+        });
+        if !state.running {
+            state.running = true;
+            self.client.runtime.spawn(self.clone().run());
+        }
+        true
+    }
+
+    /// Lets go what can go now. What is left then ends by itself in time, or is looked after by the next daemon.
+    pub(super) async fn settle(&self) {
+        let mut state = self.open.lock().await;
+        let mut leases = std::mem::take(&mut state.leases);
+        let now = Instant::now();
+        leases.iter_mut().for_each(|open| open.replace = open.replace.map(|_| now));
+        state.leases = self.look(leases).await;
+    }
+
+    async fn run(self) {
+        loop {
+            let next = {
+                let mut state = self.open.lock().await;
+                let Some(next) = state.leases.iter().map(|open| open.next).min() else {
+                    state.running = false;
+                    return;
+                };
+                next
+            };
+            sleep_until(next).await;
+            let mut state = self.open.lock().await;
+            let now = Instant::now();
+            // One look serves all leases of a namespace.
+            let due: HashSet<_> = state
+                .leases
+                .iter()
+                .filter(|open| open.next <= now)
+                .map(|open| open.held.namespace.clone())
+                .collect();
+            let (due, later) = std::mem::take(&mut state.leases)
+                .into_iter()
+                .partition(|open| due.contains(&open.held.namespace));
+            state.leases = later;
+            let left = self.look(due).await;
+            state.leases.extend(left);
         }
     }
 
-    /// Asks until containerd answers. The first question without an answer is logged, and the answer after it.
-    pub async fn await_contact(&self) {
-        let address = self.client.address.display();
-        let (mut pause, longest) = PAUSES;
-        while let Err(error) = sweep::namespaces(&self.client).await {
-            // A refusal is an answer: of a containerd that is there and does without the service.
-            if !sweep::is_passing(&error) {
+    /// Looks at leases of any namespaces. Returns those that stay.
+    async fn look(&self, leases: Vec<Open>) -> Vec<Open> {
+        let mut by_namespace: HashMap<Namespace, Vec<Open>> = HashMap::new();
+        for open in leases {
+            by_namespace.entry(open.held.namespace.clone()).or_default().push(open);
+        }
+        let mut left = Vec::new();
+        for (namespace, open) in by_namespace {
+            left.extend(self.look_in(&Call::new(namespace), open).await);
+        }
+        left
+    }
+
+    /// Looks at leases of one namespace.
+    async fn look_in(&self, call: &Call, leases: Vec<Open>) -> Vec<Open> {
+        let all: Vec<_> = leases.iter().map(|open| open.held.clone()).collect();
+        let free = self.free(call, &all).await.unwrap_or_else(|status| {
+            tracing::debug!(%status, namespace = call.namespace.as_str(), "leases cannot be looked at yet");
+            BTreeSet::new()
+        });
+        let mut left = Vec::new();
+        for mut open in leases {
+            let now = Instant::now();
+            let is_over = now >= open.end;
+            if is_over || free.contains(&open.held.id) {
+                let gone = in_time(lease::delete(&self.client, call, &open.held.id)).await;
+                let Held { id, digest, .. } = &open.held;
+                tracing::debug!(lease = id, %digest, is_over, ?gone, "a lease is let go");
+                // What cannot be deleted when its time is over ends by its label.
+                if gone.is_ok() || is_over {
+                    continue;
+                }
+            } else if open.replace.is_some_and(|at| now >= at) && self.replace(call, &mut open).await.is_ok()
+            {
+                open.replace = None;
+            }
+            open.pause = (open.pause * 2).min(PAUSES.1);
+            open.next = (Instant::now() + open.pause).min(open.end.max(Instant::now()));
+            left.push(open);
+        }
+        left
+    }
+
+    /// Puts the blob under a lease whose label says when it is to end, and deletes the one of the write, which had
+    /// to last longer than any write.
+    async fn replace(&self, call: &Call, open: &mut Open) -> Result<(), Status> {
+        let refused = |error: crate::error::Error| Status::internal(error.to_string());
+        let id = self.names.unique().map_err(refused)?;
+        let left = open.end.saturating_duration_since(Instant::now());
+        in_time(lease::create(&self.client, call, &id, left)).await?;
+        let added = in_time(lease::add(&self.client, call, &id, &open.held.digest)).await;
+        // The blob stays under one of the two, whatever fails.
+        let unneeded = if added.is_ok() { std::mem::replace(&mut open.held.id, id) } else { id };
+        in_time(lease::delete(&self.client, call, &unneeded)).await?;
+        added
+    }
+
+    /// The ids of the leases that something else makes needless, or that are gone.
+    async fn free(&self, call: &Call, held: &[Held]) -> Result<BTreeSet<String>, Status> {
+        let leases = in_time(lease::list(&self.client, call)).await?;
+        let known: HashSet<_> = leases.iter().map(|lease| lease.id.as_str()).collect();
+        let mut free: BTreeSet<_> =
+            held.iter().map(|held| &held.id).filter(|id| !known.contains(id.as_str())).cloned().collect();
+        if free.len() < held.len() {
+            timeout(CALL, self.referred(call, held, &mut free)).await.map_err(|_elapsed| late())??;
+        }
+        // Leases of ours do not count: two Diffs with one result would each rely on the other's.
+        let mut others: Vec<_> = leases.iter().filter(|lease| !name::is_ours(&lease.id)).collect();
+        others.sort_by_key(|lease| std::cmp::Reverse(instant(lease.created_at.as_ref())));
+        for lease in others.into_iter().take(OTHERS) {
+            if free.len() >= held.len() {
                 break;
             }
-            let text = error.to_string();
-            if self.client.contact.replace(Some(text.clone())).is_none() {
-                tracing::warn!(%address, error = text, "containerd does not answer (containerd.address)");
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(longest);
+            self.leased(call, lease, held, &mut free).await?;
         }
-        if self.client.contact.replace(None).is_some() {
-            tracing::info!(%address, "containerd answers");
-        }
+        Ok(free)
     }
 
-    /// Waits until a call has found nobody.
-    pub async fn doubted(&self) {
-        self.client.contact.doubt.notified().await;
+    /// Adds the leases on blobs to which another blob refers.
+    async fn referred(&self, call: &Call, held: &[Held], free: &mut BTreeSet<String>) -> Result<(), Status> {
+        let filters = HOLDERS.map(|ending| format!("labels.\"{REFERENCE}{ending}\"")).into();
+        let message = request(call, ListContentRequest { filters }).map_err(lease::refused)?;
+        let mut list = self.client.content().list(message).await?.into_inner();
+        while let Some(part) = list.message().await? {
+            for info in part.info {
+                let refers = |digest: &Digest| {
+                    let digest = digest.to_string();
+                    info.digest != digest
+                        && info
+                            .labels
+                            .iter()
+                            .any(|(key, value)| key.starts_with(REFERENCE) && *value == digest)
+                };
+                for held in held.iter().filter(|held| held.counts(info.updated_at.as_ref())) {
+                    if refers(&held.digest) {
+                        free.insert(held.id.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
+
+    /// Adds the leases on blobs that `lease` holds as well.
+    async fn leased(
+        &self,
+        call: &Call,
+        lease: &Lease,
+        held: &[Held],
+        free: &mut BTreeSet<String>,
+    ) -> Result<(), Status> {
+        let counting = |held: &&Held| !free.contains(&held.id) && held.counts(lease.created_at.as_ref());
+        let held: Vec<_> = held.iter().filter(counting).collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let contents = match in_time(lease::contents(&self.client, call, &lease.id)).await {
+            Ok(contents) => contents,
+            // It went meanwhile.
+            Err(status) if status.code() == tonic::Code::NotFound => return Ok(()),
+            Err(status) => return Err(status),
+        };
+        let holds = |held: &&&Held| contents.contains(&held.digest.to_string());
+        free.extend(held.iter().filter(holds).map(|held| held.id.clone()));
+        Ok(())
+    }
+}
+
+impl Held {
+    /// Whether a holder that came into being `at` can be one that will stay.
+    fn counts(&self, at: Option<&Timestamp>) -> bool {
+        self.is_new || instant(at) >= instant(Some(&self.since))
+    }
+}
+
+/// A time in its order; without one the earliest.
+fn instant(time: Option<&Timestamp>) -> Option<(i64, i32)> {
+    time.map(|time| (time.seconds, time.nanos))
+}
+
+fn late() -> Status {
+    Status::deadline_exceeded(format!("no answer for {} s", CALL.as_secs()))
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    timeout(CALL, call).await.map_err(|_elapsed| late())?
+}
+
+/// The lists of a namespace as [`super::sweep`] needs them: leases of `names` in an earlier life, with the blob
+/// each holds.
+pub(super) async fn left(client: &Client, call: &Call, names: &Names) -> Result<Vec<Held>, Status> {
+    let mut found = Vec::new();
+    for lease in in_time(lease::list(client, call)).await? {
+        if !names.is_left(&lease.id) {
+            continue;
+        }
+        let contents = match in_time(lease::contents(client, call, &lease.id)).await {
+            Ok(contents) => contents,
+            Err(status) if status.code() == tonic::Code::NotFound => continue,
+            Err(status) => return Err(status),
+        };
+        let digest = contents.first().and_then(|digest| digest.parse().ok());
+        found.extend(digest.map(|digest| Held {
+            namespace: call.namespace.clone(),
+            id: lease.id,
+            digest,
+            since: lease.created_at.unwrap_or_default(),
+            // Not known any more.
+            is_new: false,
+        }));
+    }
+    Ok(found)
 }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     super::{BlobSink, Ingest, Stored, check_labels, labels::lacking, reason},
     Client, Containerd, from_status,
-    ingest::{Awaited, Outcome, PIECE_BYTES, Progress},
+    ingest::{Awaited, Kept, Outcome, PIECE_BYTES, Progress},
     lease, request,
     upload::{Leaving, Upload},
 };
@@ -46,7 +46,14 @@ impl BlobSink for Containerd {
         let client = self.client.clone();
         let progress = Arc::new(Progress::default());
         let (wanted, still_wanted) = watch::channel(());
-        let upload = Upload::new(client.clone(), call.clone(), reference.clone(), name, self.lease_lifetime);
+        let upload = Upload::new(
+            client.clone(),
+            call.clone(),
+            reference.clone(),
+            name,
+            self.watch.clone(),
+            self.lease_lifetime,
+        );
         client.runtime.spawn(upload.run(Leaving(Arc::clone(&progress)), still_wanted));
         let mut writer = Writer {
             client,
@@ -140,7 +147,7 @@ impl Writer {
             self.take_under_lease(digest)?;
         }
         self.check(digest, labels)?;
-        self.progress.keep();
+        self.progress.keep(Kept { digest: digest.clone(), is_new: outcome == Outcome::Committed });
         tracing::debug!(%digest, size_bytes = self.size_bytes, ?outcome, lease = ?self.call.lease, "blob written");
         Ok(Stored { digest: digest.clone(), size_bytes: self.size_bytes })
     }
@@ -226,7 +233,7 @@ impl Drop for Writer {
         self.requests = None;
         self.progress.abandon();
         self.wanted = None;
-        if !self.progress.kept() {
+        if self.progress.kept().is_none() {
             self.progress.gone(CLEAN_UP);
         }
     }

@@ -11,6 +11,7 @@ use containerd_client::services::v1::{
     AddResourceRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResourceRequest, Lease,
     ListRequest, ListResourcesRequest, ListResourcesResponse, ListResponse, Resource,
 };
+use plywood::digest::Digest;
 use tonic::{Request, Response, Status};
 
 use super::{FakeContainerd, Service, namespace};
@@ -31,14 +32,21 @@ pub struct LeaseView {
     pub resources: BTreeSet<(String, String)>,
 }
 
+impl Held {
+    fn new(labels: HashMap<String, String>) -> Self {
+        Self { created: SystemTime::now(), labels, resources: BTreeSet::new() }
+    }
+}
+
 /// Leases by namespace and id.
 #[derive(Default)]
 pub(super) struct Leases {
     leases: BTreeMap<(String, String), Held>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Held {
+    created: SystemTime,
     labels: HashMap<String, String>,
     resources: BTreeSet<(String, String)>,
 }
@@ -59,7 +67,13 @@ impl FakeContainerd {
     /// Creates a lease without an end.
     pub fn add_lease(&self, namespace: &str, id: &str) {
         let key = (namespace.to_owned(), id.to_owned());
-        self.state.lock().unwrap().leases.leases.insert(key, Held::default());
+        self.state.lock().unwrap().leases.leases.insert(key, Held::new(HashMap::new()));
+    }
+
+    /// Puts a blob under a lease.
+    pub fn hold(&self, namespace: &str, id: &str, digest: &Digest) {
+        let mut state = self.state.lock().unwrap();
+        state.leases.add(namespace, Some(id), "content", &digest.to_string()).unwrap();
     }
 
     /// Deletes a lease.
@@ -132,8 +146,10 @@ impl leases_server::Leases for Service {
         if state.leases.leases.contains_key(&key) {
             return Err(Status::already_exists(format!("lease {id:?}: already exists")));
         }
-        state.leases.leases.insert(key, Held { labels: labels.clone(), ..Held::default() });
-        Ok(Response::new(CreateResponse { lease: Some(Lease { id, labels, ..Lease::default() }) }))
+        let held = Held::new(labels.clone());
+        let created_at = Some(held.created.into());
+        state.leases.leases.insert(key, held);
+        Ok(Response::new(CreateResponse { lease: Some(Lease { id, labels, created_at }) }))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<()>, Status> {
@@ -151,7 +167,7 @@ impl leases_server::Leases for Service {
         let leases = of.map(|((_, id), held)| Lease {
             id: id.clone(),
             labels: held.labels.clone(),
-            ..Lease::default()
+            created_at: Some(held.created.into()),
         });
         Ok(Response::new(ListResponse { leases: leases.collect() }))
     }

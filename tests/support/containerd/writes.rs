@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use containerd_client::services::v1::{
@@ -374,7 +374,10 @@ impl Writer {
             if blobs.contains_key(&key) {
                 return Err(Status::already_exists(format!("content {digest}: already exists")));
             }
-            blobs.insert(key, Held { bytes: Arc::new(bytes), labels, rooted: false });
+            blobs.insert(
+                key,
+                Held { bytes: Arc::new(bytes), labels, rooted: false, updated: Some(SystemTime::now()) },
+            );
         }
         reply.digest = digest;
         if fault == Some(WriteFault::WrongDigest) && request.action() == WriteAction::Commit {

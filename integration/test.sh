@@ -26,6 +26,7 @@ if tools=$(integration/setup/tools.sh); then
 else
     echo "test: going on; tests that need containerd or erofs-utils are skipped"
 fi
+integration/setup/tools.sh docker >/dev/null || echo "test: going on; tests that need docker are skipped"
 export CARGO_TERM_COLOR=never
 
 # check NAME COMMAND...: one check that passes or fails as a whole.

@@ -16,6 +16,15 @@ use crate::{host, image};
 /// The programs it needs beside those of the set-up; `setup/tools.sh docker` unpacks them.
 const PROGRAMS: [&str; 3] = ["dockerd", "docker", "docker-buildx"];
 
+/// Who makes the layers of builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layers {
+    /// BuildKit itself where a stage and its parent are overlay mounts, else the diff service: the default.
+    ByBuildKit,
+    /// The diff service, always.
+    ByDiff,
+}
+
 /// A running dockerd and its set-up. Dropping it ends both.
 #[derive(Debug)]
 pub struct Docker {
@@ -23,6 +32,7 @@ pub struct Docker {
     dockerd: Daemon,
     env: Env,
     snapshotter: &'static str,
+    layers: Layers,
 }
 
 impl Docker {
@@ -33,7 +43,7 @@ impl Docker {
     }
 
     /// Starts dockerd with its images and containers in `env`'s containerd, in snapshots of `snapshotter`.
-    pub fn start(env: Env, snapshotter: &'static str) -> anyhow::Result<Self> {
+    pub fn start(env: Env, snapshotter: &'static str, layers: Layers) -> anyhow::Result<Self> {
         let config = json!({
             "features": {"containerd-snapshotter": true},
             "storage-driver": snapshotter,
@@ -62,15 +72,16 @@ impl Docker {
             .args(["--host", &host_address(&env)])
             // Containers here have no network, and the host's is left as it is.
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--userland-proxy=false"]);
-        let log = env.path("logs/dockerd.log");
-        let dockerd = Daemon::start("dockerd", &mut command, &log)?;
-        let mut docker = Self { dockerd, env, snapshotter };
-        let client = |docker: &Self| host::run(&mut docker.command(&["info", "--format", "{{.Driver}}"]));
-        let Self { dockerd, env, .. } = &mut docker;
+        if layers == Layers::ByDiff {
+            command.env("BUILDKIT_DEBUG_FORCE_OVERLAY_DIFF", "0");
+        }
+        let mut dockerd = Daemon::start("dockerd", &mut command, &env.path("logs/dockerd.log"))?;
         let socket = env.path("docker.sock");
         dockerd.wait_until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
-        let driver = client(&docker)?;
-        anyhow::ensure!(driver.trim() == snapshotter, "docker uses {driver:?}, not {snapshotter}");
+        let docker = Self { dockerd, env, snapshotter, layers };
+        let driver = docker.run(&["info", "--format", "{{.Driver}} {{.DriverStatus}}"])?;
+        let want = format!("{snapshotter} [[driver-type io.containerd.snapshotter.v1]]");
+        anyhow::ensure!(driver.trim() == want, "docker info says {driver:?}, not {want:?}");
         Ok(docker)
     }
 
@@ -82,6 +93,11 @@ impl Docker {
     /// The snapshotter of its images and containers.
     pub fn snapshotter(&self) -> &'static str {
         self.snapshotter
+    }
+
+    /// Who makes the layers of its builds.
+    pub fn layers(&self) -> Layers {
+        self.layers
     }
 
     /// Runs `docker` with these arguments; its standard output.

@@ -28,7 +28,7 @@ mod wires;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use plywood_integration::disk::SmallDisk;
-use plywood_integration::docker::Docker;
+use plywood_integration::docker::{Docker, Layers};
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
 
@@ -72,12 +72,13 @@ impl Suite {
         &mut self,
         name: impl Into<String>,
         snapshotter: &'static str,
+        layers: Layers,
         test: impl FnOnce(&Docker) -> anyhow::Result<()> + Send + 'static,
     ) {
         let missing = self.missing.clone().or_else(Docker::missing);
         self.test(name, missing, move || {
             let setup = Setup { differs: &["plywood", "walking"], ..Setup::default() };
-            let docker = Docker::start(Env::start(&setup)?, snapshotter)?;
+            let docker = Docker::start(Env::start(&setup)?, snapshotter, layers)?;
             test(&docker)
                 .and_then(|()| docker.ensure_nothing_went_wrong())
                 .map_err(|error| error.context(docker.logs()))

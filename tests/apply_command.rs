@@ -124,7 +124,11 @@ fn block_size_and_inline_limit_change_the_image_and_the_summary_is_for_people() 
         let done = plywood(&[&["-", "-o", text(&out)], more].concat(), &archive());
         assert!(done.status.success(), "{done:?}");
         let summary = String::from_utf8(done.stdout).unwrap();
-        assert!(summary.contains("diffID  sha256:") && summary.contains("nodes   5\n"), "{summary}");
+        assert!(
+            summary.contains("diffID  sha256:")
+                && summary.contains("nodes   5; implied directories: 2, 0 of them like those below\n"),
+            "{summary}"
+        );
         assert!(done.stderr.is_empty(), "no bar without a terminal");
         fs::metadata(&out).unwrap().len()
     };
@@ -256,4 +260,74 @@ fn a_failure_for_programs_is_json_with_kind_reason_and_message() {
 fn an_unknown_media_type_is_wrong_usage() {
     let (code, message) = refused(&["--media-type", "application/x-unknown"], &archive());
     assert!(code == Some(2) && message.contains("not the media type of a layer"), "{message}");
+}
+
+#[test]
+fn parents_say_what_directories_are_like_that_the_layer_does_not_list() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    let packed = |directories: &[(&str, u32, u64)], file: &str| {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut add = |name: &str, kind, mode, uid| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_uid(uid);
+            header.set_mtime(1_700_000_000);
+            header.set_size(0);
+            builder.append_data(&mut header, name, &b""[..]).unwrap();
+        };
+        for (name, mode, uid) in directories {
+            add(name, tar::EntryType::Directory, *mode, *uid);
+        }
+        add(file, tar::EntryType::Regular, 0o644, 0);
+        builder.into_inner().unwrap()
+    };
+    let run = |layer: &[u8], out: &str, more: &[&str]| {
+        let done = plywood(&[&["-", "--json", "-o", text(&at(out))], more].concat(), layer);
+        assert!(done.status.success(), "{done:?}");
+        let result: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        ["implied_directories", "inherited_directories"].map(|key| result[key].as_u64().unwrap())
+    };
+    let lower = packed(&[("tmp", 0o1777, 3), ("etc", 0o750, 3), ("etc/own", 0o700, 3)], "etc/old");
+    let upper = packed(&[("etc", 0o755, 9)], "etc/new");
+    let layer = packed(&[], "etc/own/f");
+    assert_eq!(run(&lower, "lower", &[]), [0, 0]);
+    assert_eq!(run(&upper, "upper", &[]), [0, 0]);
+    let [newest, oldest] = ["upper", "lower"].map(at);
+    let parents = ["--parent", text(&newest), "--parent", text(&oldest)];
+    let described = |path: &str| {
+        let image = at("out");
+        let arguments = ["dump", "--path", path, text(&image)];
+        let dump = Command::new(env!("CARGO_BIN_EXE_plywood")).args(arguments).output().unwrap();
+        String::from_utf8(dump.stdout).unwrap()
+    };
+    // The newest first: `etc` is like the upper one's, `etc/own` is only in the lower one.
+    assert_eq!(run(&layer, "out", &parents), [2, 2]);
+    for (path, want) in [("/etc", " 0755 9:0 "), ("/etc/own", " 0700 3:0 ")] {
+        let found = described(path);
+        assert!(found.contains(want) && found.contains(" mtime=1700000000."), "{found}");
+    }
+    // Without, and where what is below has no such directory.
+    assert_eq!(run(&layer, "plain", &[]), [2, 0]);
+    let plain = fs::read(at("plain")).unwrap();
+    assert_eq!(run(&packed(&[], "new/f"), "new", &parents), [1, 0]);
+    // A directory can be a parent as well, and nothing changes for a layer that lists its directories.
+    fs::create_dir_all(at("tree/etc")).unwrap();
+    assert_eq!(run(&layer, "out", &["--parent", text(&at("tree"))]), [2, 1]);
+    assert_eq!(run(&upper, "again", &parents), [0, 0]);
+    assert_eq!(fs::read(at("again")).unwrap(), fs::read(at("upper")).unwrap());
+
+    // What was asked for is not left out in silence.
+    for (parent, reason) in [("absent", "diff.input"), ("none", "diff.layer"), ("broken", "erofs.")] {
+        fs::write(at("none"), "no image").unwrap();
+        let mut broken = fs::read(at("lower")).unwrap();
+        broken[1160..].fill(0xee);
+        fs::write(at("broken"), broken).unwrap();
+        fs::write(at("kept"), &plain).unwrap();
+        let done = plywood(&["-", "-o", text(&at("kept")), "--parent", text(&at(parent))], &layer);
+        let message = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success() && message.contains(reason), "{parent}: {message}");
+        assert_eq!(fs::read(at("kept")).unwrap(), plain, "{parent}");
+    }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Applied, Contents, Stats, native, tar_to_erofs};
+use super::{Applied, Contents, Parents, Stats, native, tar_to_erofs};
 use crate::{
     call::Cancel,
     codec::Coding,
@@ -39,6 +39,8 @@ pub struct Options {
     pub durability: Durability,
     /// How images that come ready are checked.
     pub native_verify: NativeVerify,
+    /// What directories are like that an archive does not list.
+    pub implied_directories: ImpliedDirectories,
     /// What one layer may cost, and all together.
     pub limits: Limits,
     /// Threads that may help those of the callers, all requests together.
@@ -55,6 +57,7 @@ impl Default for Options {
             inline_limit: 1024,
             durability: Durability::default(),
             native_verify: NativeVerify::default(),
+            implied_directories: ImpliedDirectories::default(),
             limits: Limits::default(),
             helper_threads: processors + 1,
         }
@@ -73,6 +76,16 @@ pub enum NativeVerify {
     Off,
 }
 
+/// What directories are like that an archive does not list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImpliedDirectories {
+    /// Like the directory of the layers below that they shadow, where that can be seen; otherwise root's.
+    #[default]
+    FromParents,
+    /// Root's, of mode 0755 and time 0.
+    Default,
+}
+
 /// A layer as its store delivers it.
 pub struct Layer<'a> {
     /// What it is.
@@ -85,6 +98,8 @@ pub struct Layer<'a> {
     pub size_bytes: Option<u64>,
     /// The digest it must have, when that is known.
     pub digest: Option<Digest>,
+    /// The layers below it, when they are known.
+    pub parents: Option<Parents<'a>>,
 }
 
 impl<'a> Layer<'a> {

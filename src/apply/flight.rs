@@ -14,6 +14,7 @@ use crate::{
     call::{Call, Cancel, Namespace},
     digest::Digest,
     error::{Error, Kind, Result},
+    snapshot::Mount,
 };
 
 /// The conversions under way, by directory.
@@ -30,6 +31,8 @@ struct Flight {
     media_type: String,
     size_bytes: u64,
     sync_fs: bool,
+    /// They show the layers below, and an image may depend on these.
+    mounts: Vec<Mount>,
     landed: Mutex<Option<Outcome>>,
     changed: Condvar,
 }
@@ -77,6 +80,8 @@ impl Flights {
                 return Err(ApplyError::Busy { digest, media_type }.into());
             }
             match flight.wait(&call.cancel)? {
+                // An image that was made on top of other layers may be another one.
+                _ if flight.mounts != request.mounts => {}
                 // A reply without the promise that this request asks for is none.
                 Outcome::Applied(applied) if flight.sync_fs || !request.sync_fs => return Ok(*applied),
                 Outcome::Failed(kind, reason, message) => return Err(Error::new(kind, reason, message)),
@@ -94,6 +99,7 @@ impl Flight {
             media_type: request.diff.media_type.clone(),
             size_bytes: request.diff.size_bytes,
             sync_fs: request.sync_fs,
+            mounts: request.mounts.clone(),
             landed: Mutex::new(None),
             changed: Condvar::new(),
         }
@@ -280,6 +286,22 @@ mod tests {
         assert!(worked);
         let join = |flights: &Flights| flights.fly((1, 1), &call(), &sync, never);
         beside(|| Ok(applied()), true, join).unwrap();
+    }
+
+    #[test]
+    fn a_request_with_other_layers_below_is_worked_on_for_itself() {
+        for outcome in [|| Ok(applied()), || Err(Error::new(Kind::Malformed, "tar.x", "bad"))] {
+            let (mut worked, mut other) = (false, request(b"x", false));
+            other.mounts.push(Mount::default());
+            let work = |flights: &Flights| {
+                flights.fly((1, 1), &call(), &other, || {
+                    worked = true;
+                    Ok(applied())
+                })
+            };
+            beside(outcome, false, work).unwrap();
+            assert!(worked);
+        }
     }
 
     #[test]

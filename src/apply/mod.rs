@@ -8,9 +8,11 @@
 mod convert;
 mod flight;
 mod native;
+mod parents;
 mod tar_to_erofs;
 
-pub use convert::{Converter, Layer, NativeVerify, Options};
+pub use convert::{Converter, ImpliedDirectories, Layer, NativeVerify, Options};
+pub use parents::Parents;
 
 use std::{
     fs::File,
@@ -83,6 +85,12 @@ pub struct Contents {
     pub whiteouts: u64,
     /// Extended attributes of the archive that do not belong into an image.
     pub dropped_xattrs: u64,
+    /// Directories that names of the archive imply and no entry describes; the root is not counted.
+    pub implied_directories: u64,
+    /// Of these, the directories that took owner, mode, time and attributes from the layers below.
+    pub inherited_directories: u64,
+    /// There are implied directories, and the layers below were not known, not readable or not asked.
+    pub without_parents: bool,
 }
 
 /// The service as the edges see it.
@@ -168,12 +176,14 @@ impl Applier {
         };
         let file = file.map_err(Error::disk)?;
         let image = dir.layer_file(LAYER_NAME, &options.limits)?;
+        let open = || Ok(self.roots.parents(&request.mounts)?);
         let layer = Layer {
             kind,
             size_bytes: Some(size_bytes),
             digest: Some(request.diff.digest.clone()),
             file: file.as_ref(),
             reader: &mut blob,
+            parents: Some(Parents { open: &open, required: false }),
         };
         let sync_fs = request.sync_fs;
         self.converter.convert(&call.cancel, layer, image, sync_fs, &mut |_| {})

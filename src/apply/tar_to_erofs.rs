@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::{
     Contents,
-    convert::{Built, Layer, Options},
+    convert::{Built, ImpliedDirectories, Layer, Options},
+    parents::{self, Implied},
 };
 use crate::{
     digest::Digest,
@@ -26,6 +27,8 @@ use crate::{
 /// Makes `image` the image of the tar archive in `layer`.
 pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &Options) -> Result<Built> {
     let (lease, cancel) = (plan.lease, plan.cancel);
+    let asked = options.implied_directories == ImpliedDirectories::FromParents;
+    let parents = layer.parents.filter(|_| asked);
     let build = Build {
         parser: Parser::new(),
         writer: ImageWriter::new(
@@ -43,8 +46,11 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
         busy: Duration::ZERO,
     };
     let ran = pipeline::run(layer.source(None), plan, build)?;
-    let (build, mut facts) = (ran.output, ran.facts);
+    let (mut build, mut facts) = (ran.output, ran.facts);
     let started = Instant::now();
+    // Only now is it known which directories no entry describes: an entry may come after what is in it.
+    let Implied { directories, inherited, without_parents } =
+        parents::inherit(&mut build.writer, parents, lease, cancel)?;
     let (image, summary) = build.writer.finish(image_uuid(&facts.blob))?;
     facts.times.build = build.busy;
     facts.times.finish = started.elapsed();
@@ -52,6 +58,9 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
         nodes: summary.nodes,
         whiteouts: summary.whiteouts,
         dropped_xattrs: build.parser.dropped_xattrs(),
+        implied_directories: directories,
+        inherited_directories: inherited,
+        without_parents,
     };
     Ok(Built { image, contents, facts })
 }

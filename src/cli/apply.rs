@@ -1,6 +1,7 @@
 //! `plywood apply`: a layer in a file, or from a pipe, becomes an image; the daemon's own pipeline.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -9,9 +10,12 @@ use std::{
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
-use super::{output, report};
+use super::{
+    output, report,
+    stack::{Reading, Spelled},
+};
 use crate::{
-    apply::{Applied, Converter, Layer, Options},
+    apply::{Applied, Converter, Layer, Options, Parents},
     call::Cancel,
     codec::Coding,
     digest::Digest,
@@ -53,6 +57,14 @@ pub struct Arguments {
     /// Store files and file ends of up to this many bytes beside their inode
     #[arg(long, value_name = "BYTES", default_value_t = 1024)]
     pub inline_limit: u16,
+    /// A layer below, a directory or an image; may be repeated, the newest first. Directories that the layer puts
+    /// files into without listing them get owner, mode, time and attributes from there; without, they are root's
+    #[arg(long = "parent", value_name = "LAYER")]
+    pub parents: Vec<PathBuf>,
+    /// Parents that are directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option
+    /// userxattr), which only root can read
+    #[arg(long, requires = "parents")]
+    pub user_xattr: bool,
     /// Return only once the image is on disk
     #[arg(long)]
     pub sync: bool,
@@ -107,12 +119,17 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         durability: Durability::Request,
         ..Options::default()
     });
+    let reading = Reading { devices: &[], user_xattr: arguments.user_xattr };
+    // Opened now: a misspelt one is an error even if the layer turns out to need none.
+    let below = Cell::new(Spelled::of(&arguments.parents).open(reading)?);
+    let parents = || Ok(below.take());
     let layer = Layer {
         kind,
         reader: &mut prefix.chain(input),
         file: file.as_ref(),
         size_bytes,
         digest: arguments.digest.clone(),
+        parents: Some(Parents { open: &parents, required: true }),
     };
     let bar = report::progress_bar(size_bytes);
     let mut report = |progress: Progress| bar.set_position(progress.read_bytes);
@@ -253,6 +270,8 @@ fn as_json(applied: &Applied) -> serde_json::Value {
         "nodes": stats.contents.nodes,
         "whiteouts": stats.contents.whiteouts,
         "dropped_xattrs": stats.contents.dropped_xattrs,
+        "implied_directories": stats.contents.implied_directories,
+        "inherited_directories": stats.contents.inherited_directories,
         "seconds": report::seconds(stats.times.steps(), stats.total),
     })
 }
@@ -275,6 +294,11 @@ fn for_people(output: &Path, applied: &Applied) -> String {
         }
         if contents.dropped_xattrs > 0 {
             text += &format!("; {} extended attributes left out", HumanCount(contents.dropped_xattrs));
+        }
+        if contents.implied_directories > 0 {
+            let [implied, inherited] =
+                [contents.implied_directories, contents.inherited_directories].map(HumanCount);
+            text += &format!("; implied directories: {implied}, {inherited} of them like those below");
         }
         text.push('\n');
     }

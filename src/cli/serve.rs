@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    apply::{Applier, Converter, NativeVerify, Options},
+    apply::{Applier, Converter, ImpliedDirectories, NativeVerify, Options},
     codec::{Coding, encode::Compression},
     compare::{self, Composer, Differ, changes::XattrFilter},
     config::{self, Config},
@@ -119,6 +119,10 @@ fn options(config: &Config) -> Result<Options> {
             config::NativeVerify::Strict => NativeVerify::Strict,
             config::NativeVerify::Superblock => NativeVerify::Superblock,
             config::NativeVerify::Off => NativeVerify::Off,
+        },
+        implied_directories: match config.apply.implied_directories {
+            config::ImpliedDirectories::FromParents => ImpliedDirectories::FromParents,
+            config::ImpliedDirectories::Default => ImpliedDirectories::Default,
         },
         limits: config.limits(),
         ..Options::default()

@@ -43,6 +43,11 @@ pub struct Reading<'a> {
 }
 
 impl Spelled {
+    /// A stack of `layers`, the newest first.
+    pub fn of(layers: &[PathBuf]) -> Self {
+        Self(layers.to_vec())
+    }
+
     /// Takes the stack apart. [`NONE`] is the empty stack; a directory of that name is `./none`.
     pub fn parse(text: &OsString) -> Result<Self, String> {
         if text == NONE {

@@ -98,7 +98,7 @@ table! {
         /// root that does not exist at the start is passed over.
         overlayfs_roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()];
         /// Directories with ready images that the snapshotter links to, or mounts where they are, instead of
-        /// unpacking a layer (its layer_content_caches), for Diff to read them.
+        /// unpacking a layer (its layer_content_caches), for Diff and apply.implied_directories to read them.
         shared_layers: Vec<PathBuf> = Vec::new();
     }
 }
@@ -123,6 +123,10 @@ table! {
         durability: Durability = Durability::Always;
         /// Check of layers that are EROFS images already: "strict" (the whole structure), "superblock", "off".
         native_verify: NativeVerify = NativeVerify::Strict;
+        /// Directories that a tar layer does not list but puts files into: "from-parents" gives them owner, mode,
+        /// time and attributes of the directory that they shadow, where the request shows the layers below;
+        /// "default": root's, mode 0755, time 0, so that an image depends on nothing but its layer.
+        implied_directories: ImpliedDirectories = ImpliedDirectories::FromParents;
     }
 }
 
@@ -262,6 +266,16 @@ pub enum NativeVerify {
     Off,
 }
 
+/// What directories are like that a tar layer does not list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImpliedDirectories {
+    /// Like those of the layers below.
+    FromParents,
+    /// Always the same.
+    Default,
+}
+
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -340,11 +354,17 @@ impl Config {
         found
     }
 
-    /// What Diff reads besides the snapshot roots, for the sandbox.
-    pub fn diff_roots(&self) -> Vec<PathBuf> {
-        let Snapshots { overlayfs_roots, shared_layers, .. } = &self.snapshots;
+    /// Directories with images that several snapshots link to, where anything reads the layers of a snapshot.
+    pub fn shared_layers(&self) -> &[PathBuf] {
+        let reads = self.diff.enabled || self.apply.implied_directories == ImpliedDirectories::FromParents;
+        if reads { &self.snapshots.shared_layers } else { &[] }
+    }
+
+    /// What is read besides the snapshot roots, for the sandbox.
+    pub fn read_roots(&self) -> Vec<PathBuf> {
+        let (shared_layers, overlayfs_roots) = (self.shared_layers(), &self.snapshots.overlayfs_roots);
         if !self.diff.enabled {
-            return Vec::new();
+            return shared_layers.to_vec();
         }
         let further = std::iter::once(&self.containerd.state_dir);
         overlayfs_roots.iter().chain(shared_layers).chain(further).cloned().collect()
@@ -392,9 +412,12 @@ mod tests {
     }
 
     #[test]
-    fn without_diff_nothing_more_is_read() {
-        let with = |text: &str| toml::from_str::<Config>(text).unwrap().diff_roots();
-        assert_eq!(with("[diff]\nenabled = false"), Vec::<PathBuf>::new());
+    fn without_diff_only_shared_layers_are_read_and_only_for_the_directories_above_them() {
+        let with = |text: &str| toml::from_str::<Config>(text).unwrap().read_roots();
+        let text =
+            "[snapshots]\nshared_layers = [\"/s\"]\n[diff]\nenabled = false\n[apply]\nimplied_directories = ";
+        assert_eq!(with(&format!("{text}\"from-parents\"")), [Path::new("/s")]);
+        assert_eq!(with(&format!("{text}\"default\"")), Vec::<PathBuf>::new());
         let text = "[snapshots]\noverlayfs_roots = [\"/o\"]\nshared_layers = [\"/s\"]\n[containerd]\nstate_dir = \"/r\"";
         assert_eq!(with(text), [Path::new("/o"), Path::new("/s"), Path::new("/r")]);
     }

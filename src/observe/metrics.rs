@@ -75,6 +75,9 @@ pub struct Metrics {
     bytes_in: Family<Layer, Counter>,
     bytes_out: Family<Layer, Counter>,
     nodes: Counter,
+    implied: Counter,
+    inherited: Counter,
+    without_parents: Counter,
     diff_seconds: Family<Layer, Histogram>,
     diff_in: Family<Layer, Counter>,
     diff_out: Family<Layer, Counter>,
@@ -106,6 +109,9 @@ impl Metrics {
             bytes_in: Family::default(),
             bytes_out: Family::default(),
             nodes: Counter::default(),
+            implied: Counter::default(),
+            inherited: Counter::default(),
+            without_parents: Counter::default(),
             diff_seconds: Family::new_with_constructor(seconds),
             diff_in: Family::default(),
             diff_out: Family::default(),
@@ -152,6 +158,21 @@ impl Metrics {
             metrics.bytes_out.clone(),
         );
         own.register("layer_nodes", "Files, directories, links and whiteouts written", metrics.nodes.clone());
+        own.register(
+            "implied_directories",
+            "Directories written that their layer does not list",
+            metrics.implied.clone(),
+        );
+        own.register(
+            "inherited_directories",
+            "Those of them that are like the directory below that they shadow",
+            metrics.inherited.clone(),
+        );
+        own.register(
+            "layers_without_parents",
+            "Layers with directories they do not list that were applied without the layers below",
+            metrics.without_parents.clone(),
+        );
         own.register_with_unit(
             "diff_duration",
             "Time from request to reply, waiting included, of layers that were written",
@@ -218,6 +239,9 @@ impl Metrics {
         self.bytes_in.get_or_create(&layer).inc_by(stats.blob_bytes);
         self.bytes_out.get_or_create(&layer).inc_by(applied.size_bytes);
         self.nodes.inc_by(stats.contents.nodes);
+        self.implied.inc_by(stats.contents.implied_directories);
+        self.inherited.inc_by(stats.contents.inherited_directories);
+        self.without_parents.inc_by(u64::from(stats.contents.without_parents));
         self.count_stages("Apply", stats.times.steps());
     }
 
@@ -297,7 +321,13 @@ mod tests {
             blob_bytes: 10,
             coding: Coding::Gzip,
             image_bytes: 4096,
-            contents: Contents { nodes: 3, ..Contents::default() },
+            contents: Contents {
+                nodes: 3,
+                implied_directories: 2,
+                inherited_directories: 1,
+                without_parents: true,
+                ..Contents::default()
+            },
             times: StageTimes { read: Duration::from_millis(3), ..StageTimes::default() },
             total: Duration::from_millis(4),
         };
@@ -312,6 +342,9 @@ mod tests {
             "plywood_layer_read_bytes_total{layer=\"tar\"} 10",
             "plywood_layer_uncompressed_bytes_total{layer=\"tar\"} 70",
             "plywood_layer_nodes_total 3",
+            "plywood_implied_directories_total 2",
+            "plywood_inherited_directories_total 1",
+            "plywood_layers_without_parents_total 1",
             "plywood_security_events_total{event=\"peer-refused\"} 1",
             "plywood_requests_running 1",
             "plywood_requests_waiting 2",

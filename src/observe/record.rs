@@ -6,7 +6,7 @@ use tracing::Level;
 
 use super::{Metrics, Observer, metrics::Outcome, security::SecurityEvent};
 use crate::{
-    apply::{self, Applied},
+    apply::{self, Applied, Contents},
     call::Call,
     codec::Coding,
     compare::{self, Compared, Container, Form},
@@ -66,6 +66,9 @@ pub struct Figures {
     pub image_bytes: Option<u64>,
     /// Files, directories, links and whiteouts.
     pub nodes: u64,
+    /// Directories that the layer does not list, for Apply, and how many of them are like those below. `None`
+    /// without such directories.
+    pub implied: Option<(u64, u64)>,
     /// Sockets that were left out, for Diff.
     pub sockets: Option<u64>,
 }
@@ -112,6 +115,10 @@ impl Success for Applied {
             bytes_out: self.size_bytes,
             image_bytes: Some(self.stats.image_bytes),
             nodes: self.stats.contents.nodes,
+            implied: match &self.stats.contents {
+                Contents { implied_directories: 0, .. } => None,
+                contents => Some((contents.implied_directories, contents.inherited_directories)),
+            },
             sockets: None,
         }
     }
@@ -131,6 +138,7 @@ impl Success for Compared {
             bytes_out: self.descriptor.size_bytes,
             image_bytes: None,
             nodes: self.stats.contents.entries,
+            implied: None,
             sockets: Some(self.stats.contents.sockets),
         }
     }
@@ -236,6 +244,8 @@ impl Record {
                     bytes_out = done.map(|done| done.bytes_out),
                     image_bytes = done.and_then(|done| done.image_bytes),
                     nodes = done.map(|done| done.nodes),
+                    implied = done.and_then(|done| done.implied).map(|(implied, _)| implied),
+                    inherited = done.and_then(|done| done.implied).map(|(_, inherited)| inherited),
                     sockets = done.and_then(|done| done.sockets),
                     duration_ms = milliseconds(took),
                     queued_ms = milliseconds(self.queued),

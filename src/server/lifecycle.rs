@@ -76,9 +76,8 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
             "containerd makes it when it starts with its EROFS snapshotter; snapshots.roots names others",
         )
     })?;
-    if config.diff.enabled {
-        roots = roots.also_read(&config.snapshots.overlayfs_roots, &config.snapshots.shared_layers)?;
-    }
+    let overlayfs: &[_] = if config.diff.enabled { &config.snapshots.overlayfs_roots } else { &[] };
+    roots = roots.also_read(overlayfs, config.shared_layers())?;
     let roots = Arc::new(roots);
     let sockets = Sockets::open(&config.server)?;
     if config.security.sandbox {
@@ -165,7 +164,7 @@ fn confine(config: &Config) -> Result<()> {
         roots.push(config.diff.work_directory.as_ref());
     }
     let mut read = config.content_roots();
-    read.extend(config.diff_roots());
+    read.extend(config.read_roots());
     if config.diff.enabled {
         read.push(loop_device::to_read());
     }
@@ -287,7 +286,7 @@ async fn serve(
         }
     }
     if let Some(last) = last {
-        let _late = tokio::time::timeout(LAST, last).await;
+        let _late = timeout(LAST, last).await;
     }
     tracing::info!("stopped");
     failure.map_or(Ok(()), Err)

@@ -82,6 +82,17 @@ impl Roots {
     /// Where the newest layer lies is decided before anything is looked at on disk. Whoever reads the
     /// directories needs a [`Raised`] of his own, and whoever reads ext4 images a [`Stack::watch`].
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
+        self.layers(mounts, |_| true)
+    }
+
+    /// Opens the layers below the one that is to be written, like [`Roots::stack`]. Empty when the list shows
+    /// none: there are none, or layers are unpacked side by side.
+    pub fn parents(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
+        self.layers(mounts, |item| !matches!(item, Item::Upper(_) | Item::Block(_)))
+    }
+
+    /// Opens the layers of `mounts` that are `wanted`.
+    fn layers(&self, mounts: &[Mount], wanted: fn(&Item<'_>) -> bool) -> Result<Stack, MountError> {
         // BuildKit sends no mounts for the parent of a base layer, and for nothing as the newer side.
         if mounts.is_empty() {
             return Ok(Stack::default());
@@ -123,7 +134,7 @@ impl Roots {
         let raised = Raised::for_reading().map_err(|source| refusal(spelling, source))?;
         reading.sees_trusted = self.owner != 0 || raised.allows(CapabilitySet::SYS_ADMIN);
         let mut layers = Vec::with_capacity(plan.items.len());
-        for (item, place) in plan.items.iter().zip(places) {
+        for (item, place) in plan.items.iter().zip(places).filter(|(item, _)| wanted(item)) {
             layers.extend(reading.open(item, place)?);
         }
         Ok(Stack { layers })

@@ -350,7 +350,29 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
         ("overlayfs: a bind mount's map is the mount's", "bind O/snapshots/1/fs [uidmap=0:1:9 gidmap=0:1:9 rw rbind]", "O/1/fs"),
     ] {
         assert_eq!(fixture.layers(list), layers, "{case}");
+        // What is below the one that is written to is the rest of the stack, whatever that one holds.
+        let has_top = ["[rw", " rw", "upperdir="].iter().any(|word| list.contains(word));
+        let below = match layers.split_once(' ') {
+            _ if !has_top || case.contains("no image") => layers,
+            Some((_top, below)) => below,
+            None => "",
+        };
+        let parents = fixture.roots.parents(&fixture.mounts(list)).unwrap();
+        let words: Vec<_> = parents.layers.iter().map(|layer| fixture.word(layer)).collect();
+        assert_eq!(words.join(" "), below, "below: {case}");
     }
+}
+
+#[test]
+fn the_layer_that_is_written_to_is_not_looked_at_for_what_is_below() {
+    let fixture = fixture();
+    let list = "erofs R/snapshots/1/layer.erofs [ro loop]
+                format/mkdir/overlay overlay [workdir=R/snapshots/404/work upperdir=R/snapshots/404/fs lowerdir={{_mount_0_}}]";
+    assert_eq!(fixture.roots.parents(&fixture.mounts(list)).unwrap().layers.len(), 1);
+    assert!(fixture.stack(list).unwrap_err().to_string().contains("404"));
+    let missing = "erofs R/snapshots/404/layer.erofs [ro loop]
+                   format/mkdir/overlay overlay [workdir=R/snapshots/4/work upperdir=R/snapshots/4/fs lowerdir={{_mount_0_}}]";
+    assert!(matches!(fixture.roots.parents(&fixture.mounts(missing)), Err(MountError::Missing(_))));
 }
 
 #[test]

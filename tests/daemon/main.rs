@@ -38,15 +38,9 @@ fn main() {
     let arguments = Arguments::from_args();
     let is_root = rustix::process::geteuid().is_root();
     let mounts = if is_root { enter_own_mounts() } else { Err("needs root") };
-    let plain = [
-        requests::TESTS,
-        faults::TESTS,
-        lifecycle::TESTS,
-        surroundings::TESTS,
-        load::TESTS,
-        restart::TESTS,
-    ]
-    .concat();
+    let plain =
+        [requests::TESTS, faults::TESTS, lifecycle::TESTS, surroundings::TESTS, load::TESTS, restart::TESTS]
+            .concat();
     let trial = |(name, test): harness::Test, missing: Option<&'static str>| {
         Trial::ignorable_test(name, move || match missing {
             Some(what) => Ok(Completion::ignored_with(what)),

@@ -48,7 +48,10 @@ impl Shop {
 
     /// `extra` is appended to the configuration, whose last table is `[server]`.
     pub fn with(extra: &str) -> Self {
-        let node = Node::with(extra);
+        Self::on(Node::with(extra))
+    }
+
+    pub fn on(node: Node) -> Self {
         let daemon = node.start();
         Self::of(node, daemon)
     }

@@ -1,0 +1,70 @@
+//! What directories that a layer does not list take from the layers below.
+
+use crate::{
+    call::Cancel,
+    compare,
+    error::{Kind, Result},
+    pipeline::{budget::Lease, image::ImageWriter},
+    snapshot::Stack,
+};
+
+/// Where the layers below a new one are.
+#[derive(Clone, Copy)]
+pub struct Parents<'a> {
+    /// Opens them, the newest first; without any, they are not known. Called for a layer that needs them, once.
+    pub open: &'a dyn Fn() -> Result<Stack>,
+    /// A layer that needs them is refused when they cannot be read; otherwise it is made as if there were none.
+    pub required: bool,
+}
+
+/// What became of the directories that a layer implies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Implied {
+    pub(super) directories: u64,
+    pub(super) inherited: u64,
+    pub(super) without_parents: bool,
+}
+
+/// Gives the directories that the finished archive implies the attributes of those that they shadow.
+pub(super) fn inherit(
+    writer: &mut ImageWriter<'_>,
+    parents: Option<Parents<'_>>,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<Implied> {
+    let directories = writer.implied_directories();
+    if directories == 0 {
+        return Ok(Implied::default());
+    }
+    let without = Implied { directories, inherited: 0, without_parents: true };
+    let Some(Parents { open, required }) = parents else { return Ok(without) };
+    let mut look = || {
+        let stack = open()?;
+        if stack.layers.is_empty() {
+            return Ok(None);
+        }
+        compare::viewed(stack, lease, cancel, |view| writer.inherit(view)).map(Some)
+    };
+    let found = look();
+    match found {
+        Ok(Some(inherited)) => Ok(Implied { directories, inherited, without_parents: false }),
+        Ok(None) => Ok(without),
+        Err(error) if !required && may_be_ignored(error.kind()) => {
+            tracing::warn!(
+                reason = error.reason(),
+                error = %error,
+                directories,
+                "the layers below cannot be read: directories that the layer does not list are root's, mode 0755"
+            );
+            writer.disinherit();
+            Ok(without)
+        }
+        Err(error) => Err(error.context("the layers below")),
+    }
+}
+
+/// Whether an error says what the layers below are, and not that reading them went wrong this time. The kernel
+/// judges such layers when they are mounted.
+fn may_be_ignored(kind: Kind) -> bool {
+    matches!(kind, Kind::NotImplemented | Kind::Malformed | Kind::Denied | Kind::Conflict)
+}

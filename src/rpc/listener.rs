@@ -22,7 +22,7 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-use super::{Wire, peer::Peer, ttrpc};
+use super::{Wire, authority::Amender, peer::Peer, ttrpc};
 use crate::{
     limits,
     observe::{Observer, SecurityEvent},
@@ -49,6 +49,7 @@ pub struct Connection {
     peer: Peer,
     seen_bytes: u64,
     first_frame: Option<Pin<Box<Sleep>>>,
+    authority: Amender,
     _open: Open,
 }
 
@@ -160,7 +161,14 @@ impl Entrance {
             match timeout(limits::FIRST_FRAME, sniff(&stream)).await {
                 Ok(Ok(Wire::Grpc)) => {
                     let first_frame = Some(Box::pin(sleep(limits::FIRST_FRAME)));
-                    let connection = Connection { stream, peer, seen_bytes: 0, first_frame, _open: open };
+                    let connection = Connection {
+                        stream,
+                        peer,
+                        seen_bytes: 0,
+                        first_frame,
+                        authority: Amender::new(),
+                        _open: open,
+                    };
                     // The gRPC server is gone only when everything is.
                     let _stopping = grpc.send(connection).await;
                 }
@@ -206,6 +214,9 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(new) = buffer.filled_mut().get_mut(before..) {
+            self.authority.amend(new);
+        }
         if let Some(timer) = &mut self.first_frame {
             if read.is_pending() {
                 return timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()));

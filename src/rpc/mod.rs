@@ -4,6 +4,7 @@
 //! puts the answer together ([`convert`], [`status`]). What each side must send is in
 //! `docs/formats/containerd.md`.
 
+mod authority;
 pub mod convert;
 pub mod grpc;
 pub mod listener;

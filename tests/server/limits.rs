@@ -224,13 +224,13 @@ fn open_to_all(directory: &std::path::Path, socket: &std::path::Path) {
 }
 
 /// An HTTP/2 frame (RFC 9113, section 4.1).
-fn http2(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn http2(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// The client preface and an empty SETTINGS frame.
-fn http2_preface() -> Vec<u8> {
+pub fn http2_preface() -> Vec<u8> {
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &http2(4, 0, 0, b"")].concat()
 }
 

@@ -3,8 +3,12 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use plywood::digest::Digest;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::harness::{Reply, Server, ttrpc_by_hand, ttrpc_refused, until};
+use super::{
+    harness::{Reply, SOON, Server, ttrpc_by_hand, ttrpc_refused, until},
+    limits::{http2, http2_preface},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_wires_are_served_at_once_on_one_socket() {
@@ -218,4 +222,47 @@ async fn the_metrics_socket_answers_two_pages_and_refuses_the_rest() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     let text = server.metrics().await;
     assert!(text.ends_with("# EOF\n") && text.contains("process_open_fds"));
+}
+
+/// What clients name a server that has no host: gRPC's C core the escaped path of the socket, Java's the path.
+#[tokio::test]
+async fn a_client_that_names_the_path_of_the_socket_is_served() {
+    let server = Server::start();
+    for authority in
+        ["%2Frun%2Fplywood%2Fplywood.sock", "unix%3A%2Frun%2Fp", "/run/p", "unix:/run/a:b", "x y"]
+    {
+        let mut stream = server.connect().await;
+        let string = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        let field = |name: &str, value: &str| [vec![0x00], string(name), string(value)].concat();
+        let request = |id: u32, authority: &[u8]| {
+            // POST over http.
+            let block = [
+                vec![0x83, 0x86],
+                field(":path", "/grpc.health.v1.Health/Check"),
+                authority.to_vec(),
+                field("content-type", "application/grpc"),
+                field("te", "trailers"),
+            ];
+            [http2(1, 4, id, &block.concat()), http2(0, 1, id, &[0; 5])].concat()
+        };
+        // As the C core has it: spelt out and kept, and from then on its number in the table.
+        let spelt = [vec![0x40], string(":authority"), string(authority)].concat();
+        let sent = [http2_preface(), request(1, &spelt), request(3, &[0xbe])].concat();
+        stream.write_all(&sent).await.unwrap();
+        let mut ended = Vec::new();
+        while ended.len() < 2 {
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.unwrap();
+            let [_, l1, l2, kind, flags, .., id] = header;
+            let mut payload = vec![0; usize::from(l1) << 8 | usize::from(l2)];
+            stream.read_exact(&mut payload).await.unwrap();
+            assert!(kind != 3 && kind != 7, "{authority}: a reset or the end: {header:?} {payload:?}");
+            // HEADERS with the end of the stream: the trailers.
+            if kind == 1 && flags & 1 != 0 {
+                ended.push(id);
+            }
+        }
+        ended.sort_unstable();
+        assert_eq!(ended, [1, 3], "{authority}");
+    }
 }

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "measurements are for people")]
 
-use std::{fs, io};
+use std::{fs, io, os::unix::fs::MetadataExt};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use plywood::{
@@ -15,7 +15,8 @@ use plywood::{
         Sink,
         erofs::writer::{Options, Summary, Writer, WriterError},
     },
-    tree::{Attributes, Body, Entry, Timestamp, Xattr},
+    snapshot::{Durability, LayerFile},
+    tree::{Attributes, Body, Entry, Extent, Timestamp, Xattr},
 };
 
 fn main() {
@@ -34,6 +35,7 @@ fn main() {
         trial("many_attributes_on_one_directory_grow_linearly", || growth(attributes_of_one)),
         trial("writes_are_few_and_large", writes_are_few),
         trial("replaced_names_take_no_memory", replaced_names_take_no_memory),
+        trial("replaced_names_take_no_disk", replaced_names_take_no_disk),
         trial("links_that_keep_changing_are_refused_in_time", changing_links),
     ];
     if std::env::var_os("PLYWOOD_MEASURE").is_some() {
@@ -44,6 +46,15 @@ fn main() {
             trial("measure_wide_1m", || report("1M entries in one directory", 1_000_000, wide)),
             trial("measure_labelled_100k", || report("100k labelled files", 100_000, labelled)),
             trial("measure_directories_1m", || report("1M directories", 1_000_000, directories)),
+            trial("measure_replaced_5000", || {
+                let what = Replaced { size_bytes: (1 << 20) + 700, extents: None, xattr_bytes: 4 };
+                let (once, often) = (allocated_bytes(&what, 1, false)?, allocated_bytes(&what, 5000, false)?);
+                println!(
+                    "\na file of {} bytes occupies {once} bytes, as the last of 5000 {often}",
+                    what.size_bytes
+                );
+                Ok(())
+            }),
             trial("measure_links_1m", || report("1M symbolic links", 1_000_000, symlinks)),
         ]);
     }
@@ -226,6 +237,78 @@ fn replaced_names_take_no_memory() -> Result<(), Failed> {
         if held > 3 << 20 {
             return Err(format!("{held} bytes are held").into());
         }
+    }
+    Ok(())
+}
+
+/// A file whose data comes in pieces as a decoder hands them out, which end anywhere in it.
+struct Replaced {
+    size_bytes: u64,
+    extents: Option<Vec<Extent>>,
+    xattr_bytes: usize,
+}
+
+/// Writes it `count` times under one name and, where `kept` says so, each time also under a name of its own.
+/// Returns what the image occupies on disk.
+fn allocated_bytes(what: &Replaced, count: u32, kept: bool) -> Result<u64, Failed> {
+    const PIECE: u64 = 200_000;
+    let scratch = tempfile::tempdir()?;
+    let file = LayerFile::beside(&scratch.path().join("image"))?;
+    let mut writer = Writer::new(file, Options::default());
+    let data = vec![0x55; usize::try_from(PIECE)?];
+    for n in 0..count {
+        for path in ["one/name".to_owned(), format!("kept/{n}")].into_iter().take(1 + usize::from(kept)) {
+            let Replaced { size_bytes, extents, xattr_bytes } = what;
+            let mut entry = entry(path, Body::Regular { size_bytes: *size_bytes, extents: extents.clone() });
+            let value = vec![1; *xattr_bytes];
+            entry.xattrs.push(Xattr { name: format!("user.{n}").into_bytes(), value });
+            writer.entry(&entry)?;
+            for extent in extents.as_deref().unwrap_or(&[Extent { offset: 0, len: *size_bytes }]) {
+                let end = extent.offset + extent.len;
+                let mut offset = extent.offset;
+                while offset < end {
+                    let len = (end - offset).min(PIECE - offset % PIECE);
+                    writer.data(offset, &data[..usize::try_from(len)?])?;
+                    offset += len;
+                }
+            }
+            writer.end_entry()?;
+        }
+    }
+    let (file, _) = writer.finish()?;
+    file.commit(Durability::Never, false)?;
+    Ok(fs::metadata(scratch.path().join("image"))?.blocks() * 512)
+}
+
+fn replaced_names_take_no_disk() -> Result<(), Failed> {
+    let flat = |size_bytes| Replaced { size_bytes, extents: None, xattr_bytes: 4 };
+    let sparse = |size_bytes| {
+        let extents = Some(vec![Extent { offset: 0, len: 10 }, Extent { offset: size_bytes - 10, len: 10 }]);
+        Replaced { size_bytes, extents, xattr_bytes: 4 }
+    };
+    for (what, count) in [
+        (flat(1 << 20), 100),
+        (flat((1 << 20) + 700), 100),
+        (flat(5000), 2000),
+        (flat(700), 2000),
+        // Attributes or an array of chunks that need blocks of their own.
+        (Replaced { size_bytes: 10, extents: None, xattr_bytes: 5000 }, 500),
+        (sparse(1 << 20), 1000),
+        (sparse(1 << 36), 50),
+    ] {
+        let once = allocated_bytes(&what, 1, false)?;
+        let often = allocated_bytes(&what, count, false)?;
+        // Attributes that came twice wait to be shared.
+        if often > once + (128 << 10) {
+            let bytes = what.size_bytes;
+            return Err(format!("{count} files of {bytes} bytes keep {often} bytes, one {once}").into());
+        }
+    }
+    // Between others that stay, the blocks of each replaced one are given back as well.
+    let (once, often) = (allocated_bytes(&flat(9000), 1, true)?, allocated_bytes(&flat(9000), 1000, true)?);
+    let each = (often - once) / 1000;
+    if each > (3 + 2) * 4096 {
+        return Err(format!("each file of 9000 bytes that replaces one costs {each} bytes").into());
     }
     Ok(())
 }

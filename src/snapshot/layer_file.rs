@@ -44,8 +44,9 @@ const PRIVATE_MODE: Mode = Mode::from_raw_mode(0o600);
 const AHEAD_MAX: u64 = 64 << 20;
 /// Files smaller than this many bytes are written without.
 const AHEAD_FROM: u64 = 1 << 20;
-/// A jump of the writer over more bytes than this gives back what was reserved in between.
-const GAP: u64 = 64 << 10;
+/// A jump of the writer over so many bytes gives back what was reserved in between: a block, less frees
+/// nothing.
+const GAP: u64 = 4096;
 /// The free space is looked at once in so many bytes.
 const SPACE_EVERY: u64 = 256 << 20;
 /// Zeros written at a time where holes cannot be punched.
@@ -464,7 +465,7 @@ impl Sink for LayerFile {
         let reserved_end = self.reserved_end.unwrap_or(0);
         self.reserve_ahead(offset, end)?;
         std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, offset)?;
-        if offset > self.written_end.saturating_add(GAP) {
+        if offset >= self.written_end.saturating_add(GAP) {
             self.give_back(offset.min(reserved_end))?;
         }
         self.written_end = self.written_end.max(end);

@@ -105,9 +105,17 @@ impl Packer {
         Some(self.open.remove(at).number)
     }
 
-    /// Closes the open bin with the lowest number.
+    /// Closes the open bin with the lowest number, of those that hold anything.
     pub fn close_first(&mut self) -> Option<u32> {
-        (!self.open.is_empty()).then(|| self.open.remove(0).number)
+        let first = self.open.iter().position(|bin| bin.used > 0)?;
+        Some(self.open.remove(first).number)
+    }
+
+    /// Makes the whole of an open bin free again.
+    fn empty(&mut self, number: u32) {
+        if let Some(bin) = self.open.iter_mut().find(|bin| bin.number == number) {
+            bin.used = 0;
+        }
     }
 }
 
@@ -121,6 +129,8 @@ pub(super) struct Metadata {
     full_bins: Vec<(u32, u32)>,
     /// The block of each bin, [`UNPLACED`] until it is written or planned.
     places: Vec<u32>,
+    /// Records of each bin that were not discarded.
+    live: Vec<u16>,
     /// An empty buffer for the next bin.
     spare: Vec<Vec<u8>>,
 }
@@ -133,6 +143,7 @@ impl Metadata {
             full: Vec::new(),
             full_bins: Vec::new(),
             places: Vec::new(),
+            live: Vec::new(),
             spare: Vec::new(),
         }
     }
@@ -152,6 +163,7 @@ impl Metadata {
         let len = u32::try_from(head.len() + tail.len()).map_err(WriterError::internal)?;
         let placed = self.packer.place(len);
         let slot = slot_at(self.bits(), placed.bin, placed.offset)?;
+        self.count_record(placed.bin);
         self.close(placed.closed[0]);
         let offset = usize::try_from(placed.offset).map_err(WriterError::internal)?;
         let bin = self.open.iter().position(|(number, _)| *number == placed.bin).unwrap_or_else(|| {
@@ -178,6 +190,7 @@ impl Metadata {
     ) -> Result<Slot, WriterError> {
         let number = self.packer.take_number();
         let slot = slot_at(self.bits(), number, 0)?;
+        self.count_record(number);
         let blocks = self.bits().blocks_for(record.len() as u64);
         self.full.extend_from_slice(record);
         self.full.resize(self.full.len().next_multiple_of(self.bits().buffer_len()), 0);
@@ -192,6 +205,7 @@ impl Metadata {
     pub fn add_placed(&mut self, block: u32) -> Result<Slot, WriterError> {
         let number = self.packer.take_number();
         let slot = slot_at(self.bits(), number, 0)?;
+        self.count_record(number);
         self.set_place(number, block);
         Ok(slot)
     }
@@ -212,9 +226,43 @@ impl Metadata {
         set_place(&mut self.places, number, block);
     }
 
+    fn count_record(&mut self, number: u32) {
+        let at = usize::try_from(number).unwrap_or(usize::MAX);
+        if self.live.len() <= at {
+            self.live.resize(at + 1, 0);
+        }
+        if let Some(live) = self.live.get_mut(at) {
+            *live += 1;
+        }
+    }
+
+    fn is_live(&self, number: u32) -> bool {
+        usize::try_from(number).ok().and_then(|at| self.live.get(at)).is_some_and(|live| *live > 0)
+    }
+
+    /// Takes full bins without a live record out again.
+    fn drop_dead_bins(&mut self) {
+        if self.full_bins.iter().all(|(number, _)| self.is_live(*number)) {
+            return;
+        }
+        let (mut bins, mut at) = (std::mem::take(&mut self.full_bins), 0);
+        let mut kept = Vec::new();
+        bins.retain(|(number, blocks)| {
+            let len = usize::try_from(*blocks).unwrap_or(usize::MAX) * self.bits().buffer_len();
+            let live = self.is_live(*number);
+            if live {
+                kept.extend_from_slice(self.full.get(at..at + len).unwrap_or_default());
+            }
+            at += len;
+            live
+        });
+        (self.full, self.full_bins) = (kept, bins);
+    }
+
     /// Writes the full bins to the next blocks.
     fn flush(&mut self, stream: &mut Stream, sink: &mut impl Sink) -> Result<(), WriterError> {
         let bits = self.bits();
+        self.drop_dead_bins();
         let mut block = stream.append(sink, bits, &self.full)?;
         for (number, blocks) in std::mem::take(&mut self.full_bins) {
             self.set_place(number, block);
@@ -262,7 +310,7 @@ impl Metadata {
         None
     }
 
-    /// Zeroes a record.
+    /// Zeroes a record, and gives back the blocks of its bin when it is the last one in there.
     pub fn discard(
         &mut self,
         stream: &mut Stream,
@@ -270,11 +318,26 @@ impl Metadata {
         slot: Slot,
         len: u64,
     ) -> Result<(), WriterError> {
+        let (number, within) = bin_of(self.bits(), slot);
+        let live = usize::try_from(number).ok().and_then(|at| self.live.get_mut(at));
+        let live = live.ok_or(WriterError::Order("a record is nowhere"))?;
+        *live = live.saturating_sub(1);
+        let last = *live == 0;
+        if let Some((_, block)) = self.open.iter_mut().find(|(open, _)| *open == number && last) {
+            block.clear();
+            self.packer.empty(number);
+            return Ok(());
+        }
         if let Some(record) = self.held(slot, 0, len) {
             record.fill(0);
             return Ok(());
         }
         let start = self.byte_offset(slot).ok_or(WriterError::Order("a record is nowhere"))?;
+        if last {
+            // Whole blocks: half a block cannot be given back.
+            let blocks = self.bits().blocks_for(within + len);
+            return stream.discard(sink, start - within, blocks << self.bits().get());
+        }
         stream.discard(sink, start, len)
     }
 
@@ -296,7 +359,8 @@ impl Metadata {
     }
 
     /// Starts a rehearsal: the records that will be added from now on, without data between them.
-    pub fn plan(&self, stream: &Stream) -> Plan {
+    pub fn plan(&mut self, stream: &Stream) -> Plan {
+        self.drop_dead_bins();
         let mut plan =
             Plan { packer: self.packer.clone(), next_block: stream.next_block(), places: Vec::new() };
         for (number, blocks) in &self.full_bins {
@@ -315,7 +379,7 @@ impl Metadata {
 
     /// Memory held for the life of the image, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        (self.places.len() * size_of::<u32>()) as u64
+        (self.places.len() * size_of::<u32>() + self.live.len() * size_of::<u16>()) as u64
     }
 }
 

@@ -13,6 +13,8 @@ const GATHERED: usize = 1 << 20;
 const DIRECT: usize = GATHERED / 2;
 /// Zeros up to this many between two writes are gathered too; larger gaps are left to the sink.
 const GAP: u64 = 64 << 10;
+/// Discarded bytes of at least this many are left to the sink as well: the block that file systems have.
+const HOLE: u64 = 4096;
 
 /// Gives out blocks and writes to them, in one direction.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Stream {
 pub(super) struct Window {
     start: u64,
     gathered: Vec<u8>,
+    /// First byte and end of what was discarded since the last flush, and was here at least in part.
+    discarded: Vec<(u64, u64)>,
 }
 
 impl Window {
@@ -58,11 +62,30 @@ impl Window {
 
     /// Hands everything gathered to the sink.
     pub fn flush(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        if !self.gathered.is_empty() {
-            sink.write_at(self.start, &self.gathered)?;
-            self.start = self.end();
-            self.gathered.clear();
+        // Zeros in place of what was discarded would occupy the disk again.
+        self.discarded.sort_unstable();
+        self.discarded.dedup_by(|next, hole| {
+            let joins = next.0 <= hole.1;
+            if joins {
+                hole.1 = hole.1.max(next.1);
+            }
+            joins
+        });
+        let window_end = self.end();
+        let mut at = self.start;
+        let holes = self.discarded.iter().copied().filter(|(start, end)| end - start >= HOLE);
+        for (hole, hole_end) in holes.chain([(window_end, window_end)]) {
+            let run = at..hole.min(window_end);
+            if !run.is_empty() {
+                let within = |offset: u64| usize::try_from(offset - self.start).map_err(io::Error::other);
+                let bytes = self.gathered.get(within(run.start)?..within(run.end)?);
+                sink.write_at(run.start, bytes.unwrap_or_default())?;
+            }
+            at = hole_end;
         }
+        self.start = window_end;
+        self.gathered.clear();
+        self.discarded.clear();
         Ok(())
     }
 
@@ -78,9 +101,10 @@ impl Window {
     fn discard(&mut self, sink: &mut impl Sink, offset: u64, len: u64) -> io::Result<()> {
         if let Some(held) = self.held(offset, len) {
             held.fill(0);
+            self.discarded.push((offset, offset + len));
         }
-        let passed = self.start.saturating_sub(offset).min(len);
-        if passed > 0 { sink.discard(offset, passed) } else { Ok(()) }
+        // The whole range even if a part of it is still here: punching half a block frees nothing.
+        if offset < self.start { sink.discard(offset, len) } else { Ok(()) }
     }
 
     /// Changes bytes written before.

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::pipeline::decode::Meter;
 
 /// Half noise, half words, so that blocks differ and compress.
 fn sample(len: usize) -> Vec<u8> {
@@ -66,6 +67,37 @@ fn decode(coding: Coding, blob: &[u8]) -> Vec<u8> {
     }
     decoder.finish().unwrap();
     plain
+}
+
+/// Holes of sparse files are zeros in a tar layer, and nothing is denser.
+#[test]
+fn apply_takes_holes_that_diff_writes_up_to_the_limit_of_both() {
+    let limits = Limits::default();
+    for coding in [Coding::Gzip, Coding::Zstd] {
+        for level in 1..=if coding == Coding::Gzip { 9 } else { 19 } {
+            let compression = Compression::at_level(coding, level).unwrap();
+            let block = vec![0; compression.block_bytes()];
+            let mut out = vec![0; compression.bound(block.len())];
+            let before = if compression.looks_back() { &block[..] } else { &[] };
+            let coded = compression.encode(before, &block, &mut out).unwrap();
+            let mut meter = Meter::new(&limits);
+            for _ in 0..limits.stream_bytes / block.len() as u64 {
+                meter.count(coded.len, block.len()).unwrap();
+            }
+        }
+    }
+    // A bomb of any other writer is none the less one.
+    let bomb = flate2_zeros(1 << 20);
+    let mut meter = Meter::new(&limits);
+    let outcome = (0..2048).try_for_each(|_| meter.count(bomb, 1 << 20));
+    assert!(matches!(outcome, Err(StreamLimit::Expansion { .. })), "{outcome:?}");
+}
+
+/// Bytes that so many zeros become elsewhere.
+fn flate2_zeros(len: usize) -> usize {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(&vec![0; len]).unwrap();
+    encoder.finish().unwrap().len()
 }
 
 #[test]

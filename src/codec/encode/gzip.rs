@@ -65,6 +65,17 @@ pub(super) fn encode(level: u8, before: &[u8], block: &[u8], out: &mut [u8]) -> 
     }
 }
 
+/// Adds empty stored blocks, which stand for nothing, until there are at least `least` bytes; `None` when there
+/// is no room. The output ends on a byte boundary, as [`encode`] leaves it.
+pub(super) fn fill(out: &mut [u8], len: usize, least: usize) -> Option<usize> {
+    const NOTHING: [u8; 5] = [0, 0, 0, 0xff, 0xff];
+    let end = len + least.saturating_sub(len).next_multiple_of(NOTHING.len());
+    for space in out.get_mut(len..end)?.chunks_exact_mut(NOTHING.len()) {
+        space.copy_from_slice(&NOTHING);
+    }
+    Some(end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{

@@ -12,6 +12,11 @@ mod zstd;
 use super::{CodecError, Coding};
 use crate::error::{Classify, Kind};
 
+/// No block becomes less than this part of itself. Zeros, as which a tar layer has the holes of sparse files,
+/// would otherwise become a blob that readers take for a bomb: Apply refuses more than 250:1. The rest is filled
+/// with what decoders pass over; layers without large holes are never that dense.
+const DENSEST: usize = 200;
+
 /// How a stream is to be compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
@@ -132,16 +137,27 @@ impl Compression {
     /// # }
     /// ```
     pub fn encode(self, before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
-        match self.coding {
+        let coded = match self.coding {
             Coding::Plain => {
                 let space =
                     out.get_mut(..block.len()).ok_or(CodecError::Encoder { coding: Coding::Plain })?;
                 space.copy_from_slice(block);
-                Ok(Coded { len: block.len(), crc32: 0 })
+                Coded { len: block.len(), crc32: 0 }
             }
-            Coding::Gzip => gzip::encode(self.level, before, block, out),
-            Coding::Zstd => zstd::encode(self.level, block, out),
+            Coding::Gzip => gzip::encode(self.level, before, block, out)?,
+            Coding::Zstd => zstd::encode(self.level, block, out)?,
+        };
+        let least = block.len() / DENSEST;
+        if coded.len >= least {
+            return Ok(coded);
         }
+        let len = match self.coding {
+            Coding::Plain => Some(coded.len),
+            Coding::Gzip => gzip::fill(out, coded.len, least),
+            Coding::Zstd => zstd::fill(out, coded.len, least),
+        };
+        let len = len.ok_or(CodecError::Encoder { coding: self.coding })?;
+        Ok(Coded { len, ..coded })
     }
 }
 
@@ -279,6 +295,32 @@ mod tests {
             let stream = encode(compression, &plain, compression.block_bytes());
             assert!(stream.len() > plain.len());
             assert!(decoded(compression.coding(), &stream) == plain);
+        }
+    }
+
+    #[test]
+    fn no_block_becomes_less_than_a_two_hundredth_of_itself() {
+        for compression in every_level() {
+            let block = compression.block_bytes();
+            for len in [block, block - 1, 4096, 400, 0] {
+                let plain = vec![0; len];
+                let stream = encode(compression, &[&plain[..], &plain].concat(), len.max(1));
+                assert!(stream.len() >= 2 * (len / DENSEST), "{compression:?}: {}", stream.len());
+                assert!(stream.len() <= len / 50 + 200 || compression == Compression::PLAIN);
+                assert!(decoded(compression.coding(), &stream).len() == 2 * len);
+                // Decoders of others pass over it as well.
+                let other: Vec<u8> = match compression.coding() {
+                    Coding::Zstd => ::zstd::decode_all(&stream[..]).unwrap(),
+                    Coding::Gzip => {
+                        let mut out = Vec::new();
+                        let mut decoder = flate2::read::GzDecoder::new(&stream[..]);
+                        std::io::Read::read_to_end(&mut decoder, &mut out).unwrap();
+                        out
+                    }
+                    Coding::Plain => stream,
+                };
+                assert!(other == [&plain[..], &plain].concat());
+            }
         }
     }
 

@@ -46,6 +46,20 @@ pub(super) fn encode(level: u8, block: &[u8], out: &mut [u8]) -> Result<Coded, C
     Ok(Coded { len, crc32: 0 })
 }
 
+/// Adds a frame that decoders skip, so that there are at least `least` bytes; `None` when there is no room.
+pub(super) fn fill(out: &mut [u8], len: usize, least: usize) -> Option<usize> {
+    // The last of the sixteen magic numbers: the first ones are used by other tools.
+    const MAGIC: [u8; 4] = 0x184D_2A5F_u32.to_le_bytes();
+    let body_len = least.saturating_sub(len + 8);
+    let end = len + 8 + body_len;
+    let (magic, rest) = out.get_mut(len..end)?.split_first_chunk_mut()?;
+    let (size, body) = rest.split_first_chunk_mut()?;
+    *magic = MAGIC;
+    *size = u32::try_from(body_len).ok()?.to_le_bytes();
+    body.fill(0);
+    Some(end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{

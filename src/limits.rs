@@ -26,6 +26,8 @@ pub const SPARSE_REGIONS: usize = 65_536;
 /// Most bytes that holes may cost one image: zeros stored between data, and the arrays that say where
 /// there are none. Sparse files in the wild cost kilobytes; a few lines of a header can ask for terabytes.
 pub const SPARSE_OVERHEAD_BYTES: u64 = 1 << 30;
+/// Largest file, in bytes: the kernel rounds sizes up to blocks of 4096 in 63 bits.
+pub const FILE_BYTES: u64 = (1 << 63) - 4096;
 /// Most symbolic links followed while one parent is resolved: the kernel's own bound.
 pub const SYMLINK_HOPS: u32 = 40;
 /// Longest gzip header string (file name, comment, extra field), in bytes; skipped while reading.

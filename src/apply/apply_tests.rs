@@ -116,6 +116,52 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 1).unwrap()
 }
 
+/// An archive of sparse files (PAX 1.0) of so many bytes each, whose only data is their last byte.
+fn sparse(sizes: &[u64]) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    for (number, size_bytes) in sizes.iter().enumerate() {
+        let size = size_bytes.to_string();
+        let name = format!("sparse-{number}");
+        let records: [(&str, &[u8]); 4] = [
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", name.as_bytes()),
+            ("GNU.sparse.realsize", size.as_bytes()),
+        ];
+        builder.append_pax_extensions(records).unwrap();
+        let mut data = format!("1\n{}\n1\n", size_bytes - 1).into_bytes();
+        data.resize(512, 0);
+        data.push(b'x');
+        let mut header = ::tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        builder.append_data(&mut header, "GNUSparseFile.0/f", &data[..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn holes_count_against_the_limit_on_the_stream() {
+    let mut fixture = fixture();
+    let limit = fixture.options.limits.stream_bytes;
+    for sizes in [&[(1 << 63) - 1][..], &[limit], &[limit / 2, limit / 2]] {
+        let error = fixture.apply("1", PLAIN, &sparse(sizes)).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"), "{sizes:?}: {error}");
+        assert!(fixture.left_behind().is_empty());
+    }
+    // All blocks of the archive count, and in place of each file's data its whole size.
+    fixture.options.limits.stream_bytes = 1 << 34;
+    let archive = sparse(&[1 << 32]);
+    let holes = (1 << 32) - 1;
+    for (spare, taken) in [(0, true), (1, false)] {
+        fixture.options.limits.stream_bytes = archive.len() as u64 + holes - spare;
+        assert_eq!(fixture.apply("1", PLAIN, &archive).is_ok(), taken);
+    }
+    // No limit lets a size through that the kernel cannot count.
+    fixture.options.limits.stream_bytes = u64::MAX;
+    let error = fixture.apply("1", PLAIN, &sparse(&[(1 << 63) - 1])).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.file-size"), "{error}");
+}
+
 #[test]
 fn the_reply_describes_the_uncompressed_layer() {
     let mut fixture = fixture();

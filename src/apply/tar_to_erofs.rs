@@ -20,8 +20,9 @@ use crate::{
         erofs::writer,
         tar::{Event, Parser},
     },
-    pipeline::{self, Plan, buffer::Chunk, image::ImageWriter, stage::Stage},
+    pipeline::{self, Plan, StreamLimit, buffer::Chunk, image::ImageWriter, stage::Stage},
     snapshot::LayerFile,
+    tree::Body,
 };
 
 /// Makes `image` the image of the tar archive in `layer`.
@@ -43,6 +44,9 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
             lease,
             cancel,
         ),
+        stream_bytes: 0,
+        hole_bytes: 0,
+        limit: options.limits.stream_bytes,
         busy: Duration::ZERO,
     };
     let ran = pipeline::run(layer.source(None), plan, build)?;
@@ -76,6 +80,10 @@ fn image_uuid(blob: &Digest) -> [u8; 16] {
 struct Build<'env> {
     parser: Parser,
     writer: ImageWriter<'env>,
+    stream_bytes: u64,
+    hole_bytes: u64,
+    /// Most bytes of both.
+    limit: u64,
     busy: Duration,
 }
 
@@ -83,10 +91,29 @@ impl Build<'_> {
     fn take(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(event) = self.parser.next(&mut input)? {
             match event {
-                Event::Entry(entry) => self.writer.entry(&entry),
+                Event::Entry(entry) => {
+                    self.count_holes(&entry.body)?;
+                    self.writer.entry(&entry)
+                }
                 Event::Data { offset, bytes } => self.writer.data(offset, bytes),
                 Event::EndOfEntry => self.writer.end_entry(),
             }?;
+        }
+        Ok(())
+    }
+
+    /// Holes count like the zeros as which Diff would write them; a header can ask for any number of them.
+    fn count_holes(&mut self, body: &Body) -> Result<()> {
+        if let Body::Regular { size_bytes, extents: Some(extents) } = body {
+            let data: u64 = extents.iter().map(|extent| extent.len).sum();
+            self.hole_bytes = self.hole_bytes.saturating_add(size_bytes.saturating_sub(data));
+        }
+        self.check_limit()
+    }
+
+    fn check_limit(&self) -> Result<()> {
+        if self.stream_bytes.saturating_add(self.hole_bytes) > self.limit {
+            return Err(StreamLimit::Length { limit: self.limit }.into());
         }
         Ok(())
     }
@@ -97,7 +124,8 @@ impl Stage for Build<'_> {
 
     fn push(&mut self, chunk: Chunk) -> Result<()> {
         let started = Instant::now();
-        let outcome = self.take(&chunk);
+        self.stream_bytes = self.stream_bytes.saturating_add(chunk.len() as u64);
+        let outcome = self.check_limit().and_then(|()| self.take(&chunk));
         self.busy += started.elapsed();
         outcome
     }

@@ -173,7 +173,7 @@ table! {
     Limits {
         /// Compressed bytes of one layer.
         blob_bytes: u64 = limits::Limits::default().blob_bytes;
-        /// Uncompressed bytes of one layer.
+        /// Uncompressed bytes of one layer, holes of its files included.
         stream_bytes: u64 = limits::Limits::default().stream_bytes;
         /// Uncompressed bytes per compressed byte, from 1 GiB of output on.
         expansion_ratio: u64 = limits::Limits::default().expansion_ratio;

@@ -25,8 +25,8 @@ const EXPANSION_EVERY: u64 = 64 << 20;
 /// Why a stream is too large.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamLimit {
-    /// More uncompressed bytes than allowed.
-    #[error("the uncompressed stream is longer than {limit} bytes")]
+    /// More uncompressed bytes than allowed, those in holes of sparse files included.
+    #[error("the uncompressed stream, holes of its files included, is longer than {limit} bytes")]
     Length {
         /// [`Limits::stream_bytes`].
         limit: u64,

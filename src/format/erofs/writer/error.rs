@@ -31,6 +31,12 @@ pub enum WriterError {
         /// Blocks needed so far.
         blocks: u64,
     },
+    /// A file that the kernel cannot count the blocks of.
+    #[error("a file of {size_bytes} bytes is larger than {}", limits::FILE_BYTES)]
+    FileSize {
+        /// Its size.
+        size_bytes: u64,
+    },
     /// Sparse files whose holes cannot be left out.
     #[error("holes of sparse files cost {bytes} bytes, more than {}", limits::SPARSE_OVERHEAD_BYTES)]
     SparseOverhead {
@@ -86,6 +92,7 @@ impl Classify for WriterError {
             Self::Tree { source, .. } => source.kind(),
             Self::Sink(error) => disk_kind(error),
             Self::ImageBlocks { .. }
+            | Self::FileSize { .. }
             | Self::SparseOverhead { .. }
             | Self::Inodes
             | Self::XattrSum { .. }
@@ -101,6 +108,7 @@ impl Classify for WriterError {
             Self::Tree { source, .. } => source.reason(),
             Self::Sink(_) => "disk.write",
             Self::ImageBlocks { .. } => "limit.image-blocks",
+            Self::FileSize { .. } => "limit.file-size",
             Self::SparseOverhead { .. } => "limit.sparse-overhead",
             Self::Inodes => "limit.inodes",
             Self::Xattr { .. } => "erofs.xattr.name",

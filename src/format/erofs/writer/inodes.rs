@@ -139,6 +139,9 @@ impl<S: Sink> Writer<S> {
         size_bytes: u64,
         extents: Option<&[Extent]>,
     ) -> Result<(), WriterError> {
+        if size_bytes > limits::FILE_BYTES {
+            return Err(WriterError::FileSize { size_bytes });
+        }
         let bits = self.bits();
         let xattr_icount = self.begin_record(&entry.xattrs)?;
         let ino = self.take_ino();

@@ -15,6 +15,7 @@ use crate::{
             reader::Image,
         },
     },
+    limits,
     tree::{Attributes, Body, Timestamp, Xattr},
 };
 
@@ -248,7 +249,12 @@ fn an_image_with_addresses_of_more_than_32_bits_is_refused_before_its_data() {
     // Block 0 and the root, then 2^32 - 2 blocks: one too many.
     assert_eq!(reason(announce(((1 << 32) - 2) << 12, None)), ("limit.image-blocks", Kind::Exhausted));
     assert!(announce(((1 << 32) - 3) << 12, None).is_ok());
-    assert_eq!(reason(announce(i64::MAX.unsigned_abs(), None)), ("limit.image-blocks", Kind::Exhausted));
+    assert_eq!(reason(announce(limits::FILE_BYTES, None)), ("limit.image-blocks", Kind::Exhausted));
+    let holes = || Some(Vec::new());
+    assert!(announce(limits::FILE_BYTES, holes()).is_ok());
+    for size_bytes in [limits::FILE_BYTES + 1, i64::MAX.unsigned_abs()] {
+        assert_eq!(reason(announce(size_bytes, holes())), ("limit.file-size", Kind::Exhausted));
+    }
 }
 
 #[test]
@@ -264,7 +270,7 @@ fn holes_that_cannot_be_left_out_are_bounded() {
             writer.end_entry()
         })
     };
-    let end = i64::MAX.unsigned_abs();
+    let end = limits::FILE_BYTES;
     assert!(announce(3, end, &[]).is_ok(), "a hole has no blocks");
     assert!(announce(10, 300 << 30, &[(1 << 30, 1)]).is_ok(), "a log by user number");
     let refused = ("limit.sparse-overhead", Kind::Exhausted);

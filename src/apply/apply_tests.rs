@@ -10,6 +10,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::*;
 use crate::{
+    format::erofs::reader::Image,
     limits::Limits,
     snapshot::Durability,
     store::{Blob, Memory},
@@ -160,6 +161,45 @@ fn holes_count_against_the_limit_on_the_stream() {
     fixture.options.limits.stream_bytes = u64::MAX;
     let error = fixture.apply("1", PLAIN, &sparse(&[(1 << 63) - 1])).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.file-size"), "{error}");
+}
+
+/// Go, GNU tar and others carry what AUFS wrote into a layer beside the files.
+#[test]
+fn a_layer_with_aufs_housekeeping_has_the_files_that_are_linked_to_it() {
+    use ::tar::{Builder, EntryType, Header};
+    let mut fixture = fixture();
+    let mut builder = Builder::new(Vec::new());
+    let mut add = |name: &str, kind, data: &[u8], target: &str| {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        if kind == EntryType::Link {
+            builder.append_link(&mut header, name, target).unwrap();
+        } else {
+            builder.append_data(&mut header, name, data).unwrap();
+        }
+    };
+    let unused = vec![7; 50_000];
+    add(".wh..wh.aufs", EntryType::Regular, b"", "");
+    add(".wh..wh.plnk", EntryType::Directory, b"", "");
+    add(".wh..wh.plnk/100.1", EntryType::Regular, b"linked", "");
+    add(".wh..wh.plnk/100.2", EntryType::Regular, &unused, "");
+    add(".wh..wh.orph", EntryType::Directory, b"", "");
+    add("usr/a", EntryType::Link, b"", ".wh..wh.plnk/100.1");
+    add("usr/b", EntryType::Link, b"", "./.wh..wh.plnk/100.1");
+    let archive = builder.into_inner().unwrap();
+    let applied = fixture.apply("1", PLAIN, &archive).unwrap();
+    assert_eq!(applied.stats.contents.nodes, 3, "root, usr and one file");
+    let layer = fixture.layer("1");
+    let image = Image::open(layer.as_slice()).unwrap();
+    let (usr, _) = image.lookup(&image.root().unwrap(), b"usr").unwrap().unwrap();
+    let inode = |name: &[u8]| image.lookup(&image.node(usr).unwrap(), name).unwrap().unwrap().0;
+    assert_eq!(inode(b"a"), inode(b"b"));
+    let node = image.node(inode(b"a")).unwrap();
+    let mut data = [0; 6];
+    image.read_data(&node, 0, &mut data).unwrap();
+    assert_eq!((&data, node.inode.size_bytes, node.inode.nlink), (b"linked", 6, 2));
+    assert!(!layer.windows(8).any(|bytes| bytes == [7; 8]), "what nobody names is not in the image");
 }
 
 #[test]

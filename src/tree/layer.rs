@@ -121,6 +121,8 @@ pub struct Tree<P> {
     pool: Pool,
     /// Memory that directories hold in their attribute sets, in bytes.
     set_bytes: usize,
+    /// A directory without a name that holds aufs's files: images do not have them, but hard links name them.
+    aufs: Option<u32>,
     /// Rises when a directory or a symbolic link loses its name: what links led to may be gone.
     pub(super) generation: u32,
     pub(super) last_parent: LastParent,
@@ -137,6 +139,10 @@ const IMPLIED: Attributes =
 /// bounds those that keep replacing what they link to.
 const LINK_STEPS: u64 = 16 << 20;
 const LINK_STEPS_PER_ENTRY: u64 = 256;
+
+fn is_link_target(target: &[u8]) -> bool {
+    (1..=limits::LINK_TARGET_BYTES).contains(&target.len()) && !target.contains(&0)
+}
 
 impl<P: Copy + Default> Tree<P> {
     /// An empty tree: a root of mode 0755, owner 0:0, time 0.
@@ -157,6 +163,7 @@ impl<P: Copy + Default> Tree<P> {
             targets: Bytes::default(),
             pool: Pool::default(),
             set_bytes: 0,
+            aufs: None,
             generation: 0,
             last_parent: LastParent::default(),
             link_steps: LINK_STEPS,
@@ -176,6 +183,9 @@ impl<P: Copy + Default> Tree<P> {
     }
 
     fn place(&mut self, entry: &Entry, freed: &mut Vec<P>) -> Result<Inserted, TreeError> {
+        if let Some(components) = path::below_aufs(&entry.path)? {
+            return self.place_aufs(&components, &entry.body, freed);
+        }
         let Some((parent, name)) = self.parent_of(&entry.path)? else {
             return match entry.body {
                 Body::Directory => {
@@ -186,6 +196,7 @@ impl<P: Copy + Default> Tree<P> {
             };
         };
         let file_type = match (whiteout::parse(name)?, &entry.body) {
+            // `place_aufs` has taken it.
             (Marker::Ignored, _) => return Ok(Inserted::Nothing),
             (Marker::Opaque, _) => {
                 let parent = parent.resolve(self, freed)?;
@@ -215,7 +226,7 @@ impl<P: Copy + Default> Tree<P> {
                 return Ok(Inserted::Nothing);
             }
             (Marker::Ordinary, Body::Symlink { target }) => {
-                if !(1..=limits::LINK_TARGET_BYTES).contains(&target.len()) || target.contains(&0) {
+                if !is_link_target(target) {
                     return Err(TreeError::SymlinkTarget { len: target.len() });
                 }
                 FileType::Symlink
@@ -233,6 +244,66 @@ impl<P: Copy + Default> Tree<P> {
         }
         self.name(parent, name, Target::File(file), freed)?;
         Ok(Inserted::File(FileId(file)))
+    }
+
+    /// Keeps one of aufs's files until [`Tree::drop_aufs`], for hard links to it. What cannot be linked to is
+    /// dropped at once; nothing is followed, replaced or refused, since all of it is dropped in the end.
+    fn place_aufs(
+        &mut self,
+        components: &[&[u8]],
+        body: &Body,
+        freed: &mut Vec<P>,
+    ) -> Result<Inserted, TreeError> {
+        let file_type = match body {
+            Body::Regular { .. } => FileType::Regular,
+            Body::Symlink { target } if !is_link_target(target) => return Ok(Inserted::Nothing),
+            Body::Symlink { .. } => FileType::Symlink,
+            Body::CharDevice(device) if *device != Device::WHITEOUT => FileType::CharDevice,
+            Body::BlockDevice(_) => FileType::BlockDevice,
+            Body::Fifo => FileType::Fifo,
+            Body::HardLink { .. } => FileType::Regular,
+            Body::Directory | Body::CharDevice(_) => return Ok(Inserted::Nothing),
+        };
+        let linked = match body {
+            Body::HardLink { target } => match self.link_target(target) {
+                Ok(file) => Some(file),
+                Err(_nothing_to_link_to) => return Ok(Inserted::Nothing),
+            },
+            _ => None,
+        };
+        let Some((name, parents)) = components.split_last() else { return Ok(Inserted::Nothing) };
+        if components.iter().any(|component| component.len() > limits::NAME_BYTES) {
+            return Ok(Inserted::Nothing);
+        }
+        let mut parent = match self.aufs {
+            Some(aufs) => aufs,
+            None => {
+                let directory = Directory { name: NONE, first: NONE, ..Directory::default() };
+                *self.aufs.insert(self.directories.insert(directory))
+            }
+        };
+        for component in parents {
+            parent = self.directory_at(parent, component, freed)?;
+        }
+        if let Some(file) = linked {
+            self.link(parent, name, file, freed)?;
+            return Ok(Inserted::Nothing);
+        }
+        let file = self.new_file(file_type, false);
+        if let Body::Symlink { target } = body {
+            let link = self.new_link(target)?;
+            self.files.get_mut(file).link = link;
+        }
+        self.name(parent, name, Target::File(file), freed)?;
+        Ok(Inserted::File(FileId(file)))
+    }
+
+    /// Drops aufs's files, once no entry follows that could link to them. The payloads of those that have no
+    /// other name are added to `freed`.
+    pub fn drop_aufs(&mut self, freed: &mut Vec<P>) {
+        if let Some(aufs) = self.aufs.take() {
+            self.drop_directory(aufs, freed);
+        }
     }
 
     /// What a writer wants to remember about a file.
@@ -427,6 +498,20 @@ impl<P: Copy + Default> Tree<P> {
     /// The file that a hard link's target names.
     fn link_target(&mut self, target: &[u8]) -> Result<u32, TreeError> {
         let missing = || TreeError::LinkMissing(Quoted(target).to_string());
+        if let Some(components) = path::below_aufs(target)? {
+            let found = components.iter().try_fold(Target::Directory(self.aufs.ok_or_else(missing)?), {
+                |at, component| match at {
+                    Target::Directory(parent) => {
+                        self.names.find(parent, component).map(|name| self.names.get(name).target())
+                    }
+                    Target::File(_) => None,
+                }
+            });
+            return match found {
+                Some(Target::File(file)) => Ok(file),
+                _ => Err(missing()),
+            };
+        }
         let wrong = |what| TreeError::LinkType(Quoted(target).to_string(), what);
         let Some((parent, name)) = self.parent_of(target)? else {
             return Err(wrong("directory"));

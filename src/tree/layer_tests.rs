@@ -145,6 +145,41 @@ fn whiteouts_delete_from_lower_layers_only_in_either_order() {
 }
 
 #[test]
+fn aufs_housekeeping_is_dropped_and_hard_links_to_it_yield_the_file() {
+    let plink = ".wh..wh.plnk/86.123";
+    for (entries, want) in [
+        (vec![directory(".wh..wh.plnk"), directory(".wh..wh.orph"), file(plink), file(".wh..wh.aufs")], ""),
+        (vec![file(plink), link("a", plink), link("b/c", &format!("./{plink}"))], "a b/ b/c"),
+        (vec![file("a"), link(plink, "a"), link("b", plink)], "a b"),
+        (vec![file("x/.wh..wh.plnk/y/z"), link("x/a", "x/.wh..wh.plnk/y/z")], "x/ x/a"),
+        (vec![symlink(".wh..wh.plnk/l", "t"), link("l", ".wh..wh.plnk/l")], "l"),
+        // Nothing is followed or refused on the way, nor deleted by it.
+        (vec![directory("etc"), symlink(".wh..wh.plnk", "etc"), file(".wh..wh.plnk/passwd")], "etc/"),
+        (vec![file(".wh..wh.plnk"), file(plink), directory(".wh..wh.plnk/.wh.x")], ""),
+        (vec![link(plink, "nowhere"), file(".wh..wh.plnk/.wh.passwd"), symlink(plink, "")], ""),
+        (vec![file(&format!(".wh..wh.{}", "n".repeat(251)))], ""),
+    ] {
+        let (mut tree, mut freed) = tree_of(&entries).unwrap();
+        tree.drop_aufs(&mut freed);
+        assert_eq!(shown(&mut tree), want);
+        let names = want.split(' ').filter(|name| !name.is_empty() && !name.ends_with('/')).count();
+        let linked: u32 = tree.hard_linked().map(|(_, names)| names).sum();
+        assert_eq!(usize::try_from(linked).unwrap(), if names > 1 { names } else { 0 }, "{want}: one inode");
+        assert_eq!(tree.file_count(), u64::from(names > 0));
+    }
+    for (entries, reason) in [
+        (vec![link("a", plink)], "tree.hardlink.target"),
+        (vec![directory(plink), link("a", plink)], "tree.hardlink.target"),
+        (vec![entry(plink, Body::CharDevice(Device::WHITEOUT)), link("a", plink)], "tree.hardlink.target"),
+        (vec![file(".wh.x/.wh..wh.plnk/a")], "tree.whiteout.parent"),
+        (vec![file(".wh..wh..opq/a")], "tree.whiteout.parent"),
+        (vec![file("../.wh..wh.plnk/a")], "tree.path.climb"),
+    ] {
+        assert_eq!(tree_of(&entries).expect_err(reason).reason(), reason);
+    }
+}
+
+#[test]
 fn links_in_parents_are_followed_inside_the_layer() {
     for (entries, want) in [
         (vec![directory("usr/lib"), symlink("lib", "usr/lib"), file("lib/a")], "lib usr/ usr/lib/ usr/lib/a"),

@@ -79,6 +79,19 @@ pub fn clean(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     Ok(components)
 }
 
+/// The components of `path` if aufs's bookkeeping is on the way or at its end.
+///
+/// Errors: those of [`clean`]; none for a path without any.
+pub(super) fn below_aufs(path: &[u8]) -> Result<Option<Vec<&[u8]>>, PathError> {
+    // Nearly every entry ends here.
+    if !path.windows(whiteout::PREFIX.len()).any(|four| four == whiteout::PREFIX) {
+        return Ok(None);
+    }
+    let components = clean(path)?;
+    let first = components.iter().find(|component| whiteout::is_reserved(component));
+    Ok(first.is_some_and(|first| whiteout::is_aufs(first)).then_some(components))
+}
+
 /// How long a component may be that begins like `name`, in bytes: a whiteout's is that of the name it
 /// deletes, which may be as long as any.
 fn longest(name: &[u8]) -> usize {

@@ -47,6 +47,11 @@ pub fn is_reserved(component: &[u8]) -> bool {
     component.starts_with(PREFIX)
 }
 
+/// Whether `component` names bookkeeping of aufs, or the directory that holds some.
+pub fn is_aufs(component: &[u8]) -> bool {
+    component.starts_with(AUFS_PREFIX) && component != OPAQUE
+}
+
 /// Reads the last component of an entry's name.
 ///
 /// ```
@@ -58,7 +63,7 @@ pub fn parse(name: &[u8]) -> Result<Marker<'_>, WhiteoutError> {
     if name == OPAQUE {
         return Ok(Marker::Opaque);
     }
-    if name.starts_with(AUFS_PREFIX) {
+    if is_aufs(name) {
         return Ok(Marker::Ignored);
     }
     match name.strip_prefix(PREFIX) {

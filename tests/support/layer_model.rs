@@ -45,6 +45,8 @@ enum Node {
 #[derive(Clone, Debug)]
 pub struct Model {
     nodes: Vec<Node>,
+    /// Files below aufs's names, which are in no directory, by path.
+    aufs: BTreeMap<Vec<Vec<u8>>, usize>,
 }
 
 const ROOT: usize = 0;
@@ -72,9 +74,14 @@ fn clean(path: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(out)
 }
 
+fn is_aufs(path: &[Vec<u8>]) -> bool {
+    let first = path.iter().find(|part| part.starts_with(b".wh."));
+    first.is_some_and(|first| first.starts_with(b".wh..wh.") && first != b".wh..wh..opq")
+}
+
 impl Model {
     pub fn new() -> Self {
-        Self { nodes: vec![directory()] }
+        Self { nodes: vec![directory()], aufs: BTreeMap::new() }
     }
 
     fn children(&mut self, at: usize) -> &mut BTreeMap<Vec<u8>, usize> {
@@ -158,6 +165,20 @@ impl Model {
 
     fn try_apply(&mut self, entry: &Entry, data: &[u8]) -> Option<()> {
         let mut parts = clean(&entry.path)?;
+        if is_aufs(&parts) {
+            let linked = match &entry.body {
+                Body::HardLink { target } => self.linked(target),
+                Body::Directory | Body::CharDevice(Device::WHITEOUT) => None,
+                _ => {
+                    self.nodes.push(Node::File { entry: Box::new(entry.clone()), data: data.to_vec() });
+                    Some(self.nodes.len() - 1)
+                }
+            };
+            if let Some(linked) = linked {
+                self.aufs.insert(parts, linked);
+            }
+            return Some(());
+        }
         let Some(last) = parts.pop() else {
             self.describe(ROOT, entry);
             return matches!(entry.body, Body::Directory).then_some(());
@@ -170,9 +191,6 @@ impl Model {
             if let Node::Directory { opaque, .. } = &mut self.nodes[at] {
                 *opaque = true;
             }
-            return Some(());
-        }
-        if last.starts_with(b".wh..wh.") {
             return Some(());
         }
         let whiteout = match last.strip_prefix(b".wh.") {
@@ -191,17 +209,7 @@ impl Model {
             return Some(());
         }
         let linked = match &entry.body {
-            Body::HardLink { target } => {
-                let mut parts = clean(target)?;
-                let last = parts.pop()?;
-                if parts.iter().any(|part| part.starts_with(b".wh.")) {
-                    return None;
-                }
-                let at = self.resolve(&parts, false)?;
-                let found = *self.children(at).get(&last)?;
-                matches!(self.nodes[found], Node::File { .. }).then_some(())?;
-                Some(found)
-            }
+            Body::HardLink { target } => Some(self.linked(target)?),
             _ => None,
         };
         let at = self.resolve(&parts, true)?;
@@ -218,6 +226,21 @@ impl Model {
         }
         self.add(at, &last, Node::File { entry: Box::new(entry.clone()), data: data.to_vec() });
         Some(())
+    }
+
+    /// The file that a hard link's target names.
+    fn linked(&mut self, target: &[u8]) -> Option<usize> {
+        let mut parts = clean(target)?;
+        if is_aufs(&parts) {
+            return self.aufs.get(&parts).copied();
+        }
+        let last = parts.pop()?;
+        if parts.iter().any(|part| part.starts_with(b".wh.")) {
+            return None;
+        }
+        let at = self.resolve(&parts, false)?;
+        let found = *self.children(at).get(&last)?;
+        matches!(self.nodes[found], Node::File { .. }).then_some(found)
     }
 
     /// The tree as a mounted image of it shows it.

@@ -87,6 +87,10 @@ impl<S: Sink> Writer<S> {
         if matches!(self.open, super::Open::File(_)) {
             return Err(WriterError::Order("the image ended before the last file"));
         }
+        self.tree.drop_aufs(&mut self.freed);
+        for place in std::mem::take(&mut self.freed) {
+            self.discard(place)?;
+        }
         self.patch_link_counts()?;
         let mut summary = Summary::default();
         let mut directories = self.walk(&mut summary)?;

@@ -397,6 +397,9 @@ fn crate_archive(random: &mut Random) -> Result<(Vec<Member>, Vec<u8>), Failed> 
             let records: &[(&str, &[u8])] = &[("SCHILY.xattr.user.a", b"v\0"), ("uid", b"77")];
             builder.append_pax_extensions(records.iter().copied())?;
         }
+        if kind == b'l' {
+            member.mode = 0o777;
+        }
         if matches!(kind, b'l' | b'h') {
             let target = random.name();
             builder.append_link(&mut header, String::from_utf8(member.path.clone())?, &target)?;
@@ -468,6 +471,9 @@ fn crates(archive: &[u8]) -> std::io::Result<Vec<Member>> {
             }
         }
         entry.read_to_end(&mut member.data)?;
+        if kind == 'l' {
+            member.mode = 0o777;
+        }
         members.push(member);
     }
     Ok(members)
@@ -639,6 +645,9 @@ fn listed(line: &str) -> Option<Member> {
             'S' | 'T' => special,
             _ => bit,
         };
+    }
+    if member.kind == 'l' {
+        member.mode = 0o777;
     }
     let (uid, gid) = owner.split_once('/')?;
     (member.uid, member.gid) = (uid.parse().ok()?, gid.parse().ok()?);

@@ -112,6 +112,20 @@ pub struct Attributes {
     pub mtime: Timestamp,
 }
 
+impl Attributes {
+    /// Permissions of a symbolic link: the kernel gives it these and lets nobody change them.
+    pub const SYMLINK_MODE: u16 = 0o777;
+
+    /// Those of an inode of type `file_type`, whatever its source says.
+    #[must_use]
+    pub fn of_type(self, file_type: FileType) -> Self {
+        match file_type {
+            FileType::Symlink => Self { mode: Self::SYMLINK_MODE, ..self },
+            _ => self,
+        }
+    }
+}
+
 /// One extended attribute.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Xattr {

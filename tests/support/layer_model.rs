@@ -293,6 +293,7 @@ impl Model {
                     Body::Regular { .. } => (FileType::Regular, None),
                     Body::Symlink { target } => {
                         listed.data = target.clone();
+                        listed.attributes.mode = 0o777;
                         (FileType::Symlink, None)
                     }
                     Body::CharDevice(device) => (FileType::CharDevice, Some(*device)),

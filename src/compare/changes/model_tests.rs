@@ -19,6 +19,12 @@ use crate::{
 
 type Path = Vec<u8>;
 
+/// Symbolic links have one mode only.
+fn of_body(attributes: Attributes, body: &Body) -> Attributes {
+    let mode = if matches!(body, Body::Symlink { .. }) { 0o777 } else { attributes.mode };
+    Attributes { mode, ..attributes }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 struct Inode {
     /// Not a hard link.
@@ -102,7 +108,10 @@ impl Tree {
             gid: u32::from(place),
             mtime: Timestamp { seconds: i64::from(detail) - 9, nanoseconds: u32::from(detail % 2) },
         };
-        let inode = |body, data| Inode { body, data, attributes, xattrs: BTreeMap::new() };
+        let inode = |body: Body, data| {
+            let attributes = of_body(attributes, &body);
+            Inode { body, data, attributes, xattrs: BTreeMap::new() }
+        };
         if !self.is_directory(parent(path)) && kind < 8 {
             return;
         }
@@ -140,8 +149,10 @@ impl Tree {
                 let Some(&at) = self.names.get(at) else { return };
                 // An inode of a lower layer stays what it was: copied up, it is another.
                 let mut changed = self.inodes[at].clone();
-                changed.attributes = Attributes { mtime: changed.attributes.mtime, ..attributes };
-                if detail % 2 == 0 {
+                changed.attributes = of_body(attributes, &changed.body);
+                changed.attributes.mtime = self.inodes[at].attributes.mtime;
+                let has_attributes = matches!(changed.body, Body::Directory | Body::Regular { .. });
+                if detail % 2 == 0 && has_attributes {
                     changed.xattrs.insert(b"user.a".to_vec(), vec![detail]);
                 }
                 self.inodes.push(changed);

@@ -125,7 +125,7 @@ fn node(found: &reader::Node) -> Node {
     let sized = matches!(inode.file_type, FileType::Regular | FileType::Symlink);
     Node {
         file_type: inode.file_type,
-        attributes: inode.attributes,
+        attributes: inode.attributes.of_type(inode.file_type),
         device: if let Content::Device(device) = inode.content() { device } else { Device::default() },
         size_bytes: if sized { inode.size_bytes } else { 0 },
         links: inode.links.into(),

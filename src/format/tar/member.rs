@@ -129,7 +129,7 @@ impl Extensions {
         let stored = pax.size_bytes.unwrap_or(header.size_bytes);
         let body = body(header, &path, link_target, stored)?;
         let attributes = Attributes {
-            mode: header.mode,
+            mode: if matches!(body, Body::Symlink { .. }) { Attributes::SYMLINK_MODE } else { header.mode },
             uid: owner("uid", pax.uid.unwrap_or(header.uid))?,
             gid: owner("gid", pax.gid.unwrap_or(header.gid))?,
             mtime: pax.mtime.unwrap_or(Timestamp { seconds: header.mtime, nanoseconds: 0 }),

@@ -235,6 +235,14 @@ fn only_files_have_data() {
 }
 
 #[test]
+fn a_symbolic_link_has_mode_0777() {
+    for mode in [b"0000644\0", b"0007000\0", b"0000777\0"] {
+        let link = Archive::new().link(b'2', b"t").field(100, mode);
+        assert_eq!(link.only().attributes.mode, 0o777);
+    }
+}
+
+#[test]
 fn attributes_come_from_the_header_unless_a_record_overrides_them() {
     let header = Archive::new()
         .entry(b'0', "a")

@@ -118,7 +118,7 @@ impl<S: Sink> Writer<S> {
         self.set_inode(&Inode {
             xattr_icount,
             file_type: FileType::Symlink,
-            attributes: entry.attributes,
+            attributes: entry.attributes.of_type(FileType::Symlink),
             nlink: 1,
             size_bytes: len,
             ino,

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     limits,
-    tree::{Body, Device, Entry, Extent, Timestamp, xattr},
+    tree::{Attributes, Body, Device, Entry, Extent, Timestamp, xattr},
 };
 
 /// Zeros that are handed on at a time.
@@ -223,7 +223,10 @@ impl<W: Write> Writer<W> {
 
         let header = Header {
             kind,
-            mode: attributes.mode & 0o7777,
+            mode: match entry.body {
+                Body::Symlink { .. } => Attributes::SYMLINK_MODE,
+                _ => attributes.mode & 0o7777,
+            },
             uid: attributes.uid.into(),
             gid: attributes.gid.into(),
             size_bytes,

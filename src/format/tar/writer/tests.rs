@@ -76,6 +76,7 @@ fn want(item: &Item, options: Options) -> (Entry, Vec<u8>) {
         }
         Body::Directory if entry.path.is_empty() => entry.path = b"./".to_vec(),
         Body::Directory => entry.path.push(b'/'),
+        Body::Symlink { .. } => entry.attributes.mode = 0o777,
         _ => {}
     }
     (entry, contents)

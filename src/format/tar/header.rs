@@ -26,6 +26,8 @@ const MAGIC: Range<usize> = 257..265;
 const DEVICE_MAJOR: Range<usize> = 329..337;
 const DEVICE_MINOR: Range<usize> = 337..345;
 const PREFIX: Range<usize> = 345..500;
+const GNU_ATIME: Range<usize> = 345..357;
+const GNU_CTIME: Range<usize> = 357..369;
 const STAR_PREFIX: Range<usize> = 345..476;
 const STAR_MARK: Range<usize> = 508..512;
 
@@ -38,7 +40,7 @@ enum Dialect {
     Posix,
     /// `ustar\0` with `tar\0` at the end: the prefix is shorter, times follow it.
     Star,
-    /// `ustar  \0`: times stand where POSIX has the prefix.
+    /// `ustar  \0`: times stand where POSIX has the prefix, unless Go wrote a prefix there by mistake.
     Gnu,
 }
 
@@ -59,7 +61,7 @@ enum Dialect {
 /// |    265 |   64 |          | owner and group as text: not read                              |
 /// |    329 |    8 | devmajor | numeric; not in V7                                             |
 /// |    337 |    8 | devminor | numeric; not in V7                                             |
-/// |    345 |  155 | prefix   | POSIX only (131 bytes with star's mark): goes before `name`, `/` |
+/// |    345 |  155 | prefix   | goes before `name`, `/`; 131 bytes with star's mark; not in V7   |
 /// |    508 |    4 |          | star's mark, `tar\0`                                           |
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header<'a> {
@@ -98,7 +100,8 @@ impl<'a> Header<'a> {
             device,
             name: name(block),
             prefix: match dialect {
-                Dialect::V7 | Dialect::Gnu => &[],
+                Dialect::V7 => &[],
+                Dialect::Gnu => mistaken_prefix(block),
                 Dialect::Posix => until_nul(field(block, PREFIX)),
                 Dialect::Star => until_nul(field(block, STAR_PREFIX)),
             },
@@ -194,6 +197,17 @@ pub(super) fn name(block: &[u8; BLOCK]) -> &[u8] {
 /// The bytes before the first NUL, or all of them.
 pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// The prefix of a GNU header, which has none: the times there tell.
+///
+/// Before 1.8, Go put a POSIX prefix into GNU headers, over the times. Its reader takes what is there for
+/// a prefix when a time is no number and the text is ASCII; containerd extracts with it.
+fn mistaken_prefix(block: &[u8; BLOCK]) -> &[u8] {
+    let is_time = |field: &[u8]| field.first() == Some(&0) || number::go_reads(field);
+    let prefix = until_nul(field(block, PREFIX));
+    let are_times = is_time(field(block, GNU_ATIME)) && is_time(field(block, GNU_CTIME));
+    if are_times || !prefix.is_ascii() { &[] } else { prefix }
 }
 
 /// The ranges above lie within a block, so the compiler sees that none of this can fail.
@@ -302,9 +316,27 @@ mod tests {
         assert_eq!(decode(&[(257, b"ustar\x0000")]), (155, (7, 9)));
         assert_eq!(decode(&[(257, b"ustar\0\0\0")]), (155, (7, 9)));
         assert_eq!(decode(&[(257, b"ustar\x0000"), (508, b"tar\0")]), (131, (7, 9)));
-        assert_eq!(decode(&[(257, b"ustar  \0")]), (0, (7, 9)));
-        assert_eq!(decode(&[(257, b"ustar  \0"), (508, b"tar\0")]), (0, (7, 9)));
+        let times = b"14000000000\x0014000000000\0";
+        assert_eq!(decode(&[(257, b"ustar  \0"), (345, times)]), (0, (7, 9)));
+        assert_eq!(decode(&[(257, b"ustar  \0"), (345, times), (508, b"tar\0")]), (0, (7, 9)));
         assert_eq!(decode(&[]), (0, (0, 0)));
+    }
+
+    #[test]
+    fn a_gnu_header_has_a_prefix_where_its_times_are_no_numbers() {
+        for (at_345, want) in [
+            (&b"some/dir"[..], &b"some/dir"[..]),
+            (b"777\0", b""),
+            (b"\x80\0\0\0\0\0\0\0\0\0\0\x05", b""),
+            // The second time alone is none; the text ends at the first NUL.
+            (b"00000000000\0rubbish", b"00000000000"),
+            (b"\0\0\0\0\0\0\0\0\0\0\0\0rubbish", b""),
+            (b"d/\xc3\xbc", b""),
+            (&[b'p'; 155], &[b'p'; 155]),
+        ] {
+            let block = block(&[(0, b"name"), (257, b"ustar  \0"), (345, at_345)]);
+            assert_eq!(Header::decode(&block).unwrap().prefix, want, "{}", at_345.escape_ascii());
+        }
     }
 
     #[test]

@@ -65,6 +65,31 @@ pub(super) fn numeric(field: &[u8]) -> Option<i64> {
     }
 }
 
+/// Whether Go's `archive/tar` reads `field` as a number, which it does of more fields than [`numeric`].
+pub(super) fn go_reads(field: &[u8]) -> bool {
+    let Some((first, rest)) = field.split_first().filter(|(first, _)| **first >= 0x80) else {
+        let blank = |byte: &u8| matches!(byte, 0 | b' ');
+        let start = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());
+        let text = field.get(start..).unwrap_or_default();
+        let end = text.iter().rposition(|byte| !blank(byte)).map_or(0, |last| last + 1);
+        let digits = text.get(..end).and_then(|text| text.split(|byte| *byte == 0).next());
+        let mut digits = digits.unwrap_or_default().iter();
+        return digits
+            .try_fold(0_u64, |value, digit| match digit {
+                b'0'..=b'7' => Some(value.checked_mul(8)? | u64::from(digit - b'0')),
+                _ => None,
+            })
+            .is_some();
+    };
+    // The second bit is the sign, and the number has 63 more bits.
+    let sign = if first & 0x40 == 0 { 0 } else { 0xff };
+    rest.iter()
+        .try_fold(u64::from((first ^ sign) & 0x7f), |value, byte| {
+            (value >> 56 == 0).then(|| value << 8 | u64::from(byte ^ sign))
+        })
+        .is_some_and(|value| value >> 63 == 0)
+}
+
 /// Continues the two's complement number whose higher bytes are all `sign`.
 fn base256(sign: i64, magnitude: &[u8]) -> Option<i64> {
     magnitude.iter().try_fold(sign, |value, byte| value.checked_mul(256)?.checked_add(i64::from(*byte)))
@@ -200,6 +225,30 @@ mod tests {
             (b"1777777777777777777777", None),
         ] {
             assert_eq!(numeric(field), want, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn fields_are_told_from_text_as_go_tells_them() {
+        for (field, want) in [
+            (&b"00000000000\0"[..], true),
+            (b" 12 \0 \0", true),
+            (b"12\0junk", true),
+            (b"12 \0junk", false),
+            (b"12 3", false),
+            (b"", true),
+            (b"8", false),
+            (b"-1", false),
+            (b"1777777777777777777777", true),
+            (b"2000000000000000000000", false),
+            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", true),
+            (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", false),
+            (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", true),
+            (b"\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff", false),
+            (b"\x81\0\0\0\0\0\0\x01", true),
+            (b"\xc0\0\0\0\0\0\0\0\0\0\0\0", false),
+        ] {
+            assert_eq!(go_reads(field), want, "{}", field.escape_ascii());
         }
     }
 

@@ -79,6 +79,7 @@ TAR = {
     "ok@base-256": file(uid=b"\x80\0\0\0\0\x20\0\0", mtime=b"\xff" * 11 + b"\xfe", octets=b"\x80" + bytes(10) + b"\x04"),
     "ok@pax-all": pax((b"path", b"p"), (b"linkpath", b""), (b"size", b"4"), (b"uid", b"1"), (b"gid", b"2"), (b"mtime", b"1.000000001"), (b"SCHILY.xattr.user.a", b"v\0\n="), (b"SCHILY.xattr.trusted.overlay.opaque", b"y"), (b"comment", b"")) + F + END,
     "ok@gnu-prefix": file(magic=b"ustar  \0", prefix=b"dir") + END,
+    "ok@one-name-twice": pax((b"path", b"l")) + extension(b"L", b"l\0") * 2 + F + END,
     "ok@global-comment": pax((b"comment", b"c"), kind=b"g") + F + END,
     "ok@sparse-0.0": sparse(V0 + [(b"GNU.sparse.offset", b"5000"), (b"GNU.sparse.numbytes", b"4")], b"data"),
     "ok@sparse-0.1": sparse(V0 + [(b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"5000,4")], b"data"),

@@ -178,8 +178,8 @@ pub enum Problem {
     /// A GNU long name that neither NUL nor zero padding ends.
     #[error("a GNU long name without NUL runs into padding that is not zero")]
     LongNamePadding,
-    /// A PAX record and a GNU header both name the entry or its target.
-    #[error("a PAX record and a GNU long name header both give the {what}, and readers prefer either")]
+    /// A PAX record and a GNU header name the entry or its target differently.
+    #[error("a PAX record and a GNU long name header give different {what}s, and readers prefer either")]
     NameConflict {
         /// `name` or `link target`.
         what: &'static str,
@@ -187,8 +187,8 @@ pub enum Problem {
     /// An extension header at the end of the archive.
     #[error("an extension header is not followed by an entry")]
     ExtensionOrphan,
-    /// Two of a kind before one entry.
-    #[error("two extension headers of type {} before one entry", Quoted(&[*found]))]
+    /// Two of a kind before one entry, and not with the same name.
+    #[error("two extension headers of type {} before one entry differ or may differ", Quoted(&[*found]))]
     ExtensionRepeated {
         /// The type byte.
         found: u8,

@@ -64,15 +64,10 @@ impl Extensions {
     ///
     /// A PAX size counts for the entry alone: `size_bytes` is that of the extension's own header.
     pub(super) fn admit(&mut self, kind: u8, size_bytes: u64) -> Result<usize, Problem> {
-        let repeated = match kind {
-            b'x' => self.pax.is_some(),
-            b'L' => self.long_name.is_some(),
-            b'K' => self.long_link.is_some(),
-            _ if self.own => return Err(Problem::ExtensionOrder),
-            _ => false,
-        };
-        if repeated {
-            return Err(Problem::ExtensionRepeated { found: kind });
+        match kind {
+            b'x' if self.pax.is_some() => return Err(Problem::ExtensionRepeated { found: kind }),
+            b'g' if self.own => return Err(Problem::ExtensionOrder),
+            _ => {}
         }
         self.own |= kind != b'g';
         self.headers += 1;
@@ -89,14 +84,10 @@ impl Extensions {
     /// Reads the body of an admitted extension header. Returns whether only zeros may fill its last
     /// block: GNU tar looks there for the NUL that a long name lacks.
     pub(super) fn apply(&mut self, kind: u8, body: &[u8]) -> Result<bool, Problem> {
-        let long = || match header::until_nul(body) {
-            [] => Err(Problem::LongNameEmpty),
-            name => Ok(Some(name.to_vec())),
-        };
         match kind {
             b'x' => self.pax = Some(Overrides::decode(body)?),
-            b'L' => self.long_name = long()?,
-            b'K' => self.long_link = long()?,
+            b'L' => long_name(&mut self.long_name, kind, body)?,
+            b'K' => long_name(&mut self.long_link, kind, body)?,
             _ => pax::check_global(body)?,
         }
         Ok(matches!(kind, b'L' | b'K') && !body.contains(&0))
@@ -108,11 +99,10 @@ impl Extensions {
             Some(pax) => (pax.path.take(), pax.sparse.as_mut().and_then(|sparse| sparse.name.take())),
             None => (None, None),
         };
-        match (self.long_name.take(), sparse_name.or(path)) {
-            (Some(_), Some(_)) => Err(Problem::NameConflict { what: "name" }),
-            (Some(name), None) | (None, Some(name)) => Ok(name),
-            (None, None) if header.prefix.is_empty() => Ok(header.name.to_vec()),
-            (None, None) => Ok([header.prefix, b"/", header.name].concat()),
+        match one_of("name", self.long_name.take(), sparse_name.or(path))? {
+            Some(name) => Ok(name),
+            None if header.prefix.is_empty() => Ok(header.name.to_vec()),
+            None => Ok([header.prefix, b"/", header.name].concat()),
         }
     }
 
@@ -122,10 +112,7 @@ impl Extensions {
             return Err(Problem::NameLength { found: path.len() });
         }
         let pax = self.pax.unwrap_or_default();
-        let link_target = match (self.long_link, pax.link_path) {
-            (Some(_), Some(_)) => return Err(Problem::NameConflict { what: "link target" }),
-            (long, link_path) => long.or(link_path),
-        };
+        let link_target = one_of("link target", self.long_link, pax.link_path)?;
         let stored = pax.size_bytes.unwrap_or(header.size_bytes);
         let body = body(header, &path, link_target, stored)?;
         let attributes = Attributes {
@@ -150,6 +137,30 @@ impl Extensions {
         };
         let entry = Entry { path, attributes, xattrs, body };
         Ok(Member { entry, content, dropped_xattrs: pax.dropped_xattrs })
+    }
+}
+
+/// Reads the body of a GNU long name header into `place`, where an earlier one may have left the same name.
+fn long_name(place: &mut Option<Vec<u8>>, kind: u8, body: &[u8]) -> Result<(), Problem> {
+    match (header::until_nul(body), place.as_deref()) {
+        ([], _) => Err(Problem::LongNameEmpty),
+        (name, Some(earlier)) if name != earlier => Err(Problem::ExtensionRepeated { found: kind }),
+        (name, _) => {
+            *place = Some(name.to_vec());
+            Ok(())
+        }
+    }
+}
+
+/// The name that a GNU header, a PAX record or both give.
+fn one_of(
+    what: &'static str,
+    long: Option<Vec<u8>>,
+    pax: Option<Vec<u8>>,
+) -> Result<Option<Vec<u8>>, Problem> {
+    match (long, pax) {
+        (Some(long), Some(pax)) if long != pax => Err(Problem::NameConflict { what }),
+        (long, pax) => Ok(long.or(pax)),
     }
 }
 

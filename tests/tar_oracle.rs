@@ -36,10 +36,155 @@ fn main() {
     trials.push(
         Trial::test("gnu_tar_xattrs_read_as_they_were", xattrs_read_back).with_ignored_flag(!gnu || !xattrs),
     );
+    trials.push(Trial::test("what_other_readers_agree_on_is_read", readers_agree).with_ignored_flag(!gnu));
     trials.push(Trial::test("what_the_tar_crate_writes_is_read_equal", crate_reads_back));
     trials.push(Trial::test("what_the_tar_crate_accepts_too_is_read_equal", crate_agrees));
     trials.push(Trial::test("what_gnu_tar_accepts_too_is_read_equal", gnu_agrees).with_ignored_flag(!gnu));
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+// --- what other readers agree on --------------------------------------------------------------------
+
+const V7: &[u8] = &[0; 8];
+const POSIX: &[u8] = b"ustar\x0000";
+const GNU: &[u8] = b"ustar  \0";
+
+/// A header of mode 0755 with further fields by their place.
+fn header(kind: u8, name: &str, size: usize, fields: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    let size = format!("{size:011o}\0");
+    let common: [(usize, &[u8]); 6] = [
+        (0, name.as_bytes()),
+        (100, b"0000755\0"),
+        (124, size.as_bytes()),
+        (136, b"00000000000\0"),
+        (148, b"        "),
+        (156, &[kind]),
+    ];
+    for (at, bytes) in common.iter().chain([&(257, POSIX)]).chain(fields) {
+        block[*at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+fn extension(kind: u8, body: &str) -> Vec<u8> {
+    let mut out = header(kind, "extension", body.len(), &[]);
+    out.extend_from_slice(body.as_bytes());
+    out.resize(out.len().next_multiple_of(512), 0);
+    out
+}
+
+/// The readers that are installed, each with the command that extracts an archive from its input.
+fn extractors() -> Vec<(&'static str, Vec<&'static str>)> {
+    const PYTHON: &str =
+        "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall()";
+    [
+        ("gnu", vec!["tar", "-xf", "-"]),
+        ("libarchive", vec!["bsdtar", "-xf", "-"]),
+        ("python", vec!["python3", "-c", PYTHON]),
+    ]
+    .into_iter()
+    .filter(|(_, command)| Command::new(command[0]).arg("--version").output().is_ok())
+    .collect()
+}
+
+/// What a reader makes of an archive: the files and directories it leaves, by their names.
+fn extracted(command: &[&str], archive: &[u8]) -> Result<Vec<String>, Failed> {
+    fn list(at: &Path, below: &str, names: &mut Vec<String>) -> Result<(), Failed> {
+        for entry in fs::read_dir(at)? {
+            let entry = entry?;
+            let name = format!("{below}{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                list(&entry.path(), &format!("{name}/"), names)?;
+            }
+            names.push(name);
+        }
+        Ok(())
+    }
+    let directory = tempfile::tempdir()?;
+    let mut child = Command::new(command[0])
+        .args(&command[1..])
+        .current_dir(directory.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let _it_may_stop_early = child.stdin.take().map(|mut stdin| stdin.write_all(archive));
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let mut names = Vec::new();
+    list(directory.path(), "", &mut names)?;
+    names.sort();
+    Ok(names)
+}
+
+/// Each archive with the readers that do not take it, or take it otherwise, by name.
+fn readers_agree() -> Result<(), Failed> {
+    const NONE: &[&str] = &[];
+    let after = || header(b'0', "t", 0, &[]);
+    let mut archives: Vec<(String, Vec<u8>, &[&str])> = Vec::new();
+    for (kind, magics) in [(b'1', &[V7, GNU][..]), (b'2', &[V7, GNU, POSIX]), (b'5', &[V7, GNU, POSIX])] {
+        for magic in magics {
+            let sized = header(kind, "a", 5, &[(157, b"t"), (257, magic)]);
+            let next = header(b'0', "b", 0, &[(257, magic)]);
+            let name = format!("{kind} of size 5, {}", magic.escape_ascii());
+            archives.push((name, [after(), sized, next].concat(), NONE));
+        }
+    }
+    let global = || extension(b'g', "13 comment=c\n");
+    let (long, path) = (|| extension(b'L', "name\0"), || extension(b'x', "13 path=name\n"));
+    let target = || [extension(b'K', "t\0"), extension(b'x', "14 linkpath=t\n")].concat();
+    let root = || header(b'5', "./", 0, &[]);
+    archives.extend([
+        // Python misses the end in both.
+        ("a global header last".into(), [after(), global()].concat(), &["python"][..]),
+        ("a global header only".into(), global(), &["python"]),
+        ("L twice".into(), [long(), long(), after()].concat(), NONE),
+        ("L and path".into(), [long(), path(), after()].concat(), NONE),
+        ("path and L".into(), [path(), long(), after()].concat(), NONE),
+        ("K and linkpath".into(), [target(), header(b'2', "a", 0, &[]), after()].concat(), NONE),
+        // libarchive reports an error, and leaves the same.
+        (
+            "the root links to itself".into(),
+            [root(), header(b'1', "./", 0, &[(157, b"./")]), after()].concat(),
+            &["libarchive", "python"],
+        ),
+        // GNU tar and libarchive never look for a prefix there; Go does like Python.
+        (
+            "a prefix in a GNU header".into(),
+            header(b'0', "a", 0, &[(257, GNU), (345, b"some/dir")]),
+            &["gnu", "libarchive"],
+        ),
+        (
+            "times in a GNU header".into(),
+            header(b'0', "a", 0, &[(257, GNU), (345, b"14000000000\x0014000000000\0")]),
+            // Python takes every text there for a prefix.
+            &["python"],
+        ),
+    ]);
+    for (what, mut archive, other) in archives {
+        archive.resize(archive.len() + 1024, 0);
+        let mut want = std::collections::BTreeSet::new();
+        for member in ours(&archive)? {
+            let path = String::from_utf8(member.path)?;
+            let path = path.trim_start_matches("./").trim_end_matches('/');
+            want.extend(path.match_indices('/').map(|(at, _)| path[..at].to_owned()));
+            want.extend((!path.is_empty()).then(|| path.to_owned()));
+        }
+        let want: Vec<String> = want.into_iter().collect();
+        for (reader, command) in extractors() {
+            let theirs = extracted(&command, &archive);
+            let agrees = theirs.as_ref().is_ok_and(|theirs| *theirs == want);
+            if agrees == other.contains(&reader) {
+                return Err(format!("{what}: {reader} reads {theirs:?}, we read {want:?}").into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A member of an archive in the words that all readers share.
@@ -570,7 +715,10 @@ fn is_read_otherwise(block: &[u8]) -> bool {
     let star = block.ends_with(b"tar\0") && block[475] != 0;
     // Go and Python take text in a GNU header for a prefix.
     let gnu_prefix = &block[257..265] == b"ustar  \0" && block[345] != 0 && !block[345].is_ascii_digit();
-    star || gnu_prefix
+    // They skip as much as is announced; what extracts does not.
+    let has_no_data =
+        b"125".contains(&block[156]) && block[124..136].iter().any(|byte| !b"0 \0".contains(byte));
+    star || gnu_prefix || has_no_data
 }
 
 /// Reads `rounds` changed archives by ourselves and by `theirs`, and compares what both accept.

@@ -192,6 +192,7 @@ impl<P: Copy + Default> Tree<P> {
                     self.describe(DirectoryId::ROOT.0, &entry.attributes, &entry.xattrs)?;
                     Ok(Inserted::Nothing)
                 }
+                Body::HardLink { ref target } if path::clean(target)?.is_empty() => Ok(Inserted::Nothing),
                 _ => Err(TreeError::Root),
             };
         };

@@ -180,6 +180,11 @@ fn aufs_housekeeping_is_dropped_and_hard_links_to_it_yield_the_file() {
 }
 
 #[test]
+fn a_root_that_is_a_hard_link_to_itself_changes_nothing() {
+    assert_eq!(tree_text(&[directory("./"), file("a"), link("./", "."), link("/", "./")]), "a");
+}
+
+#[test]
 fn links_in_parents_are_followed_inside_the_layer() {
     for (entries, want) in [
         (vec![directory("usr/lib"), symlink("lib", "usr/lib"), file("lib/a")], "lib usr/ usr/lib/ usr/lib/a"),

@@ -180,6 +180,9 @@ impl Model {
             return Some(());
         }
         let Some(last) = parts.pop() else {
+            if let Body::HardLink { target } = &entry.body {
+                return clean(target)?.is_empty().then_some(());
+            }
             self.describe(ROOT, entry);
             return matches!(entry.body, Body::Directory).then_some(());
         };

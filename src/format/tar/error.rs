@@ -149,7 +149,7 @@ pub enum Problem {
         /// The type byte.
         found: u8,
     },
-    /// A link, device, directory or pipe that announces data.
+    /// A hard link, device or pipe that announces data.
     #[error("type {} announces {size_bytes} bytes of data, which readers do not agree to skip", Quoted(&[*found]))]
     Body {
         /// The type byte.

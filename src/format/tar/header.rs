@@ -82,7 +82,9 @@ impl<'a> Header<'a> {
     pub(super) fn decode(block: &'a [u8; BLOCK]) -> Result<Self, Problem> {
         verify_checksum(block)?;
         let dialect = dialect(block)?;
+        let kind = block.get(TYPE).copied().unwrap_or_default();
         let size = numeric(block, "size", SIZE)?;
+        let size_bytes = u64::try_from(size).ok().ok_or(Problem::Size { found: size })?;
         let device = match dialect {
             Dialect::V7 => (0, 0),
             Dialect::Posix | Dialect::Star | Dialect::Gnu => {
@@ -91,11 +93,11 @@ impl<'a> Header<'a> {
         };
         let [.., mode_high, mode_low] = numeric(block, "mode", MODE)?.to_be_bytes();
         Ok(Self {
-            kind: block.get(TYPE).copied().unwrap_or_default(),
+            kind,
             mode: u16::from_be_bytes([mode_high, mode_low]) & 0o7777,
             uid: numeric(block, "uid", UID)?,
             gid: numeric(block, "gid", GID)?,
-            size_bytes: u64::try_from(size).ok().ok_or(Problem::Size { found: size })?,
+            size_bytes: if has_no_body(kind, dialect) { 0 } else { size_bytes },
             mtime: numeric(block, "mtime", MTIME)?,
             device,
             name: name(block),
@@ -197,6 +199,18 @@ pub(super) fn name(block: &[u8; BLOCK]) -> &[u8] {
 /// The bytes before the first NUL, or all of them.
 pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Whether no data follows a header of type `kind`, whatever size it announces: Go, GNU tar, libarchive and
+/// Python agree on it.
+///
+/// Of hard links in POSIX headers they do not: POSIX lets them have data, and libarchive reads it.
+fn has_no_body(kind: u8, dialect: Dialect) -> bool {
+    match kind {
+        b'1' => matches!(dialect, Dialect::V7 | Dialect::Gnu),
+        b'2' | b'5' => true,
+        _ => false,
+    }
 }
 
 /// The prefix of a GNU header, which has none: the times there tell.

@@ -54,9 +54,9 @@ pub(super) enum Content {
 }
 
 impl Extensions {
-    /// Whether there are any, so that an entry must follow.
-    pub(super) fn any(&self) -> bool {
-        self.headers > 0
+    /// Whether an entry must follow: a global header needs none.
+    pub(super) fn need_entry(&self) -> bool {
+        self.own
     }
 
     /// Decides whether an extension header of type `kind` with a body of `size_bytes` may stand here.

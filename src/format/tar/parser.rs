@@ -173,7 +173,7 @@ impl Parser {
                 self.foreign(self.block.get(..self.block_len).unwrap_or_default(), Problem::TruncatedHeader)
             }
             State::Header | State::ZeroBlock | State::Padding { .. } => {
-                if !self.pending.any() {
+                if !self.pending.need_entry() {
                     return Ok(());
                 }
                 Problem::ExtensionOrphan
@@ -327,7 +327,7 @@ impl Parser {
         match (&self.state, zero) {
             (State::ZeroBlock, true) => self.state = State::End,
             (State::ZeroBlock, false) => return Err(Problem::LoneZeroBlock),
-            (_, true) if self.pending.any() => return Err(Problem::ExtensionOrphan),
+            (_, true) if self.pending.need_entry() => return Err(Problem::ExtensionOrphan),
             (_, true) => self.state = State::ZeroBlock,
             (_, false) => {
                 self.name.extend_from_slice(header::name(block));

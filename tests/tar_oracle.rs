@@ -37,6 +37,14 @@ fn main() {
         Trial::test("gnu_tar_xattrs_read_as_they_were", xattrs_read_back).with_ignored_flag(!gnu || !xattrs),
     );
     trials.push(Trial::test("what_other_readers_agree_on_is_read", readers_agree).with_ignored_flag(!gnu));
+    let trusted = tempfile::tempdir().is_ok_and(|dir| {
+        set_xattr(dir.path(), "trusted.probe", b"1")
+            && set_xattr(dir.path(), "system.posix_acl_access", &[2, 0, 0, 0])
+    });
+    trials.push(
+        Trial::test("the_kernel_agrees_on_the_attributes_that_files_can_have", kernel_agrees_on_attributes)
+            .with_ignored_flag(!trusted),
+    );
     trials.push(Trial::test("what_the_tar_crate_writes_is_read_equal", crate_reads_back));
     trials.push(Trial::test("what_the_tar_crate_accepts_too_is_read_equal", crate_agrees));
     trials.push(Trial::test("what_gnu_tar_accepts_too_is_read_equal", gnu_agrees).with_ignored_flag(!gnu));
@@ -184,6 +192,112 @@ fn readers_agree() -> Result<(), Failed> {
             }
         }
     }
+    Ok(())
+}
+
+// --- attributes, and the kernel ----------------------------------------------------------------------
+
+/// Which attributes files can have, by the kernel's word: what it refuses in a way that containerd ignores is
+/// dropped, everything else that it refuses to set or to read is refused.
+fn kernel_agrees_on_attributes() -> Result<(), Failed> {
+    use plywood::tree::{FileType as Kind, xattr::is_settable};
+    let directory = tempfile::tempdir()?;
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("file"), "")?;
+    fs::create_dir(at("directory"))?;
+    symlink("target", at("link"))?;
+    for (name, kind) in [("pipe", FileType::Fifo), ("character", FileType::CharacterDevice)] {
+        rustix::fs::mknodat(CWD, at(name), kind, Mode::from_raw_mode(0o644), rustix::fs::makedev(1, 3))?;
+    }
+    let files = [
+        ("file", Kind::Regular),
+        ("directory", Kind::Directory),
+        ("link", Kind::Symlink),
+        ("pipe", Kind::Fifo),
+        ("character", Kind::CharDevice),
+    ];
+    let mut random = Random(6);
+    let mut values = vec![Vec::new(), vec![2, 0, 0], vec![2, 0, 0, 0], vec![1, 0, 0, 0], vec![3; 20]];
+    for len in [12, 19, 20, 21, 24, 28] {
+        for version in [0x0100_0000_u32, 0x0200_0000, 0x0200_0001, 0x0200_0002, 0x0300_0000, 0x0300_0001] {
+            for fill in [0, 1, 255] {
+                let mut value = version.to_le_bytes().to_vec();
+                value.resize(len, fill);
+                values.push(value);
+            }
+        }
+    }
+    // Lists that are right but for one entry, if that.
+    for _ in 0..1500 {
+        let mut entries = vec![(1_u16, 7_u16, u32::MAX)];
+        entries.extend((0..random.below(3)).map(|_| (2, 4, 1000)));
+        entries.push((4, 5, u32::MAX));
+        entries.extend((0..random.below(3)).map(|_| (8, 4, 5)));
+        entries.extend((random.below(2) == 0).then_some((16, 5, 0)));
+        entries.push((32, 0, 0));
+        match random.below(6) {
+            0 => entries.swap(0, 1),
+            1 => drop(entries.pop()),
+            2 => {
+                let changed = random.below(entries.len());
+                entries[changed] = (
+                    random.pick(&[0, 1, 2, 4, 8, 16, 32, 64]),
+                    random.pick(&[0, 7, 8]),
+                    random.pick(&[0, u32::MAX]),
+                );
+            }
+            3 => entries.push(random.pick(&[(1, 7, 0), (2, 7, 0), (16, 7, 0), (32, 7, 0)])),
+            _ => {}
+        }
+        let mut value = 2_u32.to_le_bytes().to_vec();
+        for (tag, permissions, id) in entries {
+            value.extend(tag.to_le_bytes());
+            value.extend(permissions.to_le_bytes());
+            value.extend(id.to_le_bytes());
+        }
+        value.truncate(value.len() - [0, 0, 0, 0, 0, 1][random.below(6)]);
+        values.push(value);
+    }
+    let names = [
+        "user.a",
+        "trusted.a",
+        "security.a",
+        "security.capability",
+        "system.posix_acl_access",
+        "system.posix_acl_default",
+    ];
+    let mut found = [0, 0, 0];
+    for value in &values {
+        for ((name, kind), attribute) in files.iter().flat_map(|file| names.map(|name| (file, name))) {
+            use rustix::io::Errno;
+            let path = at(name);
+            let set = rustix::fs::lsetxattr(&path, attribute, value, XattrFlags::empty());
+            let read = rustix::fs::lgetxattr(&path, attribute, &mut [0_u8; 4096][..]);
+            let _clean = rustix::fs::lremovexattr(&path, attribute);
+            let kernel = match (set, read) {
+                (Err(Errno::PERM), _) if attribute.starts_with("user.") => Some(false),
+                (Err(Errno::NOTSUP), _) => Some(false),
+                (Err(_), _) => None,
+                (Ok(()), Ok(_)) => Some(true),
+                // A list that says no more than the mode is not kept, one without entries removes another.
+                (Ok(()), Err(Errno::NODATA)) => Some(value.len() > 4),
+                (Ok(()), Err(_)) => None,
+            };
+            let ours = is_settable(attribute.as_bytes(), value, *kind).ok();
+            if ours != kernel {
+                return Err(format!(
+                    "{attribute} on a {name}, {value:?}: the kernel says {set:?} {read:?}, we {ours:?}"
+                )
+                .into());
+            }
+            found[match ours {
+                Some(true) => 0,
+                Some(false) => 1,
+                None => 2,
+            }] += 1;
+        }
+    }
+    assert!(found.iter().all(|count| *count > 1000), "{found:?}");
     Ok(())
 }
 
@@ -537,7 +651,9 @@ fn crate_archive(random: &mut Random) -> Result<(Vec<Member>, Vec<u8>), Failed> 
             _ => {}
         }
         if random.below(3) == 0 {
-            member.xattrs.insert(b"user.a".to_vec(), b"v\0".to_vec());
+            if b"-dh".contains(&kind) {
+                member.xattrs.insert(b"user.a".to_vec(), b"v\0".to_vec());
+            }
             member.uid = 77;
             let records: &[(&str, &[u8])] = &[("SCHILY.xattr.user.a", b"v\0"), ("uid", b"77")];
             builder.append_pax_extensions(records.iter().copied())?;
@@ -618,6 +734,10 @@ fn crates(archive: &[u8]) -> std::io::Result<Vec<Member>> {
         entry.read_to_end(&mut member.data)?;
         if kind == 'l' {
             member.mode = 0o777;
+        }
+        if "lcbp".contains(kind) {
+            // They cannot have any attribute of `user.`.
+            member.xattrs.clear();
         }
         members.push(member);
     }

@@ -5,9 +5,11 @@
 //! spelled on disk is the writer's part.
 //!
 //! Source: Linux `include/uapi/linux/xattr.h` and `limits.h`, `fs/overlayfs/overlayfs.h` (names that
-//! overlayfs trusts), `fs/erofs/xattr.h` (namespaces that EROFS can store).
+//! overlayfs trusts), `fs/erofs/xattr.h` (namespaces that EROFS can store), `fs/xattr.c`, `fs/posix_acl.c` and
+//! `security/commoncap.c` (what can be set on which file); containerd `pkg/archive/tar.go` (what of that is
+//! ignored).
 
-use super::Xattr;
+use super::{FileType, Xattr};
 use crate::{
     error::{Classify, Kind, Quoted},
     limits,
@@ -16,8 +18,11 @@ use crate::{
 /// Namespaces that an image can hold; a name needs at least one byte more.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
 /// Names outside those namespaces that an image can hold.
-const NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+const NAMES: [&[u8]; 2] = [ACL_ACCESS, ACL_DEFAULT];
 
 /// Names that steer a file system instead of describing a file.
 ///
@@ -54,6 +59,14 @@ pub enum XattrError {
         /// Length of the value in bytes.
         size_bytes: usize,
     },
+    /// The kernel would not set it: a container that copies the file up, or only reads the attribute, would fail.
+    #[error("extended attribute {} is not valid: {detail}", Quoted(name))]
+    Invalid {
+        /// The full name.
+        name: Vec<u8>,
+        /// What is wrong.
+        detail: &'static str,
+    },
     /// All attributes of one file together do not fit.
     #[error("the extended attributes take {size_bytes} bytes, more than {}", limits::XATTR_SUM_BYTES)]
     Sum {
@@ -65,7 +78,7 @@ pub enum XattrError {
 impl Classify for XattrError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Name { .. } | Self::Value { .. } => Kind::Malformed,
+            Self::Name { .. } | Self::Value { .. } | Self::Invalid { .. } => Kind::Malformed,
             Self::Sum { .. } => Kind::Exhausted,
         }
     }
@@ -74,6 +87,7 @@ impl Classify for XattrError {
         match self {
             Self::Name { .. } => "xattr.name",
             Self::Value { .. } => "xattr.value",
+            Self::Invalid { .. } => "xattr.invalid",
             Self::Sum { .. } => "limit.xattrs",
         }
     }
@@ -101,6 +115,116 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<(), XattrError> {
         return Err(XattrError::Value { name: name.to_vec(), size_bytes: value.len() });
     }
     Ok(())
+}
+
+/// Whether a file of type `file_type` can have an attribute that [`is_kept`].
+///
+/// It cannot where containerd, which sets attributes by system calls, goes on without it: `user.*` on what is
+/// neither file nor directory, access-control lists on symbolic links, lists of another version, and lists
+/// without entries, by which the kernel removes one.
+///
+/// Errors: [`XattrError::Invalid`] where the kernel refuses it in a way that containerd takes for a broken layer.
+///
+/// ```
+/// use plywood::tree::{FileType, xattr::is_settable};
+/// assert_eq!(is_settable(b"user.a", b"", FileType::Regular), Ok(true));
+/// assert_eq!(is_settable(b"user.a", b"", FileType::Symlink), Ok(false));
+/// assert!(is_settable(b"security.capability", b"all", FileType::Regular).is_err());
+/// ```
+pub fn is_settable(name: &[u8], value: &[u8], file_type: FileType) -> Result<bool, XattrError> {
+    let settable = match name {
+        ACL_ACCESS | ACL_DEFAULT => acl_is_settable(name == ACL_DEFAULT, value, file_type),
+        b"security.capability" if is_capability(value) => Ok(true),
+        b"security.capability" => Err("it holds no capabilities of version 2 or 3"),
+        _ if name.starts_with(b"user.") => Ok(matches!(file_type, FileType::Regular | FileType::Directory)),
+        _ => Ok(true),
+    };
+    settable.map_err(|detail| XattrError::Invalid { name: name.to_vec(), detail })
+}
+
+/// Linux `security/commoncap.c`, `validheader` and `cap_convert_nscap`.
+fn is_capability(value: &[u8]) -> bool {
+    const VERSION_2: u32 = 0x0200_0000;
+    const VERSION_3: u32 = 0x0300_0000;
+    const EFFECTIVE: u32 = 1;
+    let word =
+        |at: usize| value.get(at..).and_then(<[u8]>::first_chunk).map(|word| u32::from_le_bytes(*word));
+    match (value.len(), word(0).map(|magic| magic & !EFFECTIVE)) {
+        (20, Some(VERSION_2)) => true,
+        // The user of a namespace's root.
+        (24, Some(VERSION_3)) => word(20) != Some(u32::MAX),
+        _ => false,
+    }
+}
+
+/// Linux `fs/posix_acl.c`: `posix_acl_from_xattr`, `set_posix_acl` and `posix_acl_valid`, in this order.
+fn acl_is_settable(is_default: bool, value: &[u8], file_type: FileType) -> Result<bool, &'static str> {
+    const VERSION: u32 = 2;
+    if value.is_empty() {
+        return Ok(false);
+    }
+    let (version, entries) = value.split_first_chunk().ok_or("the access-control list has no version")?;
+    if u32::from_le_bytes(*version) != VERSION {
+        return Ok(false);
+    }
+    let (entries, rest) = entries.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err("the last entry of the access-control list is incomplete");
+    }
+    if entries.is_empty() {
+        return Ok(false);
+    }
+    let entries = entries.iter().map(|[t0, t1, p0, p1, id @ ..]| {
+        (u16::from_le_bytes([*t0, *t1]), u16::from_le_bytes([*p0, *p1]), u32::from_le_bytes(*id))
+    });
+    if entries
+        .clone()
+        .any(|(tag, _, id)| !AclTag::ALL.contains(&tag) || (AclTag::is_named(tag) && id == u32::MAX))
+    {
+        return Err("an entry of the access-control list is for nobody");
+    }
+    if file_type == FileType::Symlink {
+        return Ok(false);
+    }
+    if is_default && file_type != FileType::Directory {
+        return Err("only a directory has a default access-control list");
+    }
+    // The tag that has to come next at the latest.
+    let (mut next, mut needs_mask) = (AclTag::OWNER, false);
+    for (tag, permissions, _) in entries {
+        if permissions > 7 {
+            return Err("an entry of the access-control list grants unknown permissions");
+        }
+        needs_mask |= AclTag::is_named(tag);
+        next = match (tag, next) {
+            (AclTag::OWNER, AclTag::OWNER) | (AclTag::USER, AclTag::USER) => AclTag::USER,
+            (AclTag::OWNING_GROUP, AclTag::USER) | (AclTag::GROUP, AclTag::GROUP) => AclTag::GROUP,
+            (AclTag::MASK, AclTag::GROUP) => AclTag::OTHER,
+            (AclTag::OTHER, AclTag::OTHER) => AclTag::NONE,
+            (AclTag::OTHER, AclTag::GROUP) if !needs_mask => AclTag::NONE,
+            _ => return Err("the access-control list has no mask, or its entries are out of order"),
+        };
+    }
+    if next == AclTag::NONE { Ok(true) } else { Err("the access-control list is incomplete") }
+}
+
+/// Whom an entry of an access-control list is for.
+struct AclTag;
+
+impl AclTag {
+    const NONE: u16 = 0;
+    const OWNER: u16 = 0x01;
+    const USER: u16 = 0x02;
+    const OWNING_GROUP: u16 = 0x04;
+    const GROUP: u16 = 0x08;
+    const MASK: u16 = 0x10;
+    const OTHER: u16 = 0x20;
+    const ALL: [u16; 6] = [Self::OWNER, Self::USER, Self::OWNING_GROUP, Self::GROUP, Self::MASK, Self::OTHER];
+
+    /// Whether the entry holds a number of a user or group.
+    fn is_named(tag: u16) -> bool {
+        tag == Self::USER || tag == Self::GROUP
+    }
 }
 
 /// Brings the attributes of one file into their normal form: sorted by name, each name once, the last
@@ -198,6 +322,66 @@ mod tests {
         let error = settle(&mut xattrs).unwrap_err();
         assert_eq!(error, XattrError::Sum { size_bytes: limits::XATTR_SUM_BYTES + 4 });
         assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.xattrs"));
+    }
+
+    #[test]
+    fn attributes_are_dropped_or_refused_by_type_and_by_value() {
+        let acl = |entries: &[(u16, u16, u32)]| {
+            let mut value = 2_u32.to_le_bytes().to_vec();
+            for (tag, permissions, id) in entries {
+                value.extend(tag.to_le_bytes());
+                value.extend(permissions.to_le_bytes());
+                value.extend(id.to_le_bytes());
+            }
+            value
+        };
+        let (owner, group, mask, other) = ((1, 7, 0), (4, 5, 0), (16, 5, 0), (32, 0, 0));
+        let minimal = acl(&[owner, group, other]);
+        let full = acl(&[owner, (2, 4, 1000), group, (8, 4, 5), mask, other]);
+        let capability = |version: u32, words: usize, last: u32| {
+            [version.to_le_bytes().to_vec(), vec![0; 4 * words - 4], last.to_le_bytes().to_vec()].concat()
+        };
+        let (access, default) = ("system.posix_acl_access", "system.posix_acl_default");
+        use FileType::{BlockDevice, CharDevice, Directory, Fifo, Regular, Symlink};
+        for (name, value, file_type, want) in [
+            ("user.a", vec![1], Regular, Some(true)),
+            ("user.a", vec![1], Directory, Some(true)),
+            ("user.a", vec![1], Symlink, Some(false)),
+            ("user.a", vec![1], CharDevice, Some(false)),
+            ("user.a", vec![1], BlockDevice, Some(false)),
+            ("user.a", vec![1], Fifo, Some(false)),
+            ("trusted.a", vec![1], Symlink, Some(true)),
+            (access, minimal.clone(), Regular, Some(true)),
+            (access, full.clone(), Fifo, Some(true)),
+            (access, full.clone(), Symlink, Some(false)),
+            (default, full.clone(), Directory, Some(true)),
+            (default, full.clone(), Regular, None),
+            (default, acl(&[]), Regular, Some(false)),
+            (access, vec![], Regular, Some(false)),
+            (access, vec![2, 0, 0], Regular, None),
+            (access, vec![1, 0, 0, 0, 9], Regular, Some(false)),
+            (access, minimal[..minimal.len() - 1].to_vec(), Symlink, None),
+            (access, acl(&[owner, (2, 4, 1000), group, other]), Regular, None),
+            (access, acl(&[owner, group, mask]), Regular, None),
+            (access, acl(&[group, owner, other]), Regular, None),
+            (access, acl(&[owner, group, other, other]), Regular, None),
+            (access, acl(&[owner, (4, 8, 0), other]), Regular, None),
+            (access, acl(&[owner, (2, 4, u32::MAX), group, mask, other]), Regular, None),
+            (access, acl(&[owner, (64, 4, 1), group, mask, other]), Symlink, None),
+            ("security.capability", capability(0x0200_0001, 4, 0), Regular, Some(true)),
+            ("security.capability", capability(0x0300_0000, 5, 1000), Regular, Some(true)),
+            ("security.capability", capability(0x0300_0000, 5, u32::MAX), Regular, None),
+            ("security.capability", capability(0x0200_0000, 5, 0), Regular, None),
+            ("security.capability", capability(0x0200_0002, 4, 0), Regular, None),
+            ("security.capability", capability(0x0100_0000, 2, 0), Regular, None),
+            ("security.capability", vec![], Regular, None),
+        ] {
+            let found = is_settable(name.as_bytes(), &value, file_type);
+            assert_eq!(found.clone().ok(), want, "{name} {value:?} {file_type:?}: {found:?}");
+            if let Err(error) = found {
+                assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "xattr.invalid"));
+            }
+        }
     }
 
     #[test]

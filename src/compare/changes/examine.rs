@@ -224,7 +224,7 @@ impl Examiner<'_> {
         let (xattrs, control) = self.layers.xattrs(&found, path)?;
         let data = self.layers.data(place, &found, &control)?;
         let (layer, at) = (self.layers.of(&data), data.at(path));
-        let xattrs = self.options.xattrs.kept(&xattrs);
+        let xattrs = self.options.xattrs.kept(&xattrs, node.file_type);
         let body = match node.file_type {
             FileType::Regular => {
                 self.require_size(node.size_bytes, path)?;
@@ -260,10 +260,10 @@ impl Examiner<'_> {
         path: &[u8],
         memory: &mut Memory<'_>,
     ) -> Result<Option<Directory>> {
-        let xattrs = self.options.xattrs.kept(&upper.xattrs);
+        let kept = |merged: &Merged| self.options.xattrs.kept(&merged.xattrs, FileType::Directory);
+        let xattrs = kept(&upper);
         let attributes = |parts: &[Found]| parts.first().map(|part| part.node.attributes);
-        let changed = attributes(&lower.parts) != attributes(&upper.parts)
-            || self.options.xattrs.kept(&lower.xattrs) != xattrs;
+        let changed = attributes(&lower.parts) != attributes(&upper.parts) || kept(&lower) != xattrs;
         // On top of the very stack that it hides, a marker says in one entry what would otherwise take
         // one for each name below.
         let opaque = self.exact && upper.opaque && !lower.parts.is_empty();

@@ -50,7 +50,21 @@ fn nothing_is_told_of_an_unchanged_stack() {
 }
 
 #[test]
+fn attributes_that_no_file_can_have_are_not_told() {
+    // As an image may have them that others made.
+    let upper = Entries::new()
+        .symlink("link", "t")
+        .xattr("user.a", "1")
+        .file("file", "x")
+        .xattr("security.capability", "none")
+        .xattr("system.posix_acl_default", "")
+        .xattr("user.a", "1");
+    assert_eq!(changes(&[&upper]), "file file \"x\" user.a=1\nsymlink link t\n");
+}
+
+#[test]
 fn every_attribute_of_an_entry_is_told() {
+    let capability = format!("\x01\0\0\x02{}", "\0".repeat(16));
     let upper = Entries::new()
         .dir("d")
         .mode(0o1777)
@@ -62,11 +76,14 @@ fn every_attribute_of_an_entry_is_told() {
         .owner(4_000_000_000, 3)
         .time(1 << 33, 999_999_999)
         .xattr("user.b", "2")
-        .xattr("security.capability", "cap")
+        .xattr("security.capability", &capability)
         .xattr("user.a", "1");
-    let want = "dir d 1777 1:2 @-5.7 user.d=v\n\
-                file d/f \"x\" 6755 4000000000:3 @8589934592.999999999 \
-                security.capability=cap user.a=1 user.b=2\n";
+    let want = format!(
+        "dir d 1777 1:2 @-5.7 user.d=v\n\
+         file d/f \"x\" 6755 4000000000:3 @8589934592.999999999 \
+         security.capability={} user.a=1 user.b=2\n",
+        capability.as_bytes().escape_ascii()
+    );
     assert_eq!(changes(&[&upper]), want);
 }
 

@@ -30,7 +30,8 @@ impl Layers<'_> {
         let path = a_place.path;
         let ((xattrs, control), (other_xattrs, other_control)) =
             (self.xattrs(a, path)?, self.xattrs(b, path)?);
-        if filter.kept(&xattrs) != filter.kept(&other_xattrs) {
+        let file_type = a.node.file_type;
+        if filter.kept(&xattrs, file_type) != filter.kept(&other_xattrs, file_type) {
             return Ok(false);
         }
         let (a, b) = (self.data(a_place, a, &control)?, self.data(b_place, b, &other_control)?);

@@ -13,7 +13,7 @@ use crate::{
     call::Cancel,
     compare::layer::Layer,
     error::{Error, Quoted, Result},
-    tree::{Attributes, Below, Xattr, xattr},
+    tree::{Attributes, Below, FileType, Xattr, xattr},
 };
 
 /// A merged tree.
@@ -94,7 +94,11 @@ impl Below for View<'_> {
         let Merged { parts, xattrs, .. } = &directory.merged;
         // Like overlayfs: the topmost layer that has the directory decides about all of it.
         let attributes = parts.first().map(|top| top.node.attributes).unwrap_or_default();
-        let mut kept: Vec<_> = xattrs.iter().filter(|found| xattr::is_kept(&found.name)).cloned().collect();
+        // An image made by others may have what the kernel would not set; it is not handed on.
+        let is_settable =
+            |found: &Xattr| xattr::is_settable(&found.name, &found.value, FileType::Directory) == Ok(true);
+        let is_kept = |found: &&Xattr| xattr::is_kept(&found.name) && is_settable(found);
+        let mut kept: Vec<_> = xattrs.iter().filter(is_kept).cloned().collect();
         let checked = kept.iter().try_for_each(|found| xattr::check(&found.name, &found.value));
         let settled = checked.and_then(|()| xattr::settle(&mut kept));
         settled.map_err(|error| Error::from(error).context(Quoted(path).to_string()))?;

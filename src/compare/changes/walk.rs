@@ -11,7 +11,7 @@ use crate::{
     call::Cancel,
     compare::output::Output,
     error::Result,
-    tree::{Attributes, Body, Entry, Timestamp, Xattr, whiteout},
+    tree::{Attributes, Body, Entry, FileType, Timestamp, Xattr, whiteout},
 };
 
 /// The root of a stack without layers, as a tar implies it.
@@ -142,13 +142,13 @@ impl<'a> Walk<'a> {
         let attributes = |root: &Merged| root.parts.first().map_or(NO_ROOT, |part| part.node.attributes);
         let shown = |root: &Merged| {
             let Attributes { mode, uid, gid, mtime: _ } = attributes(root);
-            (mode, uid, gid, filter.kept(&root.xattrs))
+            (mode, uid, gid, filter.kept(&root.xattrs, FileType::Directory))
         };
         // Nothing has no root: one is made up for it only where there has to be one.
         let changed = !upper.parts.is_empty() && shown(&lower) != shown(&upper);
         if changed || examiner.options.root == RootEntry::Always {
             let attributes = examiner.lowered(attributes(&upper));
-            let xattrs = filter.kept(&upper.xattrs);
+            let xattrs = filter.kept(&upper.xattrs, FileType::Directory);
             self.told.output.entry(&Entry { path: Vec::new(), attributes, xattrs, body: Body::Directory })?;
             let counts = &mut self.told.counts;
             *(if changed { &mut counts.changed } else { &mut counts.parents }) += 1;

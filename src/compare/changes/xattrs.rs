@@ -3,7 +3,7 @@
 //! Source: Linux `fs/overlayfs/overlayfs.h` and `Documentation/filesystems/overlayfs.rst`.
 
 use super::ChangesError;
-use crate::tree::{Xattr, xattr};
+use crate::tree::{FileType, Xattr, xattr};
 
 /// What belongs to the host a file happens to lie on, and never to an image: labels of its security
 /// modules and their signatures.
@@ -56,9 +56,14 @@ impl XattrFilter {
         listed && xattr::is_kept(name) && !HOST.iter().any(|label| name.starts_with(label))
     }
 
-    /// Those of `xattrs` that are written.
-    pub(super) fn kept(&self, xattrs: &[Xattr]) -> Vec<Xattr> {
-        xattrs.iter().filter(|xattr| self.keeps(&xattr.name)).cloned().collect()
+    /// Those of `xattrs` that are written for a file of type `file_type`. An image that others made may hold
+    /// some that no file can have, and that Apply would refuse.
+    pub(super) fn kept(&self, xattrs: &[Xattr], file_type: FileType) -> Vec<Xattr> {
+        let kept = |xattr: &&Xattr| {
+            self.keeps(&xattr.name)
+                && xattr::is_settable(&xattr.name, &xattr.value, file_type).unwrap_or(false)
+        };
+        xattrs.iter().filter(kept).cloned().collect()
     }
 }
 

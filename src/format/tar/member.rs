@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     limits,
-    tree::{Attributes, Body, Device, Entry, Timestamp, xattr},
+    tree::{Attributes, Body, Device, Entry, FileType, Timestamp, Xattr, xattr},
 };
 
 /// The extension headers since the last entry.
@@ -123,6 +123,12 @@ impl Extensions {
         };
         let mut xattrs = pax.xattrs;
         xattr::settle(&mut xattrs)?;
+        let given = xattrs.len();
+        // Those of a hard link mean nothing, like its other attributes.
+        if let Some(file_type) = file_type(&body) {
+            keep_settable(&mut xattrs, file_type)?;
+        }
+        let unsettable = u64::try_from(given - xattrs.len()).unwrap_or(u64::MAX);
         let is_file = matches!(body, Body::Regular { .. });
         if !is_file && pax.sparse.is_some() {
             return Err(Problem::SparseType { found: header.kind });
@@ -136,8 +142,33 @@ impl Extensions {
             None => Content::Nothing,
         };
         let entry = Entry { path, attributes, xattrs, body };
-        Ok(Member { entry, content, dropped_xattrs: pax.dropped_xattrs })
+        Ok(Member { entry, content, dropped_xattrs: pax.dropped_xattrs.saturating_add(unsettable) })
     }
+}
+
+fn file_type(body: &Body) -> Option<FileType> {
+    match body {
+        Body::Regular { .. } => Some(FileType::Regular),
+        Body::Directory => Some(FileType::Directory),
+        Body::Symlink { .. } => Some(FileType::Symlink),
+        Body::CharDevice(_) => Some(FileType::CharDevice),
+        Body::BlockDevice(_) => Some(FileType::BlockDevice),
+        Body::Fifo => Some(FileType::Fifo),
+        Body::HardLink { .. } => None,
+    }
+}
+
+/// Drops the attributes that a file of this type cannot have.
+fn keep_settable(xattrs: &mut Vec<Xattr>, file_type: FileType) -> Result<(), Problem> {
+    let mut refused = None;
+    xattrs.retain(|Xattr { name, value }| match xattr::is_settable(name, value, file_type) {
+        Ok(settable) => settable,
+        Err(error) => {
+            refused.get_or_insert(error);
+            false
+        }
+    });
+    refused.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Reads the body of a GNU long name header into `place`, where an earlier one may have left the same name.

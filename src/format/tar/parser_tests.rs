@@ -257,6 +257,24 @@ fn a_size_on_what_has_no_data_is_no_size() {
 }
 
 #[test]
+fn attributes_that_no_file_can_have_are_counted_or_refused() {
+    let (user, acl) = ("SCHILY.xattr.user.a", "SCHILY.xattr.system.posix_acl_default");
+    for (kind, kept) in [(b'0', 2), (b'5', 2), (b'2', 1), (b'3', 1), (b'4', 1), (b'6', 1)] {
+        let records: &[(&str, &[u8])] = &[(user, b"1"), (acl, b""), ("SCHILY.xattr.trusted.a", b"1")];
+        let archive = Archive::new().pax(records).header(kind, b"a", 0).field(157, b"t");
+        let trace = trace::trace(&archive.bytes, 1000);
+        assert_eq!(trace.files[0].entry.xattrs.len(), kept, "{kind}");
+        assert_eq!(trace.dropped_xattrs, 3 - u64::try_from(kept).unwrap(), "{kind}");
+    }
+    for (key, value) in [("SCHILY.xattr.security.capability", &b"\x01\0"[..]), (acl, b"\x02\0\0")] {
+        let archive = |kind| Archive::new().pax(&[(key, value)]).header(kind, b"a", 0).field(157, b"t");
+        assert_eq!(archive(b'0').reason(), "xattr.invalid");
+        // A hard link's own attributes do not count.
+        assert!(matches!(archive(b'1').only().body, Body::HardLink { .. }));
+    }
+}
+
+#[test]
 fn a_symbolic_link_has_mode_0777() {
     for mode in [b"0000644\0", b"0007000\0", b"0000777\0"] {
         let link = Archive::new().link(b'2', b"t").field(100, mode);

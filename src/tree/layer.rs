@@ -89,7 +89,7 @@ pub(super) struct Directory {
 pub(super) struct File<P> {
     payload: P,
     /// Names it has; 0 for a freed slot.
-    nlink: u32,
+    pub(super) nlink: u32,
     /// Number of its symbolic link, or [`NONE`].
     pub(super) link: u32,
     pub(super) file_type: FileType,

@@ -180,6 +180,12 @@ fn aufs_housekeeping_is_dropped_and_hard_links_to_it_yield_the_file() {
 }
 
 #[test]
+fn a_symbolic_link_with_two_names_leads_elsewhere_from_each() {
+    let entries = [symlink("l", "d"), file("l/a"), link("l/m", "l"), file("l/m/b"), file("l/c")];
+    assert_eq!(tree_text(&entries), "d/ d/a d/c d/d/ d/d/b d/m l");
+}
+
+#[test]
 fn a_root_that_is_a_hard_link_to_itself_changes_nothing() {
     assert_eq!(tree_text(&[directory("./"), file("a"), link("./", "."), link("/", "./")]), "a");
 }

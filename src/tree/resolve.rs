@@ -166,7 +166,8 @@ fn walk<P: Copy + Default>(
                 hops += 1;
                 let link = tree.links.get(file.link);
                 let frame = Frame { link: file.link, offset: link.offset, len: usize::from(link.len), hops };
-                if link.generation == tree.generation {
+                // Under another name it may lie in another directory, from where it leads elsewhere.
+                if link.generation == tree.generation && file.nlink == 1 {
                     hops += u32::from(link.hops);
                     directory = link.directory;
                 } else {

@@ -34,8 +34,8 @@ fn text(text: &str) -> Vec<u8> {
 }
 
 fn huffman(hex: &str) -> Vec<u8> {
-    let bytes: Vec<_> =
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    let pairs = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    let bytes: Vec<_> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
     [&[0x80 | u8::try_from(bytes.len()).unwrap()], bytes.as_slice()].concat()
 }
 

@@ -220,7 +220,7 @@ fn a_shared_layer_is_mounted_in_place_under_its_digest_and_nothing_else_is() {
     let error = fixture.stack(&format!("erofs {elsewhere} [ro loop]")).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "mount.outside-root"));
 
-    let cached = fixture.at(&format!("shared{}", &CACHED[1..]));
+    let cached = fixture.at(&CACHED.replacen('S', "shared", 1));
     let becomes = |make: &dyn Fn()| {
         fs::remove_file(&cached).unwrap();
         make();

@@ -56,8 +56,8 @@ fn fixture() -> Fixture {
     }
     fs::create_dir_all(at("shared/sha256/ab")).unwrap();
     fs::write(at("shared/sha256/ab/abcd.erofs"), "shared").unwrap();
-    for name in [&CACHED[1..], &OTHER_CACHED[1..]] {
-        fs::write(at(&format!("shared{name}")), "mounted in place").unwrap();
+    for name in [CACHED, OTHER_CACHED] {
+        fs::write(at(&name.replacen('S', "shared", 1)), "mounted in place").unwrap();
     }
     let roots = Roots::open(&[at("erofs")]).unwrap();
     let roots = roots.also_read(&[at("overlayfs"), at("absent")], &[at("shared")]).unwrap();
@@ -110,11 +110,11 @@ impl Fixture {
         };
         assert_eq!(opened, layer.key, "{path:?}");
         let mapped = if layer.ids.is_identity() { "" } else { "mapped:" };
-        let cached = |text: &str, name| text == format!("shared{name}");
-        if cached(path.to_str().unwrap(), &CACHED[1..]) {
+        let cached = |text: &str, name: &str| text == name.replacen('S', "shared", 1);
+        if cached(path.to_str().unwrap(), CACHED) {
             return "cached".to_owned();
         }
-        if cached(path.to_str().unwrap(), &OTHER_CACHED[1..]) {
+        if cached(path.to_str().unwrap(), OTHER_CACHED) {
             return "other".to_owned();
         }
         let short = path.to_str().unwrap().replace("/snapshots/", "/").replace("overlayfs/", "O/");

@@ -189,6 +189,38 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+/// A number of bytes as messages show it.
+///
+/// ```
+/// assert_eq!(plywood::error::Size(103_600_000).to_string(), "98.8 MiB");
+/// assert_eq!(plywood::error::Size(2 << 30).to_string(), "2 GiB");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} bytes", self.0);
+        }
+        let bytes = u128::from(self.0);
+        let mut unit = 1024;
+        for name in UNITS {
+            let tenths = (bytes * 10 + unit / 2) / unit;
+            // What rounds up to 1024 is one of the next unit.
+            if tenths < 10_240 || name == "EiB" {
+                return match tenths % 10 {
+                    0 => write!(f, "{} {name}", tenths / 10),
+                    tenth => write!(f, "{}.{tenth} {name}", tenths / 10),
+                };
+            }
+            unit *= 1024;
+        }
+        Ok(())
+    }
+}
+
 /// Classifies an I/O error of our own disk: full and quota are limits, the rest may pass.
 pub fn disk_kind(error: &io::Error) -> Kind {
     use std::io::ErrorKind;
@@ -249,6 +281,20 @@ mod tests {
         }
         let error = Error::disk(io::Error::other(Unreadable { source: io::Error::other("no medium") }));
         assert_eq!(error.to_string(), "file \"a\": no medium");
+    }
+
+    #[test]
+    fn a_size_is_shown_in_the_unit_that_fits_it() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1 MiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(Size(bytes).to_string(), text);
+        }
     }
 
     #[test]

@@ -1,7 +1,12 @@
-//! A child process that serves: started with its output in a log file, ended when it is dropped.
+//! A child process that serves: started with its output in a log file, ended when it is dropped. And one that is
+//! started again whenever it ends, as a socket unit of systemd does it.
 
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -129,5 +134,84 @@ impl Drop for Daemon {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A socket that outlives its daemon, which inherits it and is started again a second after it ended:
+/// `plywood.socket` with `Restart=always` and `RestartSec=1`.
+#[derive(Debug)]
+pub struct SocketUnit {
+    state: Arc<UnitState>,
+    socket: PathBuf,
+    keeper: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct UnitState {
+    starts: AtomicU32,
+    ends: AtomicBool,
+    child: Mutex<Option<Child>>,
+}
+
+impl SocketUnit {
+    /// Listens on `socket` and keeps `command` running, its output appended to `log`.
+    pub fn start(command: &Command, socket: &Path, log: &Path) -> anyhow::Result<Self> {
+        const RESTART: Duration = Duration::from_secs(1);
+        let listener = UnixListener::bind(socket)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let start = {
+            let program = command.get_program().to_owned();
+            let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+            move || -> anyhow::Result<Child> {
+                // The descriptor comes in as standard input, and the process keeps its id through exec.
+                let mut shell = Command::new("/bin/sh");
+                shell.arg("-c").arg("exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"").arg("sh");
+                shell.arg(&program).args(&arguments).env("LISTEN_FDNAMES", "plywood");
+                let socket = std::os::fd::OwnedFd::from(listener.try_clone()?);
+                Ok(shell.stdin(socket).stdout(log.try_clone()?).stderr(log.try_clone()?).spawn()?)
+            }
+        };
+        let state = Arc::new(UnitState::default());
+        let kept = Arc::clone(&state);
+        let keeper = thread::spawn(move || {
+            while !kept.ends.load(Ordering::SeqCst) {
+                let running = kept.running(|child| Ok(child.try_wait()?.is_none())).unwrap_or(false);
+                if running {
+                    thread::sleep(Duration::from_millis(10));
+                    continue;
+                }
+                if kept.starts.fetch_add(1, Ordering::SeqCst) > 0 {
+                    thread::sleep(RESTART);
+                }
+                *kept.child.lock().unwrap_or_else(PoisonError::into_inner) = start().ok();
+            }
+        });
+        Ok(Self { state, socket: socket.to_owned(), keeper: Some(keeper) })
+    }
+
+    /// How often it has been started so far.
+    pub fn starts(&self) -> u32 {
+        self.state.starts.load(Ordering::SeqCst)
+    }
+}
+
+impl UnitState {
+    fn running(&self, look: impl FnOnce(&mut Child) -> anyhow::Result<bool>) -> anyhow::Result<bool> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map_or(Ok(false), look)
+    }
+}
+
+impl Drop for SocketUnit {
+    fn drop(&mut self) {
+        self.state.ends.store(true, Ordering::SeqCst);
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        let _ = self.state.running(|child| {
+            child.kill()?;
+            child.wait()?;
+            Ok(false)
+        });
+        let _ = std::fs::remove_file(&self.socket);
     }
 }

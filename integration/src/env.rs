@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 
 use crate::calls::Caller;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, SocketUnit};
 use crate::host;
 use crate::image::Image;
 
@@ -146,11 +146,35 @@ impl Env {
         Ok(())
     }
 
+    /// Lets a socket unit take the place of the running Plywood.
+    pub fn start_socket_unit(&mut self) -> anyhow::Result<SocketUnit> {
+        self.plywood()?.terminate()?;
+        self.plywood = None;
+        let command = self.serve_command()?;
+        SocketUnit::start(&command, &self.plywood_socket(), &self.path("logs/plywood.log"))
+    }
+
+    /// Resets containerd: ends it, removes its data and its state, and starts it again.
+    pub fn reset_containerd(&mut self) -> anyhow::Result<()> {
+        self.containerd = None;
+        for target in host::mounts_below(self.dir.path()) {
+            host::run(Command::new("umount").arg("--lazy").arg(target))?;
+        }
+        for directory in [self.containerd_root.clone(), self.path("state")] {
+            std::fs::remove_dir_all(directory)?;
+        }
+        self.start_containerd()
+    }
+
+    fn serve_command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(host::plywood_binary().context("no plywood binary")?);
+        command.arg("serve").arg("--config").arg(self.path("plywood.toml"));
+        Ok(command)
+    }
+
     /// Starts Plywood with the configuration written before, and waits until its socket takes connections.
     pub fn start_plywood(&mut self) -> anyhow::Result<()> {
-        let binary = host::plywood_binary().context("no plywood binary")?;
-        let mut command = Command::new(binary);
-        command.arg("serve").arg("--config").arg(self.path("plywood.toml"));
+        let mut command = self.serve_command()?;
         let mut daemon = Daemon::start("plywood", &mut command, &self.path("logs/plywood.log"))?;
         let socket = self.plywood_socket();
         daemon.wait_until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok())?;

@@ -21,6 +21,8 @@ mod parallel;
 mod pull;
 #[path = "containerd/request.rs"]
 mod request;
+#[path = "containerd/reset.rs"]
+mod reset;
 #[path = "containerd/store.rs"]
 mod store;
 #[path = "containerd/wires.rs"]
@@ -126,6 +128,7 @@ fn main() -> anyhow::Result<()> {
     fallback::add(&mut suite);
     parallel::add(&mut suite);
     request::add(&mut suite);
+    reset::add(&mut suite);
     diff::add(&mut suite);
     faults::add(&mut suite);
     crash::add(&mut suite);

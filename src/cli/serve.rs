@@ -30,6 +30,11 @@ pub struct Arguments {
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let user = rustix::process::geteuid();
+    if !user.is_root() {
+        let message = format!("serve must run as root, not as uid {}", user.as_raw());
+        return Err(Error::new(Kind::Denied, "server.root", message));
+    }
     let (config, origin) = config::load(arguments.config.as_deref())?;
     logging::start(&config.log)?;
     server::run(&config, &origin, Containerd)

@@ -19,7 +19,7 @@ use rustix::fs::Mode;
 
 use super::lock::DirectoryLock;
 use crate::{
-    error::{Classify, Error, Kind, disk_kind},
+    error::{Classify, Error, Kind, Size, disk_kind},
     format::{ReadAt, Sink},
     limits::Limits,
     sys::{
@@ -82,14 +82,16 @@ pub enum LayerError {
     #[error("{0}: the existing file is immutable")]
     Immutable(PathBuf),
     /// Writing on would fill the file system.
-    #[error("{available} bytes are free, {reserve} of {total} are kept free")]
+    #[error("{available} are free, {reserve} of {total} are kept free by {setting}")]
     Reserve {
-        /// Free bytes.
-        available: u64,
-        /// Bytes that stay free.
-        reserve: u64,
-        /// Size of the file system in bytes.
-        total: u64,
+        /// Free space.
+        available: Size,
+        /// What stays free.
+        reserve: Size,
+        /// Size of the file system.
+        total: Size,
+        /// The setting that asks for it.
+        setting: &'static str,
     },
     /// The kernel refused.
     #[error("{path}: {what}")]
@@ -439,7 +441,10 @@ impl Reserve {
         let share = space.total_bytes / 100 * self.percent;
         let reserve = self.bytes.max(share);
         Ok(if space.available_bytes < reserve {
-            Err(LayerError::Reserve { available: space.available_bytes, reserve, total: space.total_bytes })
+            let [available, reserve, total] = [space.available_bytes, reserve, space.total_bytes].map(Size);
+            let by_share = share > self.bytes;
+            let setting = if by_share { "limits.reserve_percent" } else { "limits.reserve_bytes" };
+            Err(LayerError::Reserve { available, reserve, total, setting })
         } else {
             Ok(())
         })

@@ -196,6 +196,8 @@ fn the_reserve_is_kept_free_from_the_first_byte_on() {
     let error = LayerFile::in_snapshot(&scratch.dir, parent, NAME, &scratch.layer(), &limits).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.free-space"));
     assert!(scratch.begin().is_ok(), "the refusal gave the lock back");
+    let text = error.to_string();
+    assert!(text.contains("iB are free, 16 EiB of ") && text.ends_with("limits.reserve_bytes"), "{text}");
 }
 
 #[test]

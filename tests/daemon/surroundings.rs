@@ -299,6 +299,11 @@ fn config_check_in_ci() {
     // The daemon itself obeys none but root's.
     let strict = told(&check(&["--strict", config.to_str().unwrap()]));
     assert_eq!(strict.0, Some(1), "{strict:?}");
+    let mut serve = Command::new("setpriv");
+    serve.args(["--reuid", "1234", "--regid", "1234", "--clear-groups"]).arg(&binary).arg("serve");
+    let (code, text) = told(&serve.output().unwrap());
+    let want = "plywood: serve must run as root, not as uid 1234 [server.root]\n";
+    assert_eq!((code, text.as_str()), (Some(1), want));
     fs::write(&config, "[log]\nlevel = \"loud\"\n").unwrap();
     let (code, text) = as_user(&config);
     assert!(code == Some(1) && text.contains("log.level"), "{text}");

@@ -96,7 +96,7 @@ fn denied() {
 fn confined(daemon: &Daemon) -> String {
     let log = daemon.log();
     let line = log.lines().rev().find(|line| line.contains(" confined ")).unwrap_or_else(|| panic!("{log}"));
-    line[line.find("capabilities=").unwrap()..].to_owned()
+    line.split_once(" capabilities=").unwrap().1.to_owned()
 }
 
 /// What a unit lets its process do.

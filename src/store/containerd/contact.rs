@@ -51,8 +51,9 @@ impl Containerd {
         let address = self.client.address.display();
         let (mut pause, longest) = PAUSES;
         while let Err(error) = sweep::namespaces(&self.client).await {
-            // A refusal is an answer: of a containerd that is there and does without the service.
+            // A refusal is an answer, though none that containerd gives.
             if !sweep::is_passing(&error) {
+                tracing::warn!(%address, %error, "who answers may not be containerd (containerd.address)");
                 break;
             }
             let text = error.to_string();

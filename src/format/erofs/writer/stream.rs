@@ -249,6 +249,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_back_before_it_is_written_is_never_written() {
+        let mut sink = Counted::default();
+        let mut window = Window::default();
+        // A file that ends within a block, one of some blocks, and one that stays.
+        window.write(&mut sink, 0, &[1; 6000]).unwrap();
+        window.write(&mut sink, 8192, &[2; 10_000]).unwrap();
+        window.write(&mut sink, 20_480, &[3; 5000]).unwrap();
+        window.discard(&mut sink, 8192, 12_288).unwrap();
+        window.discard(&mut sink, 0, 8192).unwrap();
+        window.flush(&mut sink).unwrap();
+        assert_eq!((sink.writes, sink.discards, sink.image.len()), (1, 0, 25_480));
+        assert!(sink.image[..20_480].iter().all(|byte| *byte == 0) && sink.image[20_480..] == [3; 5000]);
+        // Half of a block is written already: all of it is given back.
+        window.write(&mut sink, 28_672, &[4; 2000]).unwrap();
+        window.flush(&mut sink).unwrap();
+        window.write(&mut sink, 30_672, &[4; 9000]).unwrap();
+        window.discard(&mut sink, 28_672, 12_288).unwrap();
+        window.flush(&mut sink).unwrap();
+        assert_eq!((sink.writes, sink.discards, sink.image.len()), (2, 1, 30_672));
+    }
+
+    #[test]
     fn the_last_address_is_one_that_is_not_all_ones() {
         let mut stream = Stream::new(1);
         assert_eq!(stream.allocate(0xffff_fffd).unwrap(), 1);

@@ -98,6 +98,11 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
                 format!("it starts at byte {position}, within the inode before, which ends at {}", self.end);
             return Err(CheckError::inode(Rule::Overlap, nid, detail));
         }
+        let owners = node.inode.attributes;
+        if owners.uid == u32::MAX || owners.gid == u32::MAX {
+            let detail = format!("owner {}:{}", owners.uid, owners.gid);
+            return Err(CheckError::inode(Rule::Owner, nid, detail));
+        }
         self.count(&node, records.len() as u64, notes)?;
         reserved(&node, &raw, notes);
         if node.inode.xattr_icount != 0 {

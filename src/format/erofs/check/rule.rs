@@ -54,6 +54,8 @@ rules! {
     Depth = "erofs.directory.depth",
     /// A directory or symbolic link is stored as no writer stores one.
     Layout = "erofs.inode.layout",
+    /// An owner that stands for none in system calls: the file could not be copied up.
+    Owner = "erofs.inode.owner",
     /// A record's type is not that of its inode, or two records disagree.
     EntryType = "erofs.dirent.mismatch",
     /// An inline file ends on a block boundary, where readers disagree.

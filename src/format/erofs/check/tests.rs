@@ -333,6 +333,21 @@ fn depth_is_bounded() {
 }
 
 #[test]
+fn owners_that_stand_for_none_are_refused() {
+    let of = |uid, gid| {
+        image(|image| {
+            let mut inode = file(0, Data::Plain { start: None });
+            (inode.attributes.uid, inode.attributes.gid) = (uid, gid);
+            vec![("f", image.node(inode, b"", 1, b""), FileType::Regular)]
+        })
+    };
+    assert_eq!(verdict(&of(u32::MAX - 1, u32::MAX - 1), &Policy::layer()), "fine");
+    for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
+        assert_eq!(verdict(&of(uid, gid), &Policy::layer()), "erofs.inode.owner");
+    }
+}
+
+#[test]
 fn nothing_is_in_use_twice() {
     let plain = |start: u64, blocks: u64| file(blocks * BLOCK, Data::Plain { start: Some(Block(start)) });
     let one = |inode: Inode| {

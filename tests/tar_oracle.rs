@@ -180,8 +180,9 @@ fn readers_agree() -> Result<(), Failed> {
         for member in ours(&archive)? {
             let path = String::from_utf8(member.path)?;
             let path = path.trim_start_matches("./").trim_end_matches('/');
-            want.extend(path.match_indices('/').map(|(at, _)| path[..at].to_owned()));
-            want.extend((!path.is_empty()).then(|| path.to_owned()));
+            // With the directories that it implies, without the root.
+            let with_parents = Path::new(path).ancestors().filter(|path| !path.as_os_str().is_empty());
+            want.extend(with_parents.map(|path| path.to_string_lossy().into_owned()));
         }
         let want: Vec<String> = want.into_iter().collect();
         for (reader, command) in extractors() {

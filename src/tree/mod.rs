@@ -27,6 +27,8 @@ pub use error::TreeError;
 pub use inherit::Below;
 pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree};
 
+use std::fmt;
+
 /// The seven types of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileType {
@@ -85,6 +87,20 @@ pub struct Timestamp {
     pub nanoseconds: u32,
 }
 
+/// Seconds with nine decimal places. Before 1970 the fraction counts away from zero like the seconds, so
+/// 1.5 s before it is `-1.500000000`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, nanoseconds } = *self;
+        match 1_000_000_000_u32.checked_sub(nanoseconds) {
+            Some(missing) if seconds < 0 && nanoseconds > 0 => {
+                write!(f, "-{}.{missing:09}", (seconds + 1).unsigned_abs())
+            }
+            _ => write!(f, "{seconds}.{nanoseconds:09}"),
+        }
+    }
+}
+
 /// A device number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Device {
@@ -133,4 +149,25 @@ pub struct Xattr {
     pub name: Vec<u8>,
     /// At most [`crate::limits::XATTR_VALUE_BYTES`] bytes.
     pub value: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_count_their_fraction_away_from_zero() {
+        for (seconds, nanoseconds, want) in [
+            (0, 0, "0.000000000"),
+            (1, 5, "1.000000005"),
+            (-1, 0, "-1.000000000"),
+            (-1, 500_000_000, "-0.500000000"),
+            (-2, 500_000_000, "-1.500000000"),
+            (-2, 999_999_999, "-1.000000001"),
+            (i64::MIN, 1, "-9223372036854775807.999999999"),
+            (i64::MIN, 0, "-9223372036854775808.000000000"),
+        ] {
+            assert_eq!(Timestamp { seconds, nanoseconds }.to_string(), want);
+        }
+    }
 }

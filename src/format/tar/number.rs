@@ -145,17 +145,10 @@ pub(super) fn seconds(text: &[u8]) -> Option<Timestamp> {
 
 /// Spells a time as [`seconds`] reads it, without zeros at the end of the fraction.
 pub(super) fn spell_seconds(time: Timestamp) -> String {
-    let Timestamp { seconds, nanoseconds } = time;
-    if nanoseconds == 0 {
-        return seconds.to_string();
+    if time.nanoseconds == 0 {
+        return time.seconds.to_string();
     }
-    let text = if seconds < 0 {
-        // The fraction counts away from zero, like the seconds.
-        format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000_u32.saturating_sub(nanoseconds))
-    } else {
-        format!("{seconds}.{nanoseconds:09}")
-    };
-    text.trim_end_matches('0').to_owned()
+    time.to_string().trim_end_matches('0').to_owned()
 }
 
 #[cfg(test)]

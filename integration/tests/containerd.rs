@@ -17,6 +17,8 @@ mod faults;
 mod native;
 #[path = "containerd/parallel.rs"]
 mod parallel;
+#[path = "containerd/parents.rs"]
+mod parents;
 #[path = "containerd/pull.rs"]
 mod pull;
 #[path = "containerd/request.rs"]
@@ -127,6 +129,7 @@ fn main() -> anyhow::Result<()> {
     native::add(&mut suite);
     fallback::add(&mut suite);
     parallel::add(&mut suite);
+    parents::add(&mut suite);
     request::add(&mut suite);
     reset::add(&mut suite);
     diff::add(&mut suite);

@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     format::erofs::reader::Image,
     limits::Limits,
-    snapshot::Durability,
+    snapshot::{Durability, LayerFile, Stack},
     store::{Blob, Memory},
 };
 
@@ -500,4 +500,61 @@ fn the_same_layer_asked_for_many_times_is_converted_once() {
     });
     assert_eq!(OPENED.load(Ordering::Relaxed), 2);
     assert_eq!(fixture.left_behind(), ["layer.erofs"]);
+}
+
+#[test]
+fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_the_layer() {
+    let fixture = fixture();
+    let converter = Converter::new(fixture.options.clone());
+    let out = fixture.scratch.path().join("image");
+    let mut builder = ::tar::Builder::new(Vec::new());
+    let mut header = ::tar::Header::new_ustar();
+    header.set_size(0);
+    builder.append_data(&mut header, "d/f", &b""[..]).unwrap();
+    let archive = builder.into_inner().unwrap();
+    let convert = |kind: Kind, required| {
+        let open = || -> Result<Stack> { Err(Error::new(kind, "test.below", "on purpose")) };
+        let layer = Layer {
+            kind: LayerType::Tar,
+            reader: &mut archive.as_slice(),
+            file: None,
+            size_bytes: None,
+            digest: None,
+            parents: Some(Parents { open: &open, required }),
+        };
+        let image = LayerFile::beside(&out).unwrap();
+        converter.convert(&call().cancel, layer, image, false, &mut |_| {})
+    };
+    for (kind, may_be_ignored) in [
+        (Kind::NotImplemented, true),
+        (Kind::Malformed, true),
+        (Kind::Denied, true),
+        (Kind::Conflict, true),
+        (Kind::Exhausted, false),
+        (Kind::DataLoss, false),
+        (Kind::NotFound, false),
+        (Kind::Unavailable, false),
+        (Kind::Cancelled, false),
+        (Kind::DeadlineExceeded, false),
+        (Kind::Changed, false),
+        (Kind::Internal, false),
+    ] {
+        match convert(kind, false) {
+            Ok(applied) => {
+                let Contents { implied_directories, inherited_directories, without_parents, .. } =
+                    applied.stats.contents;
+                assert!(may_be_ignored, "{kind:?}");
+                assert_eq!((implied_directories, inherited_directories, without_parents), (1, 0, true));
+                fs::remove_file(&out).unwrap();
+            }
+            Err(error) => {
+                assert!(!may_be_ignored, "{kind:?}");
+                assert_eq!((error.kind(), error.reason()), (kind, "test.below"));
+                assert_eq!(error.to_string(), "the layers below: on purpose");
+                assert!(!out.exists());
+            }
+        }
+        let error = convert(kind, true).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (kind, "test.below"));
+    }
 }

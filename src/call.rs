@@ -1,15 +1,17 @@
 //! Who asks: the namespace and lease a request came with, and whether it is still wanted.
 //!
 //! A [`Call`] goes with every request from the edge down to the content store. [`Cancel`] is the one
-//! flag that every stage looks at, at least once a buffer and in every wait.
+//! flag that every stage looks at, at least once a buffer and in every wait. It also leads to the request's
+//! [`Place`], which a wait for the store gives to others when it lasts.
 
 use std::{
     fmt,
     str::FromStr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -126,6 +128,7 @@ impl TraceParent {
 pub struct Cancel {
     flag: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    place: Option<Arc<Place>>,
 }
 
 /// Why work stopped early.
@@ -168,6 +171,22 @@ impl Cancel {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
+    /// The same flag, for work that has a place.
+    #[must_use]
+    pub fn with_place(self, place: Arc<Place>) -> Self {
+        Self { place: Some(place), ..self }
+    }
+
+    /// The place of the request that is worked on, if others wait for places.
+    pub fn place(&self) -> Option<&Arc<Place>> {
+        self.place.as_ref()
+    }
+
+    /// Begins a wait for somebody outside.
+    pub fn wait(&self) -> Wait<'_> {
+        Wait { cancel: self, since: Instant::now() }
+    }
+
     /// When it cancels itself.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -185,6 +204,110 @@ impl Cancel {
             _ if self.flag.load(Ordering::Acquire) => Err(Cancelled::ByCaller),
             _ => Ok(()),
         }
+    }
+}
+
+/// A part of what a request holds while it is worked on, and others wait for.
+pub trait Part: Send + Sync + fmt::Debug {
+    /// Gives it away. `false`: it stays.
+    fn give(&self) -> bool;
+
+    /// Waits until it is there again. Errors: cancelled meanwhile; then it is not.
+    fn take(&self, cancel: &Cancel) -> Result<(), Cancelled>;
+}
+
+/// The place of a request among those that are worked on: its slot, and the memory set aside for it.
+#[derive(Debug)]
+pub struct Place {
+    /// Only this thread gives the place away: while another one of the request waits, this one may be at work.
+    thread: ThreadId,
+    slot: Arc<dyn Part>,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    away: bool,
+    memory: Option<Weak<dyn Part>>,
+}
+
+impl Place {
+    /// The place of the request that the current thread works on.
+    pub fn new(slot: Arc<dyn Part>) -> Arc<Self> {
+        Arc::new(Self { thread: thread::current().id(), slot, parts: Mutex::default() })
+    }
+
+    /// Notes the memory that goes with the slot.
+    pub fn add_memory(&self, memory: Weak<dyn Part>) {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).memory = Some(memory);
+    }
+
+    fn give(&self, cancel: &Cancel) -> Result<(), Cancelled> {
+        if thread::current().id() != self.thread {
+            return Ok(());
+        }
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if parts.away {
+            return Ok(());
+        }
+        let memory = parts.memory.as_ref().and_then(Weak::upgrade);
+        if memory.as_ref().is_some_and(|memory| !memory.give()) {
+            return Ok(());
+        }
+        parts.away = self.slot.give();
+        match memory {
+            Some(memory) if !parts.away => memory.take(cancel),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the place is there again, if it was given away. Errors: cancelled meanwhile.
+    pub fn take(&self, cancel: &Cancel) -> Result<(), Cancelled> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !parts.away {
+            return Ok(());
+        }
+        // In the order in which a request gets them at first. So whoever holds memory that others wait for has a
+        // slot, and gets on.
+        self.slot.take(cancel)?;
+        parts.away = false;
+        match parts.memory.as_ref().and_then(Weak::upgrade) {
+            Some(memory) => memory.take(cancel),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A wait for somebody outside, who may take long.
+#[derive(Debug)]
+pub struct Wait<'a> {
+    cancel: &'a Cancel,
+    since: Instant,
+}
+
+impl Wait<'_> {
+    /// How long a request keeps its place while it waits. Stores answer within milliseconds; a pause of a slow disk
+    /// should not cost a request its turn.
+    const KEEPS_PLACE: Duration = Duration::from_millis(200);
+
+    /// To be called every [`Cancel::POLL`], not under a lock: gives the place away once the wait has lasted.
+    /// Errors: work should stop.
+    pub fn go_on(&self) -> Result<(), Cancelled> {
+        self.cancel.check()?;
+        match &self.cancel.place {
+            Some(place) if self.since.elapsed() >= Self::KEEPS_PLACE => place.give(self.cancel),
+            _ => Ok(()),
+        }
+    }
+
+    /// How long it has lasted.
+    pub fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Ends the wait; waits for a place if it was given away. Errors: cancelled meanwhile.
+    pub fn end(self) -> Result<(), Cancelled> {
+        self.cancel.place.as_ref().map_or(Ok(()), |place| place.take(self.cancel))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A descriptor whose parts have been checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
     /// Printable ASCII, at most 255 bytes.
     pub media_type: String,

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Apply this blob to this snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// The layer.
     pub diff: Descriptor,

@@ -51,9 +51,11 @@ table! {
         /// Requests in flight on one connection.
         max_streams: u32 = 64;
         /// Layers applied and written (Diff) at a time. 0: twice the number of processors, at least 4 and
-        /// at most 32.
+        /// at most 32. A layer of which nothing comes for 200 ms lets the next one work until there is more; up to
+        /// 128 wait like that.
         running_applies: u32 = 0;
-        /// Layers that wait for their turn; further ones are answered RESOURCE_EXHAUSTED, "busy".
+        /// Layers that wait for their turn, or for an equal request to be done; further ones are answered
+        /// RESOURCE_EXHAUSTED, "busy".
         waiting_applies: u32 = 256;
         /// Seconds that running requests get to finish after SIGTERM before they are cancelled.
         drain_seconds: u64 = 20;

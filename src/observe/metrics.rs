@@ -55,7 +55,9 @@ struct Event {
 pub struct Load {
     /// Requests that are worked on.
     pub running: u64,
-    /// Requests that wait for their turn.
+    /// Requests that wait for their blobs, and gave their turn away meanwhile.
+    pub stalled: u64,
+    /// Requests that wait for their turn, or for the answer to an equal one.
     pub waiting: u64,
     /// Bytes of metadata memory charged to requests.
     pub memory_bytes: u64,
@@ -84,6 +86,7 @@ pub struct Metrics {
     diff_entries: Counter,
     security: Family<Event, Counter>,
     running: Gauge,
+    stalled: Gauge,
     waiting: Gauge,
     memory: Gauge,
     resident: Gauge,
@@ -118,6 +121,7 @@ impl Metrics {
             diff_entries: Counter::default(),
             security: Family::default(),
             running: Gauge::default(),
+            stalled: Gauge::default(),
             waiting: Gauge::default(),
             memory: Gauge::default(),
             resident: Gauge::default(),
@@ -208,6 +212,8 @@ impl Metrics {
             metrics.containerd_reachable.clone(),
         );
         own.register("requests_running", "Requests that are worked on", metrics.running.clone());
+        let stalled = "Requests that wait for their blobs, and gave their turn away";
+        own.register("requests_stalled", stalled, metrics.stalled.clone());
         own.register("requests_waiting", "Requests that wait for their turn", metrics.waiting.clone());
         own.register_with_unit(
             "metadata_memory",
@@ -275,6 +281,7 @@ impl Metrics {
     pub fn text(&self, load: Load) -> String {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.running.set(gauge(load.running));
+        self.stalled.set(gauge(load.stalled));
         self.waiting.set(gauge(load.waiting));
         self.memory.set(gauge(load.memory_bytes));
         let usage = Usage::now();
@@ -334,7 +341,7 @@ mod tests {
         let applied = Applied { media_type: "x", digest: Digest::sha256(b""), size_bytes: 70, stats };
         metrics.count_applied("tar", &applied, Duration::from_millis(5));
         metrics.count_security(SecurityEvent::PeerRefused);
-        let text = metrics.text(Load { running: 1, waiting: 2, memory_bytes: 3 });
+        let text = metrics.text(Load { running: 1, stalled: 4, waiting: 2, memory_bytes: 3 });
         for line in [
             "plywood_requests_total{method=\"Apply\",wire=\"grpc\",layer=\"tar\",code=\"ok\",reason=\"\"} 2",
             "plywood_apply_duration_seconds_count{layer=\"tar\"} 1",
@@ -347,6 +354,7 @@ mod tests {
             "plywood_layers_without_parents_total 1",
             "plywood_security_events_total{event=\"peer-refused\"} 1",
             "plywood_requests_running 1",
+            "plywood_requests_stalled 4",
             "plywood_requests_waiting 2",
             "plywood_metadata_memory_bytes 3",
         ] {

@@ -3,11 +3,14 @@
 //! Every request has a small share from its start, enough for nearly all layers. One that outgrows it
 //! waits for the large share, of which there is one: requests never hold a part of what another waits
 //! for, so they cannot block each other for good. The sum stays within the operator's limit.
+//!
+//! A request that waits for its blob keeps of its small share what it uses, and gives the rest to others. One
+//! share is always left to those at work, so that they get on, and those that waited after them.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::{
-    call::Cancel,
+    call::{Cancel, Cancelled, Part, Place},
     error::{Classify, Kind, Result},
     limits::Limits,
 };
@@ -37,13 +40,18 @@ impl Classify for MetadataLimit {
 pub struct Budget {
     /// Most that one request may use, in bytes.
     limit: u64,
+    /// All small shares together, in bytes.
+    shares: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    shares: u64,
+    /// Bytes of the small shares that nobody holds.
+    free: u64,
+    /// Bytes held by requests that wait for their blobs.
+    kept: u64,
     large: bool,
     charged: u64,
 }
@@ -51,15 +59,29 @@ struct State {
 /// What one request holds of it; given back when dropped.
 #[derive(Debug)]
 pub struct Lease {
+    hold: Arc<Hold>,
+    place: Option<Arc<Place>>,
+}
+
+#[derive(Debug)]
+struct Hold {
     budget: Arc<Budget>,
     held: Mutex<Held>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
     metadata: u64,
     window: u64,
     large: bool,
+    /// The request waits for its blob: of its small share it has only what it used then.
+    kept: Option<u64>,
+}
+
+impl Held {
+    fn used(&self) -> u64 {
+        self.metadata.saturating_add(self.window)
+    }
 }
 
 /// What memory is used for.
@@ -76,23 +98,26 @@ impl Budget {
     /// `limits.total_metadata_bytes`, but at least one.
     pub fn new(limits: &Limits) -> Arc<Self> {
         let beside = limits.total_metadata_bytes.saturating_sub(limits.metadata_bytes);
+        let shares = (beside / SHARE_BYTES).max(1) * SHARE_BYTES;
         Arc::new(Self {
             limit: limits.metadata_bytes,
-            state: Mutex::new(State { shares: (beside / SHARE_BYTES).max(1), large: true, charged: 0 }),
+            shares,
+            state: Mutex::new(State { free: shares, kept: 0, large: true, charged: 0 }),
             changed: Condvar::new(),
         })
     }
 
     /// A small share; waits for one when all are in use. Errors: cancelled while waiting.
     pub fn lease(self: &Arc<Self>, cancel: &Cancel) -> Result<Lease> {
-        self.wait(cancel, |state| match state.shares.checked_sub(1) {
-            Some(rest) => {
-                state.shares = rest;
-                true
-            }
-            None => false,
-        })?;
-        Ok(Lease { budget: Arc::clone(self), held: Mutex::new(Held::default()) })
+        self.reserve(cancel, 0)?;
+        let held = Mutex::new(Held { metadata: 0, window: 0, large: false, kept: None });
+        let hold = Arc::new(Hold { budget: Arc::clone(self), held });
+        let place = cancel.place().cloned();
+        if let Some(place) = &place {
+            let hold = Arc::downgrade(&hold);
+            place.add_memory(hold as Weak<dyn Part>);
+        }
+        Ok(Lease { hold, place })
     }
 
     /// Bytes in use now, for metrics.
@@ -104,8 +129,20 @@ impl Budget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for a small share, of which `kept` bytes were kept.
+    fn reserve(&self, cancel: &Cancel, kept: u64) -> Result<(), Cancelled> {
+        self.wait(cancel, |state| match state.free.checked_sub(SHARE_BYTES - kept) {
+            Some(rest) => {
+                state.free = rest;
+                state.kept -= kept;
+                true
+            }
+            None => false,
+        })
+    }
+
     /// Waits until `take` succeeds.
-    fn wait(&self, cancel: &Cancel, mut take: impl FnMut(&mut State) -> bool) -> Result<()> {
+    fn wait(&self, cancel: &Cancel, mut take: impl FnMut(&mut State) -> bool) -> Result<(), Cancelled> {
         let mut state = self.lock();
         while !take(&mut state) {
             cancel.check()?;
@@ -120,44 +157,89 @@ impl Lease {
     /// Says that `bytes` are now used for `purpose`, before they are. Waits for the large share when
     /// the small one does not suffice. Errors: [`MetadataLimit`], or cancelled while waiting.
     pub fn charge(&self, purpose: Use, bytes: u64, cancel: &Cancel) -> Result<()> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = held.metadata.saturating_add(held.window);
-        let needed = match purpose {
-            Use::Metadata => held.window.saturating_add(bytes),
-            Use::Window => held.metadata.saturating_add(bytes),
+        let budget = &self.hold.budget;
+        let (mut held, needed) = loop {
+            let held = self.hold.lock();
+            let needed = match purpose {
+                Use::Metadata => held.window.saturating_add(bytes),
+                Use::Window => held.metadata.saturating_add(bytes),
+            };
+            if held.kept.is_none_or(|kept| needed <= kept) {
+                break (held, needed);
+            }
+            // A thread of the request is at work while another waits for the blob, and needs what was given away.
+            drop(held);
+            cancel.check()?;
+            if let Some(place) = &self.place {
+                place.take(cancel)?;
+            }
         };
-        let limit = self.budget.limit.max(SHARE_BYTES);
+        let limit = budget.limit.max(SHARE_BYTES);
         if needed > limit {
             return Err(MetadataLimit { needed, limit }.into());
         }
         if needed > SHARE_BYTES && !held.large {
-            self.budget.wait(cancel, |state| std::mem::take(&mut state.large))?;
+            budget.wait(cancel, |state| std::mem::take(&mut state.large))?;
             held.large = true;
         }
+        let before = held.used();
         match purpose {
             Use::Metadata => held.metadata = bytes,
             Use::Window => held.window = bytes,
         }
-        let mut state = self.budget.lock();
+        let mut state = budget.lock();
         state.charged = state.charged.saturating_add(needed).saturating_sub(before);
+        Ok(())
+    }
+
+    /// Whether it holds the large share.
+    pub fn is_large(&self) -> bool {
+        self.hold.lock().large
+    }
+}
+
+impl Hold {
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Part for Hold {
+    /// Not with the large share: those that wait for it hold slots, and this one would wait for a slot.
+    fn give(&self) -> bool {
+        let mut held = self.lock();
+        let used = held.used();
+        let mut state = self.budget.lock();
+        // One whole share has to be left, or those that come back might all wait for the rest of theirs.
+        if held.large || held.kept.is_some() || state.kept + used > self.budget.shares - SHARE_BYTES {
+            return false;
+        }
+        held.kept = Some(used);
+        state.kept += used;
+        state.free += SHARE_BYTES - used;
+        drop(state);
+        self.budget.changed.notify_all();
+        true
+    }
+
+    fn take(&self, cancel: &Cancel) -> Result<(), Cancelled> {
+        let mut held = self.lock();
+        if let Some(kept) = held.kept {
+            self.budget.reserve(cancel, kept)?;
+            held.kept = None;
+        }
         Ok(())
     }
 }
 
-impl Lease {
-    /// Whether it holds the large share.
-    pub fn is_large(&self) -> bool {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).large
-    }
-}
-
-impl Drop for Lease {
+impl Drop for Hold {
     fn drop(&mut self) {
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.budget.lock();
-        state.shares += 1;
+        state.free += held.kept.unwrap_or(SHARE_BYTES);
+        state.kept -= held.kept.unwrap_or(0);
         state.large |= held.large;
-        state.charged = state.charged.saturating_sub(held.metadata.saturating_add(held.window));
+        state.charged = state.charged.saturating_sub(held.used());
         drop(state);
         self.budget.changed.notify_all();
     }
@@ -181,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_defaults_give_as_many_shares_as_there_may_be_requests() {
-        assert_eq!(Budget::new(&Limits::default()).lock().shares, 32);
+        assert_eq!(Budget::new(&Limits::default()).lock().free, 32 * SHARE_BYTES);
     }
 
     #[test]
@@ -207,7 +289,86 @@ mod tests {
         drop((first, third));
         assert_eq!(budget.charged_bytes(), 0);
         let state = budget.lock();
-        assert_eq!((state.shares, state.large), (3, true));
+        assert_eq!((state.free, state.kept, state.large), (3 * SHARE_BYTES, 0, true));
+    }
+
+    /// A slot that is always there.
+    #[derive(Debug)]
+    struct Slot;
+
+    impl Part for Slot {
+        fn give(&self) -> bool {
+            true
+        }
+
+        fn take(&self, _: &Cancel) -> Result<(), Cancelled> {
+            Ok(())
+        }
+    }
+
+    fn kept_and_free(budget: &Budget) -> (u64, u64) {
+        let state = budget.lock();
+        (state.kept, state.free)
+    }
+
+    /// Waits for so long that the place is given away.
+    fn stall(cancel: &Cancel) -> crate::call::Wait<'_> {
+        let wait = cancel.wait();
+        thread::sleep(Duration::from_millis(250));
+        wait.go_on().unwrap();
+        wait
+    }
+
+    #[test]
+    fn a_request_that_waits_for_its_blob_keeps_what_it_uses() {
+        let budget = budget(2);
+        let cancel = Cancel::new().with_place(Place::new(Arc::new(Slot)));
+        let stalled = budget.lease(&cancel).unwrap();
+        stalled.charge(Use::Metadata, SHARE_BYTES / 2, &cancel).unwrap();
+        let wait = stall(&cancel);
+        assert_eq!(budget.lock().kept, SHARE_BYTES / 2);
+        assert_eq!(budget.charged_bytes(), SHARE_BYTES / 2, "still in use");
+        // One and a half of two shares are left.
+        let other = budget.lease(&Cancel::new()).unwrap();
+        assert!(budget.lease(&cancelled_soon()).is_err());
+        // A thread of the request that needs more while another waits takes the rest of the share.
+        stalled.charge(Use::Metadata, SHARE_BYTES / 4, &cancel).unwrap();
+        assert_eq!(budget.lock().kept, SHARE_BYTES / 2);
+        stalled.charge(Use::Metadata, SHARE_BYTES, &cancel).unwrap();
+        assert_eq!(kept_and_free(&budget), (0, 0));
+        wait.end().unwrap();
+        assert_eq!(budget.lock().kept, 0);
+        drop((stalled, other));
+        assert_eq!(budget.lock().free, 2 * SHARE_BYTES);
+    }
+
+    #[test]
+    fn one_share_is_always_left_to_those_at_work() {
+        let budget = budget(2);
+        let places = [(); 2].map(|()| Cancel::new().with_place(Place::new(Arc::new(Slot))));
+        let [first, second] = places.each_ref().map(|cancel| budget.lease(cancel).unwrap());
+        for (lease, cancel) in [(&first, &places[0]), (&second, &places[1])] {
+            lease.charge(Use::Window, SHARE_BYTES, cancel).unwrap();
+        }
+        let _waits = places.each_ref().map(stall);
+        // The second kept its place, and with it its share.
+        assert_eq!(kept_and_free(&budget), (SHARE_BYTES, 0));
+        second.charge(Use::Window, 0, &places[1]).unwrap();
+        places[1].wait().end().unwrap();
+        let _again = stall(&places[1]);
+        assert_eq!(kept_and_free(&budget), (SHARE_BYTES, SHARE_BYTES));
+        drop((first, second));
+        assert_eq!(kept_and_free(&budget), (0, 2 * SHARE_BYTES));
+    }
+
+    #[test]
+    fn who_has_the_large_share_keeps_its_place() {
+        let budget = budget(2);
+        let cancel = Cancel::new().with_place(Place::new(Arc::new(Slot)));
+        let lease = budget.lease(&cancel).unwrap();
+        lease.charge(Use::Metadata, SHARE_BYTES + 1, &cancel).unwrap();
+        let _wait = stall(&cancel);
+        assert_eq!(kept_and_free(&budget), (0, SHARE_BYTES));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod admission;
 mod caller;
 mod drain;
+mod join;
 mod lifecycle;
 mod notify;
 mod places;

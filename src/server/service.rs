@@ -7,16 +7,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::oneshot, time::sleep_until};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, sleep_until},
+};
 
 use super::{
-    admission::{Admission, Capacity, Ticket},
+    admission::{Admission, Capacity, Slot, Ticket},
     caller::Caller,
     drain::{Entry, Stopping, UnderWay},
+    join::{Joins, Key, Leader, Role},
 };
 use crate::{
     apply::{self, Applied, Apply},
-    call::{Call, Cancel},
+    call::{Call, Cancel, Place},
     compare::{self, Compare, Compared},
     error::{Error, Kind, Result},
     observe::{Load, Observer, Record, Subject, Success, scrape::Report},
@@ -41,7 +45,10 @@ pub struct Domain {
 /// A request of either method.
 pub trait Job: Subject + Send + 'static {
     /// What it comes to.
-    type Done: Success + Send + 'static;
+    type Done: Success + Clone + Send + Sync + 'static;
+
+    /// Where equal requests meet, and what makes them equal; `None`: each is worked on by itself.
+    fn joins(&self, call: &Call, service: &Service) -> Option<(Arc<Joins<Self::Done>>, Key)>;
 
     /// Does the work. Blocks; ends within a second of the call's cancellation.
     fn run(&self, call: &Call, domain: &Domain) -> Result<Self::Done>;
@@ -50,6 +57,10 @@ pub trait Job: Subject + Send + 'static {
 impl Job for apply::Request {
     type Done = Applied;
 
+    fn joins(&self, call: &Call, service: &Service) -> Option<(Arc<Joins<Applied>>, Key)> {
+        Some((Arc::clone(&service.applies), (call.namespace.clone(), self.clone())))
+    }
+
     fn run(&self, call: &Call, domain: &Domain) -> Result<Applied> {
         domain.applier.apply(call, self)
     }
@@ -57,6 +68,11 @@ impl Job for apply::Request {
 
 impl Job for compare::Request {
     type Done = Compared;
+
+    /// A Diff writes where its own lease and reference say.
+    fn joins(&self, _: &Call, _: &Service) -> Option<(Arc<Joins<Compared>>, Key)> {
+        None
+    }
 
     fn run(&self, call: &Call, domain: &Domain) -> Result<Compared> {
         match &domain.comparer {
@@ -74,6 +90,7 @@ impl Job for compare::Request {
 pub struct Service {
     domain: Domain,
     admission: Admission,
+    applies: Arc<Joins<Applied>>,
     under_way: Arc<UnderWay>,
     observer: Arc<Observer>,
     memory: MemoryGauge,
@@ -90,8 +107,9 @@ impl Service {
         memory: MemoryGauge,
     ) -> io::Result<Self> {
         let admission = Admission::start(capacity)?;
+        let (applies, under_way) = (Arc::default(), Arc::default());
         let (roots, store) = (Box::new(|| Ok(())), Box::new(|| Ok(())));
-        Ok(Self { domain, admission, under_way: Arc::default(), observer, memory, roots, store })
+        Ok(Self { domain, admission, applies, under_way, observer, memory, roots, store })
     }
 
     /// Lets health depend on the snapshot roots and on the content store; without this, both are fine.
@@ -102,8 +120,8 @@ impl Service {
 
     /// Whether no request is worked on or waits.
     pub fn is_idle(&self) -> bool {
-        let Load { running, waiting, .. } = self.admission.load();
-        running == 0 && waiting == 0
+        let Load { running, stalled, waiting, .. } = self.admission.load();
+        running + stalled + waiting == 0
     }
 
     /// Where everything is counted.
@@ -117,31 +135,90 @@ impl Service {
         error
     }
 
-    /// Runs a request. Dropping the future cancels the work: at once when it still waits, at its next
-    /// look at the flag when it runs.
+    /// Runs a request, or waits for the answer to an equal one that came before. Dropping the future cancels the
+    /// work: at once when it still waits, at its next look at the flag when it runs.
     pub async fn run<J: Job>(&self, caller: &Caller, call: Call, job: J) -> Result<J::Done> {
         let (reply, answer) = oneshot::channel();
         let record = Record::new(caller, &call, &job);
         let entry = match self.under_way.enter(&call.cancel) {
             Ok(entry) => entry,
-            Err(stopping) => return Err(self.turn_away(&record, stopping.into())),
+            Err(stopping) => {
+                let error = Error::from(stopping).context(record.subject());
+                record.finish(&self.observer, refused(&error));
+                return Err(error);
+            }
         };
-        let cancel = call.cancel.clone();
         let namespace = call.namespace.clone();
+        let cancel = call.cancel.clone();
+        let joins = job.joins(&call, self);
         let (domain, observer) = (self.domain.clone(), Arc::clone(&self.observer));
-        let work = {
-            let record = record.clone();
-            move || Work { call, job, record, reply: Some(reply), domain, observer, _entry: entry }
+        let mut work = Work { call, job, record, reply: Some(reply), domain, observer, _entry: entry };
+        // Before `work` goes, which logs why it was not done.
+        let mut waiting = CancelOnDrop { cancel, ticket: None };
+        let leader = match joins {
+            None => None,
+            Some((joins, key)) => match self.lead(&joins, &key, &waiting.cancel).await {
+                Ok(Turn::Own(leader)) => Some(leader),
+                Ok(Turn::Answered(outcome)) => {
+                    work.finish(outcome);
+                    return answer.await.unwrap_or_else(|_| Err(lost()));
+                }
+                Err(error) => {
+                    let error = error.context(work.record.subject());
+                    work.finish(Err(error));
+                    return answer.await.unwrap_or_else(|_| Err(lost()));
+                }
+            },
         };
-        let ticket = match self.admission.submit(&namespace, || {
-            let work = work();
-            Box::new(move |queued| work.run(queued))
-        }) {
-            Ok(ticket) => ticket,
-            Err(busy) => return Err(self.turn_away(&record, busy.into())),
+        let mut work = Some(work);
+        let submitted = self.admission.submit(&namespace, || {
+            let work = work.take();
+            Box::new(move |queued, slot| {
+                if let Some(work) = work {
+                    work.run(queued, slot);
+                }
+            })
+        });
+        let outcome = match submitted {
+            Ok(ticket) => {
+                waiting.ticket = Some(ticket);
+                waiting.outcome(answer).await
+            }
+            Err(busy) => {
+                if let Some(mut work) = work {
+                    let error = Error::from(busy).context(work.record.subject());
+                    work.finish(Err(error));
+                }
+                answer.await.unwrap_or_else(|_| Err(lost()))
+            }
         };
-        let waiting = CancelOnDrop { cancel, ticket };
-        waiting.outcome(answer).await
+        if let Some(leader) = leader {
+            leader.answer(&outcome);
+        }
+        outcome
+    }
+
+    /// Waits until the request is the first of its equals, or has the answer of the one that was.
+    async fn lead<T: Clone>(&self, joins: &Arc<Joins<T>>, key: &Key, cancel: &Cancel) -> Result<Turn<T>> {
+        loop {
+            let follower = match joins.join(key) {
+                Role::Leader(leader) => return Ok(Turn::Own(leader)),
+                Role::Follower(follower) => follower,
+            };
+            let _joined = self.admission.join()?;
+            let answer = follower.answer();
+            tokio::pin!(answer);
+            let answered = loop {
+                cancel.check()?;
+                tokio::select! {
+                    answered = &mut answer => break answered,
+                    () = sleep(Cancel::POLL) => {}
+                }
+            };
+            if let Some(outcome) = answered {
+                return Ok(Turn::Answered(outcome));
+            }
+        }
     }
 
     /// Notes that the daemon stops: [`Report::health`] says so from now on. Requests are still taken.
@@ -162,12 +239,14 @@ impl Service {
             tracing::warn!(cancelled, stuck, "requests were cancelled because the daemon stops");
         }
     }
+}
 
-    fn turn_away(&self, record: &Record, error: Error) -> Error {
-        let error = error.context(record.subject());
-        record.finish(&self.observer, refused(&error));
-        error
-    }
+/// What a request is to do.
+enum Turn<T> {
+    /// To be worked on; others may wait for its answer.
+    Own(Leader<T>),
+    /// Nothing: an equal one has this answer.
+    Answered(Result<T>),
 }
 
 /// A request that came to nothing, whichever it was.
@@ -195,16 +274,17 @@ impl Report for Service {
 /// The client's side of a request. Whatever ends it, nobody works on for nothing.
 struct CancelOnDrop {
     cancel: Cancel,
-    ticket: Ticket,
+    /// Its turn. Given up after the flag is set, which says why.
+    ticket: Option<Ticket>,
 }
 
 impl CancelOnDrop {
-    async fn outcome<T>(&self, mut answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+    async fn outcome<T>(&mut self, mut answer: oneshot::Receiver<Result<T>>) -> Result<T> {
         if let Some(deadline) = self.cancel.deadline() {
             tokio::select! {
                 outcome = &mut answer => return outcome.unwrap_or_else(|_| Err(lost())),
                 // Running work sees the deadline itself; waiting work is taken out of the queue.
-                () = sleep_until(deadline.into()) => self.ticket.withdraw(),
+                () = sleep_until(deadline.into()) => self.ticket = None,
             }
         }
         answer.await.unwrap_or_else(|_| Err(lost()))
@@ -234,8 +314,9 @@ struct Work<J: Job> {
 }
 
 impl<J: Job> Work<J> {
-    fn run(mut self, queued: Duration) {
+    fn run(mut self, queued: Duration, slot: Arc<Slot>) {
         self.record.started(queued, &self.observer);
+        self.call.cancel = self.call.cancel.clone().with_place(Place::new(slot));
         // Nothing is shared with a panicking request but the domain, whose locks are poison-proof.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.call.cancel.check().map_err(|error| Error::from(error).context(self.record.subject()))?;

@@ -1,7 +1,7 @@
 //! A mount of a request, and the few words of it that matter here.
 
 /// One entry of a mount list, as it came; nothing in it has been checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mount {
     /// `bind`, `overlay`, `erofs`, or one of them behind prefixes such as `format/mkdir/`.
     pub kind: String,

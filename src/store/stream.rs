@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     io::{self, Read},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -106,29 +106,14 @@ pub(super) fn stream(
 impl Stream {
     /// Waits for the next piece; `None` at the end.
     fn next(&self) -> Result<Option<Vec<u8>>, Error> {
-        let begun = Instant::now();
-        let mut state = self.shared.lock();
+        let wait = self.cancel.wait();
         loop {
-            self.cancel.check()?;
-            if let Some(piece) = state.waiting.pop_front() {
-                state.waiting_bytes -= piece.len();
-                self.shared.drained.notify_one();
-                return Ok(Some(piece));
+            wait.go_on()?;
+            if let Some(outcome) = self.poll() {
+                wait.end()?;
+                return outcome;
             }
-            match state.end.take() {
-                Some(Ok(())) => {
-                    state.end = Some(Ok(()));
-                    return Ok(None);
-                }
-                // A second read after an error finds the same kind of end.
-                Some(Err(error)) => {
-                    let again = Error::new(error.kind(), error.reason(), error.to_string());
-                    state.end = Some(Err(again));
-                    return Err(error);
-                }
-                None => {}
-            }
-            if begun.elapsed() >= self.stall {
+            if wait.elapsed() >= self.stall {
                 let message = format!(
                     "the content store sent nothing for {} s, after {} of {} bytes",
                     self.stall.as_secs_f32(),
@@ -137,8 +122,32 @@ impl Stream {
                 );
                 return Err(Error::new(Kind::Unavailable, reason::STALL, message));
             }
+        }
+    }
+
+    /// The next piece or the end, if it comes before the flag has to be looked at again.
+    fn poll(&self) -> Option<Result<Option<Vec<u8>>, Error>> {
+        let mut state = self.shared.lock();
+        if state.waiting.is_empty() && state.end.is_none() {
             let wait = Cancel::POLL.min(self.stall);
             state = self.shared.filled.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if let Some(piece) = state.waiting.pop_front() {
+            state.waiting_bytes -= piece.len();
+            self.shared.drained.notify_one();
+            return Some(Ok(Some(piece)));
+        }
+        match state.end.take()? {
+            Ok(()) => {
+                state.end = Some(Ok(()));
+                Some(Ok(None))
+            }
+            // A second read after an error finds the same kind of end.
+            Err(error) => {
+                let again = Error::new(error.kind(), error.reason(), error.to_string());
+                state.end = Some(Err(again));
+                Some(Err(error))
+            }
         }
     }
 }
@@ -177,6 +186,8 @@ impl Drop for Stream {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn runtime() -> tokio::runtime::Runtime {

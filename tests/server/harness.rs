@@ -228,13 +228,15 @@ pub async fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// A request that the stand-in answers as its media type says.
+/// A request that the stand-in answers as its media type says; no two are equal.
 pub fn request(media_type: &str) -> Request {
+    static SNAPSHOT: AtomicUsize = AtomicUsize::new(7);
+    let snapshot = SNAPSHOT.fetch_add(1, Ordering::Relaxed);
     Request {
         diff: Descriptor::new(media_type, Digest::sha256(b"layer"), 5).unwrap(),
         mounts: vec![Mount {
             kind: "bind".into(),
-            source: "/root/snapshots/7/fs".into(),
+            source: format!("/root/snapshots/{snapshot}/fs"),
             options: vec!["rw".into()],
             ..Mount::default()
         }],
@@ -246,7 +248,7 @@ pub fn request(media_type: &str) -> Request {
 pub fn diff_request(media_type: &str) -> compare::Request {
     compare::Request {
         left: Vec::new(),
-        right: request(media_type).mounts,
+        right: vec![Mount { kind: "bind".into(), source: "/root/snapshots/7/fs".into(), ..Mount::default() }],
         media_type: media_type.to_owned(),
         reference: "a".to_owned(),
         labels: Default::default(),

@@ -238,6 +238,7 @@ async fn a_ttrpc_connection_is_served_to_its_last_request_and_then_takes_none() 
     let stop = tokio::spawn(daemon.stop(SOON));
     tokio::time::sleep(Duration::from_millis(50)).await;
     stream.write_all(&last[20..]).await.unwrap();
+    until("the last is begun", || work.started.load(Ordering::SeqCst) == 3).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let error = stream.write_all(&ttrpc_frame(7, "tar")).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);

@@ -106,6 +106,8 @@ struct State {
     connections: Vec<std::os::unix::net::UnixStream>,
     active_reads: usize,
     lists: usize,
+    /// Blobs of which nothing is sent from this byte on, for the time being.
+    held: HashMap<String, usize>,
 }
 
 /// A blob of one namespace.
@@ -204,6 +206,16 @@ impl FakeContainerd {
     /// Sets or clears what goes wrong.
     pub fn fault(&self, fault: impl Into<Option<Fault>>) {
         self.state.lock().unwrap().fault = fault.into();
+    }
+
+    /// Sends nothing of this blob from byte `at` on, until [`Self::release`].
+    pub fn hold(&self, digest: &Digest, at: usize) {
+        self.state.lock().unwrap().held.insert(digest.to_string(), at);
+    }
+
+    /// Goes on sending everything that was held.
+    pub fn release(&self) {
+        self.state.lock().unwrap().held.clear();
     }
 
     /// Reports a content plugin with this root; a second call reports a second one.
@@ -329,11 +341,28 @@ impl Drop for Active {
 type Messages = mpsc::Sender<Result<ReadContentResponse, Status>>;
 
 /// Sends `bytes`, which begin at byte 0 of the read, with the fault worked in. `None`: the client left.
-async fn send(bytes: &[u8], fault: Option<Fault>, state: &Mutex<State>, to: &Messages) -> Option<()> {
+async fn send(
+    bytes: &[u8],
+    digest: &str,
+    fault: Option<Fault>,
+    state: &Mutex<State>,
+    to: &Messages,
+) -> Option<()> {
     let mut at = 0;
     let mut tricked = false;
     loop {
         let mut end = (at + MESSAGE).min(bytes.len());
+        let held = || state.lock().unwrap().held.get(digest).copied();
+        while let Some(stop) = held() {
+            if at < stop {
+                end = end.min(stop);
+                break;
+            }
+            if to.is_closed() {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         if let Some(
             Fault::Stall(stop) | Fault::CutShort(stop) | Fault::Disconnect(stop) | Fault::ReadError(stop),
         ) = fault
@@ -428,7 +457,7 @@ impl Content for Service {
         let state = Arc::clone(&self.state);
         tokio::spawn(async move {
             let _active = active;
-            send(&blob[start..end], fault, &state, &to).await;
+            send(&blob[start..end], &digest, fault, &state, &to).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }

@@ -150,7 +150,12 @@ pub(super) async fn serve(
         }
         // A request of which we have a part is one that the peer may finish.
         if stopping && !closed && frames.is_at_boundary() {
-            closed = true;
+            match reader.try_read_buf(frames.room()) {
+                Ok(0) => return,
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => closed = true,
+                Err(error) => return tracing::debug!(%error, ?peer, "ttrpc connection lost"),
+            }
             if let Err(error) = rustix::net::shutdown(reader.as_ref(), Shutdown::Read) {
                 return tracing::debug!(%error, ?peer, "ttrpc connection lost");
             }

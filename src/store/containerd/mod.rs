@@ -22,7 +22,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicBool, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use containerd_client::services::v1::{Info, InfoRequest, content_client::ContentClient};
@@ -214,19 +214,22 @@ impl Client {
             // Nobody listens any more once the call was cancelled.
             let _ = send.send(future.await);
         });
-        let begun = Instant::now();
+        let wait = cancel.wait();
         let stop = loop {
             match receive.recv_timeout(Cancel::POLL.min(self.stall)) {
-                Ok(outcome) => return outcome,
+                Ok(outcome) => {
+                    wait.end()?;
+                    return outcome;
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     break Error::new(Kind::Unavailable, reason::STALL, "the content client has stopped");
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            if let Err(stop) = cancel.check() {
+            if let Err(stop) = wait.go_on() {
                 break stop.into();
             }
-            if begun.elapsed() >= self.stall {
+            if wait.elapsed() >= self.stall {
                 let message = format!("no answer for {} s", self.stall.as_secs_f32());
                 break Error::new(Kind::Unavailable, reason::STALL, message);
             }

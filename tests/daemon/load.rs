@@ -59,7 +59,7 @@ fn equal() {
     let daemon = node.start();
     let tar = archive(2, 1000);
     let request = node.request_for(1, &gzip(&tar));
-    node.store.hold(&request.diff.digest, 0);
+    node.store.withhold(&request.diff.digest, 0);
     let clients = [node.grpc(), node.grpc()];
     let calls: Vec<_> = (0..REQUESTS)
         .map(|number| {
@@ -91,7 +91,7 @@ fn stalling(node: &Node, count: u32, at: usize) -> Vec<(Vec<u8>, tokio::task::Jo
             // An archive as it is: several buffers, and no two the same.
             let tar = archive(4, 100_000 + usize::try_from(id).unwrap());
             let request = node.request_for(id, &tar);
-            node.store.hold(&request.diff.digest, at);
+            node.store.withhold(&request.diff.digest, at);
             let mut grpc = clients[usize::try_from(id).unwrap() % 3].clone();
             (tar, node.runtime.spawn(async move { grpc.apply(&request).await }))
         })

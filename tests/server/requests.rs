@@ -6,7 +6,7 @@ use plywood::digest::Digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
-    harness::{Reply, SOON, Server, ttrpc_by_hand, ttrpc_refused, until},
+    harness::{Reply, Server, ttrpc_by_hand, ttrpc_refused, until},
     limits::{http2, http2_preface},
 };
 

@@ -209,7 +209,7 @@ impl FakeContainerd {
     }
 
     /// Sends nothing of this blob from byte `at` on, until [`Self::release`].
-    pub fn hold(&self, digest: &Digest, at: usize) {
+    pub fn withhold(&self, digest: &Digest, at: usize) {
         self.state.lock().unwrap().held.insert(digest.to_string(), at);
     }
 

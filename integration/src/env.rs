@@ -75,7 +75,9 @@ impl Env {
             std::fs::create_dir_all(&directory)?;
         }
         // containerd makes them when it starts, which is after Plywood here.
-        for root in [env.snapshots(), env.overlayfs_snapshots()] {
+        // What does not exist when Plywood starts is out of its reach: the content store's directory, too.
+        let content = env.containerd_root.join("io.containerd.content.v1.content");
+        for root in [env.snapshots(), env.overlayfs_snapshots(), content] {
             std::fs::create_dir_all(&root)?;
             std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
         }

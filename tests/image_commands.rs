@@ -29,11 +29,11 @@ fn sound_images_are_one_line_each_and_exit_code_0() {
 
 #[test]
 fn one_refused_image_makes_exit_code_1_and_does_not_stop_the_others() {
-    let output = plywood(&["check", "lz4.erofs", "README.md", "no-such-file", "inline.erofs"]);
+    let output = plywood(&["check", "devices.erofs", "README.md", "no-such-file", "inline.erofs"]);
     assert_eq!(output.status.code(), Some(1));
     let out = text(&output.stdout);
     for (line, want) in out.lines().zip([
-        "lz4.erofs: refused: the image is compressed (zero_padding), which is not supported [erofs.compressed]",
+        "devices.erofs: refused: the image refers to 1 extra devices [erofs.policy.devices]",
         "README.md: refused: not an EROFS image: ",
         "no-such-file: refused: ",
         "inline.erofs: sound",
@@ -45,11 +45,11 @@ fn one_refused_image_makes_exit_code_1_and_does_not_stop_the_others() {
 
 #[test]
 fn results_for_machines_are_json() {
-    let output = plywood(&["check", "--json", "lz4.erofs", "inline.erofs"]);
+    let output = plywood(&["check", "--json", "devices.erofs", "inline.erofs"]);
     assert_eq!(output.status.code(), Some(1));
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
     assert_eq!(value[0]["sound"], false);
-    assert_eq!(value[0]["error"]["reason"], "erofs.compressed");
+    assert_eq!(value[0]["error"]["reason"], "erofs.policy.devices");
     assert_eq!(value[1]["sound"], true);
     assert_eq!(value[1]["inodes"], 12);
 }
@@ -93,6 +93,9 @@ fn dumps_show_the_superblock_and_on_request_the_names() {
     assert!(tree.contains(&one), "a line is the same wherever it is shown");
     let below = text(&plywood(&["dump", "--tree", "--path", "/dir", "inline.erofs"]).stdout);
     assert!(below.lines().count() > 1 && below.lines().all(|line| line.starts_with("\"/dir")), "{below}");
+    let compressed = text(&plywood(&["dump", "--path", "sparse", "lz4.erofs"]).stdout);
+    let map = " size=28772 compressed-compact data=[0+4096@4096+4096:stored 4096+24676@8192+4096:lz4]\n";
+    assert!(compressed.ends_with(map), "{compressed}");
     let none = plywood(&["dump", "--path", "/dir/none", "inline.erofs"]);
     assert_eq!(none.status.code(), Some(1));
     assert!(text(&none.stderr).contains("there is no /dir/none [image.path]"), "{none:?}");

@@ -369,6 +369,27 @@ fn how_deep_a_native_image_is_checked_is_the_operators_choice() {
     assert_eq!(fixture.apply("2", NATIVE, &[0; 8192]).unwrap_err().kind(), Kind::Malformed);
 }
 
+#[test]
+fn a_native_image_may_be_compressed_inside() {
+    let mut fixture = fixture();
+    let image = include_bytes!("../../tests/fixtures/erofs/lz4.erofs");
+    for native_verify in [NativeVerify::Strict, NativeVerify::Superblock] {
+        fixture.options.native_verify = native_verify;
+        fixture.apply("1", NATIVE, image).unwrap();
+        assert!(fixture.layer("1") == image);
+    }
+    // The map of its compressed file leads behind the end.
+    let mut broken = image.to_vec();
+    let image = Image::open(&image[..]).unwrap();
+    let map = image.find(b"sparse").unwrap().unwrap().xattr_end().next_multiple_of(8);
+    broken[usize::try_from(map).unwrap() + 14] = 0xff;
+    for (native_verify, refused) in [(NativeVerify::Strict, true), (NativeVerify::Superblock, false)] {
+        fixture.options.native_verify = native_verify;
+        let outcome = fixture.apply("2", NATIVE, &broken);
+        assert_eq!(outcome.err().map(|error| error.reason()), refused.then_some("erofs.bounds"));
+    }
+}
+
 /// Hands out blobs as files, as the direct path of a content store does.
 struct Files(tempfile::TempDir);
 

@@ -41,7 +41,7 @@ pub struct Arguments {
 pub enum Rules {
     /// What `plywood serve` demands of a native layer and of its own output
     Layer,
-    /// What any image has to be, with devices, with compressed files (not looked into), of any block size
+    /// What any image has to be, with devices, of any block size
     Any,
 }
 

@@ -10,7 +10,7 @@ use crate::{
     format::erofs::{
         dump::{self, Entry, Fact},
         inode::{Data, Form},
-        reader::{Extent, Place},
+        reader::{CompressedExtent, Extent, Place, Source},
     },
 };
 
@@ -139,7 +139,7 @@ fn entry_as_json(entry: &Entry) -> Value {
         "uid": attributes.uid,
         "gid": attributes.gid,
         "links": inode.nlink,
-        "mtime": format!("{}.{:09}", attributes.mtime.seconds, attributes.mtime.nanoseconds),
+        "mtime": attributes.mtime.to_string(),
         "size": inode.size_bytes,
         "layout": inode.data.layout().as_str(),
         "compact": details.node.form == Form::Compact,
@@ -147,7 +147,8 @@ fn entry_as_json(entry: &Entry) -> Value {
             "name": text(&xattr.name),
             "value": xattr.value.escape_ascii().to_string(),
         })).collect::<Vec<_>>(),
-        "data": details.extents.iter().map(place).collect::<Vec<_>>(),
+        "data": details.extents.iter().map(place).chain(details.compressed.iter().map(compressed_as_json))
+            .collect::<Vec<_>>(),
         "more_data": details.more_extents,
     });
     if let (Some(error), Some(object)) = (&details.data_error, value.as_object_mut()) {
@@ -158,6 +159,26 @@ fn entry_as_json(entry: &Entry) -> Value {
     }
     if let (Data::Device(device), Some(object)) = (inode.data, value.as_object_mut()) {
         object.insert("device".into(), format!("{}:{}", device.major, device.minor).into());
+    }
+    value
+}
+
+fn compressed_as_json(extent: &CompressedExtent) -> Value {
+    let mut value = match extent.source {
+        Source::Hole => json!({ "hole": true }),
+        Source::Fragment { offset } => json!({ "fragment": true, "at": offset }),
+        Source::Inline { offset, len } => json!({ "inline": true, "at": offset, "encoded": len }),
+        Source::Device { device, offset, len } => json!({ "device": device, "at": offset, "encoded": len }),
+    };
+    if let Some(object) = value.as_object_mut() {
+        object.insert("offset".into(), extent.offset.into());
+        object.insert("len".into(), extent.len.into());
+        if let Some(algorithm) = extent.algorithm {
+            object.insert("algorithm".into(), algorithm.as_str().into());
+        }
+        if extent.partial {
+            object.insert("partial".into(), true.into());
+        }
     }
     value
 }

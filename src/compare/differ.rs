@@ -232,6 +232,40 @@ mod tests {
         assert_eq!(names(&[], &[]).1[..], [0; 1024], "an archive without entries");
     }
 
+    /// Its data is not decoded yet, and nothing is wrong with it.
+    #[test]
+    fn a_compressed_layer_is_in_the_way_only_where_its_data_is_needed() {
+        let fixture = fixture(|store| Arc::new(store));
+        let snapshots = fixture.scratch.path().join("snapshots");
+        let image = include_bytes!("../../tests/fixtures/erofs/lz4.erofs");
+        fs::write(snapshots.join("2/layer.erofs"), image).unwrap();
+        let error = fixture.differ.compare(&call(), &fixture.request("")).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "erofs.compressed"));
+        assert!(error.to_string().contains("\"sparse\" in"), "{error}");
+        assert!(fixture.store.ingests().is_empty());
+        // A container above it, which left the compressed file alone.
+        for directory in ["3/fs", "3/work"] {
+            fs::create_dir_all(snapshots.join(directory)).unwrap();
+        }
+        fs::write(snapshots.join("3/.erofslayer"), "").unwrap();
+        fs::write(snapshots.join("3/fs/new"), "data").unwrap();
+        let mut request = fixture.request("");
+        let at = |path: &str| snapshots.join(path).display().to_string();
+        request.left = std::mem::take(&mut request.right);
+        request.right = vec![Mount {
+            kind: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            target: String::new(),
+            options: vec![
+                format!("workdir={}", at("3/work")),
+                format!("upperdir={}", at("3/fs")),
+                format!("lowerdir={}", at("2/fs")),
+            ],
+        }];
+        let compared = fixture.differ.compare(&call(), &request).unwrap();
+        assert!(compared.stats.contents.entries > 0, "the new file");
+    }
+
     /// A store that is not to be asked for anything.
     struct Untouched;
 

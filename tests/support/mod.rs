@@ -7,3 +7,4 @@
 pub mod containerd;
 pub mod layer_model;
 pub mod listing;
+pub mod mkfs;

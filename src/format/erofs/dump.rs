@@ -11,14 +11,14 @@ use std::{
 
 use super::{
     Nid,
-    inode::Form,
-    reader::{Directory, Extent, Image, Node, Place, ReadError},
+    inode::{Form, Layout},
+    reader::{CompressedExtent, Directory, Extent, Image, Node, Place, ReadError, Source},
     superblock::{compat, incompat},
 };
 use crate::{
     format::ReadAt,
     limits::DIRECTORY_DEPTH,
-    tree::{Device, FileType, Xattr},
+    tree::{Device, FileType, Timestamp, Xattr},
 };
 
 /// Extents listed for one file; more are counted.
@@ -52,22 +52,38 @@ pub fn facts<R: ReadAt>(image: &Image<R>) -> Vec<Fact> {
     fact("file-size", image.size_bytes().to_string());
     fact("root", superblock.root.to_string());
     fact("inodes", superblock.inos.to_string());
-    fact("epoch", format!("{}.{:09}", superblock.epoch, superblock.fixed_nsec));
+    let epoch = Timestamp { seconds: superblock.epoch, nanoseconds: superblock.fixed_nsec };
+    fact("epoch", epoch.to_string());
     fact("build-time", format!("epoch + {}", superblock.build_time));
     fact("metadata-block", superblock.meta_block.to_string());
     fact("xattr-block", superblock.xattr_block.to_string());
     fact("uuid", uuid(superblock.uuid));
     fact("volume-name", text(&superblock.volume_name));
-    fact("compression", format!("{:#x}", superblock.compression));
+    fact("compression", compression(image));
     for (base, infix) in image.name_prefixes() {
         let name = [base.as_bytes(), infix].concat();
         fact("xattr-prefix", format!("\"{}\"", name.escape_ascii()));
+    }
+    if superblock.packed_nid != 0 {
+        fact("packed-file", superblock.packed_nid.to_string());
     }
     for slot in image.slots() {
         let (blocks, start) = (slot.blocks, slot.unified_start);
         fact("device", format!("blocks={blocks} start={start} tag={}", text(&slot.tag)));
     }
     facts
+}
+
+/// The algorithms of an image, or why there is none.
+fn compression<R: ReadAt>(image: &Image<R>) -> String {
+    match image.compression() {
+        Err(error) => format!("{:#x}, {error}", image.superblock().compression),
+        Ok(compression) if compression.algorithms.is_empty() => "none".into(),
+        Ok(compression) => {
+            let names = compression.algorithms.iter().map(|algorithm| algorithm.as_str());
+            names.collect::<Vec<_>>().join(" ")
+        }
+    }
 }
 
 /// The names of feature bits, those without a name in hexadecimal.
@@ -124,9 +140,11 @@ pub struct Details {
     pub xattrs: Vec<Xattr>,
     /// The first extents of the data.
     pub extents: Vec<Extent>,
+    /// The first extents of compressed data.
+    pub compressed: Vec<CompressedExtent>,
     /// Extents beyond these.
     pub more_extents: u64,
-    /// Why the rest of the data cannot be found. Compressed data, whose layout says so, is no error.
+    /// Why the rest of the data cannot be found.
     pub data_error: Option<ReadError>,
 }
 
@@ -148,16 +166,31 @@ impl Details {
         let mut xattrs = image.xattrs(&node)?;
         xattrs.sort_unstable();
         let (mut extents, mut more_extents, mut data_error) = (Vec::new(), 0, None);
-        if matches!(node.inode.file_type, FileType::Regular | FileType::Directory | FileType::Symlink) {
+        let mut compressed = Vec::new();
+        if matches!(node.inode.data.layout(), Layout::CompressedFull | Layout::CompressedCompact) {
+            match image.compressed_extents(&node) {
+                Ok(map) => {
+                    for extent in map {
+                        match extent {
+                            Ok(extent) if compressed.len() < EXTENTS => compressed.push(extent),
+                            Ok(_) => more_extents += 1,
+                            Err(error) => data_error = Some(error),
+                        }
+                    }
+                }
+                Err(error) => data_error = Some(error),
+            }
+        } else if matches!(node.inode.file_type, FileType::Regular | FileType::Directory | FileType::Symlink)
+        {
             for extent in image.extents(&node, 0) {
                 match extent {
                     Ok(extent) if extents.len() < EXTENTS => extents.push(extent),
                     Ok(_) => more_extents += 1,
-                    Err(error) => data_error = Some(error).filter(|error| !error.is_compressed()),
+                    Err(error) => data_error = Some(error),
                 }
             }
         }
-        Ok(Self { node, target, xattrs, extents, more_extents, data_error })
+        Ok(Self { node, target, xattrs, extents, compressed, more_extents, data_error })
     }
 }
 
@@ -184,8 +217,7 @@ impl fmt::Display for Details {
             attributes.uid,
             attributes.gid
         )?;
-        let mtime = attributes.mtime;
-        write!(f, " links={} mtime={}.{:09}", inode.nlink, mtime.seconds, mtime.nanoseconds)?;
+        write!(f, " links={} mtime={}", inode.nlink, attributes.mtime)?;
         if let super::inode::Data::Device(Device { major, minor }) = inode.data {
             write!(f, " device={major}:{minor}")?;
         } else {
@@ -202,8 +234,9 @@ impl fmt::Display for Details {
             let list = list.map(|x| format!("{}=\"{}\"", x.name.escape_ascii(), x.value.escape_ascii()));
             write!(f, " xattrs=[{}]", list.collect::<Vec<_>>().join(" "))?;
         }
-        if !self.extents.is_empty() {
-            let list: Vec<String> = self.extents.iter().map(|extent| place_text(*extent)).collect();
+        let stored = self.extents.iter().map(|extent| place_text(*extent));
+        let list: Vec<String> = stored.chain(self.compressed.iter().map(source_text)).collect();
+        if !list.is_empty() {
             write!(f, " data=[{}]", list.join(" "))?;
         }
         if self.more_extents > 0 {
@@ -223,6 +256,30 @@ pub fn place_text(Extent { offset, len, place }: Extent) -> String {
         Place::Inline { offset: at } => format!("{offset}+{len}@inline:{at}"),
         Place::Blocks { device: 0, offset: at } => format!("{offset}+{len}@{at}"),
         Place::Blocks { device, offset: at } => format!("{offset}+{len}@device{device}:{at}"),
+    }
+}
+
+/// A compressed extent as `offset+length@place+encoded:algorithm`, the place being a byte of the image, of a
+/// device or of the packed file. `partial` follows where the pcluster decodes to more.
+pub fn source_text(extent: &CompressedExtent) -> String {
+    let CompressedExtent { offset, len, source, algorithm, partial } = extent;
+    let coding = match algorithm {
+        Some(algorithm) => algorithm.as_str(),
+        None => "stored",
+    };
+    let coding = if *partial { format!("{coding},partial") } else { coding.to_owned() };
+    match source {
+        Source::Hole => format!("{offset}+{len}@hole"),
+        Source::Fragment { offset: at } => format!("{offset}+{len}@fragment:{at}"),
+        Source::Inline { offset: at, len: encoded } => {
+            format!("{offset}+{len}@inline:{at}+{encoded}:{coding}")
+        }
+        Source::Device { device: 0, offset: at, len: encoded } => {
+            format!("{offset}+{len}@{at}+{encoded}:{coding}")
+        }
+        Source::Device { device, offset: at, len: encoded } => {
+            format!("{offset}+{len}@device{device}:{at}+{encoded}:{coding}")
+        }
     }
 }
 
@@ -344,7 +401,7 @@ mod tests {
         let line = |name: &str| lines.iter().find(|line| line.starts_with(name)).unwrap().as_str();
         assert_eq!(
             line("\"/chunks\""),
-            "\"/chunks\" nid=138 file 0644 1000:1001 links=1 mtime=1700000000.000000007 size=16387 chunks \
+            "\"/chunks\" nid=139 file 0644 1000:1001 links=1 mtime=1700000000.000000007 size=16387 chunks \
              xattrs=[user.odd=\"v\"] data=[0+8192@81920 8192+8192@hole 16384+3@90112]"
         );
         assert!(
@@ -390,6 +447,20 @@ mod tests {
             text.contains(" data-error: file data at byte 268431360, 12188 bytes long, is outside"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_second_and_a_half_before_1970_is_shown_as_such() {
+        let (mut bytes, at) = sample(12);
+        let plain = usize::try_from(at.plain.byte_offset(0)).unwrap();
+        bytes[plain + 0x20..plain + 0x28].copy_from_slice(&(-2_i64).to_le_bytes());
+        bytes[plain + 0x28..plain + 0x2C].copy_from_slice(&500_000_000_u32.to_le_bytes());
+        bytes[1024 + 0x18..1024 + 0x20].copy_from_slice(&(-2_i64).to_le_bytes());
+        bytes[1024 + 0x20..1024 + 0x24].copy_from_slice(&500_000_000_u32.to_le_bytes());
+        let lines = lines(&bytes);
+        assert!(lines.contains(&"epoch: -1.500000000".to_owned()), "{lines:?}");
+        let plain = lines.iter().find(|line| line.starts_with("\"/plain\"")).unwrap();
+        assert!(plain.contains(" mtime=-1.500000000 "), "{plain}");
     }
 
     #[test]

@@ -20,6 +20,12 @@ pub(super) struct Fixture {
     data_cursor: u64,
 }
 
+/// An access-control list with the three entries that every one has.
+pub(super) const ACL: [u8; 28] = [
+    2, 0, 0, 0, 1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff, 4, 0, 4, 0, 0xff, 0xff, 0xff, 0xff, 0x20, 0, 4, 0, 0xff,
+    0xff, 0xff, 0xff,
+];
+
 /// First block of file data.
 pub(super) const DATA_BLOCK: u64 = 16;
 /// Where the root directory's inode lies.
@@ -225,7 +231,7 @@ pub(super) fn sample(bits: u8) -> (Vec<u8>, Sample) {
     let plain = image.node(Inode { nlink: 2, ..plain }, &xattr_body(&shared, &[]), 1, b"");
     let start = image.data(&plain_bytes(block));
     let tail = inode(FileType::Regular, block as u64 + 5, Data::Inline { start: Some(start) });
-    let own = xattr_body(&shared, &[("user.own", b"value"), ("system.posix_acl_access", &[2, 0, 0, 0])]);
+    let own = xattr_body(&shared, &[("user.own", b"value"), ("system.posix_acl_access", &ACL)]);
     let tail = image.node(tail, &own, 1, b"hello");
     let link = inode(FileType::Symlink, 6, Data::Inline { start: Some(Block::UNUSED) });
     let link = image.node(link, b"", 1, b"target");

@@ -6,6 +6,7 @@ use super::{
     BlockBits,
     check::{Policy, Report, verify},
     dump::{self, Entry},
+    inode::Layout,
     reader::Image,
     superblock::{self, Superblock},
 };
@@ -86,7 +87,7 @@ fn readable(image: &Image<&[u8]>, entry: &Entry) {
         assert_eq!(value.as_ref(), Some(&xattr.value), "{entry} has each attribute once");
     }
     let inode = &details.node.inode;
-    let compressed = matches!(inode.data.layout().as_str(), "compressed-full" | "compressed-compact");
+    let compressed = matches!(inode.data.layout(), Layout::CompressedFull | Layout::CompressedCompact);
     if inode.file_type == FileType::Regular && !compressed {
         let mut buf = vec![0; usize::try_from(inode.size_bytes.min(DATA)).expect("at most a MiB")];
         let start = inode.size_bytes - buf.len() as u64;

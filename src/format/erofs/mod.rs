@@ -1,7 +1,7 @@
 //! EROFS images: the read-only file system that the kernel mounts as a layer.
 //!
 //! One module per on-disk record ([`superblock`], [`inode`], [`dirent`], [`xattr`], [`chunk`],
-//! [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image and
+//! [`compression`], [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image and
 //! [`check`] decides whether a kernel should see it, [`dump`] shows it as text.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/erofs_fs.h` and
@@ -10,6 +10,7 @@
 mod address;
 pub mod check;
 pub mod chunk;
+pub mod compression;
 pub mod device;
 pub mod dirent;
 pub mod dump;

@@ -94,6 +94,8 @@ pub const LONG_PREFIX: u8 = 0x80;
 impl EntryHeader {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 4;
+    /// Four zero bytes in an inode's own attributes: space that is reserved, and no attribute.
+    pub const RESERVED: Self = Self { name_len: 0, name_index: 0, value_size: 0 };
 
     /// Reads the head.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {

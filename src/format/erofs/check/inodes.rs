@@ -14,7 +14,7 @@ use crate::{
         erofs::{
             Nid, SLOT_LEN,
             inode::{Data, Form, Inode, Layout},
-            reader::{Image, Node, NodeFault, Place, ReadError},
+            reader::{Image, Node, NodeFault, Place, ReadError, Source},
             superblock::incompat,
             xattr::{EntryHeader, UNIT},
         },
@@ -26,6 +26,12 @@ use crate::{
 /// Where a device's number stands above the block's in the set of data: blocks have 48 bits.
 const DEVICE_SHIFT: u32 = 48;
 
+/// Bit of the format that means a directory without `.`, or a link count of 1.
+const SHORT_FORM: u8 = 0x10;
+
+/// Largest size of a file, in bytes: the kernel's number of blocks is rounded up in a signed 64-bit number.
+const LARGEST_FILE: u64 = i64::MAX as u64 - 4095;
+
 /// The state of the second pass.
 pub(super) struct Inodes<'i, R> {
     image: &'i Image<R>,
@@ -36,6 +42,8 @@ pub(super) struct Inodes<'i, R> {
     metadata: Ranges,
     /// Blocks of file data, the device in the upper 16 bits.
     data: Ranges,
+    /// Bytes of the image's own file that compressed extents take which are not whole blocks.
+    encoded: Ranges,
     xattrs: XattrCheck,
     /// Where the inode before ended.
     end: u64,
@@ -53,6 +61,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
             report: Report::default(),
             metadata: tables,
             data: Ranges::default(),
+            encoded: Ranges::default(),
             xattrs: XattrCheck::new(image.superblock()),
             end: 0,
             chunked: false,
@@ -69,6 +78,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
             self.inode(same, notes)?;
             let held = (records.capacity() * size_of::<Record>()) as u64;
             let held = held + self.metadata.memory_bytes() + self.data.memory_bytes();
+            let held = held + self.encoded.memory_bytes();
             if held + self.tree.blocks.memory_bytes() + self.xattrs.memory_bytes()
                 > self.policy.max_memory_bytes
             {
@@ -76,6 +86,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
             }
         }
         drop(records);
+        self.packed(notes)?;
         self.shared_xattrs()?;
         self.overlaps(notes)?;
         self.totals(notes);
@@ -98,24 +109,57 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
                 format!("it starts at byte {position}, within the inode before, which ends at {}", self.end);
             return Err(CheckError::inode(Rule::Overlap, nid, detail));
         }
-        let owners = node.inode.attributes;
-        if owners.uid == u32::MAX || owners.gid == u32::MAX {
-            let detail = format!("owner {}:{}", owners.uid, owners.gid);
-            return Err(CheckError::inode(Rule::Owner, nid, detail));
-        }
         self.count(&node, records.len() as u64, notes)?;
-        reserved(&node, &raw, notes);
+        self.content(&node, &raw, notes)
+    }
+
+    /// Checks the packed file, which no directory lists.
+    fn packed(&mut self, notes: &mut Notes) -> Result<(), CheckError> {
+        let Some(packed) = self.image.packed()? else { return Ok(()) };
+        let (node, raw) = self.image.node_at(packed.nid, packed.position)?;
+        self.content(&node, &raw, notes)
+    }
+
+    /// Checks what an inode says about itself, and what follows it.
+    fn content(
+        &mut self,
+        node: &Node,
+        raw: &[u8; Inode::EXTENDED_LEN],
+        notes: &mut Notes,
+    ) -> Result<(), CheckError> {
+        let nid = node.nid;
+        self.fields(node, raw)?;
+        reserved(node, raw, notes);
         if node.inode.xattr_icount != 0 {
-            let any = self.xattrs.check(self.image, self.policy, &node, notes)?;
+            let any = self.xattrs.check(self.image, self.policy, node, notes)?;
             if any && node.inode.data == Data::Device(Device::WHITEOUT) {
                 notes.lint(Rule::Whiteout, Some(nid), || "a whiteout has attributes".into());
             }
         }
         let end = match node.inode.data {
-            Data::Device(_) | Data::None => self.special(&node, &raw, notes),
-            _ => self.data(&node, notes)?,
+            Data::Device(_) | Data::None => self.special(node, raw, notes)?,
+            _ => self.data(node, notes)?,
         };
-        self.body(&node, end, notes)
+        self.body(node, end, notes)
+    }
+
+    /// Refuses fields of a record that kernels misread.
+    fn fields(&self, node: &Node, raw: &[u8; Inode::EXTENDED_LEN]) -> Result<(), CheckError> {
+        let fault = |rule, detail| Err(CheckError::inode(rule, node.nid, detail));
+        let [f0, ..] = *raw;
+        // Kernels that do not know these forms know no 48-bit images either.
+        if f0 & SHORT_FORM != 0 && !self.image.superblock().has_incompat(incompat::WIDE) {
+            return fault(Rule::Format, format!("format {f0:#04x} in an image without 48-bit addresses"));
+        }
+        let size = node.inode.size_bytes;
+        if size > LARGEST_FILE {
+            return fault(Rule::Size, format!("a size of {size} bytes is above {LARGEST_FILE}"));
+        }
+        let owner = node.inode.attributes;
+        if owner.uid == u32::MAX || owner.gid == u32::MAX {
+            return fault(Rule::Owner, format!("owner {}, group {}", owner.uid, owner.gid));
+        }
+        Ok(())
     }
 
     fn count(&mut self, node: &Node, names: u64, notes: &mut Notes) -> Result<(), CheckError> {
@@ -147,13 +191,62 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         Ok(())
     }
 
-    /// Lints a device, fifo or socket and returns where its body ends.
-    fn special(&self, node: &Node, raw: &[u8; Inode::EXTENDED_LEN], notes: &mut Notes) -> u64 {
+    /// Checks a device, fifo or socket and returns where its body ends.
+    fn special(
+        &self,
+        node: &Node,
+        raw: &[u8; Inode::EXTENDED_LEN],
+        notes: &mut Notes,
+    ) -> Result<u64, CheckError> {
         let [f0, f1, ..] = *raw;
-        if node.inode.size_bytes != 0 || Layout::of([f0, f1]) != Ok(Layout::Plain) {
-            notes.lint(Rule::Special, Some(node.nid), || "a special file has a size or a layout".into());
+        match Layout::of([f0, f1]) {
+            Ok(Layout::Plain) if node.inode.size_bytes == 0 => {}
+            Ok(Layout::Plain | Layout::Inline) => {
+                notes.lint(Rule::Special, Some(node.nid), || "a special file has a size or a layout".into());
+            }
+            // The kernel reads the device's number as a chunk format, or asks for an algorithm.
+            _ => return Err(CheckError::inode(Rule::Layout, node.nid, "a special file with data")),
         }
-        node.xattr_end()
+        Ok(node.xattr_end())
+    }
+
+    /// Checks the map of a compressed file and returns where its body ends.
+    fn compressed(&mut self, node: &Node, notes: &mut Notes) -> Result<u64, CheckError> {
+        // No writer compresses a symbolic link or a directory.
+        if node.inode.file_type != FileType::Regular {
+            return Err(ReadError::Node { nid: node.nid, fault: NodeFault::Compressed }.into());
+        }
+        self.report.compressed += 1;
+        notes.lint(Rule::Unchecked, Some(node.nid), || "compressed data was not decoded".into());
+        let bits = self.image.superblock().block_bits;
+        let extents = self.image.compressed_extents(node)?;
+        let end = extents.map_end();
+        for extent in extents {
+            let Source::Device { device, offset, len } = extent?.source else { continue };
+            let (start, until) = (bits.block_of(offset), bits.blocks_for(offset + len));
+            self.declared(node, device, start, until)?;
+            if device == 0 && (bits.within(offset) != 0 || bits.within(len) != 0) {
+                self.encoded.add(offset, offset + len);
+            } else {
+                self.data.add(data_key(device, start), data_key(device, until));
+            }
+            self.bounded()?;
+        }
+        Ok(end)
+    }
+
+    fn declared(&self, node: &Node, device: u16, start: u64, end: u64) -> Result<(), CheckError> {
+        if self.image.declares(device, start, end) {
+            return Ok(());
+        }
+        let detail = format!("blocks {start} to {end} of device {device} are not declared");
+        Err(CheckError::inode(Rule::Undeclared, node.nid, detail))
+    }
+
+    fn bounded(&self) -> Result<(), CheckError> {
+        let limit = self.policy.max_memory_bytes;
+        let held = self.data.memory_bytes() + self.encoded.memory_bytes();
+        if held > limit { Err(CheckError::Memory { limit }) } else { Ok(()) }
     }
 
     /// Checks the data of a file, directory or symbolic link, and returns where its body ends.
@@ -163,13 +256,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         let layout = node.inode.data.layout();
         let mut end = node.xattr_end();
         if matches!(layout, Layout::CompressedFull | Layout::CompressedCompact) {
-            // No writer compresses a symbolic link or a directory.
-            if !self.policy.skip_compressed || node.inode.file_type != FileType::Regular {
-                return Err(ReadError::Node { nid: node.nid, fault: NodeFault::Compressed }.into());
-            }
-            self.report.compressed += 1;
-            notes.lint(Rule::Unchecked, Some(node.nid), || "compressed data was not checked".into());
-            return Ok(end);
+            return self.compressed(node, notes);
         }
         if let Data::Chunks(format) = node.inode.data {
             if node.inode.file_type != FileType::Regular {
@@ -199,15 +286,9 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
                 Place::Blocks { device, offset } => {
                     let start = bits.block_of(offset);
                     let end = start + bits.blocks_for(extent.len);
-                    if !self.image.declares(device, start, end) {
-                        let detail = format!("blocks {start} to {end} of device {device} are not declared");
-                        return Err(CheckError::inode(Rule::Undeclared, node.nid, detail));
-                    }
-                    let device = u64::from(device) << DEVICE_SHIFT;
-                    self.data.add(device | start, device | end);
-                    if self.data.memory_bytes() > self.policy.max_memory_bytes {
-                        return Err(CheckError::Memory { limit: self.policy.max_memory_bytes });
-                    }
+                    self.declared(node, device, start, end)?;
+                    self.data.add(data_key(device, start), data_key(device, end));
+                    self.bounded()?;
                 }
                 Place::Hole if layout != Layout::Chunks => {
                     notes.lint(Rule::FlatHole, Some(node.nid), || {
@@ -286,6 +367,12 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         if let Some(block) = directories.sort().or_else(|| directories.meets(&metadata)) {
             return Err(twice("directory block", block));
         }
+        // Extents that share a pcluster, or its first or last block, are nothing unusual.
+        let _shared = self.encoded.sort();
+        let encoded = self.encoded.in_units(self.image.superblock().block_bits.get());
+        if let Some(block) = encoded.meets(&metadata).or_else(|| encoded.meets(directories)) {
+            return Err(twice("as file data and as metadata, block", block));
+        }
         let shared = self.data.sort().is_some();
         if let Some(block) = self.data.meets(&metadata).or_else(|| self.data.meets(directories)) {
             return Err(twice("as file data and as metadata, block", block));
@@ -314,6 +401,11 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
             });
         }
     }
+}
+
+/// Block `block` of `device` in the set of data.
+fn data_key(device: u16, block: u64) -> u64 {
+    u64::from(device) << DEVICE_SHIFT | block
 }
 
 /// Lints the fields of a record that have to be zero, and its time.

@@ -40,8 +40,8 @@ pub struct Policy {
     pub compat: u32,
     /// Incompatible features that may be set.
     pub incompat: u32,
-    /// Whether compressed files are passed over instead of refused.
-    pub skip_compressed: bool,
+    /// Whether data may lie on extra devices.
+    pub devices: bool,
     /// Whether attributes may steer overlayfs in every way it knows.
     pub overlay_control: bool,
     /// Most directory records.
@@ -60,11 +60,12 @@ pub enum Level {
 }
 
 const LAYER_COMPAT: u32 = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER | compat::PLAIN_XATTR_PFX;
-const LAYER_INCOMPAT: u32 = incompat::CHUNKED_FILE | incompat::XATTR_PREFIXES;
+const LAYER_INCOMPAT: u32 = incompat::KNOWN & !incompat::METABOX;
 
 impl Policy {
-    /// What a layer from a stranger may be, and what our own writer makes: no compression, no extra
-    /// devices, nothing that only the newest kernels know, no reference into other layers.
+    /// What a layer from a stranger may be, and what our own writer makes: no extra devices, no metadata
+    /// in compressed form, no reference into other layers. Which kernel an image needs is not decided
+    /// here: one that is too old does not mount it.
     pub fn layer() -> Self {
         let limits = crate::limits::Limits::default();
         Self {
@@ -72,24 +73,16 @@ impl Policy {
             max_block_bits: 12,
             compat: LAYER_COMPAT,
             incompat: LAYER_INCOMPAT,
-            skip_compressed: false,
+            devices: false,
             overlay_control: false,
             max_nodes: limits.nodes,
             max_memory_bytes: limits.metadata_bytes,
         }
     }
 
-    /// What any image has to be: sound, whoever made it for whatever purpose. Compressed data is not
-    /// looked at.
+    /// What any image has to be: sound, whoever made it for whatever purpose.
     pub fn any() -> Self {
-        Self {
-            max_block_bits: 16,
-            compat: u32::MAX,
-            incompat: incompat::KNOWN & !incompat::METABOX,
-            skip_compressed: true,
-            overlay_control: true,
-            ..Self::layer()
-        }
+        Self { max_block_bits: 16, compat: u32::MAX, devices: true, overlay_control: true, ..Self::layer() }
     }
 }
 
@@ -110,7 +103,7 @@ pub struct Report {
     pub whiteouts: u64,
     /// Of these: other devices, fifos and sockets.
     pub specials: u64,
-    /// Of these: compressed, and so not looked into.
+    /// Of these: compressed. Their maps were checked, their data was not decoded.
     pub compressed: u64,
     /// Logical size of all regular files, in bytes.
     pub file_bytes: u64,

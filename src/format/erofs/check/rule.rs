@@ -38,8 +38,8 @@ rules! {
     BlockSize = "erofs.policy.block-size",
     /// A feature bit is not on the policy's list.
     Feature = "erofs.policy.feature",
-    /// The image is compressed and the policy refuses that.
-    Compressed = "erofs.compressed",
+    /// A field of the superblock contradicts its features.
+    Field = "erofs.superblock.field",
     /// The image refers to extra devices and the policy refuses that.
     Devices = "erofs.policy.devices",
     /// A device overlaps the image or ends outside its file.
@@ -52,10 +52,16 @@ rules! {
     Twice = "erofs.directory.twice",
     /// Directories nest too deep.
     Depth = "erofs.directory.depth",
-    /// A directory or symbolic link is stored as no writer stores one.
-    Layout = "erofs.inode.layout",
-    /// An owner that stands for none in system calls: the file could not be copied up.
+    /// The inode is in a short form that came with 48-bit addresses, which the image does not have.
+    Format = "erofs.inode.format",
+    /// The size is one whose blocks a kernel cannot count.
+    Size = "erofs.inode.size",
+    /// The owner or group is one that means "none".
     Owner = "erofs.inode.owner",
+    /// A directory, symbolic link or special file is stored as no writer stores one.
+    Layout = "erofs.inode.layout",
+    /// The packed file is no regular file.
+    Packed = "erofs.packed",
     /// A record's type is not that of its inode, or two records disagree.
     EntryType = "erofs.dirent.mismatch",
     /// An inline file ends on a block boundary, where readers disagree.
@@ -68,6 +74,10 @@ rules! {
     XattrFilter = "erofs.xattr.filter",
     /// An attribute is there twice.
     XattrTwice = "erofs.xattr.twice",
+    /// An attribute that files of this type cannot have: listed, but not to be read.
+    XattrType = "erofs.xattr.type",
+    /// An access-control list or capability that a kernel does not read.
+    XattrValue = "erofs.xattr.value",
     /// An attribute steers overlayfs in a way that the policy refuses.
     Overlay = "erofs.policy.overlay",
 
@@ -95,7 +105,7 @@ rules! {
     Unused = "erofs.lint.feature",
     /// Lint: an attribute whose prefix no kernel reads.
     Prefix = "erofs.lint.xattr-prefix",
-    /// Lint: compressed data, which was not looked at.
+    /// Lint: compressed data, which was not decoded.
     Unchecked = "erofs.lint.unchecked",
 }
 

@@ -3,14 +3,17 @@
 //! Source: Linux `fs/erofs/super.c`.
 
 use super::{CheckError, Notes, Policy, Rule, ranges::Ranges};
-use crate::format::{
-    ReadAt,
-    erofs::{
-        device::DeviceSlot,
-        dump::feature_names,
-        reader::Image,
-        superblock::{Superblock, compat, incompat},
+use crate::{
+    format::{
+        ReadAt,
+        erofs::{
+            device::DeviceSlot,
+            dump::feature_names,
+            reader::Image,
+            superblock::{Superblock, compat, incompat},
+        },
     },
+    tree::FileType,
 };
 
 /// Features that mean compressed data.
@@ -49,6 +52,14 @@ pub(super) fn check<R: ReadAt>(
     for (start, len) in image.prefix_places() {
         ranges.add(start, start + len);
     }
+    // The configurations follow the superblock; a kernel reads them when it mounts.
+    ranges.add(Superblock::OFFSET + (Superblock::LEN + extensions) as u64, image.compression()?.end);
+    if let Some(packed) = image.packed()?
+        && packed.inode.file_type != FileType::Regular
+    {
+        let detail = format!("the packed file is {:?}", packed.inode.file_type);
+        return Err(CheckError::inode(Rule::Packed, packed.nid, detail));
+    }
     lints(image, notes)?;
     Ok(ranges)
 }
@@ -62,16 +73,8 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
         ));
     }
     let refused = superblock.feature_incompat & !policy.incompat;
-    if refused & COMPRESSION != 0 {
-        return Err(CheckError::image(
-            Rule::Compressed,
-            format!(
-                "the image is compressed ({}), which is not supported",
-                feature_names(refused, &incompat::NAMES)
-            ),
-        ));
-    }
-    if refused & incompat::DEVICE_TABLE != 0 {
+    // The bit has two meanings; a second compression algorithm is the other.
+    if superblock.has_incompat(incompat::DEVICE_TABLE) && superblock.extra_devices > 0 && !policy.devices {
         return Err(CheckError::image(
             Rule::Devices,
             format!("the image refers to {} extra devices", superblock.extra_devices),
@@ -83,6 +86,21 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
             let found = feature_names(refused, names_of);
             return Err(CheckError::image(Rule::Feature, format!("features not allowed: {found}")));
         }
+    }
+    // Kernels that know prefixes read the table, whatever the bit says, and others do not.
+    let prefixes = superblock.xattr_prefix_count;
+    if prefixes > 0 && !superblock.has_incompat(incompat::XATTR_PREFIXES) {
+        let detail = format!("{prefixes} xattr prefixes without the feature");
+        return Err(CheckError::image(Rule::Field, detail));
+    }
+    if superblock.has_compat(compat::SHARED_EA_IN_METABOX) {
+        let detail = "shared xattrs lie in a metabox, which the image does not have";
+        return Err(CheckError::image(Rule::Field, detail));
+    }
+    if superblock.has_compat(compat::ISHARE_XATTRS) && superblock.ishare_prefix_id >= prefixes {
+        let id = superblock.ishare_prefix_id;
+        let detail = format!("xattr prefix {id} of {prefixes} is that of the content fingerprint");
+        return Err(CheckError::image(Rule::Field, detail));
     }
     Ok(())
 }

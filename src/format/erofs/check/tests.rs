@@ -10,8 +10,8 @@ use crate::{
         chunk::ChunkFormat,
         device::DeviceSlot,
         fixture::{
-            Child, DATA_BLOCK, Fixture, ROOT_AT, Sample, directory_blocks, inode, sample, seal, xattr_body,
-            xattr_entry,
+            ACL, Child, DATA_BLOCK, Fixture, ROOT_AT, Sample, directory_blocks, inode, sample, seal,
+            xattr_body, xattr_entry,
         },
         fuzz_image,
         inode::{Data, Inode, TimeBase},
@@ -106,9 +106,9 @@ fn superblocks_are_held_to_the_policy() {
         (0x0E, &[0xff, 0xff], "erofs.bounds"),
         (0x24, &[0, 0, 0, 0], "erofs.superblock.blocks"),
         (0x24, &[0xff, 0xff, 0xff, 0xff], "erofs.superblock.blocks"),
-        (0x50, &[0x05], "erofs.compressed"),
-        (0x50, &[0x24], "erofs.policy.feature"),
-        (0x50, &[0x84], "erofs.policy.feature"),
+        (0x50, &[0x05], "fine"),
+        (0x50, &[0x24], "fine"),
+        (0x50, &[0x84], "fine"),
         (0x51, &[0x01], "erofs.superblock.feature"),
         (0x08, &[0x27], "erofs.policy.feature"),
         (0x0B, &[0x80], "erofs.policy.feature"),
@@ -153,14 +153,22 @@ fn devices_stay_beside_the_image_and_inside_their_file() {
 
 #[test]
 fn inodes_are_held_to_their_format() {
-    let (_, Sample { plain, tail, link, chunks, .. }) = sample(12);
+    let (_, Sample { plain, tail, link, chunks, device, directory, .. }) = sample(12);
     // After 20 bytes of attributes, aligned to 8.
     let first_chunk = at(chunks) + 64 + 24;
     for (place, change, reason) in [
         (at(plain), &[0x0b, 0][..], "erofs.inode.format"),
         (at(plain), &[0x21, 0], "erofs.inode.format"),
-        (at(plain), &[0x03, 0], "erofs.compressed"),
-        (at(plain), &[0x07, 0], "erofs.compressed"),
+        (at(plain), &[0x03, 0], "erofs.compressed.header"),
+        (at(plain), &[0x07, 0], "erofs.compressed.header"),
+        (at(link), &[0x03, 0], "erofs.compressed"),
+        (at(device), &[0x03, 0], "erofs.inode.layout"),
+        (at(device), &[0x09, 0], "erofs.inode.layout"),
+        (at(plain), &[0x11, 0], "erofs.inode.format"),
+        (at(directory), &[0x15, 0], "erofs.inode.format"),
+        (at(plain) + 8, &[1, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], "erofs.inode.size"),
+        (at(plain) + 0x18, &[0xff, 0xff, 0xff, 0xff], "erofs.inode.owner"),
+        (at(plain) + 0x1C, &[0xff, 0xff, 0xff, 0xff], "erofs.inode.owner"),
         (at(plain) + 4, &[0xa4, 0x01], "erofs.inode.mode"),
         (at(plain) + 4, &[0xa4, 0x11], "erofs.dirent.mismatch"),
         (at(plain) + 8, &[0, 0, 0, 0, 0, 0, 0, 0x80], "erofs.inode.size"),
@@ -198,15 +206,203 @@ fn a_compact_inode_may_end_its_block() {
 }
 
 #[test]
-fn compressed_files_are_passed_over_where_the_policy_says_so() {
-    let (_, Sample { plain, .. }) = sample(12);
-    let bytes = with(at(plain), &[0x07, 0]);
-    let report = verify(bytes.as_slice(), &Policy::any()).unwrap();
-    assert_eq!((report.compressed, report.lints.len()), (1, 1));
-    assert_eq!(report.lints[0].rule, Rule::Unchecked);
-    // Links are not compressed by anyone, and could not be read.
-    let (_, Sample { link, .. }) = sample(12);
-    assert_eq!(verdict(&with(at(link), &[0x07, 0]), &Policy::any()), "erofs.compressed");
+fn maps_of_compressed_files_are_held_to_what_the_kernel_does_with_them() {
+    let good = include_bytes!("../../../../tests/fixtures/erofs/lz4.erofs");
+    let image = Image::open(&good[..]).unwrap();
+    let node = image.find(b"sparse").unwrap().unwrap();
+    // A plain block, then one pcluster for the other seven lclusters; two records in a pack of eight bytes.
+    let map = usize::try_from(node.xattr_end().next_multiple_of(8)).unwrap();
+    let packs = map + 8;
+    let verdict = |changes: &[(usize, &[u8])]| {
+        let mut bytes = good.to_vec();
+        for (at, change) in changes {
+            bytes[*at..*at + change.len()].copy_from_slice(change);
+        }
+        seal(&mut bytes);
+        verdict(&bytes, &Policy::layer())
+    };
+    assert_eq!(verdict(&[]), "fine");
+    let features = 1024 + 0x50;
+    for (changes, reason) in [
+        // No algorithm, then one that is not there.
+        (&[(features, &[0][..])][..], "erofs.compressed.header"),
+        (&[(map + 6, &[1])], "erofs.compressed.algorithm"),
+        (&[(map + 6, &[0x40])], "erofs.compressed.algorithm"),
+        (&[(features, &[3]), (features + 4, &[16])], "erofs.superblock.compression"),
+        // Unknown bits; lclusters of 32 KiB; forms without their feature.
+        (&[(map + 4, &[0x40])], "erofs.compressed.header"),
+        (&[(map + 7, &[0x10])], "erofs.compressed.header"),
+        (&[(map + 7, &[3])], "erofs.compressed.header"),
+        (&[(map + 4, &[0x06])], "erofs.compressed.header"),
+        (&[(map + 4, &[0x08])], "erofs.compressed.header"),
+        (&[(map + 4, &[0x20])], "erofs.compressed.header"),
+        // The end, then the whole of it, in a packed file that is not there.
+        (&[(features, &[0x21]), (map + 4, &[0x20])], "erofs.compressed.fragment"),
+        (&[(map + 7, &[0x80])], "erofs.compressed.fragment"),
+        // An inline pcluster of nothing, then one that does not fit its block.
+        (&[(features, &[0x11]), (map + 4, &[0x08])], "erofs.compressed.inline"),
+        (&[(features, &[0x11]), (map, &[0, 0, 0, 0x10, 0x08])], "erofs.compressed.inline"),
+        // The file does not start with its first record; one starts outside its lcluster.
+        (&[(packs, &[1])], "erofs.compressed.map"),
+        (&[(packs + 1, &[0x20])], "erofs.compressed.map"),
+        // Back beyond the start, to itself, or a number of blocks.
+        (&[(packs + 8, &[5, 0x20])], "erofs.compressed.map"),
+        (&[(packs + 8, &[0, 0x20])], "erofs.compressed.map"),
+        (&[(packs + 8, &[2, 0x28])], "erofs.compressed.map"),
+        // 24676 bytes of one plain block.
+        (&[(packs + 3, &[0])], "erofs.compressed.size"),
+        // Blocks behind the end, of the superblock, of inodes.
+        (&[(packs + 4, &[0xff, 0xff])], "erofs.bounds"),
+        (&[(packs + 4, &[0xff, 0xff, 0xff, 0xff])], "erofs.overlap"),
+    ] {
+        assert_eq!(verdict(changes), reason, "{changes:?}");
+    }
+}
+
+#[test]
+fn the_largest_file_is_one_whose_blocks_the_kernel_can_count() {
+    let hole = |size: u64| {
+        image(|image| {
+            let start = Data::Plain { start: None };
+            vec![("h", image.node(file(size, start), b"", 1, b""), FileType::Regular)]
+        })
+    };
+    assert_eq!(verdict(&hole((1 << 63) - 4096), &Policy::layer()), "fine");
+    assert_eq!(verdict(&hole((1 << 63) - 4095), &Policy::layer()), "erofs.inode.size");
+}
+
+#[test]
+fn an_inline_file_whose_whole_blocks_are_nowhere_is_no_hole() {
+    let (mut bytes, Sample { tail, .. }) = sample(12);
+    let at = usize::try_from(at(tail)).unwrap();
+    bytes[at + 6..at + 8].fill(0xff);
+    bytes[at + 0x10..at + 0x14].fill(0xff);
+    let image = Image::open(bytes.as_slice()).unwrap();
+    let node = image.find(b"tail").unwrap().unwrap();
+    let error = image.read_data(&node, 0, &mut [0; 8]).unwrap_err();
+    assert_eq!(error.reason(), "erofs.bounds", "{error}");
+    assert_eq!(verdict(&bytes, &Policy::layer()), "erofs.bounds");
+}
+
+#[test]
+fn an_inode_number_of_the_metabox_leads_nowhere() {
+    // "!first" is the first record of the root.
+    let bytes = with(ROOT_AT + 64 + 7, &[0x80]);
+    assert_eq!(verdict(&bytes, &Policy::layer()), "erofs.inode.metabox");
+}
+
+#[test]
+fn name_prefixes_need_their_feature() {
+    let prefixes = |feature: u32| {
+        image(|image| {
+            image.superblock.feature_incompat |= feature;
+            image.superblock.xattr_prefix_count = 1;
+            image.superblock.xattr_prefix_start = u32::try_from(7 * BLOCK / 4).unwrap();
+            image.put(7 * BLOCK, &[3, 0, 1, b'a', b'.']);
+            Vec::new()
+        })
+    };
+    assert_eq!(verdict(&prefixes(incompat::XATTR_PREFIXES), &Policy::layer()), "fine");
+    assert_eq!(verdict(&prefixes(0), &Policy::any()), "erofs.superblock.field");
+    // A kernel reads the table whatever the feature says, and does not mount this one.
+    assert_eq!(verdict(&with(field(0x5B), &[1]), &Policy::any()), "erofs.xattr.prefix");
+}
+
+#[test]
+fn the_packed_file_is_one_that_the_kernel_finds() {
+    let packed = |nid: u64| {
+        let (mut bytes, _) = sample(12);
+        bytes[1024 + 0x50] |= 0x20;
+        bytes[1024 + 0x60..1024 + 0x68].copy_from_slice(&nid.to_le_bytes());
+        seal(&mut bytes);
+        bytes
+    };
+    let (_, Sample { plain, whiteout, .. }) = sample(12);
+    for level in [Level::Strict, Level::Superblock] {
+        let policy = Policy { level, ..Policy::layer() };
+        assert_eq!(verdict(&packed(1 << 40), &policy), "erofs.bounds");
+        assert_eq!(verdict(&packed(whiteout.0), &policy), "erofs.packed");
+    }
+    // It is listed as well.
+    assert_eq!(verdict(&packed(plain.0), &Policy::layer()), "erofs.overlap");
+}
+
+#[test]
+fn reserved_space_among_attributes_is_no_attribute() {
+    let bytes = image(|image| {
+        let mut body = xattr_body(&[], &[("user.a", b"1")]);
+        body.extend([0; 8]);
+        body.extend(xattr_entry("user.b", b""));
+        body.extend([0; 480]);
+        body[..4].fill(0);
+        vec![("f", image.node(file(0, Data::Plain { start: None }), &body, 1, b""), FileType::Regular)]
+    });
+    assert_eq!(verdict(&bytes, &Policy::layer()), "fine");
+    let image = Image::open(bytes.as_slice()).unwrap();
+    let node = image.find(b"f").unwrap().unwrap();
+    let names: Vec<_> = image.xattrs(&node).unwrap().into_iter().map(|xattr| xattr.name).collect();
+    assert_eq!(names, [b"user.a", b"user.b"]);
+    assert_eq!(image.xattr(&node, b"user.b").unwrap(), Some(Vec::new()));
+}
+
+#[test]
+fn attributes_that_the_kernel_lists_but_does_not_read_are_refused() {
+    let on = |file_type: FileType, name: &str, value: &[u8]| {
+        let bytes = image(|image| {
+            let body = xattr_body(&[], &[(name, value)]);
+            let nid = match file_type {
+                FileType::Symlink => {
+                    image.node(inode(file_type, 1, Data::Inline { start: None }), &body, 1, b"t")
+                }
+                FileType::Fifo => image.node(inode(file_type, 0, Data::None), &body, 1, b""),
+                _ => image.node(file(0, Data::Plain { start: None }), &body, 1, b""),
+            };
+            vec![("x", nid, file_type)]
+        });
+        verdict(&bytes, &Policy::layer())
+    };
+    let entry =
+        |tag: u8, permissions: u8, id: u32| [&[tag, 0, permissions, 0][..], &id.to_le_bytes()].concat();
+    let list = |entries: &[Vec<u8>]| [&[2, 0, 0, 0][..], &entries.concat()].concat();
+    let none = u32::MAX;
+    let (owner, group, others) = (entry(1, 6, none), entry(4, 4, none), entry(0x20, 4, none));
+    let (user, mask) = (entry(2, 7, 1000), entry(0x10, 7, none));
+    let full = list(&[owner.clone(), user.clone(), group.clone(), mask.clone(), others.clone()]);
+    for (value, want) in [
+        (ACL.to_vec(), "fine"),
+        (full.clone(), "fine"),
+        (vec![2, 0, 0, 0], "erofs.xattr.value"),
+        ([&[1], &full[1..]].concat(), "erofs.xattr.value"),
+        ([&full[..], &[0]].concat(), "erofs.xattr.value"),
+        // Without a mask, out of order, with a permission that is none, of nobody.
+        (list(&[owner.clone(), user.clone(), group.clone(), others.clone()]), "erofs.xattr.value"),
+        (list(&[user, owner.clone(), group.clone(), mask.clone(), others.clone()]), "erofs.xattr.value"),
+        (list(&[entry(1, 8, none), group.clone(), others.clone()]), "erofs.xattr.value"),
+        (list(&[owner, entry(2, 7, none), group, mask, others]), "erofs.xattr.value"),
+    ] {
+        assert_eq!(on(FileType::Regular, "system.posix_acl_access", &value), want, "{value:?}");
+    }
+    assert_eq!(on(FileType::Symlink, "system.posix_acl_access", &full), "erofs.xattr.type");
+    let capability = |revision: u8, len: usize, root: u32| {
+        let mut value = vec![0; len];
+        (value[0], value[3]) = (1, revision);
+        if len == 24 {
+            value[20..].copy_from_slice(&root.to_le_bytes());
+        }
+        on(FileType::Regular, "security.capability", &value)
+    };
+    assert_eq!((capability(2, 20, 0), capability(3, 24, 1000)), ("fine".into(), "fine".into()));
+    for (revision, len, root) in [(2, 19, 0), (2, 24, 0), (1, 12, 0), (3, 20, 0), (3, 24, none)] {
+        assert_eq!(capability(revision, len, root), "erofs.xattr.value", "{revision} {len}");
+    }
+    for (file_type, want) in [
+        (FileType::Regular, "fine"),
+        (FileType::Symlink, "erofs.xattr.type"),
+        (FileType::Fifo, "erofs.xattr.type"),
+    ] {
+        assert_eq!(on(file_type, "user.a", b"1"), want, "{file_type:?}");
+        assert_eq!(on(file_type, "trusted.a", b"1"), "fine", "{file_type:?}");
+    }
 }
 
 #[test]
@@ -427,7 +623,7 @@ fn bytes_behind_the_declared_blocks_belong_to_nobody() {
 fn attributes_are_held_to_their_format() {
     let (_, Sample { tail, .. }) = sample(12);
     let body = at(tail) + 64;
-    // Header, two shared ids, then "user.own" (12 bytes) and the ACL (8 bytes).
+    // Header, two shared ids, then "user.own" (12 bytes) and the ACL (32 bytes).
     for (place, change, reason) in [
         (at(tail) + 2, &[1, 0][..], "erofs.xattr.body"),
         (at(tail) + 2, &[0xff, 0xff], "erofs.bounds"),
@@ -527,7 +723,7 @@ fn what_is_merely_unusual_is_a_lint() {
         assert_eq!(lints(&bytes), [rule], "{place} {change:?}");
     }
     let labelled = image(|image| {
-        let body = xattr_body(&[], &[("user.a", b"")]);
+        let body = xattr_body(&[], &[("trusted.a", b"")]);
         let device = inode(FileType::CharDevice, 0, Data::Device(Device::WHITEOUT));
         vec![("w", image.node(device, &body, 1, b""), FileType::CharDevice)]
     });
@@ -641,8 +837,8 @@ fn the_inputs_of_the_fuzz_target_are_refused_for_what_they_are_named_after() {
     let root = usize::try_from(ROOT_AT).unwrap();
     for (name, place, change) in [
         ("erofs.superblock.blocks@more", 1024 + 0x24, &[0xff][..]),
-        ("erofs.policy.feature@48-bit", 1024 + 0x50, &[0x84]),
-        ("erofs.compressed@full", at(plain, 0), &[0x03]),
+        ("erofs.policy.feature@fingerprints", 1024 + 0x08, &[0x27]),
+        ("erofs.compressed.header@no-algorithm", at(plain, 0), &[0x03]),
         ("erofs.inode.format@unknown-bit", at(plain, 0), &[0x21]),
         ("erofs.bounds@start", at(plain, 0x10), &[0xff, 0xff]),
         ("erofs.overlap@superblock", at(plain, 0x10), &[2, 0, 0, 0]),

@@ -11,7 +11,7 @@ use crate::{
         erofs::{
             Nid, SLOT_LEN,
             inode::Layout,
-            reader::{Image, Node, Place},
+            reader::{Image, Node, NodeFault, Place, ReadError},
         },
     },
     limits::DIRECTORY_DEPTH,
@@ -127,6 +127,10 @@ impl Tree {
         let subdirectories = pending.len();
         let mut walk = image.directory(&node)?;
         while let Some(entry) = walk.next_entry()? {
+            if entry.nid.in_metabox() {
+                let fault = NodeFault::Metabox;
+                return Err(ReadError::Node { nid: entry.nid, fault }.into());
+            }
             let position = entry.nid.byte_offset(meta_start);
             let (seen, rule, want) = match entry.name {
                 b"." => (&mut dot, Rule::Dot, directory.position),

@@ -15,7 +15,7 @@ use crate::{
             xattr::{BodyHeader, EntryHeader, Prefix, filter_bit},
         },
     },
-    tree::FileType,
+    tree::{FileType, xattr},
 };
 
 /// What the check of attributes keeps from inode to inode.
@@ -86,6 +86,7 @@ impl XattrCheck {
             if name.base == Prefix::Lustre {
                 notes.lint(Rule::Prefix, Some(node.nid), || format!("no kernel reads {}", self.text()));
             }
+            self.readable(image, node, &entry)?;
             if !policy.overlay_control {
                 self.overlay(image, node, &entry)?;
             }
@@ -95,6 +96,31 @@ impl XattrCheck {
         }
         self.each_once(node)?;
         Ok(!self.spans.is_empty())
+    }
+
+    /// Refuses attributes that a kernel lists but does not read: copying such a file fails.
+    fn readable<R: ReadAt>(
+        &self,
+        image: &Image<R>,
+        node: &Node,
+        entry: &XattrEntry,
+    ) -> Result<(), CheckError> {
+        let file_type = node.inode.file_type;
+        // Of the others only the name counts.
+        let value = match self.name.as_slice() {
+            b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default" => {
+                image.xattr_value(entry)?
+            }
+            _ => Vec::new(),
+        };
+        match xattr::is_settable(&self.name, &value, file_type) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let detail = format!("{file_type:?} with the attribute {}", self.text());
+                Err(CheckError::inode(Rule::XattrType, node.nid, detail))
+            }
+            Err(error) => Err(CheckError::inode(Rule::XattrValue, node.nid, error.to_string())),
+        }
     }
 
     /// Refuses attributes by which overlayfs would follow a layer's word into another layer.

@@ -123,7 +123,9 @@ impl<R: ReadAt> Image<R> {
                 // Like the kernel: the last block is the tail, even if it is whole.
                 let body = (bits.blocks_for(size) - 1) << bits.get();
                 if offset < body {
-                    (body - offset, self.blocks_at(start, offset, body)?)
+                    // Not a hole: the kernel looks for holes in plain files only.
+                    let Some(start) = start else { return Err(self.outside("file data", u64::MAX, body)) };
+                    (body - offset, self.blocks_at(Some(start), offset, body)?)
                 } else {
                     (size - offset, self.tail_at(node, body, offset)?)
                 }

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use super::compressed::MapFault;
 use crate::{
     error::{Classify, Kind, disk_kind},
     format::erofs::{Nid, inode::InodeError, superblock::SuperblockError},
@@ -88,6 +89,22 @@ pub enum ReadError {
         /// What is wrong.
         fault: NodeFault,
     },
+    /// The compression configurations are not ones that a kernel mounts.
+    #[error("compression configuration {algorithm}: {fault}")]
+    Compression {
+        /// Name of the algorithm; empty for all of them.
+        algorithm: &'static str,
+        /// What is wrong.
+        fault: &'static str,
+    },
+    /// The map of a compressed file is malformed.
+    #[error("compressed inode {nid}: {fault}")]
+    Map {
+        /// Its number.
+        nid: Nid,
+        /// What is wrong.
+        fault: MapFault,
+    },
     /// A directory block is malformed.
     #[error("directory {nid}, block {block}: {fault}")]
     Directory {
@@ -139,6 +156,9 @@ pub enum NodeFault {
     /// Compressed data is not read yet.
     #[error("its data is compressed, which is not supported")]
     Compressed,
+    /// Its number has the metabox bit, in an image without one.
+    #[error("its number is one of the metabox, which the image does not have")]
+    Metabox,
     /// The inline tail crosses a block.
     #[error("the inline tail at byte {offset}, {len} bytes long, crosses a block boundary")]
     Tail {
@@ -267,6 +287,8 @@ impl Classify for ReadError {
         match self {
             Self::Io { source, .. } => disk_kind(source),
             Self::DeviceCount { .. } => Kind::Conflict,
+            // Nothing is wrong with the image, so the request is not to blame.
+            error if error.is_compressed() => Kind::Conflict,
             _ => Kind::Malformed,
         }
     }
@@ -282,6 +304,8 @@ impl Classify for ReadError {
             Self::Outside { .. } => "erofs.bounds",
             Self::Inode { source, .. } => source.reason(),
             Self::Node { fault, .. } => fault.reason(),
+            Self::Compression { .. } => "erofs.superblock.compression",
+            Self::Map { fault, .. } => fault.reason(),
             Self::Directory { fault, .. } => fault.reason(),
             Self::Xattr { fault, .. } => fault.reason(),
             Self::Prefix { .. } => "erofs.xattr.prefix",
@@ -302,6 +326,7 @@ impl NodeFault {
     fn reason(self) -> &'static str {
         match self {
             Self::Compressed => "erofs.compressed",
+            Self::Metabox => "erofs.inode.metabox",
             Self::Tail { .. } => "erofs.inode.tail",
             Self::NotDirectory | Self::NotSymlink | Self::NoData => "erofs.inode.type",
             Self::LinkLength { .. } => "erofs.symlink.length",

@@ -9,6 +9,7 @@
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/` (`super.c`, `inode.c`, `data.c`, `dir.c`,
 //! `namei.c`, `xattr.c`).
 
+mod compressed;
 mod data;
 mod devices;
 mod directory;
@@ -21,6 +22,7 @@ mod xattrs;
 use std::cell::RefCell;
 
 pub use self::{
+    compressed::{CompressedExtent, CompressedExtents, Compression, MapFault, Source},
     data::{Extent, Extents, Place},
     directory::{DirEntry, Directory},
     error::{DirectoryFault, NodeFault, ReadError, XattrFault},
@@ -210,6 +212,11 @@ impl<R: ReadAt> Image<R> {
     ///
     /// Errors: [`ReadError`] when it lies outside the image or its record has no meaning.
     pub fn node(&self, nid: Nid) -> Result<Node, ReadError> {
+        // Also where the rest of the number would lead to an inode: kernels since 6.17 look for this one in
+        // the metabox, which readable images do not have.
+        if nid.in_metabox() {
+            return Err(ReadError::Node { nid, fault: NodeFault::Metabox });
+        }
         let position = nid.byte_offset(self.superblock.meta_start());
         self.node_at(nid, position).map(|(node, _)| node)
     }

@@ -197,7 +197,8 @@ impl<R: ReadAt> Image<R> {
     /// Reads the table of long prefixes.
     pub(super) fn long_prefixes(&self) -> Result<Vec<LongPrefix>, ReadError> {
         let mut prefixes = Vec::new();
-        if !self.superblock.has_incompat(incompat::XATTR_PREFIXES) {
+        // Like the kernel, whatever the feature bit says: the number alone decides.
+        if self.superblock.xattr_prefix_count == 0 {
             return Ok(prefixes);
         }
         // They share the fragments' file unless the image says otherwise.
@@ -233,11 +234,23 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl<R: ReadAt> Xattrs<'_, R> {
-    /// The next attribute; `None` after the last.
+    /// The next attribute; `None` after the last. Reserved space is passed over.
     ///
     /// Errors: [`ReadError::Xattr`] when an entry goes beyond the body, [`ReadError::Outside`] when a
     /// shared one is not in the image.
     pub fn next_entry(&mut self) -> Result<Option<XattrEntry>, ReadError> {
+        loop {
+            // Four zero bytes are an entry without prefix, name and value: the kernel lists only entries
+            // whose prefix it knows, and so steps over them to the next. mkfs.erofs reserves space for
+            // later attributes this way.
+            match self.next_stored()? {
+                Some(entry) if entry.shared.is_none() && entry.header == EntryHeader::RESERVED => {}
+                entry => return Ok(entry),
+            }
+        }
+    }
+
+    fn next_stored(&mut self) -> Result<Option<XattrEntry>, ReadError> {
         if let Some(left) = self.shared_left.checked_sub(1) {
             let mut id = [0; BodyHeader::ID_LEN];
             self.image.read_at(self.position, &mut id, "shared xattr id")?;

@@ -4,7 +4,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -148,7 +148,6 @@ pub struct SocketUnit {
 
 #[derive(Debug, Default)]
 struct UnitState {
-    starts: AtomicU32,
     ends: AtomicBool,
     child: Mutex<Option<Child>>,
 }
@@ -180,18 +179,13 @@ impl SocketUnit {
                     thread::sleep(Duration::from_millis(10));
                     continue;
                 }
-                if kept.starts.fetch_add(1, Ordering::SeqCst) > 0 {
+                if kept.child.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                     thread::sleep(RESTART);
                 }
                 *kept.child.lock().unwrap_or_else(PoisonError::into_inner) = start().ok();
             }
         });
         Ok(Self { state, socket: socket.to_owned(), keeper: Some(keeper) })
-    }
-
-    /// How often it has been started so far.
-    pub fn starts(&self) -> u32 {
-        self.state.starts.load(Ordering::SeqCst)
     }
 }
 

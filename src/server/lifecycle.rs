@@ -266,7 +266,7 @@ async fn serve(
             tracing::info!(signal = name, grace_seconds = grace.as_secs(), "stopping");
             None
         }
-        Stale { error, is_root } = places.stale(loses_no_call, || service.is_idle()) => {
+        Stale { error, is_root } = places.stale(loses_no_call, || service.quiet_for()) => {
             if is_root {
                 grace = grace.min(GRACE_WITHOUT_ROOT);
             }

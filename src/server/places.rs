@@ -22,6 +22,10 @@ use crate::{
 /// Time between two looks. A look takes a few microseconds; whoever resets containerd pulls again at once.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Time without a request before a restart that is not urgent. A call that comes between end and start waits in
+/// the socket, but containerd gives up a connection that is not answered within a second (gRPC's first back-off).
+const QUIET: Duration = Duration::from_secs(5);
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Places(Vec<Place>);
@@ -102,31 +106,41 @@ impl Places {
     }
 
     /// Returns when the daemon has to start again: because a snapshot root was made anew; and, if it
-    /// `loses_no_call` by a restart, because another directory was, once it `is_idle`. What it stays for is
-    /// logged once.
-    pub(super) async fn stale(&self, loses_no_call: bool, is_idle: impl Fn() -> bool) -> Stale {
+    /// `loses_no_call` by a restart, because another directory was, once nothing was asked of it for a while.
+    /// What it stays for is logged once.
+    pub(super) async fn stale(&self, loses_no_call: bool, quiet_for: impl Fn() -> Duration) -> Stale {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            for place in &self.0 {
-                let Some(change) = place.change() else {
-                    place.logged.store(false, Relaxed);
-                    continue;
-                };
-                let is_there = change != Change::Gone;
-                if is_there && place.is_root {
-                    return place.stale(change);
-                }
-                if is_there && loses_no_call {
-                    // A pull is worth more than a faster pull.
-                    if is_idle() {
-                        return place.stale(change);
-                    }
-                } else if !place.logged.swap(true, Relaxed) {
-                    let until = if is_there { "the next start" } else { "it is there again" };
-                    tracing::warn!("{}: out of reach until {until}", place.describe(change));
-                }
+            // A pull is worth more than a faster pull.
+            let may_restart = loses_no_call && quiet_for() >= QUIET;
+            let stale = self.0.iter().find_map(|place| match place.change() {
+                None | Some(Change::Gone) => None,
+                Some(change) => (place.is_root || may_restart).then(|| place.stale(change)),
+            });
+            match stale {
+                Some(stale) => return stale,
+                None => self.log(loses_no_call),
+            }
+        }
+    }
+
+    /// Logs once what is out of reach.
+    fn log(&self, loses_no_call: bool) {
+        for place in &self.0 {
+            let Some(change) = place.change() else {
+                place.logged.store(false, Relaxed);
+                continue;
+            };
+            let until = match change {
+                Change::Gone => "it is there again",
+                // The restart is near.
+                _ if loses_no_call => continue,
+                _ => "the next start",
+            };
+            if !place.logged.swap(true, Relaxed) {
+                tracing::warn!("{}: out of reach until {until}", place.describe(change));
             }
         }
     }
@@ -186,10 +200,10 @@ mod tests {
         assert_eq!(places.health(), Ok(()));
         fs::remove_dir(&root).unwrap();
         assert!(places.health().unwrap_err().ends_with("is gone"));
-        assert!(timeout(LOOK / 2, places.stale(true, || true)).await.is_err(), "the next start would fail");
+        assert!(timeout(LOOK / 2, places.stale(true, || QUIET)).await.is_err(), "the next start would fail");
         fs::create_dir(&root).unwrap();
         assert!(places.health().is_err());
-        let stale = timeout(LOOK, places.stale(false, || true)).await.unwrap();
+        let stale = timeout(LOOK, places.stale(false, || QUIET)).await.unwrap();
         assert_eq!((stale.error.reason(), stale.is_root), ("server.root-replaced", true));
         assert!(stale.error.to_string().contains("was replaced since the daemon started"), "{}", stale.error);
     }
@@ -198,12 +212,12 @@ mod tests {
     async fn a_content_store_that_appears_ends_the_daemon_only_where_that_loses_no_call() {
         let scratch = tempfile::tempdir().unwrap();
         let (_, content, places) = fixture(scratch.path());
-        assert!(timeout(LOOK / 2, places.stale(true, || true)).await.is_err());
+        assert!(timeout(LOOK / 2, places.stale(true, || QUIET)).await.is_err());
         fs::create_dir(&content).unwrap();
         assert_eq!(places.health(), Ok(()), "blobs come over gRPC");
-        assert!(timeout(LOOK / 2, places.stale(false, || true)).await.is_err());
-        assert!(timeout(LOOK / 2, places.stale(true, || false)).await.is_err(), "not while it works");
-        let stale = timeout(LOOK, places.stale(true, || true)).await.unwrap();
+        assert!(timeout(LOOK / 2, places.stale(false, || QUIET)).await.is_err());
+        assert!(timeout(LOOK / 2, places.stale(true, || QUIET / 2)).await.is_err(), "not while it works");
+        let stale = timeout(LOOK, places.stale(true, || QUIET)).await.unwrap();
         assert_eq!((stale.error.reason(), stale.is_root), ("server.directory-replaced", false));
     }
 }

@@ -3,8 +3,8 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -96,6 +96,7 @@ pub struct Service {
     memory: MemoryGauge,
     roots: HealthCheck,
     store: HealthCheck,
+    quiet_since: Mutex<Instant>,
 }
 
 impl Service {
@@ -109,7 +110,8 @@ impl Service {
         let admission = Admission::start(capacity)?;
         let (applies, under_way) = (Arc::default(), Arc::default());
         let (roots, store) = (Box::new(|| Ok(())), Box::new(|| Ok(())));
-        Ok(Self { domain, admission, applies, under_way, observer, memory, roots, store })
+        let quiet_since = Mutex::new(Instant::now());
+        Ok(Self { domain, admission, applies, under_way, observer, memory, roots, store, quiet_since })
     }
 
     /// Lets health depend on the snapshot roots and on the content store; without this, both are fine.
@@ -118,10 +120,15 @@ impl Service {
         Self { roots, store, ..self }
     }
 
-    /// Whether no request is worked on or waits.
-    pub fn is_idle(&self) -> bool {
+    /// How long no request has been worked on or has waited.
+    pub fn quiet_for(&self) -> Duration {
         let Load { running, stalled, waiting, .. } = self.admission.load();
-        running + stalled + waiting == 0
+        let is_busy = running + stalled + waiting > 0;
+        let mut quiet_since = self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_busy {
+            *quiet_since = Instant::now();
+        }
+        quiet_since.elapsed()
     }
 
     /// Where everything is counted.
@@ -138,6 +145,7 @@ impl Service {
     /// Runs a request, or waits for the answer to an equal one that came before. Dropping the future cancels the
     /// work: at once when it still waits, at its next look at the flag when it runs.
     pub async fn run<J: Job>(&self, caller: &Caller, call: Call, job: J) -> Result<J::Done> {
+        *self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let (reply, answer) = oneshot::channel();
         let record = Record::new(caller, &call, &job);
         let entry = match self.under_way.enter(&call.cancel) {

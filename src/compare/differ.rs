@@ -242,7 +242,6 @@ mod tests {
         let error = fixture.differ.compare(&call(), &fixture.request("")).unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "erofs.compressed"));
         assert!(error.to_string().contains("\"sparse\" in"), "{error}");
-        assert!(fixture.store.ingests().is_empty());
         // A container above it, which left the compressed file alone.
         for directory in ["3/fs", "3/work"] {
             fs::create_dir_all(snapshots.join(directory)).unwrap();

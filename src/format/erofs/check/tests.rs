@@ -225,7 +225,7 @@ fn maps_of_compressed_files_are_held_to_what_the_kernel_does_with_them() {
     let features = 1024 + 0x50;
     for (changes, reason) in [
         // No algorithm, then one that is not there.
-        (&[(features, &[0][..])][..], "erofs.compressed.header"),
+        (&[(features, &[0][..]), (features + 4, &[0, 0])][..], "erofs.compressed.header"),
         (&[(map + 6, &[1])], "erofs.compressed.algorithm"),
         (&[(map + 6, &[0x40])], "erofs.compressed.algorithm"),
         (&[(features, &[3]), (features + 4, &[16])], "erofs.superblock.compression"),

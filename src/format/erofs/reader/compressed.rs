@@ -614,6 +614,12 @@ impl<R: ReadAt> CompressedExtents<'_, R> {
                 let mapped_end = next.unwrap_or(clusters << cluster_bits);
                 let offset = head.offset;
                 if last && header.has(advise::FRAGMENT) {
+                    // Linux 6.18 compares a plain extent with the length of its pcluster, of which there is
+                    // none, and refuses it; mkfs.erofs marks fragments as compressed.
+                    if head.start == Start::Plain {
+                        let (index, fault) = (head.cluster, "a fragment marked as plain");
+                        return Err(MapFault::Record { index, fault }.into());
+                    }
                     let wide = header_is_full(index);
                     let high = if wide { u64::from(head.block) << 32 } else { 0 };
                     return self.fragment(offset, header.low() | high).map(Some);

@@ -47,7 +47,7 @@ fn main() {
             trial("measure_labelled_100k", || report("100k labelled files", 100_000, labelled)),
             trial("measure_directories_1m", || report("1M directories", 1_000_000, directories)),
             trial("measure_replaced_5000", || {
-                let what = Replaced { size_bytes: (1 << 20) + 700, extents: None, xattr_bytes: 4 };
+                let what = Replaced { size_bytes: 900_000, extents: None, xattr_bytes: 4 };
                 let (once, often) = (allocated_bytes(&what, 1, false)?, allocated_bytes(&what, 5000, false)?);
                 println!(
                     "\na file of {} bytes occupies {once} bytes, as the last of 5000 {often}",
@@ -289,6 +289,8 @@ fn replaced_names_take_no_disk() -> Result<(), Failed> {
     for (what, count) in [
         (flat(1 << 20), 100),
         (flat((1 << 20) + 700), 100),
+        // Of which a gathered write holds the end of one and the beginning of the next.
+        (flat(900_000), 100),
         (flat(5000), 2000),
         (flat(700), 2000),
         // Attributes or an array of chunks that need blocks of their own.

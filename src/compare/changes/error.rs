@@ -75,6 +75,12 @@ pub enum ChangesError {
         /// [`limits::Limits::stream_bytes`].
         limit: u64,
     },
+    /// A layer with very many directories on top of very many layers.
+    #[error("more than {limit} names had to be looked up in the layers below")]
+    Lookups {
+        /// [`limits::PARENT_LOOKUPS`], but for tests.
+        limit: u64,
+    },
     /// Files came, or came back, while others went: a renamed one may have been missed.
     #[error("files of the directory {} in {layer} were renamed while it was read", Quoted(path))]
     Renamed {
@@ -100,7 +106,11 @@ impl Classify for ChangesError {
     fn kind(&self) -> Kind {
         match self {
             Self::Redirect { .. } | Self::Metacopy { .. } | Self::Reserved { .. } => Kind::Conflict,
-            Self::Path { .. } | Self::Names | Self::Nodes { .. } | Self::Stream { .. } => Kind::Exhausted,
+            Self::Path { .. }
+            | Self::Names
+            | Self::Nodes { .. }
+            | Self::Lookups { .. }
+            | Self::Stream { .. } => Kind::Exhausted,
             Self::Name { .. } | Self::Pattern(_) => Kind::Malformed,
             Self::Renamed { .. } | Self::Linked { .. } => Kind::Changed,
         }
@@ -115,6 +125,7 @@ impl Classify for ChangesError {
             Self::Name { .. } => "compare.name",
             Self::Names => "limit.metadata",
             Self::Nodes { .. } => "limit.nodes",
+            Self::Lookups { .. } => "limit.parent-lookups",
             Self::Stream { .. } => "limit.stream",
             Self::Renamed { .. } | Self::Linked { .. } => "compare.changed",
             Self::Pattern(_) => "compare.xattrs",

@@ -6,6 +6,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use super::{
+    ChangesError,
     merged::{Found, Layers, Meaning, Merged, Place},
     names::CHARGE_BYTES,
 };
@@ -13,6 +14,7 @@ use crate::{
     call::Cancel,
     compare::layer::Layer,
     error::{Error, Quoted, Result},
+    limits,
     tree::{Attributes, Below, FileType, Xattr, xattr},
 };
 
@@ -26,6 +28,9 @@ pub struct View<'a> {
     cancel: &'a Cancel,
     charge: &'a mut dyn FnMut(u64) -> Result<()>,
     charged: u64,
+    /// Lookups done, and how many may be.
+    lookups: u64,
+    pub(super) max_lookups: u64,
     /// Bytes that all directories hold which have not been dropped.
     held: Rc<Cell<u64>>,
 }
@@ -52,8 +57,17 @@ impl<'a> View<'a> {
         charge: &'a mut dyn FnMut(u64) -> Result<()>,
     ) -> Self {
         let stack = (0..layers.len()).collect();
-        let roots = Vec::new();
-        Self { layers: Layers(layers), stack, roots, cancel, charge, charged: 0, held: Rc::default() }
+        Self {
+            layers: Layers(layers),
+            stack,
+            roots: Vec::new(),
+            cancel,
+            charge,
+            charged: 0,
+            lookups: 0,
+            max_lookups: limits::PARENT_LOOKUPS,
+            held: Rc::default(),
+        }
     }
 
     fn hold(&mut self, merged: Merged) -> Result<Directory> {
@@ -81,6 +95,10 @@ impl Below for View<'_> {
 
     fn child(&mut self, parent: &Directory, path: &[u8], name: &[u8]) -> Result<Option<Directory>> {
         self.cancel.check()?;
+        self.lookups += parent.merged.parts.len() as u64;
+        if self.lookups > self.max_lookups {
+            return Err(ChangesError::Lookups { limit: self.max_lookups }.into());
+        }
         let directory = path.strip_suffix(name).unwrap_or_default();
         let directory = directory.strip_suffix(b"/").unwrap_or_default();
         let place = Place { parts: &parent.merged.parts, roots: &self.roots, directory, path };

@@ -133,6 +133,22 @@ fn nothing_is_listed_and_no_other_name_is_looked_at() {
 }
 
 #[test]
+fn the_work_of_very_many_directories_on_very_many_layers_is_bounded() {
+    let image = Entries::new().dir("d").image();
+    let layers: Vec<_> = (0..10).map(|key| erofs(&image, key)).collect();
+    let layers: Vec<&dyn Layer> = layers.iter().map(|layer| layer as &dyn Layer).collect();
+    let (cancel, mut charge) = (Cancel::new(), |_| Ok(()));
+    let mut view = View::new(&layers, &cancel, &mut charge);
+    view.max_lookups = 1000;
+    let root = view.root().unwrap();
+    for _ in 0..100 {
+        assert!(view.child(&root, b"none", b"none").unwrap().is_none());
+    }
+    let error = view.child(&root, b"d", b"d").err().unwrap();
+    assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.parent-lookups"));
+}
+
+#[test]
 fn memory_is_charged_while_directories_are_at_hand_and_a_refusal_ends_the_walk() {
     let image = Entries::new().dir("d").xattr("user.large", &"x".repeat(60_000)).image();
     let layers: Vec<_> = (0..40).map(|key| erofs(&image, key)).collect();

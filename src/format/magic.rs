@@ -13,11 +13,14 @@ pub struct Found {
     pub is_layer: bool,
 }
 
+/// The name of a tar archive with a POSIX or GNU header.
+pub const TAR: &str = "a tar archive";
+
 /// Offset of the magic number in bytes, the number, and what has it.
 const TABLE: [(u64, &[u8], &str, bool); 19] = [
     (0, &[0x1f, 0x8b], "a gzip stream", true),
     (0, &[0x28, 0xb5, 0x2f, 0xfd], "a zstd stream", true),
-    (257, b"ustar", "a tar archive", true),
+    (257, b"ustar", TAR, true),
     (0, &[0xfd, b'7', b'z', b'X', b'Z', 0], "an xz stream", false),
     (0, b"BZh", "a bzip2 stream", false),
     (0, &[0x04, 0x22, 0x4d, 0x18], "an lz4 stream", false),

@@ -24,7 +24,7 @@ use plywood::{
 };
 use rustix::{
     fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, makedev, mknodat, setxattr},
-    mount::{UnmountFlags, unmount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 use tempfile::TempDir;
 
@@ -258,14 +258,14 @@ fn redirects_of(seed: u64) -> Result<(usize, usize), Failed> {
             upper.display(),
             work.display()
         );
-        let mount = || Mounted::new(Path::new("overlay"), &merged, "overlay", &options);
-        let mounted = mount()?;
+        let shown = || Mounted::new(Path::new("overlay"), &merged, "overlay", &options);
+        let mounted = shown()?;
         let mut made = 0;
         while made < 40 {
             made += u32::from(change_or_rename(&merged, &mut dice).is_ok());
         }
         drop(mounted);
-        let mounted = mount()?;
+        let mounted = shown()?;
         let want = scan(&merged)?;
         drop(mounted);
 
@@ -345,7 +345,7 @@ fn committed(stacked: &Stacked, upper: PathBuf, generation: u64) -> Result<Below
     }
     let shown = stacked.scratch.path().join(format!("shown-{generation}"));
     fs::create_dir(&shown)?;
-    std::mem::forget(Mounted::new(&image, &shown, "erofs", "")?);
+    mount(&image, &shown, "erofs", MountFlags::RDONLY, None)?;
     Ok(Below { path: image, shown: Some(shown) })
 }
 

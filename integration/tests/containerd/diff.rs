@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context as _;
@@ -12,6 +14,7 @@ use containerd_client::types::{Descriptor, Mount};
 use plywood_integration::archive::{self, Sparse};
 use plywood_integration::calls::{Caller, Differ};
 use plywood_integration::env::{Env, Setup, wait_until};
+use plywood_integration::host;
 use plywood_integration::image::{self, Coding, Image, Layer};
 use plywood_integration::tree::{self, Node, carried};
 
@@ -50,12 +53,13 @@ exec $b sleep 1000
 type Test = fn(&mut Env) -> anyhow::Result<()>;
 
 pub fn add(suite: &mut Suite) {
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 11] = [
         ("diff_of_a_running_container_gives_its_tree", running_container),
         ("diff_of_every_committed_snapshot_gives_its_tree", committed),
         ("diff_of_two_arbitrary_snapshots_leads_from_one_to_the_other", arbitrary),
         ("diff_of_an_unchanged_container_is_an_empty_archive", unchanged),
         ("diff_of_a_side_without_mounts_is_that_of_an_empty_tree", without_mounts),
+        ("diff_of_renamed_directories_and_files_without_data_gives_their_tree", recorded),
         ("diff_in_every_type_gives_the_same_tree", every_type),
         ("diff_twice_is_one_blob_also_after_half_a_write_and_without_its_label", repeated),
         ("diff_lowers_times_to_the_epoch", epoch),
@@ -498,6 +502,57 @@ fn failures(env: &mut Env) -> anyhow::Result<()> {
     let found = caller.diff(Differ::Plywood, asked, None)?;
     fetched(&caller, &found)?;
     Ok(())
+}
+
+/// What is mounted below a directory, until dropped.
+struct ByHand(tempfile::TempDir);
+
+impl ByHand {
+    /// The overlay of `mounts`, where renames and changes of attributes are recorded instead of copied.
+    fn mount(mounts: &[Mount]) -> anyhow::Result<Self> {
+        let target = tempfile::tempdir()?;
+        let overlay = mounts.iter().find(|mount| mount.r#type == "overlay").context("no overlay")?;
+        let options = format!("{},redirect_dir=on,metacopy=on", overlay.options.join(","));
+        let mut mount = Command::new("mount");
+        host::run(mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(target.path()))?;
+        Ok(Self(target))
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        let _unmounted = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+fn recorded(env: &mut Env) -> anyhow::Result<()> {
+    let pulled = Pulled::new(env, "erofs")?;
+    let caller = env.caller()?;
+    let left = caller.view("erofs", "below", pulled.top())?;
+    let right = caller.prepare("renaming", pulled.top())?;
+    let mounted = ByHand::mount(&right)?;
+    let at = |name: &str| mounted.0.path().join(name);
+    std::fs::rename(at("many"), at("renamed"))?;
+    std::fs::rename(at("etc"), at("modes/etc"))?;
+    std::fs::write(at("modes/etc/added"), "added")?;
+    std::fs::set_permissions(at("sizes/4096"), std::fs::Permissions::from_mode(0o640))?;
+    std::fs::rename(at("sizes/4096"), at("renamed/of-4096"))?;
+    drop(mounted);
+    let mounted = ByHand::mount(&right)?;
+    let want = carried(mounted.0.path())?;
+    drop(mounted);
+    let options = right.iter().flat_map(|mount| &mount.options);
+    let upper =
+        options.filter_map(|option| option.strip_prefix("upperdir=")).next().context("no upperdir")?;
+    let upper = Path::new(upper);
+    for (name, attribute) in
+        [("renamed", "redirect"), ("modes/etc", "redirect"), ("renamed/of-4096", "metacopy")]
+    {
+        let attribute = format!("trusted.overlay.{attribute}");
+        rustix::fs::lgetxattr(upper.join(name), attribute.as_str(), &mut [0; 256][..]).context(attribute)?;
+    }
+    let found = caller.diff(Differ::Service, request(left, right), None)?;
+    leads_to(env, &pulled.files, pulled.top(), &caller.read(&found.digest)?, &want)
 }
 
 fn overlayfs(env: &mut Env) -> anyhow::Result<()> {

@@ -1,16 +1,21 @@
 //! Plywood's content client writes into a real store: references, leases, collections.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use containerd_client::services::v1::DiffRequest;
 use plywood::call::Call;
 use plywood::digest::Digest;
 use plywood::error::{Error, Kind};
 use plywood::store::{BlobSink as _, Containerd, Direct, Stored};
 use plywood_integration::archive;
-use plywood_integration::calls::Caller;
+use plywood_integration::calls::{Caller, Differ, layer_directory};
 use plywood_integration::disk::SmallDisk;
 use plywood_integration::env::{Env, Setup, wait_until};
+use plywood_integration::host;
+use plywood_integration::image::{Coding, Image, Layer};
 use tokio::runtime::Runtime;
 
 use crate::Suite;
@@ -21,12 +26,14 @@ const EXPIRE: &str = "containerd.io/gc.expire";
 type Test = fn(&mut Env) -> anyhow::Result<()>;
 
 pub fn add(suite: &mut Suite) {
-    let tests: [(&str, Test); 11] = [
+    let tests: [(&str, Test); 13] = [
         ("leaves_the_blob_with_its_labels_and_no_reference", written),
         ("begins_anew_over_what_was_left_under_the_reference", half_written),
         ("waits_for_a_reference_that_another_holds", locked),
         ("completes_labels_and_lease_of_content_that_exists", exists),
         ("keeps_the_blob_over_a_collection_until_its_lease_is_over", expires),
+        ("lets_its_lease_go_once_an_image_refers_to_the_blob", image),
+        ("lets_the_lease_of_an_earlier_daemon_go_once_an_image_refers_to_the_blob", image_after_a_kill),
         ("without_a_lease_would_be_in_vain", unleased),
         ("uses_the_lease_that_came_with_the_call", given_lease),
         ("takes_a_lease_of_ours_for_one_that_is_gone", gone_lease),
@@ -180,6 +187,58 @@ fn expires(env: &mut Env) -> anyhow::Result<()> {
     })?;
     anyhow::ensure!(caller.leases()?.is_empty(), "{:?}", caller.leases()?);
     Ok(())
+}
+
+/// Imports the image whose only layer is `layer`, as a client that commits one, and sees our lease go: nothing is
+/// lost then, and all is collected with the image.
+fn commit_and_remove(env: &Env, layer: &Layer) -> anyhow::Result<()> {
+    let caller = env.caller()?;
+    std::thread::sleep(Duration::from_millis(1500));
+    anyhow::ensure!(!caller.leases()?.is_empty(), "let go while nothing else held the blob");
+    caller.collect()?;
+    anyhow::ensure!(caller.content(&layer.digest())?.is_some(), "collected under our lease");
+
+    let layout = env.path("layout");
+    Image::oci(vec![layer.clone()]).write_layout(&layout)?;
+    let archive = env.path("layout.tar");
+    let mut tar = Command::new("tar");
+    host::run(tar.arg("-cf").arg(&archive).arg("-C").arg(&layout).args([
+        "blobs",
+        "index.json",
+        "oci-layout",
+    ]))?;
+    let mut import =
+        env.ctr(&["images", "import", "--local", "--no-unpack", "--base-name", "localhost/made"]);
+    host::run(import.arg(&archive))?;
+    wait_until("our lease is gone", || {
+        caller.collect()?;
+        anyhow::ensure!(caller.content(&layer.digest())?.is_some(), "collected under the image");
+        Ok(caller.leases()?.keys().all(|id| !id.starts_with("plywood-")))
+    })?;
+    host::run(&mut env.ctr(&["images", "rm", "--sync", "localhost/made:latest"]))?;
+    anyhow::ensure!(caller.content(&layer.digest())?.is_none(), "still there without its image");
+    Ok(())
+}
+
+fn image(env: &mut Env) -> anyhow::Result<()> {
+    let layer = Layer::oci(&archive::one_file("etc/made", b"made")?, Coding::Gzip)?;
+    let client = Client::new(env)?;
+    client.put("", &layer.blob, &[(UNCOMPRESSED, &layer.diff_id)])?;
+    commit_and_remove(env, &layer)
+}
+
+fn image_after_a_kill(env: &mut Env) -> anyhow::Result<()> {
+    let caller = env.caller()?;
+    let left = caller.view("erofs", "nothing", "")?;
+    let right = caller.prepare("made", "")?;
+    std::fs::write(layer_directory(&right)?.join("fs/made"), "made")?;
+    let found = caller.diff(Differ::Plywood, DiffRequest { left, right, ..DiffRequest::default() }, None)?;
+    let (_, labels) = caller.content(&found.digest)?.context("no blob")?;
+    let diff_id = labels.get(UNCOMPRESSED).context("no label")?.clone();
+    let layer = Layer { media_type: found.media_type, blob: caller.read(&found.digest)?, diff_id };
+    env.kill_plywood()?;
+    env.start_plywood()?;
+    commit_and_remove(env, &layer)
 }
 
 /// What the lease is for.

@@ -345,7 +345,9 @@ impl Parser {
     /// stream only after they have decompressed it.
     fn foreign(&self, block: &[u8], problem: Problem) -> Problem {
         match magic::recognise_bytes(block) {
-            Some(found) if self.header_offset == 0 => Problem::Foreign { what: found.name },
+            Some(found) if self.header_offset == 0 && found.name != magic::TAR => {
+                Problem::Foreign { what: found.name }
+            }
             _ => problem,
         }
     }

@@ -33,6 +33,8 @@ pub struct Docker {
     env: Env,
     snapshotter: &'static str,
     layers: Layers,
+    /// Bytes that Plywood had logged before: it starts before containerd, which it remarks.
+    logged: usize,
 }
 
 impl Docker {
@@ -44,6 +46,7 @@ impl Docker {
 
     /// Starts dockerd with its images and containers in `env`'s containerd, in snapshots of `snapshotter`.
     pub fn start(env: Env, snapshotter: &'static str, layers: Layers) -> anyhow::Result<Self> {
+        let logged = plywood_log(&env)?.len();
         let config = json!({
             "features": {"containerd-snapshotter": true},
             "storage-driver": snapshotter,
@@ -78,7 +81,7 @@ impl Docker {
         let mut dockerd = Daemon::start("dockerd", &mut command, &env.path("logs/dockerd.log"))?;
         let socket = env.path("docker.sock");
         dockerd.wait_until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
-        let docker = Self { dockerd, env, snapshotter, layers };
+        let docker = Self { dockerd, env, snapshotter, layers, logged };
         let driver = docker.run(&["info", "--format", "{{.Driver}} {{.DriverStatus}}"])?;
         let want = format!("{snapshotter} [[driver-type io.containerd.snapshotter.v1]]");
         anyhow::ensure!(driver.trim() == want, "docker info says {driver:?}, not {want:?}");
@@ -146,18 +149,18 @@ impl Docker {
     /// Requests that Plywood has answered so far, without those that it left to the next differ.
     pub fn answered(&self, method: &str) -> anyhow::Result<usize> {
         let method = format!("method=\"{method}\"");
-        let log = self.plywood_log()?;
+        let log = plywood_log(&self.env)?;
         let lines = log.lines().filter(|line| line.contains(REQUEST) && line.contains(&method));
         Ok(lines.filter(|line| line.contains(OK)).count())
     }
 
-    /// An error that lists what Plywood logged beyond requests that went well.
+    /// An error that lists what Plywood has logged since dockerd's start beyond requests that went well.
     ///
     /// On other snapshots than those of its configured roots it declines Apply; that is expected as well.
     pub fn ensure_nothing_went_wrong(&self) -> anyhow::Result<()> {
         let declined = ["method=\"Apply\"", "code=\"unimplemented\"", "reason=\"mount.outside-root\""];
-        let log = self.plywood_log()?;
-        let unexpected: Vec<&str> = log
+        let log = plywood_log(&self.env)?;
+        let unexpected: Vec<&str> = log[self.logged..]
             .lines()
             .filter(|line| {
                 let level = line.split_whitespace().nth(1).unwrap_or_default();
@@ -192,10 +195,10 @@ impl Docker {
     pub fn logs(&self) -> String {
         format!("{}\n--- dockerd.log\n{}", self.env.logs(), self.dockerd.log_tail(12))
     }
+}
 
-    fn plywood_log(&self) -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string(self.env.path("logs/plywood.log"))?)
-    }
+fn plywood_log(env: &Env) -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string(env.path("logs/plywood.log"))?)
 }
 
 /// Part of the line that Plywood logs at the end of each request.

@@ -75,9 +75,8 @@ impl Env {
             std::fs::create_dir_all(&directory)?;
         }
         // containerd makes them when it starts, which is after Plywood here.
-        // What does not exist when Plywood starts is out of its reach: the content store's directory, too.
-        let content = env.containerd_root.join("io.containerd.content.v1.content");
-        for root in [env.snapshots(), env.overlayfs_snapshots(), content] {
+        // What does not exist when Plywood starts is out of its reach.
+        for root in [env.snapshots(), env.overlayfs_snapshots(), env.content(), env.path("state")] {
             std::fs::create_dir_all(&root)?;
             std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
         }
@@ -111,8 +110,12 @@ impl Env {
 
     /// The file of a blob in containerd's content store; `digest` is `sha256:HEX`.
     pub fn blob(&self, digest: &str) -> PathBuf {
-        let store = self.containerd_root.join("io.containerd.content.v1.content/blobs");
-        store.join(digest.replace(':', "/"))
+        self.content().join("blobs").join(digest.replace(':', "/"))
+    }
+
+    /// The directory of containerd's content store.
+    fn content(&self) -> PathBuf {
+        self.containerd_root.join("io.containerd.content.v1.content")
     }
 
     /// containerd's gRPC socket.
@@ -370,6 +373,7 @@ metrics_socket = "{metrics}"
 [containerd]
 address = "{containerd}"
 direct_content = {direct}
+state_dir = "{state}"
 [snapshots]
 roots = ["{snapshots}"]
 overlayfs_roots = ["{overlayfs}"]
@@ -380,6 +384,7 @@ overlayfs_roots = ["{overlayfs}"]
             containerd = self.containerd_socket().display(),
             snapshots = self.snapshots().display(),
             overlayfs = self.overlayfs_snapshots().display(),
+            state = self.path("state").display(),
             direct = setup.direct_content,
             tables = setup.plywood_tables,
         )
@@ -440,10 +445,19 @@ impl Drop for Env {
 }
 
 /// Waits until something holds, ten seconds at most.
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+pub fn wait_until(what: &str, holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    wait_within(Duration::from_secs(10), what, holds)
+}
+
+/// Waits until something holds.
+pub fn wait_within(
+    limit: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     while !holds()? {
-        anyhow::ensure!(start.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
+        anyhow::ensure!(start.elapsed() < limit, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use plywood_integration::archive::{self, Sparse, Tree};
 use plywood_integration::docker::{Docker, Layers};
-use plywood_integration::env::wait_until;
+use plywood_integration::env::{wait_until, wait_within};
 use plywood_integration::host;
 use plywood_integration::image::{Coding, Image, Layer};
 use plywood_integration::tree::{self, Node};
@@ -32,7 +33,7 @@ pub fn add(suite: &mut Suite) {
         ("docker_runs_what_it_imported", Layers::ByBuildKit, imported),
         ("docker_loads_what_it_saved", Layers::ByBuildKit, saved),
         ("docker_pulls_what_it_pushed_in_every_compression", Layers::ByBuildKit, pushed),
-        ("docker_prunes_all_there_is", Layers::ByBuildKit, pruned),
+        ("docker_prunes_all_that_was_built", Layers::ByBuildKit, pruned),
     ];
     for snapshotter in ["erofs", "overlayfs"] {
         for (name, layers, test) in tests {
@@ -373,13 +374,25 @@ fn pruned(docker: &Docker) -> anyhow::Result<()> {
     let dockerfile = "ARG BASE\nFROM scratch AS data\nCOPY source /data\nFROM $BASE AS built\nCOPY --link --from=data /data /data\n\
         RUN echo made > /made\n";
     context.build_image(docker, dockerfile, "built")?;
-    let id = docker.run(&["create", "built"])?.trim().to_owned();
-    docker.run(&["commit", &id, "committed"])?;
-    docker.run(&["rm", &id])?;
-    docker.run(&["system", "prune", "--all", "--force"])?;
+    // Without a change docker would not use the layer, which then stays until our lease ends.
+    docker.run(&[
+        "run",
+        "--network",
+        "none",
+        "--name",
+        "changed",
+        "built",
+        "/bin/sh",
+        "-c",
+        "echo new > /new",
+    ])?;
+    docker.run(&["commit", "changed", "committed"])?;
+    docker.run(&["rm", "changed"])?;
+    // Images hold the layers now. A lease of ours that outlived them would stay until it ends as well.
     let caller = docker.env().caller()?;
-    for lease in caller.leases()?.into_keys().filter(|id| id.starts_with("plywood-")) {
-        caller.delete_lease(&lease)?;
-    }
+    wait_within(Duration::from_secs(40), "no lease of ours is left", || {
+        Ok(caller.leases()?.keys().all(|id| !id.starts_with("plywood-")))
+    })?;
+    docker.run(&["system", "prune", "--all", "--force"])?;
     docker.wait_until_empty()
 }

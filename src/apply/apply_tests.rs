@@ -10,7 +10,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::*;
 use crate::{
-    format::erofs::reader::Image,
+    format::erofs::{fixture::seal, reader::Image},
     limits::Limits,
     snapshot::{Durability, LayerFile, Stack},
     store::{Blob, Memory},
@@ -383,6 +383,7 @@ fn a_native_image_may_be_compressed_inside() {
     let image = Image::open(&image[..]).unwrap();
     let map = image.find(b"sparse").unwrap().unwrap().xattr_end().next_multiple_of(8);
     broken[usize::try_from(map).unwrap() + 14] = 0xff;
+    seal(&mut broken);
     for (native_verify, refused) in [(NativeVerify::Strict, true), (NativeVerify::Superblock, false)] {
         fixture.options.native_verify = native_verify;
         let outcome = fixture.apply("2", NATIVE, &broken);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use containerd_client::services::v1::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
+use containerd_client::types::Mount;
 use plywood_integration::archive;
 use plywood_integration::calls::apply_request;
 use plywood_integration::env::{Env, Setup};
@@ -126,7 +127,9 @@ fn unimplemented(env: &mut Env) -> anyhow::Result<()> {
         anyhow::ensure!(code == Err(UNIMPLEMENTED), "{service}/{method}: {code:?}");
     }
     // Mounts that are not ours, on the same connection.
-    let answer: Result<DiffResponse, _> = client.call(DIFF, "Diff", namespace, &DiffRequest::default())?;
+    let elsewhere = Mount { r#type: "bind".into(), source: "/elsewhere/1/fs".into(), ..Mount::default() };
+    let message = DiffRequest { right: vec![elsewhere], ..DiffRequest::default() };
+    let answer: Result<DiffResponse, _> = client.call(DIFF, "Diff", namespace, &message)?;
     let code = answer.map(|_| 0).map_err(|status| status.code);
     anyhow::ensure!(code == Err(UNIMPLEMENTED), "Diff: {code:?}");
     Ok(())

@@ -113,14 +113,16 @@ impl XattrCheck {
             }
             _ => Vec::new(),
         };
-        match xattr::is_settable(&self.name, &value, file_type) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let detail = format!("{file_type:?} with the attribute {}", self.text());
-                Err(CheckError::inode(Rule::XattrType, node.nid, detail))
+        let (rule, detail) = match xattr::is_settable(&self.name, &value, file_type) {
+            Ok(true) => return Ok(()),
+            // A list without entries, or of another version.
+            Ok(false) if !value.is_empty() && file_type != FileType::Symlink => {
+                (Rule::XattrValue, format!("no kernel reads {} with {} bytes", self.text(), value.len()))
             }
-            Err(error) => Err(CheckError::inode(Rule::XattrValue, node.nid, error.to_string())),
-        }
+            Ok(false) => (Rule::XattrType, format!("{file_type:?} with the attribute {}", self.text())),
+            Err(error) => (Rule::XattrValue, error.to_string()),
+        };
+        Err(CheckError::inode(rule, node.nid, detail))
     }
 
     /// Refuses attributes by which overlayfs would follow a layer's word into another layer.

@@ -4,10 +4,11 @@
 //! rust-protobuf and a service trait. Neither needs `protoc`. For the tests also the server side of the
 //! services of containerd that the daemon calls.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=protos");
+    println!("cargo:rustc-env=PLYWOOD_VERSION={}", version()?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let files = protox::compile(["services/diff/v1/diff.proto"], ["protos/api"])?;
@@ -58,4 +59,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     fs::write(out.join("ttrpc_modules.rs"), modules)?;
     Ok(())
+}
+
+/// The package's version, and of a release build from a checkout the commit as well: `0.1.0 (1a2b3c4d5e6f)`.
+///
+/// Other builds leave the commit out, because every commit would make them compile everything anew.
+fn version() -> Result<String, Box<dyn Error>> {
+    let version = env::var("CARGO_PKG_VERSION")?;
+    if env::var("PROFILE")? != "release" {
+        return Ok(version);
+    }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return Ok(version) };
+    // The log of HEAD grows with every commit and checkout.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    Ok(format!("{version} ({commit})"))
 }

@@ -3,6 +3,8 @@
 //! Every test starts a set-up of its own. Without root, the programs of `setup/tools.sh` or a kernel feature, each
 //! test is reported as skipped, with what it needs.
 
+#[path = "containerd/config.rs"]
+mod config;
 #[path = "containerd/crash.rs"]
 mod crash;
 #[path = "containerd/diff.rs"]
@@ -125,6 +127,7 @@ fn main() -> anyhow::Result<()> {
         host::isolate()?;
     }
     let mut suite = Suite { missing, trials: Vec::new() };
+    config::add(&mut suite);
     pull::add(&mut suite);
     native::add(&mut suite);
     fallback::add(&mut suite);

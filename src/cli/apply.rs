@@ -39,6 +39,14 @@ const SUPERBLOCK_AT: usize = 1024;
 
 /// Arguments of `plywood apply`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Make a mountable image of a layer, and mount it:
+    plywood apply layer.tar.gz -o layer.erofs && mount -t erofs layer.erofs /mnt
+  From a pipe, for a script:
+    zcat layer.tar.gz | plywood apply - -o layer.erofs --json
+  Only if it is the blob that a manifest names:
+    plywood apply blob --digest sha256:... -o layer.erofs")]
 pub struct Arguments {
     /// The layer: a tar archive or an EROFS image, plain or compressed; "-" reads standard input
     pub layer: PathBuf,

@@ -18,6 +18,12 @@ use crate::{
 
 /// Arguments of `plywood check`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Would the daemon take this image as a layer?
+    plywood check layer.erofs
+  Is an image with extra devices sound?
+    plywood check --rules any --device data.blob image.erofs")]
 pub struct Arguments {
     /// EROFS images, as files or block devices
     #[arg(required = true, value_name = "IMAGE")]

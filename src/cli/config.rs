@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     containerd::{self, Version},
-    node, output,
+    drop_in, node, output,
 };
 use crate::{
     config::{self, Config},
@@ -23,6 +23,7 @@ pub struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Print the default configuration, every setting explained
+    #[command(after_help = "Example:\n  plywood config default > /etc/plywood/config.toml")]
     Default,
     /// Check a configuration file, and look whether this machine has what it names
     ///
@@ -37,8 +38,17 @@ pub enum Command {
         #[arg(default_value = config::DEFAULT_PATH)]
         file: PathBuf,
     },
-    /// Print what to add to containerd's configuration so that it uses Plywood
+    /// Print or install what containerd's configuration needs in order to use Plywood
+    #[command(after_help = "\
+Examples:
+  What would be installed, for another release:
+    plywood config containerd --version 2.3
+  A file of its own, which containerd's config.toml imports:
+    plywood config containerd --install && systemctl restart containerd")]
     Containerd {
+        /// Write it to plywood.toml in this directory, and let the config.toml beside the directory import it
+        #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = drop_in::DEFAULT_DIRECTORY)]
+        install: Option<PathBuf>,
         /// containerd's version, such as 2.1 [default: that of the containerd installed here]
         #[arg(long, value_name = "VERSION")]
         version: Option<Version>,
@@ -59,7 +69,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     match &arguments.command {
         Command::Default => output::result(&Config::default_file()),
         Command::Check { strict, file } => check(file, *strict),
-        Command::Containerd { version, config } => print_containerd(*version, config.as_deref()),
+        Command::Containerd { install, version, config } => {
+            print_containerd(install.as_deref(), *version, config.as_deref())
+        }
     }
 }
 
@@ -82,12 +94,20 @@ fn check(file: &Path, strict: bool) -> Result<(), Error> {
     output::result(&format!("{file}: no error, {count} about this machine\n"))
 }
 
-fn print_containerd(version: Option<Version>, config: Option<&Path>) -> Result<(), Error> {
+fn print_containerd(
+    install: Option<&Path>,
+    version: Option<Version>,
+    config: Option<&Path>,
+) -> Result<(), Error> {
     let (config, _origin) = config::load(config)?;
     let version = version.map_or_else(containerd::installed_version, Ok)?;
-    output::result(&containerd::snippet(&containerd::Host {
+    let snippet = containerd::snippet(&containerd::Host {
         version,
         architecture: containerd::architecture(),
         socket: &config.server.socket,
-    }))
+    });
+    match install {
+        Some(directory) => output::result(&drop_in::install(directory, &snippet, version.imports_unasked())?),
+        None => output::result(&snippet),
+    }
 }

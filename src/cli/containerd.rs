@@ -15,6 +15,8 @@ pub struct Version {
 
 /// The first release with the EROFS snapshotter.
 const OLDEST: Version = Version { major: 2, minor: 1 };
+/// The first release that imports `/etc/containerd/conf.d` by default.
+const IMPORTING: Version = Version { major: 2, minor: 2 };
 /// The first release that knows native layers and EROFS platforms by itself.
 const NATIVE: Version = Version { major: 2, minor: 3 };
 /// The first release whose EROFS snapshotter takes ready images from directories of the operator's.
@@ -32,6 +34,13 @@ impl FromStr for Version {
             (Some(_), Some(_)) => Err("the EROFS snapshotter came with containerd 2.1".to_owned()),
             _ => Err("not a version such as 2.1 or 2.3.4".to_owned()),
         }
+    }
+}
+
+impl Version {
+    /// Whether containerd, without a configuration file, reads `/etc/containerd/conf.d`.
+    pub fn imports_unasked(self) -> bool {
+        self >= IMPORTING
     }
 }
 
@@ -85,7 +94,7 @@ pub fn snippet(host: &Host<'_>) -> String {
     let Host { version: Version { major, minor }, architecture, socket } = *host;
     let socket = toml::Value::from(socket.display().to_string());
     let mut text = format!(
-        r#"# For containerd {major}.{minor}: add to /etc/containerd/config.toml, then restart containerd.
+        r#"# For containerd {major}.{minor}, as a file of its own that /etc/containerd/config.toml imports.
 version = 3
 
 # Plywood, as a plugin that containerd calls over its socket.

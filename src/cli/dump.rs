@@ -19,6 +19,14 @@ const BUFFER: usize = 64 << 10;
 
 /// Arguments of `plywood dump`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  The superblock, and then every name:
+    plywood dump --tree layer.erofs
+  One file, and where its data lies:
+    plywood dump --path /etc/passwd layer.erofs
+  What differs between two images:
+    diff <(plywood dump --tree a.erofs) <(plywood dump --tree b.erofs)")]
 pub struct Arguments {
     /// The EROFS image, a file or block device
     #[arg(value_name = "IMAGE")]

@@ -9,6 +9,9 @@ use crate::error::{Error, Kind};
 
 /// Arguments of `plywood completions`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  plywood completions bash > /usr/share/bash-completion/completions/plywood")]
 pub struct Completions {
     /// The shell to complete for
     pub shell: clap_complete::Shell,
@@ -16,6 +19,10 @@ pub struct Completions {
 
 /// Arguments of `plywood man`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  plywood man | man -l -
+  plywood man --directory /usr/share/man/man1")]
 pub struct Man {
     /// Write plywood.1, plywood-serve.1, ... to this directory instead of plywood.1 to standard output
     #[arg(long, value_name = "DIR")]

@@ -8,6 +8,7 @@ pub mod check;
 pub mod config;
 pub mod containerd;
 pub mod diff;
+mod drop_in;
 pub mod dump;
 pub mod generate;
 mod image;
@@ -25,7 +26,7 @@ use self::output::Json;
 
 /// Turns image layers into mountable EROFS blobs, for containerd and by hand.
 #[derive(Debug, Parser)]
-#[command(name = "plywood", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "plywood", version = env!("PLYWOOD_VERSION"), max_term_width = 100)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
     /// What to do.
@@ -36,8 +37,8 @@ pub struct Arguments {
 /// The shortest way from here to a pulled image.
 const AFTER_HELP: &str = "\
 To let containerd use it:
-  plywood config default > /etc/plywood/config.toml   every setting, explained
-  plywood config containerd                           what to add to containerd's configuration
+  plywood config containerd --install                 adds a file to containerd's configuration
+  plywood config default > /etc/plywood/config.toml   optional: every setting, explained
   plywood serve                                       the daemon, in the foreground";
 
 /// Every subcommand.
@@ -107,6 +108,25 @@ mod tests {
     #[test]
     fn the_argument_tree_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn look(command: &clap::Command, missing: &mut Vec<String>) {
+            for sub in command.get_subcommands() {
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                if !sub.has_subcommands() && !help.contains(&format!("plywood {}", sub.get_name())) {
+                    let help = help.replace("plywood config ", "plywood ");
+                    if !help.contains(&format!("plywood {}", sub.get_name())) {
+                        missing.push(sub.get_name().to_owned());
+                    }
+                }
+                look(sub, missing);
+            }
+        }
+        let mut missing = Vec::new();
+        look(&Arguments::command(), &mut missing);
+        assert!(missing.is_empty(), "no example: {missing:?}");
     }
 
     #[test]

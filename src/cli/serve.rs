@@ -22,6 +22,12 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `plywood serve`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  In the foreground, with the default configuration:
+    plywood serve
+  With another one, and more to see:
+    RUST_LOG=debug plywood serve --config /etc/plywood/test.toml")]
 pub struct Arguments {
     /// Configuration file [default: /etc/plywood/config.toml if there is one]
     #[arg(long, short, value_name = "FILE")]

@@ -69,7 +69,7 @@ pub struct Made {
 /// Runs the daemon until it is told to stop. Call it before the process has other threads.
 pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %origin, "starting");
+    tracing::info!(version = env!("PLYWOOD_VERSION"), %origin, "starting");
     let places = Arc::new(Places::note(config));
     let mut roots = Roots::open(&config.snapshots.roots).map_err(|error| {
         Error::from(error).context(

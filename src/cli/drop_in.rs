@@ -1,0 +1,168 @@
+//! `plywood config containerd --install`: a drop-in file for containerd, and the import that makes it read that file.
+//!
+//! Appended to a file that containerd printed, the same tables would stand twice, and containerd would not start.
+//!
+//! Source: containerd, docs/man/containerd-config.toml.5.md, `imports`.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Kind, Result, disk_kind};
+
+/// Where containerd 2.2 and later look unasked.
+pub const DEFAULT_DIRECTORY: &str = "/etc/containerd/conf.d";
+/// The drop-in's name.
+const NAME: &str = "plywood.toml";
+
+/// Writes `snippet` into `directory`, and makes the `config.toml` beside it import what lies there. Returns what was
+/// done, one line for each file. `imports_unasked`: without a configuration file containerd looks there by itself.
+pub fn install(directory: &Path, snippet: &str, imports_unasked: bool) -> Result<String> {
+    let directory = std::path::absolute(directory).map_err(|error| refusal(directory, &error))?;
+    let main = directory.parent().unwrap_or(Path::new("/")).join("config.toml");
+    // Found out first, so that a configuration that cannot be completed is left as it was.
+    let imports = import(&main, &directory, imports_unasked)?;
+    fs::create_dir_all(&directory).map_err(|error| refusal(&directory, &error))?;
+    let drop_in = directory.join(NAME);
+    replace(&drop_in, snippet)?;
+    let mut report = format!("{}: written\n", drop_in.display());
+    match imports {
+        Import::There => report += &format!("{}: imports it already\n", main.display()),
+        Import::Unasked => report += "containerd reads that directory without being told\n",
+        Import::Missing(text) => {
+            replace(&main, &text)?;
+            report += &format!("{}: imports it now\n", main.display());
+        }
+    }
+    Ok(report + "restart containerd to use it\n")
+}
+
+/// How containerd's own configuration comes to the drop-in.
+enum Import {
+    There,
+    Unasked,
+    /// It has to become this.
+    Missing(String),
+}
+
+fn import(main: &Path, directory: &Path, imports_unasked: bool) -> Result<Import> {
+    let line = format!("imports = [{}]\n", toml::Value::from(directory.join("*.toml").display().to_string()));
+    let text = match fs::read_to_string(main) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(match imports_unasked {
+                true => Import::Unasked,
+                false => Import::Missing(format!("version = 3\n{line}")),
+            });
+        }
+        text => text.map_err(|error| refusal(main, &error))?,
+    };
+    let refuse = |message: String| {
+        Error::new(Kind::Malformed, "config.containerd-file", format!("{}: {message}", main.display()))
+    };
+    let parsed: toml::Table = text.parse().map_err(|error| refuse(format!("{error}")))?;
+    let Some(imports) = parsed.get("imports") else {
+        // Before the first table, where keys of the whole file have to stand.
+        return Ok(Import::Missing(line + &text));
+    };
+    let patterns = imports.as_array().map(Vec::as_slice).unwrap_or_default();
+    let base = main.parent().unwrap_or(Path::new("/"));
+    let found =
+        patterns.iter().filter_map(toml::Value::as_str).any(|pattern| matches(base, pattern, directory));
+    match found {
+        true => Ok(Import::There),
+        false => Err(refuse(format!(
+            "its imports = {imports} do not hold {:?}; add it there",
+            directory.join("*.toml")
+        ))),
+    }
+}
+
+/// Whether the pattern of an import, relative to `base`, takes the drop-in in `directory`.
+fn matches(base: &Path, pattern: &str, directory: &Path) -> bool {
+    let pattern = base.join(pattern);
+    let name = pattern.file_name().and_then(|name| name.to_str());
+    pattern.parent() == Some(directory) && matches!(name, Some("*" | "*.toml" | NAME))
+}
+
+/// Replaces a file as a whole, or makes it; its permissions stay.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let temporary = PathBuf::from(format!("{}.plywood-{}", path.display(), std::process::id()));
+    let write = || {
+        let mut file = File::create_new(&temporary)?;
+        match fs::metadata(path) {
+            Ok(metadata) => file.set_permissions(metadata.permissions())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|error| {
+        // Only the first failure is worth a message.
+        let _gone = fs::remove_file(&temporary);
+        refusal(path, &error)
+    })
+}
+
+fn refusal(path: &Path, error: &io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::PermissionDenied => Kind::Denied,
+        _ => disk_kind(error),
+    };
+    Error::new(kind, "config.containerd-file", format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Installs beside a configuration with this text; that text afterwards, and the report.
+    fn installed(before: Option<&str>, unasked: bool) -> (Option<String>, Result<String>) {
+        let scratch = tempfile::tempdir().unwrap();
+        let main = scratch.path().join("config.toml");
+        if let Some(text) = before {
+            fs::write(&main, text.replace("DIR", scratch.path().to_str().unwrap())).unwrap();
+        }
+        let directory = scratch.path().join("conf.d");
+        let report = install(&directory, "# ours\n", unasked);
+        let written = fs::read_to_string(directory.join(NAME)).ok();
+        assert_eq!(written.is_some(), report.is_ok());
+        let after = fs::read_to_string(main).ok();
+        (after.map(|text| text.replace(scratch.path().to_str().unwrap(), "DIR")), report)
+    }
+
+    #[test]
+    fn a_configuration_without_imports_gets_one_and_stays_as_it_is_otherwise() {
+        for (before, unasked, after) in [
+            (None, true, None),
+            (None, false, Some("version = 3\nimports = [\"DIR/conf.d/*.toml\"]\n")),
+            (
+                Some("version = 2\n[plugins]\n"),
+                true,
+                Some("imports = [\"DIR/conf.d/*.toml\"]\nversion = 2\n[plugins]\n"),
+            ),
+            (Some("imports = [\"DIR/conf.d/*.toml\"]\n"), false, Some("imports = [\"DIR/conf.d/*.toml\"]\n")),
+            (Some("imports = ['conf.d/*']\n"), false, Some("imports = ['conf.d/*']\n")),
+        ] {
+            let (found, report) = installed(before, unasked);
+            assert!(report.unwrap().ends_with("restart containerd to use it\n"));
+            assert_eq!(found.as_deref(), after);
+            // Once more changes nothing.
+            if let Some(text) = after {
+                assert_eq!(installed(Some(text), unasked).0.as_deref(), after);
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_completed_safely_is_left_alone() {
+        for text in ["imports = []\n", "imports = [\"/elsewhere/*.toml\"]\n", "imports = 1\n", "no toml\n"] {
+            let (after, report) = installed(Some(text), true);
+            assert_eq!(after.as_deref(), Some(text));
+            assert_eq!(report.unwrap_err().reason(), "config.containerd-file", "{text}");
+        }
+    }
+}

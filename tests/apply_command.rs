@@ -138,11 +138,11 @@ fn block_size_and_inline_limit_change_the_image_and_the_summary_is_for_people() 
 
 /// Runs `plywood apply - -o OUT` with more arguments; its exit code and what it said, and that nothing was left.
 fn refused(more: &[&str], input: &[u8]) -> (Option<i32>, String) {
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = tempfile::tempdir().expect("a scratch directory");
     let out = scratch.path().join("out.erofs");
     let done = plywood(&[&["-", "-o", text(&out)], more].concat(), input);
-    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "{done:?}");
-    (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    assert_eq!(fs::read_dir(scratch.path()).expect("it is readable").count(), 0, "{done:?}");
+    (done.status.code(), String::from_utf8(done.stderr).expect("messages are UTF-8"))
 }
 
 #[test]

@@ -222,7 +222,10 @@ impl Root {
         let [spelling, canonical] = &self.spellings;
         let replaced = || MountError::RootReplaced(spelling.clone());
         let opened = self.dir.status().map_err(|source| refusal(spelling, source))?;
-        let named = fs::metadata(canonical).map_err(|_gone| replaced())?;
+        let named = fs::metadata(canonical).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => replaced(),
+            _ => refusal(spelling, error),
+        })?;
         ((opened.device, opened.inode) == (named.dev(), named.ino())).then_some(()).ok_or_else(replaced)
     }
 

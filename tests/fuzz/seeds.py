@@ -88,6 +88,8 @@ TAR = {
     "ok@sparse-1.0": sparse(V1, pad(b"2\n5000\n4\n9999\n0\n") + b"data"),
     # What is refused, one for each reason.
     "tar.truncated.header@half-a-header": F + F[:256],
+    "tar.foreign@xz": b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4F" + bytes(20),
+    "tar.foreign@bzip2-a-block-long": b"BZh91AY&SY" + bytes(600),
     "tar.truncated.data@no-data": F[:BLOCK],
     "tar.truncated.extension@no-body": pax((b"path", b"p"))[:BLOCK],
     "tar.zero-block@in-the-middle": F + bytes(BLOCK) + F + END,

@@ -149,6 +149,8 @@ pub struct SocketUnit {
 #[derive(Debug, Default)]
 struct UnitState {
     ends: AtomicBool,
+    /// The next start does not wait.
+    at_once: AtomicBool,
     child: Mutex<Option<Child>>,
 }
 
@@ -179,13 +181,28 @@ impl SocketUnit {
                     thread::sleep(Duration::from_millis(10));
                     continue;
                 }
-                if kept.child.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                let was_there = kept.child.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+                if was_there && !kept.at_once.swap(false, Ordering::SeqCst) {
                     thread::sleep(RESTART);
                 }
                 *kept.child.lock().unwrap_or_else(PoisonError::into_inner) = start().ok();
             }
         });
         Ok(Self { state, socket: socket.to_owned(), keeper: Some(keeper) })
+    }
+
+    /// Asks the daemon to end, and has it started again as soon as it has: `systemctl restart`. `false` when none
+    /// runs.
+    pub fn restart(&self) -> bool {
+        let ask = |child: &mut Child| {
+            let runs = child.try_wait()?.is_none();
+            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw).filter(|_| runs) {
+                self.state.at_once.store(true, Ordering::SeqCst);
+                kill_process(pid, Signal::TERM)?;
+            }
+            Ok(runs)
+        };
+        self.state.running(ask).unwrap_or(false)
     }
 }
 

@@ -27,6 +27,8 @@ mod pull;
 mod request;
 #[path = "containerd/reset.rs"]
 mod reset;
+#[path = "containerd/restart.rs"]
+mod restart;
 #[path = "containerd/store.rs"]
 mod store;
 #[path = "containerd/wires.rs"]
@@ -139,6 +141,7 @@ fn main() -> anyhow::Result<()> {
     faults::add(&mut suite);
     crash::add(&mut suite);
     wires::add(&mut suite);
+    restart::add(&mut suite);
     store::add(&mut suite);
     docker::add(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit()

@@ -25,6 +25,8 @@ pub struct Setup {
     pub differs: &'static [&'static str],
     /// Whether Plywood may read blobs from the content store's directory.
     pub direct_content: bool,
+    /// Makes of Plywood's command the one that is run.
+    pub wrap: fn(Command) -> Command,
     /// More lines of Plywood's configuration: whole tables other than `server`, `containerd` and `snapshots`.
     pub plywood_tables: String,
 }
@@ -35,6 +37,7 @@ impl Default for Setup {
             containerd_root: None,
             differs: &["plywood"],
             direct_content: true,
+            wrap: |command| command,
             plywood_tables: String::new(),
         }
     }
@@ -50,6 +53,7 @@ pub struct Env {
     registry_address: String,
     containerd_root: PathBuf,
     namespace: String,
+    wrap: fn(Command) -> Command,
     dir: TempDir,
 }
 
@@ -69,6 +73,7 @@ impl Env {
             registry_address: String::new(),
             containerd_root,
             namespace: format!("{}-{number}", name.replace('.', "")),
+            wrap: setup.wrap,
             dir,
         };
         for directory in [env.path("registry"), env.path("logs")] {
@@ -174,7 +179,7 @@ impl Env {
     fn serve_command(&self) -> anyhow::Result<Command> {
         let mut command = Command::new(host::plywood_binary().context("no plywood binary")?);
         command.arg("serve").arg("--config").arg(self.path("plywood.toml"));
-        Ok(command)
+        Ok((self.wrap)(command))
     }
 
     /// Starts Plywood with the configuration written before, and waits until its socket takes connections.

@@ -31,6 +31,11 @@ mod reset;
 mod restart;
 #[path = "containerd/store.rs"]
 mod store;
+#[path = "../../tests/support/unit_filter.rs"]
+#[allow(dead_code, reason = "shared with the tests of the daemon")]
+mod unit;
+#[path = "containerd/unit_filter.rs"]
+mod unit_filter;
 #[path = "containerd/wires.rs"]
 mod wires;
 
@@ -140,6 +145,7 @@ fn main() -> anyhow::Result<()> {
     diff::add(&mut suite);
     faults::add(&mut suite);
     crash::add(&mut suite);
+    unit_filter::add(&mut suite);
     wires::add(&mut suite);
     restart::add(&mut suite);
     store::add(&mut suite);

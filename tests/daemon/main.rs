@@ -28,6 +28,8 @@ mod surroundings;
 #[path = "../tree_oracle/tree.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod tree;
+#[path = "../support/unit_filter.rs"]
+mod unit;
 mod unit_filter;
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
@@ -53,7 +55,7 @@ fn main() {
     let needs_root = (!is_root).then_some("needs root");
     let plain = plain.into_iter().map(|test| trial(test, needs_root));
     let diff = diff::tests().into_iter().map(|test| trial(test, mounts.err()));
-    let without_filter = mounts.err().or_else(unit_filter::missing);
+    let without_filter = mounts.err().or_else(unit::missing);
     let filter = unit_filter::TESTS.iter().map(|test| trial(*test, without_filter));
     libtest_mimic::run(&arguments, plain.chain(diff).chain(filter).collect()).exit();
 }

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs every test there is, from formatting to a real containerd, and ends with one line that counts them.
 #
-#   integration/test.sh
+#   integration/test.sh           everything
+#   integration/test.sh NAME      the tests whose name holds NAME, without formatting and lints
 #
 # As root on Debian it first installs what is missing. Without root, or where a tool or a kernel feature is missing,
 # the tests that need it are skipped and named; the others run. The exit status is 0 when nothing failed.
@@ -10,7 +11,13 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$repo" || exit 1
 
 # strace counts system calls, attr and acl read extended attributes, GNU tar packs and e2fsprogs makes small disks.
-TEST_PACKAGES="strace attr acl tar zstd xz-utils util-linux e2fsprogs"
+# python3 starts the daemon under a filter of system calls.
+TEST_PACKAGES="strace attr acl tar zstd xz-utils util-linux e2fsprogs python3"
+
+case ${1:-} in
+-*) sed -n '2,/^set /{/^#/!d;s/^# \{0,1\}//;p}' "$0"; [ "$1" = --help ] && exit; exit 2 ;;
+esac
+name=${1:-}
 
 passed=0 failed=0 failures=() skips=()
 step() { printf '\n== %s\n' "$*"; }
@@ -41,13 +48,15 @@ check() {
         failures+=("$name")
     fi
 }
-check "Formatting" cargo fmt --all --check
-check "Lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+if [ -z "$name" ]; then
+    check "Formatting" cargo fmt --all --check
+    check "Lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+fi
 
 step "Tests"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
+cargo test --workspace --locked --no-fail-fast -- ${name:+"$name"} 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 read -r ok bad ignored < <(awk '/^test result: / {
     for (i = 1; i < NF; i++) {
@@ -70,4 +79,5 @@ step "Summary"
 [ "${#skips[@]}" = 0 ] || printf 'skipped: %s\n' "${skips[@]}"
 [ "${#failures[@]}" = 0 ] || printf 'failed: %s\n' "${failures[@]}"
 echo "$passed passed, $failed failed, $ignored skipped"
+[ $((passed + failed + ignored)) != 0 ] || { echo "test: no test's name holds $name" >&2; exit 1; }
 [ "$failed" = 0 ]

@@ -8,10 +8,11 @@ use super::{image, output};
 use crate::{
     error::{Error, Kind, Result},
     format::erofs::{
-        dump::{self, Entry, Fact},
+        dump::{self, Checksum, Entry, Fact, FactValue},
         inode::{Data, Form},
         reader::{CompressedExtent, Extent, Place, Source},
     },
+    tree::{Device, Timestamp},
 };
 
 /// Text gathered before it is written, in bytes.
@@ -28,19 +29,19 @@ Examples:
   What differs between two images:
     diff <(plywood dump --tree a.erofs) <(plywood dump --tree b.erofs)")]
 pub struct Arguments {
-    /// The EROFS image, a file or block device
+    /// The EROFS image: a file or a block device
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
-    /// Show every name as well: type, owner, time, attributes, and where its data lies
+    /// Show every file as well: type, owner, time, attributes, and where its data lies
     #[arg(long)]
     pub tree: bool,
-    /// Show this name of the image instead of the superblock; with --tree, all below it too
+    /// Show this file instead of the superblock. With --tree, show everything below it as well
     #[arg(long, value_name = "PATH")]
     pub path: Option<PathBuf>,
-    /// Extra devices of the image, in the order of its slots
+    /// Extra device of the image. Repeat it for further ones, in the order of the device slots
     #[arg(long = "device", value_name = "FILE")]
     pub devices: Vec<PathBuf>,
-    /// Print JSON objects, one on each line: the superblock, then the names
+    /// Print JSON objects, one on each line: the superblock, then the files
     #[arg(long)]
     pub json: bool,
 }
@@ -67,7 +68,7 @@ fn show(arguments: &Arguments) -> Result<()> {
         Some(path) => {
             let asked = path.as_os_str().as_bytes();
             let node = image.find(asked)?.ok_or_else(|| {
-                Error::new(Kind::NotFound, "image.path", format!("there is no {}", path.display()))
+                Error::new(Kind::NotFound, "image.path", format!("the image has no {}", path.display()))
             })?;
             (node, clean(asked))
         }
@@ -98,29 +99,80 @@ fn clean(path: &[u8]) -> Vec<u8> {
     components.flat_map(|name| [b"/", name].concat()).collect()
 }
 
+/// Every list is there even when it is empty. A script then needs no case for an image without devices.
 fn facts_as_json(facts: &[Fact]) -> Value {
     let mut object = Map::new();
-    for fact in facts {
-        match object.get_mut(fact.name) {
-            // Devices and prefixes come more than once.
-            Some(Value::Array(values)) => values.push(fact.value.clone().into()),
-            _ if matches!(fact.name, "device" | "xattr-prefix") => {
-                object.insert(fact.name.into(), json!([fact.value]));
-            }
+    let (mut devices, mut prefixes) = (Vec::new(), Vec::new());
+    for Fact { name, value } in facts {
+        let json = fact_as_json(value);
+        match value {
+            FactValue::Device(_) => devices.push(json),
+            FactValue::XattrPrefix { .. } => prefixes.push(json),
             _ => {
-                object.insert(fact.name.into(), fact.value.clone().into());
+                object.insert(key(name), json);
             }
         }
     }
+    object.insert("devices".into(), devices.into());
+    object.insert("xattr_prefixes".into(), prefixes.into());
     Value::Object(object)
 }
 
-fn entry_as_json(entry: &Entry) -> Value {
-    // Names are bytes: what is not UTF-8 is escaped like in the text form.
-    let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+/// The key of a fact: its name with underscores, and for a size with the unit.
+fn key(name: &str) -> String {
+    match name.strip_suffix("-size") {
+        Some(thing) => format!("{thing}_bytes"),
+        None => name.replace('-', "_"),
+    }
+}
+
+fn fact_as_json(value: &FactValue) -> Value {
+    match value {
+        FactValue::Number(number) => json!(number),
+        FactValue::Names(names) => json!(names),
+        FactValue::Id(id) => json!(id),
+        FactValue::Text(bytes) => json!(text(bytes)),
+        FactValue::Checksum(Ok(None)) => Value::Null,
+        FactValue::Checksum(Ok(Some(Checksum { stored, computed }))) => {
+            json!({ "stored": stored, "computed": computed })
+        }
+        FactValue::Checksum(Err(error)) => json!({ "error": output::format_error_as_json(error) }),
+        FactValue::Time(time) => time_as_json(*time),
+        FactValue::AfterEpoch { epoch, seconds } => {
+            // The epoch comes from the image and may be the last second there is.
+            let seconds = epoch.seconds.saturating_add(i64::from(*seconds));
+            time_as_json(Timestamp { seconds, ..*epoch })
+        }
+        FactValue::Compression { algorithms: Ok(algorithms), .. } => {
+            json!(algorithms.iter().map(|algorithm| algorithm.as_str()).collect::<Vec<_>>())
+        }
+        FactValue::Compression { bits, algorithms: Err(error) } => {
+            json!({ "bits": bits, "error": output::format_error_as_json(error) })
+        }
+        FactValue::XattrPrefix { base, infix } => {
+            json!({ "base": text(base.as_bytes()), "infix": text(infix) })
+        }
+        FactValue::Device(slot) => json!({
+            "blocks": slot.blocks,
+            "start_block": slot.unified_start,
+            "tag": text(dump::unpadded(&slot.tag)),
+        }),
+    }
+}
+
+fn time_as_json(Timestamp { seconds, nanoseconds }: Timestamp) -> Value {
+    json!({ "seconds": seconds, "nanoseconds": nanoseconds })
+}
+
+/// Names are bytes: what is not UTF-8 is escaped like in the text form.
+fn text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.escape_ascii().to_string(),
-    };
+    }
+}
+
+fn entry_as_json(entry: &Entry) -> Value {
     let (path, nid) = (text(&entry.path), entry.nid.0);
     let details = match &entry.inode {
         Ok(details) => details,
@@ -130,57 +182,66 @@ fn entry_as_json(entry: &Entry) -> Value {
     };
     let inode = &details.node.inode;
     let attributes = inode.attributes;
-    let place = |extent: &Extent| match extent.place {
-        Place::Hole => json!({ "offset": extent.offset, "len": extent.len, "hole": true }),
-        Place::Inline { offset } => {
-            json!({ "offset": extent.offset, "len": extent.len, "inline": true, "at": offset })
-        }
-        Place::Blocks { device, offset } => {
-            json!({ "offset": extent.offset, "len": extent.len, "device": device, "at": offset })
-        }
-    };
+    let extents = details.extents.iter().map(extent_as_json);
     let mut value = json!({
         "path": path,
         "nid": nid,
         "type": dump::type_name(inode.file_type),
-        "mode": format!("{:04o}", attributes.mode),
+        "mode": attributes.mode,
         "uid": attributes.uid,
         "gid": attributes.gid,
         "links": inode.nlink,
-        "mtime": attributes.mtime.to_string(),
-        "size": inode.size_bytes,
+        "mtime": time_as_json(attributes.mtime),
+        "size_bytes": inode.size_bytes,
         "layout": inode.data.layout().as_str(),
         "compact": details.node.form == Form::Compact,
         "xattrs": details.xattrs.iter().map(|xattr| json!({
             "name": text(&xattr.name),
             "value": xattr.value.escape_ascii().to_string(),
         })).collect::<Vec<_>>(),
-        "data": details.extents.iter().map(place).chain(details.compressed.iter().map(compressed_as_json))
-            .collect::<Vec<_>>(),
+        "data": extents.chain(details.compressed.iter().map(compressed_as_json)).collect::<Vec<_>>(),
         "more_data": details.more_extents,
     });
-    if let (Some(error), Some(object)) = (&details.data_error, value.as_object_mut()) {
+    let Some(object) = value.as_object_mut() else { return value };
+    if let Some(error) = &details.data_error {
         object.insert("data_error".into(), output::format_error_as_json(error));
     }
-    if let (Some(target), Some(object)) = (&details.target, value.as_object_mut()) {
+    if let Some(target) = &details.target {
         object.insert("target".into(), text(target).into());
     }
-    if let (Data::Device(device), Some(object)) = (inode.data, value.as_object_mut()) {
-        object.insert("device".into(), format!("{}:{}", device.major, device.minor).into());
+    if let Data::Device(Device { major, minor }) = inode.data {
+        object.insert("device".into(), json!({ "major": major, "minor": minor }));
     }
     value
+}
+
+fn extent_as_json(extent: &Extent) -> Value {
+    let Extent { offset, len, place } = *extent;
+    match place {
+        Place::Hole => json!({ "offset_bytes": offset, "len_bytes": len, "hole": true }),
+        Place::Inline { offset: at } => {
+            json!({ "offset_bytes": offset, "len_bytes": len, "inline": true, "at_bytes": at })
+        }
+        Place::Blocks { device, offset: at } => {
+            json!({ "offset_bytes": offset, "len_bytes": len, "device": device, "at_bytes": at })
+        }
+    }
 }
 
 fn compressed_as_json(extent: &CompressedExtent) -> Value {
     let mut value = match extent.source {
         Source::Hole => json!({ "hole": true }),
-        Source::Fragment { offset } => json!({ "fragment": true, "at": offset }),
-        Source::Inline { offset, len } => json!({ "inline": true, "at": offset, "encoded": len }),
-        Source::Device { device, offset, len } => json!({ "device": device, "at": offset, "encoded": len }),
+        Source::Fragment { offset } => json!({ "fragment": true, "at_bytes": offset }),
+        Source::Inline { offset, len } => {
+            json!({ "inline": true, "at_bytes": offset, "encoded_bytes": len })
+        }
+        Source::Device { device, offset, len } => {
+            json!({ "device": device, "at_bytes": offset, "encoded_bytes": len })
+        }
     };
     if let Some(object) = value.as_object_mut() {
-        object.insert("offset".into(), extent.offset.into());
-        object.insert("len".into(), extent.len.into());
+        object.insert("offset_bytes".into(), extent.offset.into());
+        object.insert("len_bytes".into(), extent.len.into());
         if let Some(algorithm) = extent.algorithm {
             object.insert("algorithm".into(), algorithm.as_str().into());
         }

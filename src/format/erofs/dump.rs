@@ -11,9 +11,12 @@ use std::{
 
 use super::{
     Nid,
+    compression::Algorithm,
+    device::DeviceSlot,
     inode::{Form, Layout},
     reader::{CompressedExtent, Directory, Extent, Image, Node, Place, ReadError, Source},
     superblock::{compat, incompat},
+    xattr::Prefix,
 };
 use crate::{
     format::ReadAt,
@@ -25,69 +28,147 @@ use crate::{
 const EXTENTS: usize = 64;
 
 /// One fact about the image as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Fact {
-    /// What it is about, with hyphens.
+    /// The name in the text form, with hyphens. Devices and name prefixes come once each.
     pub name: &'static str,
-    /// What it is.
-    pub value: String,
+    /// The value, whose [`Display`](fmt::Display) is the text form.
+    pub value: FactValue,
 }
 
-/// The facts of the superblock and its tables, in the order of the record.
-pub fn facts<R: ReadAt>(image: &Image<R>) -> Vec<Fact> {
-    let superblock = image.superblock();
-    let checksum = match image.checksum() {
-        Ok(None) => "none".to_owned(),
-        Ok(Some((stored, computed))) if stored == computed => format!("{stored:#010x}"),
-        Ok(Some((stored, computed))) => format!("{stored:#010x}, but {computed:#010x} is right"),
-        Err(error) => error.to_string(),
-    };
-    let mut facts = Vec::new();
-    let mut fact = |name, value| facts.push(Fact { name, value });
-    fact("checksum", checksum);
-    fact("features", feature_names(superblock.feature_compat, &compat::NAMES));
-    fact("incompatible-features", feature_names(superblock.feature_incompat, &incompat::NAMES));
-    fact("block-size", superblock.block_bits.size().to_string());
-    fact("blocks", superblock.blocks.to_string());
-    fact("file-size", image.size_bytes().to_string());
-    fact("root", superblock.root.to_string());
-    fact("inodes", superblock.inos.to_string());
-    let epoch = Timestamp { seconds: superblock.epoch, nanoseconds: superblock.fixed_nsec };
-    fact("epoch", epoch.to_string());
-    fact("build-time", format!("epoch + {}", superblock.build_time));
-    fact("metadata-block", superblock.meta_block.to_string());
-    fact("xattr-block", superblock.xattr_block.to_string());
-    fact("uuid", uuid(superblock.uuid));
-    fact("volume-name", text(&superblock.volume_name));
-    fact("compression", compression(image));
-    for (base, infix) in image.name_prefixes() {
-        let name = [base.as_bytes(), infix].concat();
-        fact("xattr-prefix", format!("\"{}\"", name.escape_ascii()));
-    }
-    if superblock.packed_nid != 0 {
-        fact("packed-file", superblock.packed_nid.to_string());
-    }
-    for slot in image.slots() {
-        let (blocks, start) = (slot.blocks, slot.unified_start);
-        fact("device", format!("blocks={blocks} start={start} tag={}", text(&slot.tag)));
-    }
-    facts
+/// The value of a [`Fact`].
+#[derive(Debug)]
+pub enum FactValue {
+    /// A number without a unit, of blocks, or of bytes.
+    Number(u64),
+    /// Names without an order of their own. The text form of an empty list is `none`.
+    Names(Vec<String>),
+    /// An identifier, shown as it is.
+    Id(String),
+    /// A name from the image, without the NULs behind it.
+    Text(Vec<u8>),
+    /// The checksum; `None` where the image has none.
+    Checksum(Result<Option<Checksum>, ReadError>),
+    /// A point in time.
+    Time(Timestamp),
+    /// A point in time that the image stores as seconds after its epoch.
+    AfterEpoch {
+        /// The epoch.
+        epoch: Timestamp,
+        /// Seconds after it.
+        seconds: u32,
+    },
+    /// The compression algorithms, or why they cannot be found.
+    Compression {
+        /// The superblock's field.
+        bits: u16,
+        /// Its meaning.
+        algorithms: Result<Vec<Algorithm>, ReadError>,
+    },
+    /// A long prefix of extended attributes' names.
+    XattrPrefix {
+        /// The prefix that every image knows, such as `user.`.
+        base: Prefix,
+        /// The bytes after it.
+        infix: Vec<u8>,
+    },
+    /// The slot of an extra device.
+    Device(DeviceSlot),
 }
 
-/// The algorithms of an image, or why there is none.
-fn compression<R: ReadAt>(image: &Image<R>) -> String {
-    match image.compression() {
-        Err(error) => format!("{:#x}, {error}", image.superblock().compression),
-        Ok(compression) if compression.algorithms.is_empty() => "none".into(),
-        Ok(compression) => {
-            let names = compression.algorithms.iter().map(|algorithm| algorithm.as_str());
-            names.collect::<Vec<_>>().join(" ")
+/// The checksum of a superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// The number in the image.
+    pub stored: u32,
+    /// The number that the bytes have.
+    pub computed: u32,
+}
+
+impl fmt::Display for FactValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Names(names) => f.write_str(&joined(names)),
+            Self::Id(id) => f.write_str(id),
+            Self::Text(bytes) => write!(f, "\"{}\"", bytes.escape_ascii()),
+            Self::Checksum(Err(error)) => write!(f, "{error}"),
+            Self::Checksum(Ok(None)) => f.write_str("none"),
+            Self::Checksum(Ok(Some(Checksum { stored, computed }))) => match stored == computed {
+                true => write!(f, "{stored:#010x}"),
+                false => write!(f, "{stored:#010x}, but {computed:#010x} is right"),
+            },
+            Self::Time(time) => write!(f, "{time}"),
+            Self::AfterEpoch { seconds, .. } => write!(f, "epoch + {seconds}"),
+            Self::Compression { bits, algorithms: Err(error) } => write!(f, "{bits:#x}, {error}"),
+            Self::Compression { algorithms: Ok(algorithms), .. } => {
+                f.write_str(&joined(&algorithms.iter().map(|found| found.as_str()).collect::<Vec<_>>()))
+            }
+            Self::XattrPrefix { base, infix } => {
+                write!(f, "\"{}{}\"", base.as_bytes().escape_ascii(), infix.escape_ascii())
+            }
+            Self::Device(DeviceSlot { tag, blocks, unified_start }) => {
+                write!(f, "blocks={blocks} start={unified_start} tag=\"{}\"", unpadded(tag).escape_ascii())
+            }
         }
     }
 }
 
-/// The names of feature bits, those without a name in hexadecimal.
+/// Words with spaces between, or `none`.
+fn joined<T: AsRef<str>>(words: &[T]) -> String {
+    match words {
+        [] => "none".to_owned(),
+        words => words.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// The facts of the superblock and its tables, in the order of the record.
+pub fn facts<R: ReadAt>(image: &Image<R>) -> Vec<Fact> {
+    use FactValue::Number;
+    let superblock = image.superblock();
+    let checksum = image.checksum();
+    let checksum = checksum.map(|sums| sums.map(|(stored, computed)| Checksum { stored, computed }));
+    let epoch = Timestamp { seconds: superblock.epoch, nanoseconds: superblock.fixed_nsec };
+    let compression = FactValue::Compression {
+        bits: superblock.compression,
+        algorithms: image.compression().map(|compression| compression.algorithms),
+    };
+    let mut facts = Vec::new();
+    let mut fact = |name, value| facts.push(Fact { name, value });
+    fact("checksum", FactValue::Checksum(checksum));
+    fact("features", FactValue::Names(features(superblock.feature_compat, &compat::NAMES)));
+    fact("incompatible-features", FactValue::Names(features(superblock.feature_incompat, &incompat::NAMES)));
+    fact("block-size", Number(superblock.block_bits.size()));
+    fact("blocks", Number(superblock.blocks));
+    fact("file-size", Number(image.size_bytes()));
+    fact("root", Number(superblock.root.0));
+    fact("inodes", Number(superblock.inos));
+    fact("epoch", FactValue::Time(epoch));
+    fact("build-time", FactValue::AfterEpoch { epoch, seconds: superblock.build_time });
+    fact("metadata-block", Number(superblock.meta_block.into()));
+    fact("xattr-block", Number(superblock.xattr_block.into()));
+    fact("uuid", FactValue::Id(uuid(superblock.uuid)));
+    fact("volume-name", FactValue::Text(unpadded(&superblock.volume_name).to_vec()));
+    fact("compression", compression);
+    for (base, infix) in image.name_prefixes() {
+        fact("xattr-prefix", FactValue::XattrPrefix { base, infix: infix.to_vec() });
+    }
+    if superblock.packed_nid != 0 {
+        fact("packed-file", Number(superblock.packed_nid));
+    }
+    for slot in image.slots() {
+        fact("device", FactValue::Device(*slot));
+    }
+    facts
+}
+
+/// The names of feature bits as a sentence lists them; `none` for no bit.
 pub fn feature_names(bits: u32, table: &[(u32, &str)]) -> String {
+    joined(&features(bits, table))
+}
+
+/// The names of feature bits, those without a name in hexadecimal.
+fn features(bits: u32, table: &[(u32, &str)]) -> Vec<String> {
     let mut rest = bits;
     let mut found = Vec::new();
     for (bit, name) in table {
@@ -99,13 +180,13 @@ pub fn feature_names(bits: u32, table: &[(u32, &str)]) -> String {
     if rest != 0 {
         found.push(format!("{rest:#x}"));
     }
-    if found.is_empty() { "none".into() } else { found.join(" ") }
+    found
 }
 
-/// Text padded with NUL, quoted.
-fn text(padded: &[u8]) -> String {
+/// Text without the NULs that pad it.
+pub fn unpadded(padded: &[u8]) -> &[u8] {
     let end = padded.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    format!("\"{}\"", padded.get(..end).unwrap_or_default().escape_ascii())
+    padded.get(..end).unwrap_or_default()
 }
 
 fn uuid(bytes: [u8; 16]) -> String {

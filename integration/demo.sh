@@ -1,81 +1,149 @@
 #!/bin/bash
-# Shows Plywood at work on a Debian machine, as root: builds it, makes a small image, pushes it to a registry on
-# loopback, lets an unmodified containerd pull it through Plywood, runs it with runc, and cleans up.
-#
-#   integration/demo.sh
-#
-# Everything runs in mount and process namespaces of its own, with directories, sockets and daemons of its own, so
-# that a containerd or docker of the host is neither used nor disturbed and nothing stays behind. Logs are kept when a
-# step fails, and their place is printed.
-#
-#   PLYWOOD_BIN    a plywood built before; without it, `cargo build --release` is run
-#   see setup/tools.sh for where the other programs come from
+# Shows Plywood at work on a Debian machine, as root; `integration/demo.sh --help` says more.
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
+usage() {
+    cat <<'USAGE'
+Usage: integration/demo.sh [--help]
+
+Shows Plywood at work on a Debian machine, as root: builds it, makes a small
+image, pushes it to a registry, lets an unmodified containerd pull it through
+Plywood, runs it with runc, and cleans up. Every run shows the same digests.
+
+Everything runs in namespaces of its own (mounts, processes, network), with
+directories, sockets and daemons of its own. A containerd or docker of the host
+is neither used nor disturbed, and nothing stays behind, not even after ^C.
+Logs are kept when a step fails, and their place is printed.
+
+Environment:
+  PLYWOOD_BIN   a plywood built before; without it, the demo runs
+                cargo build --release, which takes some minutes the first time
+  TMPDIR        directory for all files of the run [default: /tmp]
+
+integration/setup/tools.sh says where the other programs come from.
+USAGE
+}
 step() { printf '\n== %s\n' "$*"; }
 fail() { echo "demo: $*" >&2; exit 1; }
+
+if [ "$#" -gt 0 ]; then
+    case $1 in
+    -h | --help) usage; exit ;;
+    *) echo "demo: unknown argument $1; see integration/demo.sh --help" >&2; exit 2 ;;
+    esac
+fi
 
 # --- outside of the namespaces: what needs the network and the compiler ----------------------------------------
 
 if [ -z "${PLYWOOD_DEMO_INSIDE:-}" ]; then
     [ "$(id -u)" = 0 ] || fail "containerd, mounts and runc need root"
+    # Named before it is made, so that there is no moment at which it exists and `finish` does not know it.
+    work=$(mktemp -u -p "${TMPDIR:-/tmp}" plywood-demo.XXXXXX)
+    # 107 bytes are the longest path of a socket; the longest one below this directory is containerd.sock.ttrpc.
+    [ "${#work}" -le 80 ] || fail "$work is too long a path for sockets: set TMPDIR to a shorter directory"
+
+    # Runs a command in a process group of its own. `wait` ends when a signal comes, a command in the foreground does
+    # not let its trap run.
+    run() {
+        set -m
+        "$@" </dev/null &
+        set +m
+        wait "$!"
+    }
+    # Ends what `run` started. A process that begins the namespaces ignores signals until it has its own trap, so the
+    # signal is sent until the group is gone. Nothing in the namespaces outlives their first process. SIGINT comes
+    # first because shells report nothing of it.
+    end() {
+        local group try signal
+        for group in $(jobs -p); do
+            for try in {0..99}; do
+                case $try in ?) signal=INT ;; [1-4]?) signal=TERM ;; *) signal=KILL ;; esac
+                kill "-$signal" -- "-$group" 2>/dev/null || break
+                sleep 0.1
+            done
+        done
+    }
+    interrupt() {
+        echo "demo: interrupted, cleaning up" >&2 || :
+        interrupted=1
+        exit "$1"
+    }
+    # shellcheck disable=SC2317 # the trap calls it
+    finish() {
+        local status=$? group
+        # A second ^C must not stop the cleaning.
+        trap '' INT TERM HUP
+        end 2>/dev/null
+        # The namespaces of containers: containerd removes a container's cgroup but not its own above it.
+        for group in /sys/fs/cgroup/"${work##*/}" /sys/fs/cgroup/*/"${work##*/}"; do
+            [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || :
+        done
+        [ -n "$interrupted" ] || cat "$work/messages" >&2 || :
+        if [ "$status" != 0 ] && [ -z "$interrupted" ]; then
+            mv "$work/logs" "$work.logs"
+            printf '\ndemo: failed; the logs are in %s\n' "$work.logs" >&2
+        fi
+        rm -rf "$work"
+    }
+    interrupted=
+    trap finish EXIT
+    trap 'interrupt 130' INT
+    trap 'interrupt 143' TERM
+    trap 'interrupt 129' HUP
+    mkdir -m 700 "$work"
+    mkdir "$work/logs" "$work/tmp"
+    : >"$work/messages"
+    export TMPDIR=$work/tmp
+
     step "Set-up"
     if [ -z "${PLYWOOD_BIN:-}" ]; then
-        path=$("$repo/integration/setup/build.sh")
-        eval "$path"
+        run "$repo/integration/setup/build.sh" >"$work/path"
+        eval "$(cat "$work/path")"
     fi
-    tools=$("$repo/integration/setup/tools.sh")
-    eval "$tools"
+    run "$repo/integration/setup/tools.sh" >"$work/tools"
+    eval "$(cat "$work/tools")"
     echo "programs of containerd, runc and the registry: $PLYWOOD_TOOLS/bin"
     if [ -z "${PLYWOOD_BIN:-}" ]; then
         step "Build"
-        (cd "$repo" && cargo build --release --locked --package plywood)
+        run cargo build --manifest-path "$repo/Cargo.toml" --release --locked --package plywood
         PLYWOOD_BIN=${CARGO_TARGET_DIR:-$repo/target}/release/plywood
     fi
     [ -x "$PLYWOOD_BIN" ] || fail "$PLYWOOD_BIN is not a program"
+    PLYWOOD_BIN=$(realpath "$PLYWOOD_BIN")
     for module in erofs overlay loop; do
         modprobe "$module" 2>/dev/null || :
     done
     for filesystem in erofs overlay; do
         grep -qw "$filesystem" /proc/filesystems || fail "this kernel has no $filesystem"
     done
-    work=$(mktemp -d /tmp/plywood-demo.XXXXXX)
-    mkdir "$work/logs"
     export PLYWOOD_DEMO_INSIDE=$work PLYWOOD_BIN PLYWOOD_TOOLS
-    # shellcheck disable=SC2317 # the trap calls it
-    finish() {
-        local status=$? group
-        # The namespaces of containers: containerd removes a container's cgroup but not its own above it.
-        for group in /sys/fs/cgroup/"${work##*/}" /sys/fs/cgroup/*/"${work##*/}"; do
-            [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || :
-        done
-        if [ "$status" != 0 ]; then
-            mv "$work/logs" "$work.logs"
-            printf '\ndemo: failed; the logs are in %s\n' "$work.logs" >&2
-        fi
-        rm -rf "$work"
-    }
-    trap finish EXIT
     # Mounts go with the namespace, and the kernel ends whatever is left in it when its first process ends.
-    unshare --mount --pid --fork --kill-child --mount-proc "$BASH" "${BASH_SOURCE[0]}"
+    run unshare --mount --pid --net --fork --kill-child --mount-proc "$BASH" "${BASH_SOURCE[0]}"
     exit
 fi
 
 # --- inside ----------------------------------------------------------------------------------------------------
 
 work=$PLYWOOD_DEMO_INSIDE
+# Shown in the end, but not after an interruption, of which every program here complains.
+exec 2>"$work/messages"
 namespace=${work##*/}
 logs=$work/logs
 snapshots=$work/containerd/io.containerd.snapshotter.v1.erofs
 PATH=$PLYWOOD_TOOLS/bin:$PATH
+umask 022
 # Shims and ctr keep sockets and fifos at fixed places below /run/containerd.
 mount -t tmpfs -o mode=755 run /run
+# A network of its own: the registry's port is free, the same in every run, and out of the host's reach.
+busybox ip link set lo up
 mkdir -p "$work/image" "$snapshots" "$work/registry"
 chmod 700 "$snapshots"
 daemons=()
 
 stop() {
+    # Further signals must not end the commands that clean up.
+    trap '' INT TERM
     trap - EXIT
     for pid in "${daemons[@]}"; do
         kill "$pid" 2>/dev/null || :
@@ -87,6 +155,7 @@ stop() {
     done
 }
 trap stop EXIT
+trap 'exit 130' INT TERM
 
 # Waits until a command succeeds, at most ten seconds: waitfor WHAT COMMAND...
 waitfor() {
@@ -114,14 +183,14 @@ blob() {
 }
 layer() {
     local tar=$work/image/$1.tar
-    tar -C "$work/image/$1" --format=pax --sort=name --numeric-owner --owner=0 --group=0 \
-        --mtime='2024-05-06 07:08:09.123456789Z' -cf "$tar" .
+    # Without these options, pax headers hold the times at which this run made the files, and tar's process id.
+    tar -C "$work/image/$1" --format=pax --pax-option='exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime' \
+        --sort=name --numeric-owner --owner=0 --group=0 --mtime='2024-05-06 07:08:09.123456789Z' -cf "$tar" .
     diff_ids+=("\"sha256:$(sha256sum <"$tar" | cut -d' ' -f1)\"")
     gzip -n "$tar"
     layers+=("{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar+gzip\",$(blob "$tar.gz")}")
-    printf '%s:' "$1"
-    tar -C "$work/image/$1" -c . | tar -t | sed 's,^\./,,' | grep -v '/$' | tr '\n' ' ' | sed 's/^/ /'
-    echo
+    echo "$1: $(tar -C "$work/image/$1" --sort=name -c . | tar -t | sed 's,^\./,,' | grep -v '/$' | paste -sd ' ')" |
+        fold -s -w 80
 }
 make_image() {
     mkdir -p base/{bin,etc,tmp,proc,sys,dev} base/opt/menu change/etc change/opt/menu top/bin
@@ -161,15 +230,15 @@ $(blob "$work/image/manifest"),\"annotations\":{\"org.opencontainers.image.ref.n
 echo '{"imageLayoutVersion":"1.0.0"}' >"$work/image/oci/oci-layout"
 
 step "A registry on loopback, Plywood, containerd"
+registry=127.0.0.1:5000
 cat >"$work/registry.yml" <<YML
 version: 0.1
 storage: {filesystem: {rootdirectory: $work/registry}}
-http: {addr: "127.0.0.1:0"}
+http: {addr: "$registry"}
 YML
 docker-registry serve "$work/registry.yml" >"$logs/registry.log" 2>&1 &
 daemons+=($!)
 waitfor "the registry" grep -q 'listening on' "$logs/registry.log"
-registry=$(grep -o 'listening on [0-9.:]*' "$logs/registry.log" | awk '{print $3}')
 image=$registry/plywood/demo:latest
 echo "registry on $registry"
 
@@ -217,18 +286,32 @@ TOML
 containerd --config "$work/containerd.toml" >"$logs/containerd.log" 2>&1 &
 daemons+=($!)
 waitfor "containerd" ctr version
-containerd --version
+containerd --version | cut -c 1-80
 
 step "Push"
 oras cp --from-oci-layout "$work/image/oci:latest" --to-plain-http "$image" >"$logs/push.log" 2>&1 ||
     fail "the image could not be pushed"
 echo "$image"
+grep -o 'Digest: .*' "$logs/push.log"
 
 step "Pull: containerd asks Plywood to apply every layer"
 ctr image pull --plain-http --snapshotter erofs "$image" >"$logs/pull.log" 2>&1 || { tail -n 5 "$logs/pull.log" >&2; fail "the pull failed"; }
-grep . "$logs/pull.log" | tail -n 1
-echo
-grep 'method="Apply"' "$logs/plywood.log" || fail "plywood logged no Apply: the layers did not pass through it"
+echo "Plywood's log, shortened:"
+# Of each line, the fields that are the same in every run; of a digest, the first twelve digits.
+shorten() {
+    awk '{
+        line = ""
+        for (i = 1; i <= NF; i++) if ($i ~ /^(digest|diff_id|image_bytes)=/) {
+            field = $i
+            gsub(/"/, "", field)
+            if (field ~ /sha256:/) field = substr(field, 1, index(field, ":") + 12)
+            line = line " " field
+        }
+        print "   " line
+    }'
+}
+grep 'method="Apply"' "$logs/plywood.log" | shorten ||
+    fail "plywood logged no Apply: the layers did not pass through it"
 
 step "What landed in the snapshot directories"
 found=0
@@ -236,9 +319,8 @@ for directory in "$snapshots"/snapshots/*; do
     [ -e "$directory/layer.erofs" ] || continue
     found=$((found + 1))
     echo "${directory#"$work/"}"
-    # shellcheck disable=SC2012 # to be looked at, not to be parsed
-    ls -lA --time-style=long-iso "$directory" | sed '1d; s/^/    /'
-    "$PLYWOOD_BIN" check "$directory/layer.erofs" | sed 's/^/    /'
+    (cd "$directory" && stat --printf='    %A %8s  %n\n' .erofslayer * && "$PLYWOOD_BIN" check layer.erofs | sed 's/^/    /') |
+        cut -c 1-80
 done
 [ "$found" = 3 ] || fail "$found layers have a layer.erofs, 3 were pulled"
 

@@ -308,6 +308,28 @@ fn no_list_of_differs_names_containerds_erofs_differ() {
     assert_none(&findings, "no list with \"erofs\"");
 }
 
+/// A list of them replaces containerd's own, and pulls for ordinary snapshots then fail: "no unpack platforms defined".
+#[test]
+fn every_documented_unpack_config_has_an_entry_for_overlayfs() {
+    let mut texts = vec![root().join("README.md")];
+    for (directory, extension) in [("docs", "md"), ("src/cli", "rs"), ("integration/deploy", "toml")] {
+        texts.extend(files_below(&root().join(directory), extension));
+    }
+    let (mut lists, mut findings) = (0, Vec::new());
+    for file in texts {
+        let text = fs::read_to_string(&file).expect("documents and sources are UTF-8");
+        // Each block of a document is copied by itself.
+        for block in text.split("```").filter(|block| block.contains(".unpack_config]]")) {
+            lists += 1;
+            if !block.contains("snapshotter = \"overlayfs\"") {
+                findings.push(file.display().to_string());
+            }
+        }
+    }
+    assert!(lists >= 3, "only {lists} lists were found");
+    assert_none(&findings, "an unpack_config without overlayfs");
+}
+
 #[test]
 fn source_files_cite_documents_that_exist() {
     let mut cited = BTreeMap::new();

@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod calls;
+pub mod commands;
 pub mod content;
 pub mod daemon;
 pub mod disk;
@@ -12,5 +13,6 @@ pub mod docker;
 pub mod env;
 pub mod host;
 pub mod image;
+pub mod node;
 pub mod tree;
 pub mod ttrpc;

@@ -11,6 +11,8 @@ mod crash;
 mod diff;
 #[path = "containerd/docker.rs"]
 mod docker;
+#[path = "containerd/documents.rs"]
+mod documents;
 #[path = "containerd/fallback.rs"]
 mod fallback;
 #[path = "containerd/faults.rs"]
@@ -150,5 +152,6 @@ fn main() -> anyhow::Result<()> {
     restart::add(&mut suite);
     store::add(&mut suite);
     docker::add(&mut suite);
+    documents::add(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit()
 }

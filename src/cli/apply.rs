@@ -65,8 +65,8 @@ pub struct Arguments {
     /// Store files and file ends of up to this many bytes beside their inode
     #[arg(long, value_name = "BYTES", default_value_t = 1024)]
     pub inline_limit: u16,
-    /// A layer below, a directory or an image; may be repeated, the newest first. Directories that the layer puts
-    /// files into without listing them get owner, mode, time and attributes from there; without, they are root's
+    /// A layer below, a directory or an image; may be repeated, the newest first. A directory that the layer does
+    /// not list takes owner, mode, time and attributes from there [default: root's, mode 0755, time 0]
     #[arg(long = "parent", value_name = "LAYER")]
     pub parents: Vec<PathBuf>,
     /// Parents that are directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option

@@ -41,8 +41,8 @@ pub struct Arguments {
     /// output, and the report then goes to standard error
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What to write: tar, tar+gzip (or gzip), tar+zstd (or zstd), erofs, erofs+zstd, or a media type; without,
-    /// the name of the output tells: .tar, .tar.gz, .tar.zst, .erofs or .erofs.zst
+    /// Type of the layer: tar, tar+gzip (or gzip), tar+zstd (or zstd), erofs, erofs+zstd, or a media type [default:
+    /// by the ending of the output: .tar, .tar.gz, .tar.zst, .erofs or .erofs.zst]
     #[arg(short = 't', long = "type", value_name = "TYPE", value_parser = form)]
     pub form: Option<Form>,
     /// UPPER is not a whole tree, but a layer (or several) on top of LOWER: what its whiteouts name is deleted,
@@ -73,7 +73,7 @@ pub struct Arguments {
     /// Extra devices of the image that has any, in the order of its slots
     #[arg(long = "device", value_name = "FILE")]
     pub devices: Vec<PathBuf>,
-    /// Threads that help, besides one that reads and compares [default: as many as processors, and one]
+    /// Threads besides the one that reads and compares [default: the number of processors plus one]
     #[arg(long, value_name = "COUNT")]
     pub threads: Option<usize>,
     /// Return only once the layer is on disk

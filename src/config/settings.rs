@@ -66,7 +66,7 @@ table! {
     /// What is logged on standard error.
     Log {
         /// error, warn, info, debug, trace or off, or directives such as "info,plywood::store=debug".
-        /// The environment variable RUST_LOG goes before it.
+        /// The environment variable RUST_LOG, if it is set, overrides this.
         level: String = "info".to_owned();
         /// "text" or "json".
         format: LogFormat = LogFormat::Text;

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// Starts logging for the whole process. `RUST_LOG`, when set, goes before the configured level.
+/// Starts logging for the whole process. `RUST_LOG`, if it is set, overrides the configured level.
 pub fn start(log: &Log) -> Result<(), Error> {
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|level| !level.is_empty());
     let (name, level) = match &from_environment {

@@ -17,23 +17,22 @@ use crate::Suite;
 /// The image that the documents pull. A registry on loopback has one for it.
 const IMAGE: &str = "docker.io/library/alpine:latest";
 
+/// Programs that the documents use, beside containerd's, and that the node needs.
+const PROGRAMS: [&str; 5] = ["bash", "chroot", "curl", "mkfifo", "timeout"];
+
 pub fn add(suite: &mut Suite) {
+    let missing = suite.missing.clone().or_else(|| host::missing(&PROGRAMS));
     for (name, text) in [
         ("README.md", include_str!("../../../README.md")),
         ("docs/operations.md", include_str!("../../../docs/operations.md")),
     ] {
-        suite.with_env(format!("every_command_of_{name}_works"), Setup::default(), move |env| {
-            follow(env, name, text)
+        suite.test(format!("every_command_of_{name}_works"), missing.clone(), move || {
+            follow(&Env::start(&Setup::default())?, name, text)
         });
     }
 }
 
-fn follow(env: &mut Env, name: &str, text: &str) -> anyhow::Result<()> {
-    if let Some(absent) =
-        ["bash", "chroot", "curl", "mkfifo"].iter().find(|name| host::program(name).is_none())
-    {
-        anyhow::bail!("needs {absent}");
-    }
+fn follow(env: &Env, name: &str, text: &str) -> anyhow::Result<()> {
     let layers = layers()?;
     let reference = env.push("alpine", &Image::oci(layers.clone()))?;
     let steps = commands::steps(&text.replace(IMAGE, &reference))?;

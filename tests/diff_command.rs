@@ -303,7 +303,7 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
     for (arguments, code, want) in [
         (&["old", "absent", "-o", "x.tar"][..], 1, "the newer side: layer absent: "),
         (&["old", "layer.tar", "-o", "x.tar"], 1, "[diff.layer]"),
-        (&["old:", "new", "-o", "x.tar"], 2, "an empty name"),
+        (&["old:", "new", "-o", "x.tar"], 2, "a name in it is empty"),
         (&["old", "new", "-o", "x"], 2, "--type"),
         (&["old", "new", "-o", "x.tar.gz", "--level", "10"], 2, "--level: "),
         (&["old", "new", "-o", "x.tar", "--level", "1"], 2, "tar is not compressed [cli.usage]"),
@@ -313,7 +313,7 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
         (
             &["old", "new", "-o", "x.erofs", "--inline-limit", "4097"],
             2,
-            "4097 is more than one block of 4096",
+            "4097 bytes are more than one block of 4096 bytes",
         ),
         (&["old", "new", "-o", "absent/x.tar"], 1, "[snapshot.io]"),
         (&["old", "new", "-o", "old"], 2, "--type"),

@@ -46,7 +46,7 @@ fn one_refused_image_makes_exit_code_1_and_does_not_stop_the_others() {
     ]) {
         assert!(line.starts_with(want), "{line}");
     }
-    assert_eq!(text(&output.stderr), "plywood: 3 of 4 images refused [check.refused]\n");
+    assert_eq!(text(&output.stderr), "plywood: 3 of 4 images are refused [check.refused]\n");
 }
 
 #[test]

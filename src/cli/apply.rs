@@ -50,30 +50,32 @@ Examples:
 pub struct Arguments {
     /// The layer: a tar archive or an EROFS image, plain or compressed; "-" reads standard input
     pub layer: PathBuf,
-    /// Where the image goes; an existing file is replaced once the new one is complete
+    /// File for the image. An existing one is replaced once the new one is complete
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Media type of the layer [default: found out from its bytes]
+    /// Media type of the layer. Without it, the first bytes of the layer decide
     #[arg(long, value_name = "TYPE", value_parser = layer_type)]
     pub media_type: Option<LayerType>,
-    /// Refuse the layer unless its bytes, as they come, have this digest
+    /// Fail unless the input has this digest, before any decompression
     #[arg(long, value_name = "ALGORITHM:HEX")]
     pub digest: Option<Digest>,
-    /// Bytes per block of the image: 512, 1024, 2048 or 4096
+    /// Block size of the image, in bytes: 512, 1024, 2048 or 4096
     #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = block_bits)]
     pub block_size: BlockBits,
-    /// Store files and file ends of up to this many bytes beside their inode
-    #[arg(long, value_name = "BYTES", default_value_t = 1024)]
-    pub inline_limit: u16,
-    /// A layer below, a directory or an image; may be repeated, the newest first. A directory that the layer does
-    /// not list takes owner, mode, time and attributes from there [default: root's, mode 0755, time 0]
+    /// Store a file, or the end of one, beside its inode if it is no longer than this, in bytes. At most one block
+    /// [default: 1024]
+    #[arg(long, value_name = "BYTES")]
+    pub inline_limit: Option<u16>,
+    /// Layer below this one: a directory or an image. Repeat it for further ones, newest first. A directory that the
+    /// archive uses without listing it gets its owner, mode, time and attributes from there. Without --parent, it
+    /// belongs to root
     #[arg(long = "parent", value_name = "LAYER")]
     pub parents: Vec<PathBuf>,
-    /// Parents that are directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option
-    /// userxattr), which only root can read
+    /// Read the overlayfs marks of parent directories from user.overlay.*, as with overlayfs's option userxattr.
+    /// Only root can read the usual trusted.overlay.*
     #[arg(long, requires = "parents")]
     pub user_xattr: bool,
-    /// Return only once the image is on disk
+    /// Write the image through to the disk before the command ends
     #[arg(long)]
     pub sync: bool,
     /// Print the result as a JSON object
@@ -109,8 +111,16 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         // Blocks of an image are written out of order, and read back at the end.
         return Err(output::usage("-o -: an image cannot be written to a pipe, only to a file"));
     }
+    let defaults = Options::default();
+    let block_bytes = arguments.block_size.size();
+    if let Some(limit) = arguments.inline_limit.filter(|limit| u64::from(*limit) > block_bytes) {
+        return Err(output::usage(format!(
+            "--inline-limit: {limit} bytes are more than one block of {block_bytes} bytes"
+        )));
+    }
     let Opened { mut input, file, size_bytes } = open(&arguments.layer)?;
     let mut prefix = Vec::new();
+    let unreadable = |error: io::Error| unreadable(&arguments.layer, &error);
     input.by_ref().take(PREFIX_LEN).read_to_end(&mut prefix).map_err(unreadable)?;
     let head = Head::of(&prefix);
     if head.is_whole && head.plain.is_empty() && arguments.digest.is_none() {
@@ -123,9 +133,9 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let image = LayerFile::beside(&arguments.output)?;
     let converter = Converter::new(Options {
         block_bits: arguments.block_size,
-        inline_limit: arguments.inline_limit,
+        inline_limit: arguments.inline_limit.unwrap_or(defaults.inline_limit),
         durability: Durability::Request,
-        ..Options::default()
+        ..defaults
     });
     let reading = Reading { devices: &[], user_xattr: arguments.user_xattr };
     // Opened now: a misspelt one is an error even if the layer turns out to need none.
@@ -158,6 +168,7 @@ fn open(path: &Path) -> Result<Opened> {
     if path.as_os_str() == "-" {
         return Ok(Opened { input: Box::new(io::stdin().lock()), file: None, size_bytes: None });
     }
+    let unreadable = |error: io::Error| unreadable(path, &error);
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
@@ -167,13 +178,8 @@ fn open(path: &Path) -> Result<Opened> {
     Ok(Opened { input: Box::new(file), file: Some(whole), size_bytes: Some(metadata.len()) })
 }
 
-fn unreadable(error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::NotFound => Kind::NotFound,
-        io::ErrorKind::PermissionDenied => Kind::Denied,
-        _ => Kind::Unavailable,
-    };
-    Error::from_io(error, kind, "apply.input")
+fn unreadable(layer: &Path, error: &io::Error) -> Error {
+    output::unreadable(error, "apply.input").context(format!("layer {}", layer.display()))
 }
 
 /// An empty layer is legal, but a command in front of the pipe that failed is far more likely.

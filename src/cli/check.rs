@@ -25,16 +25,16 @@ Examples:
   Is an image with extra devices sound?
     plywood check --rules any --device data.blob image.erofs")]
 pub struct Arguments {
-    /// EROFS images, as files or block devices
+    /// EROFS images: files or block devices
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
-    /// What the images are held to
+    /// Set of rules to check against
     #[arg(long, value_enum, default_value_t = Rules::Layer)]
     pub rules: Rules,
-    /// Look at the superblock and its tables only
+    /// Check only the superblock and its tables
     #[arg(long)]
     pub superblock_only: bool,
-    /// Extra devices of the image, in the order of its slots
+    /// Extra device of the image. Repeat it for further ones, in the order of the device slots
     #[arg(long = "device", value_name = "FILE")]
     pub devices: Vec<PathBuf>,
     /// Print the results as a JSON array
@@ -45,9 +45,9 @@ pub struct Arguments {
 /// The sets of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Rules {
-    /// What `plywood serve` demands of a native layer and of its own output
+    /// Rules of `plywood serve` for native layers and for its own images
     Layer,
-    /// What any image has to be, with devices, of any block size
+    /// Rules for every EROFS image: extra devices and all block sizes are allowed
     Any,
 }
 
@@ -80,7 +80,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         _ => Err(Error::new(
             Kind::Malformed,
             "check.refused",
-            format!("{refused} of {} images refused", arguments.images.len()),
+            match arguments.images.len() {
+                1 => "the image is refused".to_owned(),
+                images => format!("{refused} of {images} images are refused"),
+            },
         )),
     }
 }

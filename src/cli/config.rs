@@ -22,23 +22,23 @@ pub struct Arguments {
 /// Subcommands of `plywood config`.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Print the default configuration, every setting explained
+    /// Print the default configuration with every setting explained
     #[command(after_help = "Example:\n  plywood config default > /etc/plywood/config.toml")]
     Default,
-    /// Check a configuration file, and look whether this machine has what it names
+    /// Check a configuration file, and that this machine has the paths in it
     ///
     /// A wrong setting is an error. A path that is missing here, or a file that `plywood serve` would not obey
     /// because others than root can change it, is a warning: the file may be meant for another machine.
     #[command(after_help = CHECK_HELP)]
     Check {
-        /// Fail for warnings, too
+        /// Fail if there are warnings
         #[arg(long)]
         strict: bool,
-        /// The file
+        /// The configuration file
         #[arg(default_value = config::DEFAULT_PATH)]
         file: PathBuf,
     },
-    /// Print or install what containerd's configuration needs in order to use Plywood
+    /// Print or install the part of containerd's configuration that makes it use Plywood
     #[command(after_help = "\
 Examples:
   What would be installed, for another release:
@@ -46,13 +46,14 @@ Examples:
   A file of its own, which containerd's config.toml imports:
     plywood config containerd --install && systemctl restart containerd")]
     Containerd {
-        /// Write it to plywood.toml in this directory, and let the config.toml beside the directory import it
+        /// Write it to plywood.toml in DIR, and make the config.toml beside DIR import it. Without a DIR, use
+        /// /etc/containerd/conf.d
         #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = drop_in::DEFAULT_DIRECTORY)]
         install: Option<PathBuf>,
-        /// containerd's version, such as 2.1 [default: that of the containerd installed here]
+        /// containerd's version, such as 2.1. Without it, the containerd installed here is asked
         #[arg(long, value_name = "VERSION")]
         version: Option<Version>,
-        /// Configuration of the daemon, for the address of its socket
+        /// Plywood's configuration file, which names its socket [default: /etc/plywood/config.toml if there is one]
         #[arg(long, short, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -60,9 +61,14 @@ Examples:
 
 /// For CI and for the node itself.
 const CHECK_HELP: &str = "\
-Exit codes: 0 no error (with --strict: and no warning), 1 otherwise, 2 wrong usage.
-  plywood config check config.toml                              in CI, as any user
-  plywood config check --strict && systemctl restart plywood    on the node";
+The exit code is 0 without an error, 1 with one, and 2 after wrong usage.
+With --strict it is 1 for a warning as well.
+
+Examples:
+  In CI, as any user:
+    plywood config check config.toml
+  On the node:
+    plywood config check --strict && systemctl restart plywood";
 
 /// Runs the subcommand.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {

@@ -4,6 +4,7 @@
 
 use std::{env, path::Path, process::Command, str::FromStr};
 
+use super::output::io_text;
 use crate::error::{Error, Kind};
 
 /// A minor release of containerd, of which three write this part of the configuration differently.
@@ -57,13 +58,12 @@ pub struct Host<'h> {
 
 /// Asks the installed containerd for its version.
 pub fn installed_version() -> Result<Version, Error> {
-    let hint = "say which one it is for: --version 2.1";
+    let hint = "name the release with --version, for example --version 2.1";
     let refuse =
         |kind, problem: String| Error::new(kind, "config.containerd-version", format!("{problem}; {hint}"));
-    let output = Command::new("containerd")
-        .arg("--version")
-        .output()
-        .map_err(|error| refuse(Kind::NotFound, format!("containerd --version: {error}")))?;
+    let output = Command::new("containerd").arg("--version").output().map_err(|error| {
+        refuse(Kind::NotFound, format!("containerd cannot be asked for its version: {}", io_text(&error)))
+    })?;
     let text = String::from_utf8_lossy(&output.stdout);
     let version = find_version(&text)
         .ok_or_else(|| refuse(Kind::Malformed, format!("containerd --version printed {text:?}")))?;

@@ -32,51 +32,50 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// The older side: a directory or an image, or a stack of them with ":" between, the newest first; "none" for
-    /// nothing
+    /// The older side: a directory, an image, or a stack of them joined by ":", newest first; "none" for an empty one
     pub lower: OsString,
-    /// The newer side, spelled the same way
+    /// The newer side, written in the same way
     pub upper: OsString,
-    /// Where the layer goes; an existing file is replaced once the new one is complete; "-" is standard
-    /// output, and the report then goes to standard error
+    /// File for the layer. An existing one is replaced once the new one is complete. With "-", the layer goes to
+    /// standard output and the report to standard error
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Type of the layer: tar, tar+gzip (or gzip), tar+zstd (or zstd), erofs, erofs+zstd, or a media type [default:
-    /// by the ending of the output: .tar, .tar.gz, .tar.zst, .erofs or .erofs.zst]
+    /// Type of the layer: tar, tar+gzip (or gzip), tar+zstd (or zstd), erofs, erofs+zstd, or a media type. Without it,
+    /// the ending of the output's name decides: .tar, .tar.gz, .tar.zst, .erofs or .erofs.zst
     #[arg(short = 't', long = "type", value_name = "TYPE", value_parser = form)]
     pub form: Option<Form>,
-    /// UPPER is not a whole tree, but a layer (or several) on top of LOWER: what its whiteouts name is deleted,
-    /// what it does not have is unchanged
+    /// Take UPPER for layers on top of LOWER instead of a whole tree. Only its whiteouts delete files. Files that it
+    /// lacks are unchanged
     #[arg(short, long)]
     pub layer: bool,
-    /// Level of compression: 1 to 9 for gzip, 1 to 19 for zstd
+    /// Compression level: 1 to 9 for gzip, 1 to 19 for zstd
     #[arg(long, value_name = "LEVEL")]
     pub level: Option<u8>,
-    /// Lower later times to this one, in seconds since 1970
+    /// Replace every later time by this one, in seconds since 1970
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", allow_negative_numbers = true)]
     pub source_date_epoch: Option<i64>,
-    /// How exact the times in a tar are: whole seconds, or nanoseconds. Images have nanoseconds
+    /// Precision of the times in a tar archive. Images always have nanoseconds
     #[arg(long, value_name = "UNIT", default_value = "seconds")]
     pub timestamps: Timestamps,
-    /// Of an image: store files and file ends of up to this many bytes beside their inode; 0 makes layers that
-    /// mkfs.erofs can merge [default: 1024]
+    /// In an EROFS image, store a file, or the end of one, beside its inode if it is no longer than this, in bytes.
+    /// With 0, mkfs.erofs can merge the layers [default: 1024]
     #[arg(long, value_name = "BYTES")]
     pub inline_limit: Option<u16>,
-    /// Extended attributes to write, a name or the beginning of one with "*" behind; may be repeated
+    /// Extended attribute to write: a name, or the beginning of names followed by "*". Repeat it for further ones
     /// [default: user.* trusted.* security.capability system.posix_acl_*]
     #[arg(long = "xattr", value_name = "NAME")]
     pub xattrs: Vec<String>,
-    /// Directories have overlayfs's marks in user.overlay. instead of trusted.overlay. (its option userxattr),
-    /// which only root can read
+    /// Read the overlayfs marks of directories from user.overlay.*, as with overlayfs's option userxattr. Only root
+    /// can read the usual trusted.overlay.*
     #[arg(long)]
     pub user_xattr: bool,
-    /// Extra devices of the image that has any, in the order of its slots
+    /// Extra device of the one image that has any. Repeat it for further ones, in the order of the device slots
     #[arg(long = "device", value_name = "FILE")]
     pub devices: Vec<PathBuf>,
-    /// Threads besides the one that reads and compares [default: the number of processors plus one]
+    /// Number of helping threads. One more thread reads and compares [default: number of processors + 1]
     #[arg(long, value_name = "COUNT")]
     pub threads: Option<usize>,
-    /// Return only once the layer is on disk
+    /// Write the layer through to the disk before the command ends
     #[arg(long)]
     pub sync: bool,
     /// Print the result as a JSON object
@@ -85,8 +84,9 @@ pub struct Arguments {
 }
 
 /// Examples, and the rule for odd names.
-const AFTER_HELP: &str = r#"Images are EROFS images, and ext4 images whose directory "upper" is the layer.
-A colon in a name is written "\:", a backslash "\\", as in overlayfs's lowerdir.
+const AFTER_HELP: &str = r#"An image is an EROFS image, or an ext4 image with the layer in its directory
+"upper". In a name, write "\:" for a colon and "\\" for a backslash, as in
+overlayfs's lowerdir.
 
 Examples:
   What a container wrote on top of an image:
@@ -178,12 +178,14 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let to_standard_output = is_standard_output(&arguments.output);
     let form = arguments.form.or_else(|| form_of_name(&arguments.output)).ok_or_else(|| {
         usage(
-            "the name of the output does not tell what to write; let it end in .tar, .tar.gz, .tar.zst, \
-             .erofs or .erofs.zst, or say it: --type tar+gzip, for example",
+            "the type of the layer is unknown: give the output a name that ends in .tar, .tar.gz, .tar.zst, \
+             .erofs or .erofs.zst, or use --type, for example --type tar+gzip",
         )
     })?;
     if to_standard_output && io::stdout().is_terminal() {
-        return Err(usage("standard output is a terminal"));
+        return Err(usage(
+            "standard output is a terminal, and a layer is not text: redirect it, or use -o FILE",
+        ));
     }
     let compression = match arguments.level {
         Some(_) if form.coding == Coding::Plain => {
@@ -206,7 +208,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         let block_bytes = image.block_bits.size();
         if u64::from(limit) > block_bytes {
             return Err(usage(format!(
-                "--inline-limit: {limit} is more than one block of {block_bytes} bytes"
+                "--inline-limit: {limit} bytes are more than one block of {block_bytes} bytes"
             )));
         }
         image.inline_limit = limit;

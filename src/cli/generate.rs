@@ -24,7 +24,7 @@ Examples:
   plywood man | man -l -
   plywood man --directory /usr/share/man/man1")]
 pub struct Man {
-    /// Write plywood.1, plywood-serve.1, ... to this directory instead of plywood.1 to standard output
+    /// Directory for plywood.1, plywood-serve.1 and so on. Without it, plywood.1 goes to standard output
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
 }
@@ -47,7 +47,11 @@ pub fn man(arguments: &Man) -> Result<(), Error> {
         return output::result(&String::from_utf8_lossy(&page));
     };
     clap_mangen::generate_to(command, directory).map_err(|error| {
-        let message = format!("cannot write manual pages to {}: {error}", directory.display());
+        let message = format!(
+            "{}: the manual pages cannot be written there: {}",
+            directory.display(),
+            output::io_text(&error)
+        );
         Error::new(crate::error::disk_kind(&error), "man.write", message)
     })
 }

@@ -6,8 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::output;
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     format::{
         ReadAt,
         erofs::{
@@ -38,16 +39,13 @@ impl ReadAt for ImageFile {
 pub fn open_file(path: &Path) -> Result<ImageFile> {
     let opened = File::open(path).and_then(|mut file| {
         if file.metadata()?.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
+            return Err(io::Error::other("an image is a file or a block device, and this is a directory"));
         }
-        // Block devices tell their size only this way.
+        // The metadata of a block device have no size.
         let size_bytes = file.seek(SeekFrom::End(0))?;
         Ok(ImageFile { file, size_bytes })
     });
-    opened.map_err(|error| {
-        let kind = if error.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Unavailable };
-        Error::new(kind, "image.open", error.to_string())
-    })
+    opened.map_err(|error| output::unreadable(&error, "image.open"))
 }
 
 /// Opens the image at `path`, with its devices if they are files of their own. A wrong checksum is no

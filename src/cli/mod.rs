@@ -36,10 +36,13 @@ pub struct Arguments {
 
 /// The shortest way from here to a pulled image.
 const AFTER_HELP: &str = "\
-To let containerd use it:
-  plywood config containerd --install                 adds a file to containerd's configuration
-  plywood config default > /etc/plywood/config.toml   optional: every setting, explained
-  plywood serve                                       the daemon, in the foreground";
+Examples:
+  Add a file to containerd's configuration, so that it uses Plywood:
+    plywood config containerd --install
+  Write a file with every setting explained (optional):
+    plywood config default > /etc/plywood/config.toml
+  Run the daemon in the foreground:
+    plywood serve";
 
 /// Every subcommand.
 #[derive(Debug, Subcommand)]
@@ -48,13 +51,13 @@ pub enum Command {
     Serve(serve::Arguments),
     /// Convert a layer in a file into a mountable image
     Apply(apply::Arguments),
-    /// Write the layer that turns one directory, image or stack of layers into another
+    /// Write the difference between two directories, images or stacks as a layer
     Diff(diff::Arguments),
-    /// Check images: are they sound, and would a layer be accepted
+    /// Check that images are sound and would be accepted as layers
     Check(check::Arguments),
-    /// Show what is in an image, one line for each fact
+    /// Show the superblock and the files of an image, one line each
     Dump(dump::Arguments),
-    /// Show or check a configuration, or print what containerd needs to find us
+    /// Print or check a configuration, or set up containerd for Plywood
     Config(config::Arguments),
     /// Print a completion script for a shell
     Completions(generate::Completions),
@@ -127,6 +130,18 @@ mod tests {
         let mut missing = Vec::new();
         look(&Arguments::command(), &mut missing);
         assert!(missing.is_empty(), "no example: {missing:?}");
+    }
+
+    #[test]
+    fn examples_fit_a_terminal_of_80_columns() {
+        fn look(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines() {
+                assert!(line.len() <= 80, "{}: {} columns: {line}", command.get_name(), line.len());
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&Arguments::command());
     }
 
     #[test]

@@ -32,6 +32,24 @@ pub fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Malformed, USAGE, message)
 }
 
+/// Why a file that was named on the command line cannot be read, for a context that names it.
+pub fn unreadable(error: &io::Error, reason: &'static str) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound => Kind::NotFound,
+        io::ErrorKind::PermissionDenied => Kind::Denied,
+        _ => Kind::Unavailable,
+    };
+    Error::new(kind, reason, io_text(error))
+}
+
+/// The text of an I/O error as the middle of a sentence: in lower case, and without the number.
+pub fn io_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut rest = text.chars();
+    rest.next().map(|first| first.to_lowercase().chain(rest).collect()).unwrap_or_default()
+}
+
 /// Reports the failure that ends the command: a line on standard error, and a JSON object where one was asked for.
 pub fn failure(error: &Error, json: Json) {
     let object = || format!("{:#}\n", json!({ "error": error_as_json(error) }));
@@ -65,4 +83,21 @@ pub fn error_as_json(error: &Error) -> Value {
 /// [`error_as_json`] for an error of a format.
 pub fn format_error_as_json(error: &impl Classify) -> Value {
     json!({ "kind": error.kind().as_str(), "reason": error.reason(), "message": error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_errors_are_parts_of_sentences() {
+        for (error, text) in [
+            (io::Error::from_raw_os_error(2), "no such file or directory"),
+            (io::Error::from_raw_os_error(28), "no space left on device"),
+            (io::ErrorKind::UnexpectedEof.into(), "unexpected end of file"),
+            (io::Error::other(""), ""),
+        ] {
+            assert_eq!(io_text(&error), text);
+        }
+    }
 }

@@ -26,7 +26,7 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 Examples:
   In the foreground, with the default configuration:
     plywood serve
-  With another one, and more to see:
+  With another configuration, and a more detailed log:
     RUST_LOG=debug plywood serve --config /etc/plywood/test.toml")]
 pub struct Arguments {
     /// Configuration file [default: /etc/plywood/config.toml if there is one]

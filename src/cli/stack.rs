@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::output;
 use crate::{
     error::{Error, Kind, Result},
     format::{ReadAt as _, erofs::superblock::Superblock},
@@ -61,13 +62,15 @@ impl Spelled {
                 b':' => layers.push(Vec::new()),
                 b'\\' => match bytes.next() {
                     Some(escaped @ (b':' | b'\\')) => layer.push(escaped),
-                    _ => return Err("a backslash stands before a colon or another backslash".to_owned()),
+                    _ => {
+                        return Err("a backslash must be followed by a colon or another backslash".to_owned());
+                    }
                 },
                 byte => layer.push(byte),
             }
         }
         if layers.iter().any(Vec::is_empty) {
-            return Err(format!("an empty name ({NONE:?} is the empty stack)"));
+            return Err(format!("a name in it is empty; {NONE:?} is the empty stack"));
         }
         Ok(Self(layers.into_iter().map(|layer| OsString::from_vec(layer).into()).collect()))
     }
@@ -89,7 +92,7 @@ fn open(path: &Path, reading: Reading<'_>) -> Result<StackLayer> {
         let image = File::open(path).map_err(unreadable)?;
         image_source(image, reading)?
     } else {
-        return Err(unknown("neither a directory nor a file"));
+        return Err(unknown("it is neither a directory nor a file"));
     };
     let key = (found.dev(), found.ino());
     Ok(StackLayer { path: path.to_owned(), key, ids: IdMaps::default(), source })
@@ -116,7 +119,9 @@ fn image_source(image: File, Reading { devices, user_xattr }: Reading<'_>) -> Re
     if starts(EXT4_MAGIC_AT, &EXT4_MAGIC) {
         return Ok(LayerSource::Ext4 { image, user_xattr });
     }
-    Err(unknown("neither an EROFS nor an ext4 image; `plywood apply` makes an EROFS image of a packed layer"))
+    Err(unknown(
+        "it is neither an EROFS nor an ext4 image; `plywood apply` makes an EROFS image of a packed layer",
+    ))
 }
 
 fn unknown(what: &str) -> Error {
@@ -124,12 +129,7 @@ fn unknown(what: &str) -> Error {
 }
 
 fn unreadable(error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::NotFound => Kind::NotFound,
-        io::ErrorKind::PermissionDenied => Kind::Denied,
-        _ => Kind::Unavailable,
-    };
-    Error::from_io(error, kind, "diff.input")
+    output::unreadable(&error, "diff.input")
 }
 
 #[cfg(test)]

@@ -13,6 +13,14 @@ use crate::{
 
 /// Arguments of `plywood config`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Every setting with its default and what it does:
+    plywood config default
+  Would the daemon start with this file on this machine?
+    plywood config check /etc/plywood/config.toml
+  Let containerd use Plywood:
+    plywood config containerd --install")]
 pub struct Arguments {
     /// What to do
     #[command(subcommand)]

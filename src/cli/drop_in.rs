@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::output::io_text;
 use crate::error::{Error, Kind, Result, disk_kind};
 
 /// Where containerd 2.2 and later look unasked.
@@ -112,7 +113,7 @@ fn refusal(path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::PermissionDenied => Kind::Denied,
         _ => disk_kind(error),
     };
-    Error::new(kind, "config.containerd-file", format!("{}: {error}", path.display()))
+    Error::new(kind, "config.containerd-file", format!("{}: {}", path.display(), io_text(error)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use super::output::io_text;
 use crate::{config::Config, error::Error, snapshot::check_root};
 
 /// The user that the daemon runs as.
@@ -88,6 +89,6 @@ fn place_of_socket(path: &Path) -> Result<(), String> {
 fn text(error: io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "does not exist".to_owned(),
-        _ => error.to_string(),
+        _ => io_text(&error),
     }
 }

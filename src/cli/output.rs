@@ -15,9 +15,11 @@ pub const USAGE: &str = "cli.usage";
 pub fn result(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::new(Kind::Unavailable, "output.write", format!("standard output: {error}")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::new(
+            Kind::Unavailable,
+            "output.write",
+            format!("standard output: {}", io_text(&error)),
+        )),
         _ => Ok(()),
     }
 }

@@ -19,7 +19,7 @@ const MAX_LEN: u64 = 1 << 20;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file is missing or unreadable.
-    #[error("cannot read {path}")]
+    #[error("{path} cannot be read")]
     Read {
         /// As given.
         path: PathBuf,

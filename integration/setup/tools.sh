@@ -63,6 +63,8 @@ done
 arch=$(dpkg --print-architecture)
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd -P)
+# What is in it will be replaced, so it must not be /usr or somebody's home.
+[ -e "$dir/.lock" ] || [ -z "$(ls -A "$dir")" ] || fail "$dir holds something else: name an empty or a new directory"
 
 answer() {
     case $set in

@@ -178,7 +178,7 @@ fn keys_for_machines_are_words_with_underscores() {
             Value::Array(values) => values.iter().for_each(look),
             Value::Object(object) => object.iter().for_each(|(key, value)| {
                 assert!(key.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase()), "{key}");
-                assert!(!value.as_str().is_some_and(|text| text.parse::<f64>().is_ok()), "{key}: {value}");
+                assert!(value.as_str().is_none_or(|text| text.parse::<f64>().is_err()), "{key}: {value}");
                 look(value);
             }),
             _ => {}

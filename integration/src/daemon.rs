@@ -137,8 +137,8 @@ impl Drop for Daemon {
     }
 }
 
-/// A socket that outlives its daemon, which inherits it and is started again a second after it ended:
-/// `plywood.socket` with `Restart=always` and `RestartSec=1`.
+/// A socket that outlives its daemon, which inherits it and is started again 200 ms after it ended:
+/// `plywood.socket` with the unit's `Restart=always` and `RestartSec=200ms`.
 #[derive(Debug)]
 pub struct SocketUnit {
     state: Arc<UnitState>,
@@ -157,7 +157,7 @@ struct UnitState {
 impl SocketUnit {
     /// Listens on `socket` and keeps `command` running, its output appended to `log`.
     pub fn start(command: &Command, socket: &Path, log: &Path) -> anyhow::Result<Self> {
-        const RESTART: Duration = Duration::from_secs(1);
+        const RESTART: Duration = Duration::from_millis(200);
         let listener = UnixListener::bind(socket)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let start = {

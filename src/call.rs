@@ -171,7 +171,7 @@ impl Cancel {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
-    /// The same flag, for work that has a place.
+    /// A handle to this flag for work that has a place.
     #[must_use]
     pub fn with_place(self, place: Arc<Place>) -> Self {
         Self { place: Some(place), ..self }

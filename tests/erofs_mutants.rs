@@ -423,7 +423,7 @@ fn run(bases: Vec<Base>) -> Result<(), Failed> {
     Err(format!("{count} of {accepted} accepted mutants:\n{}", failures.join("\n")).into())
 }
 
-/// What was seen of an image beside what has to be right.
+/// Counts about an image, beside the facts that have to agree.
 struct Seen {
     /// Compressed files that do not decode.
     undecoded: u64,

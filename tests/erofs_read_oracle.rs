@@ -212,8 +212,8 @@ fn compressed() -> Result<(), Failed> {
     Ok(())
 }
 
-/// What containerd's converter makes, and whatever else the tool can: a kernel mounts and reads it, so both
-/// depths of the check take it. The extents cover each file, once and in order.
+/// Images of every option that the tool has, those of containerd's converter among them. A kernel mounts and
+/// reads them, so both depths of the check take it. The extents cover each file, once and in order.
 fn every_compression_is_accepted() -> Result<(), Failed> {
     let scratch = tempfile::tempdir()?;
     let (tree, file) = (scratch.path().join("tree"), scratch.path().join("image"));

@@ -98,7 +98,7 @@ fn extractors() -> Vec<(&'static str, Vec<&'static str>)> {
     .collect()
 }
 
-/// What a reader makes of an archive: the files and directories it leaves, by their names.
+/// The files and directories that a reader leaves of an archive, by their names.
 fn extracted(command: &[&str], archive: &[u8]) -> Result<Vec<String>, Failed> {
     fn list(at: &Path, below: &str, names: &mut Vec<String>) -> Result<(), Failed> {
         for entry in fs::read_dir(at)? {

@@ -13,7 +13,7 @@ const SHOWN: [&str; 3] = ["json", "text", "toml"];
 pub struct Step {
     /// The line of the document, counted from 1.
     pub line: usize,
-    /// What is typed at the shell.
+    /// The text typed at the shell.
     pub command: String,
 }
 

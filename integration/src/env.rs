@@ -258,7 +258,7 @@ impl Env {
         Ok(ImageMount { target })
     }
 
-    /// What an image is called that is, or will be, in the registry.
+    /// The reference of an image in this set-up's registry, pushed or not.
     pub fn reference(&self, name: &str) -> String {
         format!("{}/plywood/{name}:latest", self.registry_address)
     }

@@ -115,7 +115,7 @@ impl Node {
         self.root.join(name.trim_start_matches('/'))
     }
 
-    /// What a unit has logged.
+    /// The log lines of a unit.
     pub fn log(&self, unit: &str) -> String {
         fs::read_to_string(self.path(STAND_INS).join(format!("{unit}.log"))).unwrap_or_default()
     }

@@ -17,7 +17,7 @@ use plywood_integration::host;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// What the demo starts.
+/// The programs that the demo starts.
 const PROGRAMS: [&str; 9] = [
     "containerd",
     "containerd-shim-runc-v2",

@@ -39,7 +39,7 @@ pub struct Options {
     pub durability: Durability,
     /// How images that come ready are checked.
     pub native_verify: NativeVerify,
-    /// What directories are like that an archive does not list.
+    /// The attributes of directories that an archive does not list.
     pub implied_directories: ImpliedDirectories,
     /// What one layer may cost, and all together.
     pub limits: Limits,
@@ -76,7 +76,7 @@ pub enum NativeVerify {
     Off,
 }
 
-/// What directories are like that an archive does not list.
+/// Where directories that an archive does not list get their attributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImpliedDirectories {
     /// Like the directory of the layers below that they shadow, where that can be seen; otherwise root's.

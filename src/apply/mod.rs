@@ -87,7 +87,7 @@ pub struct Contents {
     pub dropped_xattrs: u64,
     /// Directories that names of the archive imply and no entry describes; the root is not counted.
     pub implied_directories: u64,
-    /// Of these, the directories that took owner, mode, time and attributes from the layers below.
+    /// The implied directories that took owner, mode, time and attributes from the layers below.
     pub inherited_directories: u64,
     /// There are implied directories, and the layers below were not known, not readable or not asked.
     pub without_parents: bool,

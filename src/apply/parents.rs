@@ -1,4 +1,4 @@
-//! What directories that a layer does not list take from the layers below.
+//! Attributes for directories that a layer does not list, taken from the layers below.
 
 use crate::{
     call::Cancel,
@@ -17,7 +17,7 @@ pub struct Parents<'a> {
     pub required: bool,
 }
 
-/// What became of the directories that a layer implies.
+/// How many directories a layer implies, and how many of them were found below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Implied {
     pub(super) directories: u64,

@@ -1,4 +1,4 @@
-//! What `plywood serve` would miss on this machine: the paths of a configuration, looked at from outside.
+//! Paths of a configuration that `plywood serve` could not use on this machine, looked at from outside.
 
 use std::{
     fs, io,

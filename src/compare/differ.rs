@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(names(&[], &[]).1[..], [0; 1024], "an archive without entries");
     }
 
-    /// Its data is not decoded yet, and nothing is wrong with it.
+    /// Compressed data is not decoded yet, which is no fault of the layer.
     #[test]
     fn a_compressed_layer_is_in_the_way_only_where_its_data_is_needed() {
         let fixture = fixture(|store| Arc::new(store));

@@ -268,7 +268,7 @@ pub enum NativeVerify {
     Off,
 }
 
-/// What directories are like that a tar layer does not list.
+/// Where directories that a tar layer does not list get their attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImpliedDirectories {
@@ -362,7 +362,7 @@ impl Config {
         if reads { &self.snapshots.shared_layers } else { &[] }
     }
 
-    /// What is read besides the snapshot roots, for the sandbox.
+    /// Directories read besides the snapshot roots, for the sandbox.
     pub fn read_roots(&self) -> Vec<PathBuf> {
         let (shared_layers, overlayfs_roots) = (self.shared_layers(), &self.snapshots.overlayfs_roots);
         if !self.diff.enabled {

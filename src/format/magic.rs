@@ -7,7 +7,7 @@
 /// A kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Its name with an article, as messages show it.
+    /// Name with an article, as messages show it.
     pub name: &'static str,
     /// `plywood apply` reads it as a layer.
     pub is_layer: bool,

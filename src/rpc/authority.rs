@@ -14,7 +14,7 @@ use std::mem;
 
 /// The client preface, in bytes.
 const PREFACE_LEN: usize = 24;
-/// Of a frame: length in 3 bytes, type, flags, stream in 4 bytes.
+/// Length of a frame's header: length in 3 bytes, type, flags, stream in 4 bytes.
 const FRAME_HEADER_LEN: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
@@ -42,7 +42,7 @@ enum Frame {
         bytes: [u8; FRAME_HEADER_LEN],
         seen: usize,
     },
-    /// Of a frame whose first byte is the length of its padding.
+    /// A frame whose first byte is the length of its padding.
     PadLength {
         length: usize,
         priority: usize,
@@ -85,7 +85,7 @@ enum Field {
     },
 }
 
-/// What a number is for.
+/// The use of a number in a header block.
 #[derive(Clone, Copy, Debug)]
 enum Number {
     /// A field of the table, or the table's size.

@@ -13,7 +13,7 @@ fn connection(frames: &[Vec<u8>]) -> Vec<u8> {
     [preface, frame(4, 0, &[0, 4, 0, 1, 0, 0]), frames.concat()].concat()
 }
 
-/// What is made of `bytes`, however they arrive.
+/// Amends `bytes` in pieces of several sizes, all with one result.
 fn amended(bytes: &[u8]) -> Vec<u8> {
     let by = |len: usize| {
         let mut amender = Amender::new();

@@ -75,8 +75,8 @@ impl Drop for Open {
 /// Accepts until `stop` is ready. gRPC connections go to `grpc`, ttrpc ones are served in tasks of their own,
 /// which end when `stop` is ready and their requests are done; returns when all of them have.
 ///
-/// What was accepted is served to its end. What waits in the queue of the socket then is left to the next
-/// daemon, if it inherits the socket; the queue of a socket of our own is served.
+/// Accepted connections are served to their end. Connections that wait in the queue of the socket then are
+/// left to the next daemon, if it inherits the socket; the queue of a socket of our own is served.
 pub async fn accept(
     listener: UnixListener,
     file: SocketFile,

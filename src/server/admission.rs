@@ -70,7 +70,7 @@ impl Classify for Busy {
     }
 }
 
-/// What a worker runs; it is told how long it waited, and given its slot. Dropped unrun when it is withdrawn.
+/// The work of a worker, given the time it waited and its slot. Dropped unrun when it is withdrawn.
 type Job = Box<dyn FnOnce(Duration, Arc<Slot>) + Send>;
 
 /// The queue and its workers. Dropping it lets the workers finish what is queued, then ends them.

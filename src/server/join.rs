@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// What must be equal: who asks, as another namespace may not have the blob, and everything asked for.
+/// Requests are equal when these are: the namespace, because another may not have the blob, and the whole request.
 pub type Key = (Namespace, apply::Request);
 
 /// The requests that have a turn of their own, or wait for one.
@@ -31,7 +31,7 @@ enum Answer<T> {
     Failed(Kind, &'static str, String),
 }
 
-/// What a request is among its equals.
+/// The part of a request among its equals.
 pub(super) enum Role<T> {
     /// The first.
     Leader(Leader<T>),

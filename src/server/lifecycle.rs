@@ -36,7 +36,7 @@ use crate::{
 const RUNTIME_THREADS: usize = 2;
 /// How long the first part of the sweep may hold up the start; the rest goes on beside the service.
 const FIRST_SWEEP: Duration = Duration::from_secs(10);
-/// What running requests get when their directories are gone: nobody wants what they write there.
+/// Time for running requests when their directories are gone: nobody wants what they write there.
 const GRACE_WITHOUT_ROOT: Duration = Duration::from_secs(1);
 /// How long the work after the last request may take.
 const LAST: Duration = Duration::from_secs(1);

@@ -107,7 +107,7 @@ impl Places {
 
     /// Returns when the daemon has to start again: because a snapshot root was made anew; and, if it
     /// `loses_no_call` by a restart, because another directory was, once nothing was asked of it for a while.
-    /// What it stays for is logged once.
+    /// A change for which it stays is logged once.
     pub(super) async fn stale(&self, loses_no_call: bool, quiet_for: impl Fn() -> Duration) -> Stale {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

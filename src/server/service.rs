@@ -249,7 +249,7 @@ impl Service {
     }
 }
 
-/// What a request is to do.
+/// How a request gets its answer.
 enum Turn<T> {
     /// To be worked on; others may wait for its answer.
     Own(Leader<T>),
@@ -282,7 +282,7 @@ impl Report for Service {
 /// The client's side of a request. Whatever ends it, nobody works on for nothing.
 struct CancelOnDrop {
     cancel: Cancel,
-    /// Its turn. Given up after the flag is set, which says why.
+    /// The place in the queue. Given up after the flag is set, which says why.
     ticket: Option<Ticket>,
 }
 

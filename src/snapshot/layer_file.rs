@@ -86,7 +86,7 @@ pub enum LayerError {
     Reserve {
         /// Free space.
         available: Size,
-        /// What stays free.
+        /// Space that is kept free.
         reserve: Size,
         /// Size of the file system.
         total: Size,

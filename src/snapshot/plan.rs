@@ -40,7 +40,7 @@ pub(super) enum Item<'m> {
     Image { path: &'m str, devices: Vec<&'m str> },
     /// `D/rwlayer.img`, in whose directory `upper` a container may be writing.
     Block(&'m str),
-    /// The same, to be mounted read-only: a view of nothing, which never gets an image.
+    /// A block image to be mounted read-only: a view of nothing, which never gets an image.
     ViewedBlock(&'m str),
 }
 

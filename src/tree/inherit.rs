@@ -55,8 +55,8 @@ impl<P: Copy + Default> Tree<P> {
     /// Gives implied directories the owner, mode, time and attributes of the directories of `below` that they
     /// shadow, and returns how many shadow one. Nothing else is looked up there than what leads to them.
     ///
-    /// What the layer itself deletes or hides is not shadowed. Errors: those of `below`, and [`TreeError`] when
-    /// the attributes take too much memory. [`Tree::disinherit`] undoes what was done until then.
+    /// Directories that the layer itself deletes or hides are not shadowed. Errors: those of `below`, and
+    /// [`TreeError`] when the attributes take too much memory. [`Tree::disinherit`] undoes what was done until then.
     pub fn inherit<B: Below>(&mut self, below: &mut B) -> Result<u64, B::Error> {
         let leads = self.ways_to_implied();
         let root = super::DirectoryId::ROOT.0;

@@ -64,7 +64,7 @@ pub enum XattrError {
     Invalid {
         /// The full name.
         name: Vec<u8>,
-        /// What is wrong.
+        /// The broken rule.
         detail: &'static str,
     },
     /// All attributes of one file together do not fit.

@@ -360,7 +360,7 @@ fn program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// What the kernel refuses to show is refused, and so is what no layer below has: never a layer that lacks it.
+/// Content that the kernel refuses to show, or that no layer below has, is refused: never a layer that lacks it.
 pub fn unresolved() -> Result<(), Failed> {
     let control = |directory: &str, attribute: &str, value: &[u8], refusing: (&'static str, &str)| {
         let places = Places::new()?;

@@ -43,7 +43,7 @@ struct Client {
     connection: Mutex<(usize, Option<SendRequest<Bytes>>)>,
 }
 
-/// Its socket. Writing to a server that has closed is no error yet: grpc-go reads on, to the server's last words.
+/// The client's socket. Writing to a server that has closed is no error yet: grpc-go reads on, to the last words.
 struct Socket {
     stream: UnixStream,
     heard: Arc<AtomicBool>,

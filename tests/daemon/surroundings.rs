@@ -1,4 +1,4 @@
-//! What happens around a running daemon: containerd that is reset, late, away, or elsewhere.
+//! Changes around a running daemon: containerd that is reset, late, away, or elsewhere.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ pub const TESTS: &[Test] = &[
 const AT_ONCE: Duration = Duration::from_secs(2);
 const WHEN_QUIET: Duration = Duration::from_secs(8);
 
-/// What systemd does with `plywood.socket`: the socket outlives the daemon, which is started again.
+/// systemd's part with `plywood.socket`: the socket outlives the daemon, which is started again.
 struct SocketUnit {
     node: Node,
     listener: UnixListener,

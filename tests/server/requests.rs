@@ -224,7 +224,7 @@ async fn the_metrics_socket_answers_two_pages_and_refuses_the_rest() {
     assert!(text.ends_with("# EOF\n") && text.contains("process_open_fds"));
 }
 
-/// What clients name a server that has no host: gRPC's C core the escaped path of the socket, Java's the path.
+/// Clients' names for a server without a host: gRPC's C core sends the escaped path of the socket, Java's the path.
 #[tokio::test]
 async fn a_client_that_names_the_path_of_the_socket_is_served() {
     let server = Server::start();

@@ -22,7 +22,7 @@ const NUMBERS: &str = match cfg!(target_arch = "x86_64") {
     false => "/usr/include/asm-generic/unistd.h",
 };
 
-/// What is missing for these tests.
+/// The reason to skip these tests here, if there is one.
 pub fn missing() -> Option<&'static str> {
     if !fs::exists(NUMBERS).unwrap() {
         return Some("needs the kernel's headers (linux-libc-dev)");
@@ -31,7 +31,7 @@ pub fn missing() -> Option<&'static str> {
     (!runs("python3") || !runs("setpriv")).then_some("needs python3 and setpriv")
 }
 
-/// What a unit lets its process do.
+/// The system calls and capabilities that a unit leaves its process.
 pub struct Filter {
     /// Numbers of the system calls that are allowed.
     allowed: String,
@@ -76,7 +76,7 @@ impl Filter {
         Self { allowed: numbers.join(","), capabilities: format!("-all{kept}") }
     }
 
-    /// The same command as the unit would run it.
+    /// This command, run as by the unit.
     pub fn around(&self, command: &Command) -> Command {
         let mut around = Command::new("setpriv");
         around

@@ -13,7 +13,7 @@ pub fn add(suite: &mut Suite) {
     suite.test("containerd_uses_the_drop_in_file_beside_any_configuration", missing, drop_in);
 }
 
-/// What containerd says its whole configuration is.
+/// containerd's whole configuration, as `config dump` prints it.
 fn dump(config: &Path) -> anyhow::Result<toml::Table> {
     let mut command = host::command("containerd");
     Ok(host::run(command.arg("--config").arg(config).args(["config", "dump"]))?.parse()?)

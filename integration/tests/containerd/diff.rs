@@ -504,7 +504,7 @@ fn failures(env: &mut Env) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is mounted below a directory, until dropped.
+/// A mount below a directory, unmounted on drop.
 struct ByHand(tempfile::TempDir);
 
 impl ByHand {

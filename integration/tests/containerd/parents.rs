@@ -23,7 +23,7 @@ pub fn add(suite: &mut Suite) {
     );
 }
 
-/// What may be put into a directory so that the two ways to unpack it can be compared.
+/// Children of a directory that both differs unpack alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Takes {
     /// Anything.

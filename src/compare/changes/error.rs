@@ -9,7 +9,7 @@ use crate::{
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangesError {
-    /// What a renamed directory or file had in lower layers cannot be found.
+    /// The lower content of a renamed directory or file cannot be found.
     #[error(
         "{} in {layer} has overlayfs's attribute redirect, which cannot be followed: {why}",
         Quoted(path)

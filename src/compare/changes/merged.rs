@@ -33,7 +33,7 @@ pub(super) struct Found {
     pub node: Node,
     /// A directory that may hold whiteouts in the form of an attribute.
     pub holds_whiteouts: bool,
-    /// Its path in its layer where that is another one than in the merged tree: a directory above was renamed.
+    /// Path in its layer, where a renamed directory above makes it another than in the merged tree.
     pub own_path: Option<Arc<[u8]>>,
 }
 
@@ -112,7 +112,7 @@ impl<'p> Place<'p> {
     }
 }
 
-/// What a search is for.
+/// The kind of result that a search accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
     Anything,
@@ -135,7 +135,7 @@ pub(super) struct Search<'p> {
     astray: Option<(usize, Vec<u8>)>,
 }
 
-/// What one layer says.
+/// The answer of one layer.
 enum Step {
     /// Nothing: the layers below are asked.
     Absent,
@@ -166,8 +166,8 @@ impl<'p> Partial<'p> {
         matches!(self.meaning, Meaning::Nothing) && !self.ended
     }
 
-    /// What the name means when it means `below` in the layers below. A search that a redirect has led
-    /// elsewhere is handed on.
+    /// The name's meaning in all layers, given its meaning `below` in the layers below. A search that a
+    /// redirect has led elsewhere is handed on.
     pub fn over(self, below: impl FnOnce(Option<Search<'p>>) -> Result<Meaning>) -> Result<Meaning> {
         if self.ended {
             return Ok(self.meaning);
@@ -223,7 +223,7 @@ impl Layers<'_> {
         Ok((xattrs, control))
     }
 
-    /// What the name at `place` means in its parts, for a search that comes from the layers above them.
+    /// Resolves the name at `place` in its parts, for a search that comes from the layers above them.
     pub fn resolve<'p>(&self, place: Place<'p>, search: Search<'p>) -> Result<Partial<'p>> {
         let mut partial = Partial { meaning: Meaning::Nothing, ended: false, search };
         for part in place.parts {
@@ -248,7 +248,7 @@ impl Layers<'_> {
         Ok(partial)
     }
 
-    /// What the name at `place` means when there are no layers below.
+    /// Resolves the name at `place` when there are no layers below.
     pub fn meaning<'p>(&self, place: Place<'p>, search: Search<'p>) -> Result<Meaning> {
         let partial = self.resolve(place, search)?;
         self.require_arrived(&partial.search)?;

@@ -1,4 +1,4 @@
-//! What a directory is in the merged tree of a stack: the rules of overlayfs, one by one.
+//! Directories in the merged tree of a stack: the rules of overlayfs, one by one.
 
 use std::fs;
 
@@ -94,6 +94,15 @@ fn attributes_that_steer_overlayfs_are_not_handed_out() {
     let (_, xattrs) = described(&[&layer], "d").unwrap().unwrap();
     let names: Vec<_> = xattrs.iter().map(|xattr| xattr.name.as_slice()).collect();
     assert_eq!(names, [&b"security.selinux"[..], b"trusted.kept"]);
+}
+
+#[test]
+fn attributes_that_the_kernel_would_not_set_are_not_handed_out() {
+    let layer = Entries::new().dir("d").xattr("security.capability", "all").xattr("user.kept", "1");
+    let image = layer.image();
+    let layer = erofs(&image, 1);
+    let (_, xattrs) = described(&[&layer], "d").unwrap().unwrap();
+    assert_eq!(xattrs, [Xattr { name: b"user.kept".to_vec(), value: b"1".to_vec() }]);
 }
 
 #[test]

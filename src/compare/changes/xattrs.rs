@@ -86,7 +86,7 @@ pub(super) struct Control {
     pub holds_whiteouts: bool,
     /// An empty file that is such a whiteout, in a directory that may hold some.
     pub whiteout: bool,
-    /// What is below is looked up by this name, or this path from the root when it begins with a slash.
+    /// The name under which layers below are searched, or a path from the root when it begins with a slash.
     pub redirect: Option<Vec<u8>>,
     /// Whether the data is that of a lower file.
     pub metacopy: Metacopy,

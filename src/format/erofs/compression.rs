@@ -30,7 +30,7 @@ impl Algorithm {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// Its bit in the superblock.
+    /// The algorithm's bit in the superblock.
     pub fn bit(self) -> u16 {
         match self {
             Self::Lz4 => 1,
@@ -195,7 +195,7 @@ impl MapHeader {
     }
 }
 
-/// What an lcluster holds the start of.
+/// The kind of extent that starts in an lcluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// An extent that is stored as it is.
@@ -232,7 +232,7 @@ pub const BLOCK_COUNT: u16 = 0x800;
 /// |      4 |    4 | block / distances | first block; without a start: u16 lclusters back, or [`BLOCK_COUNT`] and blocks; u16 lclusters forward |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FullRecord {
-    /// What starts here.
+    /// Kind of the extent that starts here.
     pub start: Start,
     /// The extent is a hole.
     pub hole: bool,
@@ -298,7 +298,7 @@ impl Pack {
         self.records
     }
 
-    /// What starts at record `index`, and its value.
+    /// The kind of extent that starts at record `index`, and the record's value.
     pub fn record(&self, index: usize) -> (Start, u16) {
         let width = if self.records == 16 { 14 } else { 16 };
         let bit = width * index;

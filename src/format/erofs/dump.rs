@@ -62,7 +62,7 @@ pub enum FactValue {
     Compression {
         /// The superblock's field.
         bits: u16,
-        /// Its meaning.
+        /// The algorithms that it names.
         algorithms: Result<Vec<Algorithm>, ReadError>,
     },
     /// A long prefix of extended attributes' names.

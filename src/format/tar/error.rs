@@ -81,7 +81,7 @@ pub enum Problem {
     /// The first bytes are no header, but those of another format.
     #[error("this is no tar archive but {what}; layers are read as tar, gzip or zstd")]
     Foreign {
-        /// Its name, with an article.
+        /// Name of the other format, with an article.
         what: &'static str,
     },
     /// The data of an entry is incomplete.

@@ -204,7 +204,7 @@ pub(super) fn until_nul(field: &[u8]) -> &[u8] {
 /// Whether no data follows a header of type `kind`, whatever size it announces: Go, GNU tar, libarchive and
 /// Python agree on it.
 ///
-/// Of hard links in POSIX headers they do not: POSIX lets them have data, and libarchive reads it.
+/// They disagree about hard links in POSIX headers: POSIX lets them have data, and libarchive reads it.
 fn has_no_body(kind: u8, dialect: Dialect) -> bool {
     match kind {
         b'1' => matches!(dialect, Dialect::V7 | Dialect::Gnu),

@@ -15,7 +15,7 @@ use super::{Containerd, sweep};
 /// First and longest pause between two questions while nobody answers.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// What is known about the other side.
+/// Whether containerd answered last, and why not.
 #[derive(Debug, Default)]
 pub(super) struct Contact {
     /// Why nobody answered; `None` before the first question.

@@ -165,7 +165,7 @@ impl Progress {
         self.change(|state| state.kept = Some(kept));
     }
 
-    /// What [`Progress::keep`] was called with.
+    /// The argument of [`Progress::keep`], once it was called.
     pub(super) fn kept(&self) -> Option<Kept> {
         self.lock().kept.clone()
     }

@@ -4,7 +4,7 @@
 //! then on our lease only keeps the blob after its image was deleted. One task looks after all leases, in
 //! pauses that grow, and ends with the last of them. Whatever it cannot do, the end of the lease does.
 //!
-//! Of a blob that was in the store before, only holders count that came after our lease: an older image may be
+//! For a blob that was in the store before, only holders count that came after our lease: an older image may be
 //! deleted before the new one refers to the blob.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd `docs/garbage-collection.md`,
@@ -50,7 +50,7 @@ const OTHERS: usize = 256;
 /// A lease of ours on a blob.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
-    /// Its namespace.
+    /// The namespace of lease and blob.
     pub(super) namespace: Namespace,
     pub(super) id: String,
     pub(super) digest: Digest,

@@ -38,7 +38,7 @@ const BASE: &[Described] = &[
     ("emptied", 0o711, [6, 6], &[]),
     ("emptied/in", 0o700, [6, 6], &[]),
 ];
-/// What the second layer changes: `etc` is described anew, `gone` deleted, `emptied` made opaque.
+/// Changes of the second layer: `etc` is described anew, `gone` deleted, `emptied` made opaque.
 const SECOND: &[Described] = &[
     ("etc", 0o751, [9, 9], &[("mtime", b"5"), ("SCHILY.xattr.user.second", b"2")]),
     ("emptied", 0o755, [0, 7], &[]),
@@ -112,7 +112,7 @@ impl Shop {
         tree.into_iter().filter(|(name, _)| UNLISTED.iter().any(|it| it.as_bytes() == name)).collect()
     }
 
-    /// The same directories below, and as they are made where there is nothing below.
+    /// These directories as they are below, and as they are made where there is nothing below.
     fn want(&self, below: &[u32]) -> Tree {
         let shown = self.show(below, None, scan);
         let made = |name: &&str| {

@@ -63,7 +63,7 @@ const LAYER_COMPAT: u32 = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILT
 const LAYER_INCOMPAT: u32 = incompat::KNOWN & !incompat::METABOX;
 
 impl Policy {
-    /// What a layer from a stranger may be, and what our own writer makes: no extra devices, no metadata
+    /// The rules for a layer from a stranger, and for our own output: no extra devices, no metadata
     /// in compressed form, no reference into other layers. Which kernel an image needs is not decided
     /// here: one that is too old does not mount it.
     pub fn layer() -> Self {
@@ -80,7 +80,7 @@ impl Policy {
         }
     }
 
-    /// What any image has to be: sound, whoever made it for whatever purpose.
+    /// The rules for any image: sound, whoever made it for whatever purpose.
     pub fn any() -> Self {
         Self { max_block_bits: 16, compat: u32::MAX, devices: true, overlay_control: true, ..Self::layer() }
     }
@@ -103,7 +103,7 @@ pub struct Report {
     pub whiteouts: u64,
     /// Of these: other devices, fifos and sockets.
     pub specials: u64,
-    /// Of these: compressed. Their maps were checked, their data was not decoded.
+    /// Compressed ones among the files. Their maps were checked, their data was not decoded.
     pub compressed: u64,
     /// Logical size of all regular files, in bytes.
     pub file_bytes: u64,

@@ -65,20 +65,20 @@ pub enum Source {
     },
 }
 
-/// What is wrong with the map of a compressed file.
+/// A defect in the map of a compressed file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapFault {
     /// The head of the map.
     #[error("the head of its map: {fault}")]
     Header {
-        /// What is wrong.
+        /// The broken rule.
         fault: &'static str,
     },
     /// An algorithm that the superblock does not list.
     #[error("compression algorithm {number} is not one of the image's")]
     Algorithm {
-        /// Its number.
+        /// Number of the algorithm.
         number: u8,
     },
     /// A record of the map.
@@ -86,7 +86,7 @@ pub enum MapFault {
     Record {
         /// The number of the record.
         index: u64,
-        /// What is wrong.
+        /// The broken rule.
         fault: &'static str,
     },
     /// An extent and its pcluster do not fit each other.
@@ -162,7 +162,7 @@ impl From<MapFault> for Fault {
     }
 }
 
-/// What the image as a whole says about compression.
+/// Compression settings of the whole image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compression {
     /// The algorithms that files may use.

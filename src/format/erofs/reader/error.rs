@@ -94,15 +94,15 @@ pub enum ReadError {
     Compression {
         /// Name of the algorithm; empty for all of them.
         algorithm: &'static str,
-        /// What is wrong.
+        /// The broken rule.
         fault: &'static str,
     },
     /// The map of a compressed file is malformed.
     #[error("compressed inode {nid}: {fault}")]
     Map {
-        /// Its number.
+        /// Number of the inode.
         nid: Nid,
-        /// What is wrong.
+        /// The broken rule.
         fault: MapFault,
     },
     /// A directory block is malformed.
@@ -156,7 +156,7 @@ pub enum NodeFault {
     /// Compressed data is not read yet.
     #[error("its data is compressed, which is not supported")]
     Compressed,
-    /// Its number has the metabox bit, in an image without one.
+    /// The inode number has the metabox bit, in an image without a metabox.
     #[error("its number is one of the metabox, which the image does not have")]
     Metabox,
     /// The inline tail crosses a block.

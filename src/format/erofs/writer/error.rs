@@ -34,7 +34,7 @@ pub enum WriterError {
     /// A file that the kernel cannot count the blocks of.
     #[error("a file of {size_bytes} bytes is larger than {}", limits::FILE_BYTES)]
     FileSize {
-        /// Its size.
+        /// Size of the file, in bytes.
         size_bytes: u64,
     },
     /// Sparse files whose holes cannot be left out.

@@ -168,12 +168,17 @@ fn changed<'e>(
         env.start_container(&pulled.reference, snapshotter, id, &["/bin/busybox", "sh", "-c", CHANGES])?;
     let mark = container.root().join("a/done");
     let log = env.path(&format!("logs/{id}.log"));
-    wait_until("the container has changed its tree", || Ok(mark.exists()))
+    wait_until("the container has changed its tree", || Ok(is_written(&mark)))
         .with_context(|| std::fs::read_to_string(log).unwrap_or_default())?;
     Ok(container)
 }
 
 /// The request that commit clients send for an active snapshot.
+/// Whether a file is there with its contents: a shell makes it first and writes to it then.
+pub fn is_written(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|found| found.len() > 0)
+}
+
 fn request(left: Vec<Mount>, right: Vec<Mount>) -> DiffRequest {
     DiffRequest { left, right, ..DiffRequest::default() }
 }

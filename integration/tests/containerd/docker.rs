@@ -18,7 +18,7 @@ use plywood_integration::image::{Coding, Image, Layer};
 use plywood_integration::tree::{self, Node};
 
 use crate::Suite;
-use crate::diff::CHANGES;
+use crate::diff::{CHANGES, is_written};
 
 type Test = fn(&Docker) -> anyhow::Result<()>;
 
@@ -191,7 +191,7 @@ fn committed(docker: &Docker) -> anyhow::Result<()> {
     let run = ["run", "--detach", "--network", "none", &base.reference, "/bin/sh", "-c", CHANGES];
     let id = docker.run(&run)?.trim().to_owned();
     let root = docker.container_root(&id);
-    wait_until("the container has changed its tree", || Ok(root.join("a/done").exists()))
+    wait_until("the container has changed its tree", || Ok(is_written(&root.join("a/done"))))
         .with_context(|| docker.run(&["logs", &id]).unwrap_or_default())?;
     docker.run(&["commit", &id, "changed"])?;
     tree::ensure_equal(&tree::carried(&root)?, &docker.tree("changed")?)?;

@@ -1,15 +1,17 @@
 //! A containerd differ: image layers to mountable EROFS blobs, and snapshots back to layers.
 //!
-//! The modules form layers, and `tests/tidy.rs` fails when one imports from a layer above its own:
+//! The modules stand on floors. Each uses its own floor and the floors above it in this table, never one below;
+//! `tests/tidy.rs` fails when one does.
 //!
-//! | layer | modules |
+//! | floor | modules |
 //! |---|---|
-//! | 0 values | [`error`], [`digest`], [`descriptor`], [`media_type`], [`limits`], [`call`] |
+//! | 0 values | [`error`], [`digest`], [`descriptor`], [`limits`], [`call`] |
 //! | 1 codecs | [`codec`] |
 //! | 2 formats | [`tree`], [`mod@format`] |
-//! | 3 ports | [`sys`], [`store`], [`snapshot`] |
-//! | 4 domain | [`pipeline`], [`apply`], [`compare`] |
-//! | 5 edges | [`config`], [`observe`], [`rpc`], [`server`], [`cli`] |
+//! | 3 kinds | [`kind`] |
+//! | 4 ports | [`sys`], [`store`], [`containerd`], [`snapshot`] |
+//! | 5 domain | [`pipeline`], [`apply`], [`compare`] |
+//! | 6 edges, in this order | [`config`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
 
 pub mod apply;
 pub mod call;
@@ -17,16 +19,18 @@ pub mod cli;
 pub mod codec;
 pub mod compare;
 pub mod config;
+pub mod containerd;
+pub mod daemon;
 pub mod descriptor;
 pub mod digest;
 pub mod error;
 pub mod format;
+pub mod kind;
 pub mod limits;
-pub mod media_type;
 pub mod observe;
 pub mod pipeline;
 pub mod rpc;
-pub mod server;
+pub mod service;
 pub mod snapshot;
 pub mod store;
 pub mod sys;

@@ -21,10 +21,11 @@ use std::{
 
 use plywood::{
     call::Call,
+    containerd::{Containerd, Direct},
     descriptor::Descriptor,
     digest::Digest,
     error::{Error, Kind},
-    store::{Blob, Containerd, ContentStore, Direct},
+    store::{Blob, ContentStore},
 };
 use support::containerd::{FakeContainerd, Fault, Seen};
 use tokio::runtime::Runtime;

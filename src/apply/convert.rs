@@ -17,8 +17,8 @@ use crate::{
         ReadAt as _,
         erofs::{BlockBits, check::Level},
     },
+    kind::LayerType,
     limits::Limits,
-    media_type::LayerType,
     pipeline::{
         Facts, Plan, Progress, Source,
         budget::{Budget, Lease},

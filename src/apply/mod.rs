@@ -27,7 +27,7 @@ use crate::{
     descriptor::Descriptor,
     digest::Digest,
     error::{Classify, Error, Kind, Result},
-    media_type::LayerType,
+    kind::LayerType,
     pipeline::{BlobError, StageTimes, stage},
     snapshot::{LAYER_NAME, Mount, MountError, Roots, SnapshotDir},
     store::ContentStore,

@@ -24,7 +24,7 @@ use crate::{
         erofs::{BlockBits, superblock::Superblock},
         tar::{Event, Parser},
     },
-    media_type::{LayerType, OCI_LAYER_TAR},
+    kind::{LayerType, OCI_LAYER_TAR},
     pipeline::Progress,
     snapshot::{Durability, LayerFile},
 };

@@ -9,12 +9,14 @@ use crate::{
     codec::{Coding, encode::Compression},
     compare::{self, Composer, Differ, changes::XattrFilter},
     config::{self, Config},
+    containerd::{Containerd as Client, Direct},
+    daemon::{self, Beside, Made, MakeDomain},
     error::{Error, Kind, Result},
     format::erofs::BlockBits,
     observe::logging,
-    server::{self, Beside, Domain, Made, MakeDomain},
+    service::Domain,
     snapshot::{Durability, Roots},
-    store::{self, BlobSink, ContentStore, Direct},
+    store::{BlobSink, ContentStore},
 };
 
 /// Pause before the content store is swept again, when it went away meanwhile.
@@ -43,7 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let (config, origin) = config::load(arguments.config.as_deref())?;
     logging::start(&config.log)?;
-    server::run(&config, &origin, Containerd)
+    daemon::run(&config, &origin, Containerd)
 }
 
 /// Works with the content store of a containerd.
@@ -54,7 +56,7 @@ impl MakeDomain for Containerd {
         let config::Containerd { address, direct_content, .. } = &config.containerd;
         let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
         let limits = config.limits();
-        let store = store::Containerd::new(address, runtime.handle().clone(), direct, limits.stall)
+        let store = Client::new(address, runtime.handle().clone(), direct, limits.stall)
             .with_lease_lifetime(Duration::from_secs(config.diff.lease_seconds))
             .with_instance(&config.server.socket)?;
         let options = options(config)?;
@@ -89,7 +91,7 @@ impl MakeDomain for Containerd {
 
 /// Keeps knowing whether containerd is there, which may start later than we do, and removes once what a killed
 /// predecessor left in its content store.
-async fn attend(store: Arc<store::Containerd>, mut sweep: bool) {
+async fn attend(store: Arc<Client>, mut sweep: bool) {
     let (mut ingests, mut leases, mut watched) = (0, 0, 0);
     loop {
         store.await_contact().await;

@@ -65,7 +65,7 @@ impl Form {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::media_type::LayerType;
+    use crate::kind::LayerType;
 
     #[test]
     fn what_is_written_can_be_applied() {

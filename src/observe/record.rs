@@ -7,13 +7,12 @@ use tracing::Level;
 use super::{Metrics, Observer, metrics::Outcome, security::SecurityEvent};
 use crate::{
     apply::{self, Applied, Contents},
-    call::Call,
+    call::{Call, Caller},
     codec::Coding,
     compare::{self, Compared, Container, Form},
     digest::Digest,
     error::{Error, Kind},
-    media_type::LayerType,
-    server::Caller,
+    kind::LayerType,
     snapshot::Mount,
 };
 

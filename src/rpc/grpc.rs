@@ -8,16 +8,17 @@ use tonic::{Request, Response, Status, transport::Server};
 use tonic_health::server::HealthReporter;
 
 use super::{
-    DIFF_SERVICE, Wire, convert,
+    DIFF_SERVICE, convert,
     listener::Connection,
     metadata,
     proto::grpc::diff_server::{Diff, DiffServer},
     status,
 };
 use crate::{
+    call::{Caller, Method, Wire},
     error::Error,
     limits,
-    server::{Caller, Job, Method, Service},
+    service::{Job, Service},
 };
 
 /// How long a peer that stopped answering keeps its connection: one ping, then this.

@@ -22,11 +22,12 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-use super::{Wire, authority::Amender, peer::Peer, ttrpc};
+use super::{authority::Amender, socket::SocketFile, ttrpc};
 use crate::{
+    call::{Peer, Wire},
     limits,
     observe::{Observer, SecurityEvent},
-    server::{Service, SocketFile},
+    service::Service,
 };
 
 /// Bytes of the first complete gRPC frame: the client preface and the header of its SETTINGS frame.
@@ -114,6 +115,12 @@ pub async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
+/// The process at the other end, as the kernel vouches for it (`SO_PEERCRED`).
+fn credentials(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = stream.peer_cred()?;
+    Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
+}
+
 /// Closes the socket to clients, and accepts those that have connected before.
 fn last_connections(listener: &UnixListener) -> impl Iterator<Item = UnixStream> {
     if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
@@ -140,7 +147,7 @@ impl Entrance {
     fn admit(&mut self, stream: UnixStream) {
         let Admittance { allowed_uid, max_connections, max_streams } = self.admittance;
         let observer = self.service.observer();
-        let peer = match Peer::of(&stream) {
+        let peer = match credentials(&stream) {
             Ok(peer) if peer.is_allowed(allowed_uid) => peer,
             Ok(peer) => {
                 return observer

@@ -51,7 +51,7 @@ pub fn open(path: &Path, cancel: &Cancel) -> Result<Box<dyn Blob>> {
 }
 
 /// A file of which exactly its present size is read.
-pub(super) struct FileBlob {
+pub(crate) struct FileBlob {
     file: File,
     size_bytes: u64,
     read_bytes: u64,
@@ -60,7 +60,7 @@ pub(super) struct FileBlob {
 
 impl FileBlob {
     /// Takes a file open for reading at its start; errors when it is not a regular one.
-    pub(super) fn new(file: File, cancel: Cancel) -> Result<Self> {
+    pub(crate) fn new(file: File, cancel: Cancel) -> Result<Self> {
         let metadata =
             file.metadata().map_err(|error| Error::from_io(error, Kind::Unavailable, reason::READ))?;
         if !metadata.is_file() {

@@ -38,7 +38,7 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
 
 /// Those of `wanted` that `found` does not have with the same value. An empty value is the same as none:
 /// the store keeps no such label.
-pub(super) fn lacking<'a, S: std::hash::BuildHasher>(
+pub(crate) fn lacking<'a, S: std::hash::BuildHasher>(
     wanted: &'a BTreeMap<String, String>,
     found: &std::collections::HashMap<String, String, S>,
 ) -> BTreeMap<&'a str, &'a str> {

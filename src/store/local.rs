@@ -11,19 +11,19 @@ use crate::{descriptor::Descriptor, sys::dir::Dir};
 
 /// The open root of a content store.
 #[derive(Debug)]
-pub(super) struct ContentRoot {
+pub(crate) struct ContentRoot {
     dir: Dir,
 }
 
 impl ContentRoot {
     /// Opens the root that the store or the operator named.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { dir: Dir::open_root(path)? })
     }
 
     /// Opens the file of a blob: regular, below the root, reached over no link, and of the
     /// descriptor's size.
-    pub(super) fn blob(&self, descriptor: &Descriptor) -> io::Result<File> {
+    pub(crate) fn blob(&self, descriptor: &Descriptor) -> io::Result<File> {
         let digest = &descriptor.digest;
         let path = format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex());
         let file = self.dir.open_file_beneath(path)?;

@@ -164,12 +164,12 @@ impl Drop for MemoryIngest {
 }
 
 /// A blob of these bytes.
-pub(super) fn in_memory(bytes: Arc<[u8]>, cancel: Cancel) -> Box<dyn Blob> {
+pub(crate) fn in_memory(bytes: Arc<[u8]>, cancel: Cancel) -> Box<dyn Blob> {
     Box::new(InMemory { bytes: Cursor::new(bytes), cancel })
 }
 
 /// Compares a store's size of a blob with the descriptor's.
-pub(super) fn check_size(descriptor: &Descriptor, found: u64) -> Result<()> {
+pub(crate) fn check_size(descriptor: &Descriptor, found: u64) -> Result<()> {
     if found == descriptor.size_bytes {
         return Ok(());
     }

@@ -9,14 +9,12 @@ use std::{collections::BTreeMap, fs::File, io::Read};
 
 use crate::{call::Call, descriptor::Descriptor, digest::Digest, error::Result};
 
-mod containerd;
-mod file;
-mod labels;
-mod local;
-mod memory;
-mod stream;
+pub(crate) mod file;
+pub(crate) mod labels;
+pub(crate) mod local;
+pub(crate) mod memory;
+pub(crate) mod stream;
 
-pub use containerd::{Containerd, Direct, Swept};
 pub use file::{FileStore, open as open_file};
 pub use labels::check_labels;
 pub use memory::Memory;
@@ -77,37 +75,37 @@ pub trait Blob: Read + Send {
 }
 
 /// Reason ids of every store.
-mod reason {
+pub(crate) mod reason {
     /// The blob is not there.
-    pub(super) const NOT_FOUND: &str = "store.not-found";
+    pub(crate) const NOT_FOUND: &str = "store.not-found";
     /// The store has the blob with another size than the descriptor's.
-    pub(super) const SIZE: &str = "store.size";
+    pub(crate) const SIZE: &str = "store.size";
     /// The bytes ended before the blob's size was reached.
-    pub(super) const SHORT: &str = "store.short";
+    pub(crate) const SHORT: &str = "store.short";
     /// More bytes came than the blob has.
-    pub(super) const LONG: &str = "store.long";
+    pub(crate) const LONG: &str = "store.long";
     /// A message repeated or skipped bytes.
-    pub(super) const OFFSET: &str = "store.offset";
+    pub(crate) const OFFSET: &str = "store.offset";
     /// Nothing came for too long.
-    pub(super) const STALL: &str = "store.stall";
+    pub(crate) const STALL: &str = "store.stall";
     /// The store cannot be reached, or went away.
-    pub(super) const UNAVAILABLE: &str = "store.unavailable";
+    pub(crate) const UNAVAILABLE: &str = "store.unavailable";
     /// The store refused the call itself.
-    pub(super) const REFUSED: &str = "store.refused";
+    pub(crate) const REFUSED: &str = "store.refused";
     /// Bytes could not be read.
-    pub(super) const READ: &str = "store.read";
+    pub(crate) const READ: &str = "store.read";
     /// Another writer holds the reference.
-    pub(super) const LOCKED: &str = "store.locked";
+    pub(crate) const LOCKED: &str = "store.locked";
     /// What was written has another digest than its writer says.
-    pub(super) const DIGEST: &str = "store.digest";
+    pub(crate) const DIGEST: &str = "store.digest";
     /// What is not a reference.
-    pub(super) const REFERENCE: &str = "store.reference";
+    pub(crate) const REFERENCE: &str = "store.reference";
     /// The store's disk is full.
-    pub(super) const FULL: &str = "store.full";
+    pub(crate) const FULL: &str = "store.full";
     /// The store could not write.
-    pub(super) const WRITE: &str = "store.write";
+    pub(crate) const WRITE: &str = "store.write";
     /// The lease that keeps the blob is gone.
-    pub(super) const LEASE: &str = "store.lease";
+    pub(crate) const LEASE: &str = "store.lease";
     /// A label that the store does not take.
-    pub(super) const LABEL: &str = "store.label";
+    pub(crate) const LABEL: &str = "store.label";
 }

@@ -45,13 +45,13 @@ impl Shared {
 }
 
 /// The receiver's side. Dropping it without [`Sender::finish`] ends the stream with an error.
-pub(super) struct Sender {
+pub(crate) struct Sender {
     shared: Arc<Shared>,
 }
 
 impl Sender {
     /// Hands over a piece, and waits until there is room for the next one.
-    pub(super) async fn send(&self, piece: Vec<u8>) {
+    pub(crate) async fn send(&self, piece: Vec<u8>) {
         {
             let mut state = self.shared.lock();
             state.waiting_bytes += piece.len();
@@ -64,7 +64,7 @@ impl Sender {
     }
 
     /// Says how the stream ended; the reader sees it after all pieces.
-    pub(super) fn finish(self, outcome: Result<(), Error>) {
+    pub(crate) fn finish(self, outcome: Result<(), Error>) {
         self.shared.lock().end.get_or_insert(outcome);
     }
 }
@@ -79,7 +79,7 @@ impl Drop for Sender {
 }
 
 /// The reader's side: a blob whose bytes come through a [`Sender`].
-pub(super) struct Stream {
+pub(crate) struct Stream {
     shared: Arc<Shared>,
     piece: Vec<u8>,
     taken: usize,
@@ -92,7 +92,7 @@ pub(super) struct Stream {
 
 /// A connected pair; `stall` is how long the reader waits for the next piece. `start` is given the
 /// sender and starts the task that uses it, which is aborted when the reader goes away.
-pub(super) fn stream(
+pub(crate) fn stream(
     size_bytes: u64,
     stall: Duration,
     cancel: Cancel,

@@ -257,7 +257,7 @@ fn log_level() {
     fs::write(&config, &good).unwrap();
     let (code, text) = told(&node.command().env("RUST_LOG", "loud").output().unwrap());
     assert!(code == Some(1) && text.contains("RUST_LOG = \"loud\""), "{text}");
-    fs::write(&config, format!("{good}\n[log]\nlevel = \"warning,plywood::server=info\"\n")).unwrap();
+    fs::write(&config, format!("{good}\n[log]\nlevel = \"warning,plywood::daemon=info\"\n")).unwrap();
     assert_eq!(told(&check(&[path])).0, Some(0));
     node.start().stop();
 }

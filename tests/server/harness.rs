@@ -18,13 +18,15 @@ use plywood::{
     codec::Coding,
     compare::{self, Compare, Compared},
     config,
+    daemon::Daemon,
     descriptor::Descriptor,
     digest::Digest,
     error::{Error, Kind, Result},
     observe::{Observer, scrape},
     pipeline::StageTimes,
+    rpc::socket::Bound,
     rpc::{convert, proto::ttrpc::diff_ttrpc, status},
-    server::{Bound, Capacity, Daemon, Domain, Service},
+    service::{Capacity, Domain, Service},
     snapshot::Mount,
 };
 use tokio::net::{UnixListener, UnixStream};

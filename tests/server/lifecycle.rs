@@ -6,11 +6,7 @@ use std::{
 };
 
 use containerd_client::services::v1::ApplyResponse;
-use plywood::{
-    config,
-    rpc::convert,
-    server::{Capacity, Daemon, Listening},
-};
+use plywood::{config, daemon::Daemon, rpc::convert, rpc::socket::Listening, service::Capacity};
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use plywood::{config, rpc::convert, server::Capacity};
+use plywood::{config, rpc::convert, service::Capacity};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use plywood::store::{BlobSink as _, Containerd, Swept};
+use plywood::{
+    containerd::{Containerd, Swept},
+    store::BlobSink as _,
+};
 
 use super::{
     Fixture, call, fixture,

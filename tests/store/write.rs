@@ -12,9 +12,10 @@ use std::{
 use containerd_client::services::v1::WriteAction;
 use plywood::{
     call::Call,
+    containerd::{Containerd, Direct},
     digest::Digest,
     error::{Error, Kind},
-    store::{BlobSink, Containerd, Direct, Ingest, Stored},
+    store::{BlobSink, Ingest, Stored},
 };
 
 use super::{

@@ -9,7 +9,10 @@ use containerd_client::services::v1::DiffRequest;
 use plywood::call::Call;
 use plywood::digest::Digest;
 use plywood::error::{Error, Kind};
-use plywood::store::{BlobSink as _, Containerd, Direct, Stored};
+use plywood::{
+    containerd::{Containerd, Direct},
+    store::{BlobSink as _, Stored},
+};
 use plywood_integration::archive;
 use plywood_integration::calls::{Caller, Differ, layer_directory};
 use plywood_integration::disk::SmallDisk;

@@ -33,8 +33,7 @@ use tokio::{
 use frames::{Frames, Verdict};
 
 use super::{
-    Wire, convert, metadata,
-    peer::Peer,
+    convert, metadata,
     proto::ttrpc::{
         diff,
         diff_ttrpc::{Diff, create_diff},
@@ -43,9 +42,10 @@ use super::{
 };
 use crate::{
     call::Cancel,
+    call::{Caller, Method, Peer, Wire},
     error::Error,
     limits,
-    server::{Caller, Job, Method, Service},
+    service::{Job, Service},
 };
 
 /// Longest time that a peer may take to receive one response.

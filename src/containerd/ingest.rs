@@ -11,11 +11,11 @@ use std::{
 use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
 use tokio::sync::mpsc;
 
-use super::super::reason;
 use crate::{
     call::{Call, Cancel},
     digest::Digest,
     error::{Error, Kind, Result},
+    store::reason,
 };
 
 /// Messages that may wait for their reply: enough to keep the store busy, and with [`PIECE_BYTES`] all the

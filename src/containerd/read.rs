@@ -12,8 +12,12 @@ use containerd_client::services::v1::{
 };
 use tonic::{Request, transport::Channel};
 
-use super::{
-    super::{
+use super::{Containerd, from_status, request};
+use crate::{
+    call::Call,
+    descriptor::Descriptor,
+    error::{Error, Kind, Result},
+    store::{
         Blob, ContentStore,
         file::FileBlob,
         local::ContentRoot,
@@ -21,12 +25,6 @@ use super::{
         reason,
         stream::{Sender, stream},
     },
-    Containerd, from_status, request,
-};
-use crate::{
-    call::Call,
-    descriptor::Descriptor,
-    error::{Error, Kind, Result},
 };
 
 /// containerd's type of content stores.

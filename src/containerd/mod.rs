@@ -36,11 +36,11 @@ use tonic::{
 
 pub use self::sweep::Swept;
 use self::{contact::Contact, name::Names, read::Discovery, watch::Watch};
-use super::reason;
 use crate::{
     call::{Call, Cancel},
     digest::Digest,
     error::{Error, Kind, Result},
+    store::reason,
 };
 
 /// Bytes of one blob that may be under way: a request's read-ahead. HTTP/2's default of 64 KiB costs a

@@ -10,7 +10,6 @@ use prost_types::FieldMask;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    super::{BlobSink, Ingest, Stored, check_labels, labels::lacking, reason},
     Client, Containerd, from_status,
     ingest::{Awaited, Kept, Outcome, PIECE_BYTES, Progress},
     lease, request,
@@ -20,6 +19,7 @@ use crate::{
     call::Call,
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
+    store::{BlobSink, Ingest, Stored, check_labels, labels::lacking, reason},
 };
 
 /// Longest reference that is passed on, in bytes: well below what the store's database takes as a key.

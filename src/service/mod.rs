@@ -1,5 +1,11 @@
 //! What both wires call: one request, admitted, run on a worker, counted and logged.
 
+mod admission;
+mod drain;
+mod join;
+
+pub use admission::{Admission, Capacity};
+
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,15 +18,14 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
-use super::{
-    admission::{Admission, Capacity, Slot, Ticket},
-    caller::Caller,
+use self::{
+    admission::{Slot, Ticket},
     drain::{Entry, Stopping, UnderWay},
     join::{Joins, Key, Leader, Role},
 };
 use crate::{
     apply::{self, Applied, Apply},
-    call::{Call, Cancel, Place},
+    call::{Call, Caller, Cancel, Place},
     compare::{self, Compare, Compared},
     error::{Error, Kind, Result},
     observe::{Load, Observer, Record, Subject, Success, scrape::Report},

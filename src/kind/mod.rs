@@ -41,7 +41,7 @@ impl LayerType {
     /// The layer type that `media_type` names; `None` for one that another differ may know.
     ///
     /// ```
-    /// use plywood::media_type::LayerType;
+    /// use plywood::kind::LayerType;
     /// assert_eq!(LayerType::of("application/vnd.oci.image.layer.v1.tar+gzip"), Some(LayerType::Tar));
     /// assert_eq!(LayerType::of("application/vnd.erofs.layer.v1+gzip"), None); // only zstd may wrap an image
     /// ```

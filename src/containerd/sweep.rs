@@ -15,10 +15,11 @@ use containerd_client::services::v1::{
 use tokio::time::timeout;
 use tonic::{Code, Request, Status};
 
-use super::{super::reason, Client, Containerd, from_status, lease, request, watch};
+use super::{Client, Containerd, from_status, lease, request, watch};
 use crate::{
     call::Call,
     error::{Error, Kind, Result},
+    store::reason,
 };
 
 /// How long one call may take. Removing a large file is the longest of them.

@@ -4,6 +4,10 @@
 //! flag that every stage looks at, at least once a buffer and in every wait. It also leads to the request's
 //! [`Place`], which a wait for the store gives to others when it lasts.
 
+mod caller;
+
+pub use caller::{Caller, Method, Peer, Wire};
+
 use std::{
     fmt,
     str::FromStr,

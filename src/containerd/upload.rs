@@ -24,7 +24,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::{
-    super::reason,
     Client, RETRIES, from_status,
     ingest::{End, IN_FLIGHT, Kept, Opened, Progress},
     lease, request, text_of,
@@ -33,6 +32,7 @@ use super::{
 use crate::{
     call::Call,
     error::{Error, Kind, Result},
+    store::reason,
 };
 
 /// How long another writer of the same reference is waited for: a client that retries has just lost its

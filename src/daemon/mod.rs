@@ -1,5 +1,8 @@
 //! The life of the daemon: open, confine, clean up, serve, drain.
 
+mod notify;
+mod places;
+
 use std::{
     future::Future,
     pin::{Pin, pin},
@@ -18,16 +21,16 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Capacity, Domain, HealthCheck, MemoryGauge, Service, notify,
-    places::{Places, Stale},
-    socket::{Bound, Listening, SocketFile},
-};
+use self::places::{Places, Stale};
 use crate::{
     config::{Config, Origin, Server},
     error::{Error, Kind, Result},
     observe::{Observer, scrape},
-    rpc::{grpc, listener},
+    rpc::{
+        grpc, listener,
+        socket::{Bound, Listening, SocketFile},
+    },
+    service::{Capacity, Domain, HealthCheck, MemoryGauge, Service},
     snapshot::{Roots, Sweep},
     sys::{capabilities, inherited, loop_device, sandbox},
 };

@@ -6,8 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 
-use super::Service;
-use crate::observe::scrape::Report as _;
+use crate::{observe::scrape::Report as _, service::Service};
 
 /// Tells the service manager `state`.
 pub fn tell(state: &[NotifyState<'_>]) {

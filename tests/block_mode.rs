@@ -14,8 +14,9 @@ use std::{
 use libtest_mimic::{Arguments, Failed, Trial};
 use plywood::{
     call::Cancel,
-    compare::{self, Composer, Form, Sides},
+    compare::{self, Composer, Sides},
     error::{Classify as _, Kind},
+    kind::LayerType,
     limits::Limits,
     pipeline::{budget::Budget, stage::Helpers},
     snapshot::{LayerSource, Mount, MountError, Roots, Stack, StackLayer},
@@ -362,7 +363,7 @@ fn composed() {
     let compose = |meanwhile: &(dyn Fn() + Sync)| {
         let upper = Stack { layers: node.upper().into_iter().collect() };
         let sides = Sides { lower: Stack::default(), upper };
-        let form = Form::of("application/vnd.oci.image.layer.v1.tar").unwrap();
+        let form = LayerType::of("application/vnd.oci.image.layer.v1.tar").unwrap();
         let mut bytes = Vec::new();
         let mut deliver = |piece: &[u8]| {
             meanwhile();

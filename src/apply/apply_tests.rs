@@ -11,6 +11,7 @@ use flate2::{Compression, write::GzEncoder};
 use super::*;
 use crate::{
     format::erofs::{fixture::seal, reader::Image},
+    kind,
     limits::Limits,
     snapshot::{Durability, LayerFile, Stack},
     store::{Blob, Memory},
@@ -537,7 +538,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
     let convert = |kind: Kind, required| {
         let open = || -> Result<Stack> { Err(Error::new(kind, "test.below", "on purpose")) };
         let layer = Layer {
-            kind: LayerType::Tar,
+            kind: kind::DEFAULT,
             reader: &mut archive.as_slice(),
             file: None,
             size_bytes: None,

@@ -17,7 +17,7 @@ use crate::{
         ReadAt as _,
         erofs::{BlockBits, check::Level},
     },
-    kind::LayerType,
+    kind::{Container, LayerType},
     limits::Limits,
     pipeline::{
         Facts, Plan, Progress, Source,
@@ -89,7 +89,7 @@ pub enum ImpliedDirectories {
 /// A layer as its store delivers it.
 pub struct Layer<'a> {
     /// What it is.
-    pub kind: LayerType,
+    pub kind: &'static LayerType,
     /// The blob from its first byte to its last.
     pub reader: &'a mut dyn Read,
     /// The file that holds just this blob, if it is at hand.
@@ -167,9 +167,9 @@ impl Converter {
         let plan =
             Plan { helpers: &self.helpers, limits: &self.options.limits, lease: &lease, cancel, progress };
         let kind = layer.kind;
-        let Built { image, contents, mut facts } = match kind {
-            LayerType::Tar => tar_to_erofs::run(plan, layer, image, &self.options)?,
-            LayerType::NativeErofs { zstd, .. } => native::run(plan, layer, image, zstd)?,
+        let Built { image, contents, mut facts } = match kind.container {
+            Container::Tar => tar_to_erofs::run(plan, layer, image, &self.options)?,
+            Container::Erofs => native::run(plan, layer, image, kind.coding)?,
         };
         cancel.check()?;
         facts.times.verify = timed(|| self.verify(kind, &image, &lease, cancel))?;
@@ -177,7 +177,7 @@ impl Converter {
         let image_bytes = image.size_bytes();
         facts.times.commit = timed(|| Ok(image.commit(self.options.durability, sync_fs)?))?;
         Ok(Applied {
-            media_type: kind.applied(),
+            media_type: kind.applied,
             digest: facts.diff_id,
             size_bytes: facts.stream_bytes,
             stats: Stats {
@@ -195,13 +195,13 @@ impl Converter {
 
 impl Converter {
     /// Checks the finished image, on the bytes in the file.
-    fn verify(&self, kind: LayerType, file: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
+    fn verify(&self, kind: &LayerType, file: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
         let limits = &self.options.limits;
-        let level = match (kind, self.options.native_verify) {
-            (LayerType::Tar, _) => return image::verify_own(file, limits, lease, cancel),
-            (LayerType::NativeErofs { .. }, NativeVerify::Strict) => Level::Strict,
-            (LayerType::NativeErofs { .. }, NativeVerify::Superblock) => Level::Superblock,
-            (LayerType::NativeErofs { .. }, NativeVerify::Off) => return Ok(()),
+        let level = match (kind.container, self.options.native_verify) {
+            (Container::Tar, _) => return image::verify_own(file, limits, lease, cancel),
+            (Container::Erofs, NativeVerify::Strict) => Level::Strict,
+            (Container::Erofs, NativeVerify::Superblock) => Level::Superblock,
+            (Container::Erofs, NativeVerify::Off) => return Ok(()),
         };
         image::verify(file, level, limits, lease, cancel)
     }

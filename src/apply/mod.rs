@@ -27,7 +27,7 @@ use crate::{
     descriptor::Descriptor,
     digest::Digest,
     error::{Classify, Error, Kind, Result},
-    kind::LayerType,
+    kind::{Container, LayerType},
     pipeline::{BlobError, StageTimes, stage},
     snapshot::{LAYER_NAME, Mount, MountError, Roots, SnapshotDir},
     store::ContentStore,
@@ -160,7 +160,7 @@ impl Applier {
         &self,
         call: &Call,
         request: &Request,
-        kind: LayerType,
+        kind: &'static LayerType,
         dir: &SnapshotDir,
     ) -> Result<Applied> {
         let options = self.converter.options();
@@ -170,9 +170,9 @@ impl Applier {
         }
         let mut blob = self.store.open(call, &request.diff)?;
         // Only an image that comes ready is copied as a file.
-        let file = match kind {
-            LayerType::NativeErofs { zstd: false, .. } => blob.file().map(File::try_clone).transpose(),
-            LayerType::NativeErofs { zstd: true, .. } | LayerType::Tar => Ok(None),
+        let file = match (kind.container, kind.coding) {
+            (Container::Erofs, Coding::Plain) => blob.file().map(File::try_clone).transpose(),
+            _ => Ok(None),
         };
         let file = file.map_err(Error::disk)?;
         let image = dir.layer_file(LAYER_NAME, &options.limits)?;

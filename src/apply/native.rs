@@ -34,16 +34,15 @@ use crate::{
 const HASH_BYTES: usize = 512 << 10;
 
 /// Makes `image` the image that `layer` holds.
-pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, zstd: bool) -> Result<Built> {
+pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, coding: Coding) -> Result<Built> {
     let contents = Contents::default();
     let expected = layer.digest.as_ref();
-    if let (false, Some(file), Some(size_bytes)) = (zstd, layer.file, layer.size_bytes)
+    if let (Coding::Plain, Some(file), Some(size_bytes)) = (coding, layer.file, layer.size_bytes)
         && expected.is_none_or(|digest| digest.algorithm() == Algorithm::Sha256)
     {
         let (image, facts) = share(plan, file, size_bytes, expected, image)?;
         return Ok(Built { image, contents, facts });
     }
-    let coding = if zstd { Coding::Zstd } else { Coding::Plain };
     let copy = Copy { image, written: 0, busy: Duration::ZERO };
     let ran = pipeline::run(layer.source(Some(coding)), plan, copy)?;
     let (mut image, mut facts) = (ran.output.image, ran.facts);

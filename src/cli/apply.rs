@@ -17,25 +17,16 @@ use super::{
 use crate::{
     apply::{Applied, Converter, Layer, Options, Parents},
     call::Cancel,
-    codec::Coding,
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
-    format::{
-        erofs::{BlockBits, superblock::Superblock},
-        tar::{Event, Parser},
+    format::erofs::BlockBits,
+    kind::{
+        self, Container, LayerType, OCI_LAYER_TAR,
+        sniff::{self, Head},
     },
-    kind::{LayerType, OCI_LAYER_TAR},
     pipeline::Progress,
     snapshot::{Durability, LayerFile},
 };
-
-/// As many bytes of the layer as are looked at to find out what it is: enough for the first block of a
-/// zstd frame.
-const PREFIX_LEN: u64 = 256 << 10;
-/// As many of its uncompressed bytes: enough for the first names of an archive.
-const PLAIN_LEN: usize = 256 << 10;
-/// Where an image's superblock begins, in bytes.
-const SUPERBLOCK_AT: usize = 1024;
 
 /// Arguments of `plywood apply`.
 #[derive(Debug, clap::Args)]
@@ -55,7 +46,7 @@ pub struct Arguments {
     pub output: PathBuf,
     /// Media type of the layer. Without it, the first bytes of the layer decide
     #[arg(long, value_name = "TYPE", value_parser = layer_type)]
-    pub media_type: Option<LayerType>,
+    pub media_type: Option<&'static LayerType>,
     /// Fail unless the input has this digest, before any decompression
     #[arg(long, value_name = "ALGORITHM:HEX")]
     pub digest: Option<Digest>,
@@ -83,7 +74,7 @@ pub struct Arguments {
     pub json: bool,
 }
 
-fn layer_type(text: &str) -> Result<LayerType, String> {
+fn layer_type(text: &str) -> Result<&'static LayerType, String> {
     LayerType::of(text).ok_or_else(|| "not the media type of a layer that can be applied".to_owned())
 }
 
@@ -121,14 +112,14 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let Opened { mut input, file, size_bytes } = open(&arguments.layer)?;
     let mut prefix = Vec::new();
     let unreadable = |error: io::Error| unreadable(&arguments.layer, &error);
-    input.by_ref().take(PREFIX_LEN).read_to_end(&mut prefix).map_err(unreadable)?;
-    let head = Head::of(&prefix);
-    if head.is_whole && head.plain.is_empty() && arguments.digest.is_none() {
+    input.by_ref().take(sniff::HEAD_BYTES).read_to_end(&mut prefix).map_err(unreadable)?;
+    let head = Head::of(&prefix, defaults.limits.zstd_window_bytes);
+    if head.is_empty() && arguments.digest.is_none() {
         return Err(Error::new(Kind::Malformed, "apply.empty", EMPTY));
     }
     let kind = match arguments.media_type {
         Some(kind) => kind,
-        None => head.detect()?,
+        None => detect(&head)?,
     };
     let image = LayerFile::beside(&arguments.output)?;
     let converter = Converter::new(Options {
@@ -182,94 +173,24 @@ fn unreadable(layer: &Path, error: &io::Error) -> Error {
     output::unreadable(error, "apply.input").context(format!("layer {}", layer.display()))
 }
 
+/// The type of a layer that was given none. Errors: the archive holds an image with its layers.
+fn detect(head: &Head) -> Result<&'static LayerType> {
+    let found = head.layer_type();
+    let is_tar = found.is_some_and(|found| found.container == Container::Tar);
+    if let Some(name) = head.part_of_an_image().filter(|_| is_tar) {
+        let message = format!(
+            "this is an archive of a whole image (it holds {}), not a layer; unpack it and apply the layers \
+             in it, or take it as a layer with --media-type {OCI_LAYER_TAR}",
+            Quoted(&name),
+        );
+        return Err(Error::new(Kind::Malformed, "apply.image-archive", message));
+    }
+    Ok(found.unwrap_or(kind::DEFAULT))
+}
+
 /// An empty layer is legal, but a command in front of the pipe that failed is far more likely.
 const EMPTY: &str =
     "the input is empty, as after a failed download; with --digest an empty layer is accepted";
-
-/// The beginning of a layer.
-struct Head {
-    coding: Coding,
-    /// The first uncompressed bytes; fewer if the stream is damaged.
-    plain: Vec<u8>,
-    /// The stream ends here, and ends well.
-    is_whole: bool,
-}
-
-impl Head {
-    /// Decompresses `prefix`, which holds the whole stream if it is shorter than [`PREFIX_LEN`].
-    fn of(prefix: &[u8]) -> Self {
-        let coding = Coding::detect(prefix);
-        let mut head = Self { coding, plain: vec![0; PLAIN_LEN], is_whole: false };
-        let (mut input, mut filled) = (prefix, 0);
-        if let Ok(mut decoder) = coding.decoder(Options::default().limits.zstd_window_bytes) {
-            while let Some(space) = head.plain.get_mut(filled..).filter(|space| !space.is_empty()) {
-                match decoder.decode(&mut input, space) {
-                    Ok(0) if input.is_empty() => {
-                        let is_all = u64::try_from(prefix.len()).is_ok_and(|len| len < PREFIX_LEN);
-                        head.is_whole = is_all && decoder.finish().is_ok();
-                        break;
-                    }
-                    Ok(bytes) => filled += bytes,
-                    Err(_damaged) => break,
-                }
-            }
-        }
-        head.plain.truncate(filled);
-        head
-    }
-
-    /// Finds out what the layer is: an EROFS image when there is a superblock, plain or in zstd frames, else
-    /// a tar archive. Errors: the archive holds an image with its layers, and so is none.
-    fn detect(&self) -> Result<LayerType> {
-        let superblock = self.plain.get(SUPERBLOCK_AT..);
-        let is_image = superblock.is_some_and(|at| at.starts_with(&Superblock::MAGIC.to_le_bytes()));
-        let media_type = match self.coding {
-            Coding::Plain if is_image => "application/vnd.erofs.layer.v1",
-            Coding::Zstd if is_image => "application/vnd.erofs.layer.v1+zstd",
-            Coding::Plain | Coding::Gzip | Coding::Zstd => OCI_LAYER_TAR,
-        };
-        if media_type == OCI_LAYER_TAR
-            && let Some(name) = self.part_of_an_image()
-        {
-            let message = format!(
-                "this is an archive of a whole image (it holds {}), not a layer; unpack it and apply the layers \
-                 in it, or take it as a layer with --media-type {OCI_LAYER_TAR}",
-                Quoted(&name),
-            );
-            return Err(Error::new(Kind::Malformed, "apply.image-archive", message));
-        }
-        Ok(LayerType::of(media_type).unwrap_or(LayerType::Tar))
-    }
-
-    /// The first name in the archive that belongs to an OCI layout or to what `docker save` writes.
-    fn part_of_an_image(&self) -> Option<Vec<u8>> {
-        let mut parser = Parser::new();
-        let mut input = self.plain.as_slice();
-        while let Ok(Some(event)) = parser.next(&mut input) {
-            if let Event::Entry(entry) = event
-                && is_part_of_an_image(&entry.path)
-            {
-                return Some(entry.path);
-            }
-        }
-        None
-    }
-}
-
-/// `oci-layout`, `blobs/sha256/HEX`, or an older docker's `HEX/layer.tar` and `HEX.json`.
-///
-/// Source: OCI image specification, image-layout.md; Docker image specification v1.2.
-fn is_part_of_an_image(path: &[u8]) -> bool {
-    let is_hex = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let Ok(path) = std::str::from_utf8(path) else { return false };
-    match path.trim_start_matches("./").split('/').collect::<Vec<_>>()[..] {
-        ["oci-layout"] => true,
-        [name] => name.strip_suffix(".json").is_some_and(is_hex),
-        [id, "layer.tar"] => is_hex(id),
-        ["blobs", "sha256", hex] => is_hex(hex),
-        _ => false,
-    }
-}
 
 fn as_json(applied: &Applied) -> serde_json::Value {
     let stats = &applied.stats;
@@ -323,20 +244,6 @@ fn for_people(output: &Path, applied: &Applied) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_bytes_tell_what_a_layer_is() {
-        let mut image = vec![0; 4096];
-        image[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
-        let wrapped = zstd::bulk::compress(&image, 3).unwrap();
-        let archive = zstd::bulk::compress(&[0; 4096], 3).unwrap();
-        let detect = |bytes: &[u8]| Head::of(bytes).detect().unwrap();
-        let erofs = |zstd| matches!(detect(if zstd { &wrapped } else { &image }), LayerType::NativeErofs { zstd: found, .. } if found == zstd);
-        assert!(erofs(false) && erofs(true));
-        for bytes in [&[][..], &image[..1026], &archive, &wrapped[..20], &[0x1f, 0x8b, 8], b"etc/passwd"] {
-            assert_eq!(detect(bytes), LayerType::Tar);
-        }
-    }
 
     #[test]
     fn block_sizes_are_those_that_every_machine_mounts() {

@@ -5,7 +5,10 @@
 use std::{env, path::Path, process::Command, str::FromStr};
 
 use super::output::io_text;
-use crate::error::{Error, Kind};
+use crate::{
+    error::{Error, Kind},
+    kind::{Container, LayerType, TABLE},
+};
 
 /// A minor release of containerd, of which three write this part of the configuration differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,8 +119,15 @@ version = 3
 "#
     );
     if host.version < NATIVE {
-        text += "  # Layers that are EROFS images already; without this, images made of them are pulled but not unpacked.\n  \
-                 layer_types = [\"application/vnd.erofs.layer.v1\", \"application/vnd.erofs.layer.v1+zstd\"]\n";
+        // Types that have a short name are those in use; the older spelling is containerd's own.
+        let is_native = |row: &&LayerType| row.container == Container::Erofs && !row.names.is_empty();
+        let types: Vec<_> =
+            TABLE.iter().filter(is_native).map(|row| format!("{:?}", row.media_type)).collect();
+        text += &format!(
+            "  # Layers that are EROFS images already; without this, images made of them are pulled but not unpacked.\n  \
+             layer_types = [{}]\n",
+            types.join(", ")
+        );
     } else {
         text += &format!(
             r#"

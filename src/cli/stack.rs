@@ -18,18 +18,13 @@ use super::output;
 use crate::{
     error::{Error, Kind, Result},
     format::{ReadAt as _, erofs::superblock::Superblock},
+    kind::sniff::Image,
     snapshot::{IdMaps, LayerSource, Stack, StackLayer},
     sys::dir::Dir,
 };
 
 /// What is said instead of a stack when there is nothing below.
 pub const NONE: &str = "none";
-/// Where the superblocks begin, in bytes, and where in them ext4 has its magic number.
-const EROFS_MAGIC_AT: u64 = 1024;
-const EXT4_MAGIC_AT: u64 = 1024 + 56;
-/// `EXT4_SUPER_MAGIC`, little-endian.
-const EXT4_MAGIC: [u8; 2] = [0x53, 0xef];
-
 /// A stack as it was spelled; nothing is opened yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spelled(Vec<PathBuf>);
@@ -104,9 +99,10 @@ fn image_source(image: File, Reading { devices, user_xattr }: Reading<'_>) -> Re
         let mut found = vec![0; magic.len()];
         image.read_exact_at(offset, &mut found).is_ok() && found == magic
     };
-    if starts(EROFS_MAGIC_AT, &Superblock::MAGIC.to_le_bytes()) {
+    let found = Image::of(starts);
+    if found == Some(Image::Erofs) {
         let mut head = [0; Superblock::LEN];
-        image.read_exact_at(EROFS_MAGIC_AT, &mut head).map_err(unreadable)?;
+        image.read_exact_at(Superblock::OFFSET, &mut head).map_err(unreadable)?;
         let device = |path: &PathBuf| {
             let file = File::open(path).map_err(unreadable);
             file.map_err(|error| error.context(format!("device {}", path.display())))
@@ -116,7 +112,7 @@ fn image_source(image: File, Reading { devices, user_xattr }: Reading<'_>) -> Re
         let devices = devices.iter().map(device).collect::<Result<_>>()?;
         return Ok(LayerSource::Erofs { image, devices });
     }
-    if starts(EXT4_MAGIC_AT, &EXT4_MAGIC) {
+    if found == Some(Image::Ext4) {
         return Ok(LayerSource::Ext4 { image, user_xattr });
     }
     Err(unknown(
@@ -164,7 +160,7 @@ mod tests {
         image[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
         fs::write(at("erofs"), &image).unwrap();
         image[1024..1028].fill(0);
-        image[1080..1082].copy_from_slice(&EXT4_MAGIC);
+        image[1080..1082].copy_from_slice(&[0x53, 0xef]);
         fs::write(at("ext4"), &image).unwrap();
         fs::write(at("tar"), b"x").unwrap();
         let reading = Reading { devices: &[], user_xattr: true };

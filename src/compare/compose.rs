@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use super::{
-    Container, Contents, Form, Times,
+    Contents, Times,
     changes::{self, Counts, RootEntry, XattrFilter},
     erofs,
     layer::Layer,
@@ -16,6 +16,7 @@ use crate::{
     codec::{Coding, encode::Compression},
     digest::Digest,
     error::{Error, Result},
+    kind::{Container, LayerType},
     limits::Limits,
     pipeline::{
         budget::{Budget, Use},
@@ -112,7 +113,7 @@ impl Composer {
         &self,
         cancel: &Cancel,
         sides: Sides,
-        form: Form,
+        form: &LayerType,
         epoch: Option<Timestamp>,
         deliver: Deliver<'_>,
         progress: &mut dyn FnMut(u64),

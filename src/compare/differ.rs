@@ -6,11 +6,12 @@ use std::{
     time::Instant,
 };
 
-use super::{Compare, Compared, Composer, Form, Request, Sides, Stats, Times};
+use super::{Compare, Compared, Composer, Request, Sides, Stats, Times};
 use crate::{
     call::Call,
     descriptor::Descriptor,
     error::{Classify, Error, Kind, Result},
+    kind::LayerType,
     pipeline::stage,
     snapshot::{Roots, Stack},
     store::{BlobSink, Stored, check_labels},
@@ -55,7 +56,7 @@ impl Differ {
         Self { sink, roots, composer }
     }
 
-    fn write(&self, call: &Call, request: &Request, form: Form, sides: Sides) -> Result<Compared> {
+    fn write(&self, call: &Call, request: &Request, form: &LayerType, sides: Sides) -> Result<Compared> {
         let started = Instant::now();
         check_labels(&request.labels)?;
         let mut ingest = self.sink.ingest(call, &request.reference)?;
@@ -89,7 +90,7 @@ impl Differ {
 impl Compare for Differ {
     fn compare(&self, call: &Call, request: &Request) -> Result<Compared> {
         // Up to here and including both stacks nothing has been written, and no layer has been read.
-        let form = Form::of(&request.media_type)
+        let form = LayerType::to_write(&request.media_type)
             .ok_or_else(|| CompareError::MediaType(request.media_type.clone()))
             .map_err(|error| Error::from(error).context("diff"))?;
         let stack = |mounts, side: &str| -> Result<Stack> {

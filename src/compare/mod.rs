@@ -13,7 +13,6 @@ pub mod changes;
 mod compose;
 mod differ;
 pub mod erofs;
-mod form;
 pub mod layer;
 mod mapped;
 mod open;
@@ -23,7 +22,6 @@ mod viewed;
 
 pub use compose::{Composed, Composer, Options, Sides};
 pub use differ::{CompareError, Differ};
-pub use form::{Container, Form};
 pub use viewed::viewed;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -1,90 +1,254 @@
-//! Layer media types: which ones we take, and what they promise about the bytes.
+//! The layer types: one table that everything about media types is derived from or compared with.
+//!
+//! A row says what a layer holds, how it is compressed, what Apply replies for it, whether Diff writes it, and how
+//! the command line and file names spell it. Nothing here looks at bytes: labels in the wild are wrong often enough
+//! that a tar layer's compression is detected ([`Coding::detect`]), and files without a label are told apart by
+//! [`sniff`].
 //!
 //! Source: OCI image specification, media-types.md; Docker image manifest V2 schema 2; containerd
 //! `core/images/mediatypes.go` and `docs/snapshotters/erofs.md` for the native EROFS types.
 
-/// Media type of the uncompressed tar that an applied tar layer stands for.
-pub const OCI_LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+pub mod sniff;
 
-/// What the media type of a layer says it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerType {
-    /// A tar archive. How it is compressed is read from the bytes: labels in the wild lie.
+use std::path::Path;
+
+use crate::codec::Coding;
+
+/// What the bytes of a layer are once they are uncompressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// A tar archive.
     Tar,
-    /// A ready EROFS image.
-    NativeErofs {
-        /// Wrapped in zstd frames; the label is trusted, because an image has no other wrapping.
-        zstd: bool,
-        /// The media type without its `+zstd`, which is what the applied blob is.
-        base: &'static str,
-    },
+    /// An EROFS image.
+    Erofs,
 }
 
-const TAR_TYPES: [&str; 11] = [
-    OCI_LAYER_TAR,
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+impl Container {
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tar => "tar",
+            Self::Erofs => "erofs",
+        }
+    }
+}
+
+/// One row of [`TABLE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerType {
+    /// Media type of the compressed layer.
+    pub media_type: &'static str,
+    /// What the layer holds.
+    pub container: Container,
+    /// Compression that the media type promises. Binding for EROFS images; a tar layer is what its bytes are.
+    pub coding: Coding,
+    /// Media type of the uncompressed layer: the one in Apply's reply.
+    pub applied: &'static str,
+    /// Whether Diff writes layers of this type.
+    pub written: bool,
+    /// Names for `plywood diff --type`, the first one preferred.
+    pub names: &'static [&'static str],
+    /// Endings of file names that mean this type to `plywood diff`.
+    pub endings: &'static [&'static str],
+}
+
+/// Media type of the uncompressed tar that an applied tar layer stands for.
+pub const OCI_LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+/// The type that Diff writes when a request names none: clients that commit a container take it to be this.
+pub const DEFAULT: &LayerType = &TABLE[0];
+
+/// containerd 2.3 and later.
+const EROFS: &str = "application/vnd.erofs.layer.v1";
+/// containerd 2.1 and 2.2.
+const OLD_EROFS: &str = "application/vnd.oci.image.layer.v1.erofs";
+
+const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
+    LayerType {
+        media_type,
+        container: Container::Tar,
+        coding,
+        applied: OCI_LAYER_TAR,
+        written: false,
+        names: &[],
+        endings: &[],
+    }
+}
+
+const fn erofs(media_type: &'static str, coding: Coding, applied: &'static str) -> LayerType {
+    LayerType {
+        media_type,
+        container: Container::Erofs,
+        coding,
+        applied,
+        written: true,
+        names: &[],
+        endings: &[],
+    }
+}
+
+/// Every layer type.
+///
+/// Diff writes no Docker types: containerd's own differs decline them as well, and its clients rename the types of
+/// the layers they got. Only zstd wraps a native image. Compression alone (`gzip`) names a tar, the only container
+/// of every compression.
+pub const TABLE: &[LayerType] = &[
+    LayerType {
+        written: true,
+        names: &["tar+gzip", "gzip"],
+        endings: &[".tar.gz", ".tgz"],
+        ..tar("application/vnd.oci.image.layer.v1.tar+gzip", Coding::Gzip)
+    },
+    LayerType {
+        written: true,
+        names: &["tar+zstd", "zstd"],
+        endings: &[".tar.zst", ".tzst", ".tar.zstd"],
+        ..tar("application/vnd.oci.image.layer.v1.tar+zstd", Coding::Zstd)
+    },
+    LayerType { written: true, names: &["tar"], endings: &[".tar"], ..tar(OCI_LAYER_TAR, Coding::Plain) },
+    LayerType { names: &["erofs"], endings: &[".erofs"], ..erofs(EROFS, Coding::Plain, EROFS) },
+    LayerType {
+        names: &["erofs+zstd"],
+        endings: &[".erofs.zst", ".erofs.zstd"],
+        ..erofs("application/vnd.erofs.layer.v1+zstd", Coding::Zstd, EROFS)
+    },
+    erofs(OLD_EROFS, Coding::Plain, OLD_EROFS),
+    erofs("application/vnd.oci.image.layer.v1.erofs+zstd", Coding::Zstd, OLD_EROFS),
+    tar("application/vnd.oci.image.layer.nondistributable.v1.tar", Coding::Plain),
+    tar("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Coding::Gzip),
+    tar("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", Coding::Zstd),
+    tar("application/vnd.docker.image.rootfs.diff.tar", Coding::Plain),
+    tar("application/vnd.docker.image.rootfs.diff.tar.gzip", Coding::Gzip),
+    tar("application/vnd.docker.image.rootfs.diff.tar.zstd", Coding::Zstd),
+    tar("application/vnd.docker.image.rootfs.foreign.diff.tar", Coding::Plain),
+    tar("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Coding::Gzip),
 ];
 
-/// containerd 2.1 and 2.2 know the first, 2.3 and later the second.
-const EROFS_TYPES: [&str; 2] = ["application/vnd.oci.image.layer.v1.erofs", "application/vnd.erofs.layer.v1"];
-
 impl LayerType {
-    /// The layer type that `media_type` names; `None` for one that another differ may know.
+    /// The row of `media_type`; `None` for a type that another differ may know.
     ///
     /// ```
-    /// use plywood::kind::LayerType;
-    /// assert_eq!(LayerType::of("application/vnd.oci.image.layer.v1.tar+gzip"), Some(LayerType::Tar));
-    /// assert_eq!(LayerType::of("application/vnd.erofs.layer.v1+gzip"), None); // only zstd may wrap an image
+    /// use plywood::kind::{Container, LayerType};
+    /// let tar = LayerType::of("application/vnd.oci.image.layer.v1.tar+gzip");
+    /// assert_eq!(tar.map(|row| row.container), Some(Container::Tar));
+    /// assert_eq!(LayerType::of("application/vnd.erofs.layer.v1+gzip"), None);
     /// ```
-    pub fn of(media_type: &str) -> Option<Self> {
-        if TAR_TYPES.contains(&media_type) {
-            return Some(Self::Tar);
-        }
-        let (plain, zstd) = match media_type.strip_suffix("+zstd") {
-            Some(plain) => (plain, true),
-            None => (media_type, false),
-        };
-        EROFS_TYPES.into_iter().find(|base| *base == plain).map(|base| Self::NativeErofs { zstd, base })
+    pub fn of(media_type: &str) -> Option<&'static Self> {
+        TABLE.iter().find(|row| row.media_type == media_type)
     }
 
-    /// Media type of what the layer is once it is uncompressed: the reply's media type.
-    pub fn applied(self) -> &'static str {
-        match self {
-            Self::Tar => OCI_LAYER_TAR,
-            Self::NativeErofs { base, .. } => base,
+    /// The type that Diff writes for `media_type`, where an empty one stands for [`DEFAULT`].
+    ///
+    /// ```
+    /// use plywood::kind::{self, LayerType};
+    /// assert_eq!(LayerType::to_write(""), Some(kind::DEFAULT));
+    /// assert_eq!(LayerType::to_write("application/vnd.docker.image.rootfs.diff.tar.gzip"), None);
+    /// ```
+    pub fn to_write(media_type: &str) -> Option<&'static Self> {
+        if media_type.is_empty() {
+            return Some(DEFAULT);
         }
+        Self::of(media_type).filter(|row| row.written)
+    }
+
+    /// The written type that `name` means on the command line: a short name or a media type.
+    pub fn of_name(name: &str) -> Option<&'static Self> {
+        let row = TABLE.iter().find(|row| row.names.contains(&name) || row.media_type == name);
+        row.filter(|row| row.written)
+    }
+
+    /// The written type that the name of the file `path` means.
+    pub fn of_file(path: &Path) -> Option<&'static Self> {
+        let name = path.file_name()?.to_string_lossy();
+        TABLE.iter().find(|row| row.endings.iter().any(|ending| name.ends_with(ending)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn media_type_selects_the_layer_type() {
-        let erofs = |zstd, base| Some(LayerType::NativeErofs { zstd, base });
+    fn a_media_type_selects_its_row() {
+        let found =
+            |media_type| LayerType::of(media_type).map(|row| (row.container, row.coding, row.applied));
         for (media_type, want) in [
-            ("application/vnd.oci.image.layer.v1.tar", Some(LayerType::Tar)),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(LayerType::Tar)),
-            ("application/vnd.oci.image.layer.v1.erofs", erofs(false, EROFS_TYPES[0])),
-            ("application/vnd.oci.image.layer.v1.erofs+zstd", erofs(true, EROFS_TYPES[0])),
-            ("application/vnd.erofs.layer.v1", erofs(false, EROFS_TYPES[1])),
-            ("application/vnd.erofs.layer.v1+zstd", erofs(true, EROFS_TYPES[1])),
+            ("application/vnd.oci.image.layer.v1.tar", Some((Container::Tar, Coding::Plain, OCI_LAYER_TAR))),
+            (
+                "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                Some((Container::Tar, Coding::Gzip, OCI_LAYER_TAR)),
+            ),
+            ("application/vnd.oci.image.layer.v1.erofs", Some((Container::Erofs, Coding::Plain, OLD_EROFS))),
+            (
+                "application/vnd.oci.image.layer.v1.erofs+zstd",
+                Some((Container::Erofs, Coding::Zstd, OLD_EROFS)),
+            ),
+            ("application/vnd.erofs.layer.v1", Some((Container::Erofs, Coding::Plain, EROFS))),
+            ("application/vnd.erofs.layer.v1+zstd", Some((Container::Erofs, Coding::Zstd, EROFS))),
             ("application/vnd.erofs.layer.v1+gzip", None),
             ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
             ("application/vnd.oci.image.layer.v1.tar;charset=x", None),
             ("", None),
         ] {
-            assert_eq!(LayerType::of(media_type), want, "{media_type}");
+            assert_eq!(found(media_type), want, "{media_type}");
         }
+    }
+
+    #[test]
+    fn names_and_endings_lead_to_one_row_each() {
+        let mut seen = BTreeSet::new();
+        for row in TABLE {
+            for text in row.names.iter().chain(row.endings).chain([&row.media_type]) {
+                assert!(seen.insert(*text), "{text} stands twice");
+            }
+            assert!(row.written || (row.names.is_empty() && row.endings.is_empty()), "{}", row.media_type);
+            for name in row.names {
+                assert_eq!(LayerType::of_name(name), Some(row), "{name}");
+            }
+            for ending in row.endings {
+                assert_eq!(LayerType::of_file(Path::new(&format!("a{ending}"))), Some(row), "{ending}");
+            }
+            assert!(LayerType::of(row.applied).is_some_and(|applied| applied.coding == Coding::Plain));
+        }
+    }
+
+    /// The documents list the types for readers; a row that is added here is added there.
+    #[test]
+    fn the_documents_list_every_row() {
+        let mut table = String::from(
+            "| media type | bytes | `applied.media_type` | Diff writes it |\n|---|---|---|---|\n",
+        );
+        for row in TABLE {
+            let bytes = match (row.container, row.coding) {
+                (Container::Tar, _) => "tar, compressed as the bytes say",
+                (Container::Erofs, Coding::Plain) => "an EROFS image",
+                (Container::Erofs, _) => "an EROFS image in zstd frames",
+            };
+            let written = if row.written { "yes" } else { "no" };
+            table += &format!("| `{}` | {bytes} | `{}` | {written} |\n", row.media_type, row.applied);
+        }
+        let document = include_str!("../../docs/formats/containerd.md");
+        assert!(document.contains(&table), "docs/formats/containerd.md should have this table:\n{table}");
+        let readme = include_str!("../../README.md");
+        for row in TABLE.iter().filter(|row| row.written) {
+            let base = row.media_type.trim_end_matches("+gzip").trim_end_matches("+zstd");
+            assert!(readme.contains(&format!("`{base}`")), "README.md does not name {base}");
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_not_written_is_left_to_others() {
+        for media_type in [
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.oci.image.layer.v1.tar+zip",
+            "application/vnd.erofs.layer.v1+gzip",
+            " ",
+        ] {
+            assert_eq!(LayerType::to_write(media_type), None, "{media_type}");
+            assert_eq!(LayerType::of_name(media_type), None, "{media_type}");
+        }
+        assert_eq!(LayerType::of_name(""), None);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     apply::{self, Applied, Contents},
     call::{Call, Caller},
     codec::Coding,
-    compare::{self, Compared, Container, Form},
+    compare::{self, Compared},
     digest::Digest,
     error::{Error, Kind},
     kind::LayerType,
@@ -74,11 +74,7 @@ pub struct Figures {
 
 impl Subject for apply::Request {
     fn about(&self) -> About {
-        let layer = match LayerType::of(&self.diff.media_type) {
-            Some(LayerType::Tar) => "tar",
-            Some(LayerType::NativeErofs { .. }) => "erofs",
-            None => "other",
-        };
+        let layer = label(LayerType::of(&self.diff.media_type));
         let (digest, media_type) = (self.diff.digest.to_string(), self.diff.media_type.clone());
         let snapshot = snapshot_id(&self.mounts).map(str::to_owned);
         let place = snapshot.as_deref().map(|id| format!(" to snapshot {id}")).unwrap_or_default();
@@ -89,12 +85,8 @@ impl Subject for apply::Request {
 
 impl Subject for compare::Request {
     fn about(&self) -> About {
-        let form = Form::of(&self.media_type);
-        let layer = match form.map(|form| form.container) {
-            Some(Container::Tar) => "tar",
-            Some(Container::Erofs) => "erofs",
-            None => "other",
-        };
+        let form = LayerType::to_write(&self.media_type);
+        let layer = label(form);
         let media_type = form.map_or_else(|| self.media_type.clone(), |form| form.media_type.to_owned());
         let [snapshot, parent] =
             [&self.right, &self.left].map(|mounts| snapshot_id(mounts).map(str::to_owned));
@@ -102,6 +94,11 @@ impl Subject for compare::Request {
         let subject = format!("diff{name} ({media_type})");
         About { subject, digest: String::new(), media_type, layer, snapshot, parent }
     }
+}
+
+/// The label of a layer type in metrics.
+fn label(row: Option<&LayerType>) -> &'static str {
+    row.map_or("other", |row| row.container.as_str())
 }
 
 impl Success for Applied {

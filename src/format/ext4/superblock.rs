@@ -218,6 +218,8 @@ impl Superblock {
     pub const LEN: usize = 1024;
     /// Where it lies, in bytes.
     pub const OFFSET: u64 = 1024;
+    /// Offset of the magic number in the record, in bytes.
+    pub const MAGIC_OFFSET: u64 = 0x38;
     /// The magic number.
     pub const MAGIC: u16 = 0xEF53;
 

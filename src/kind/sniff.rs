@@ -1,0 +1,158 @@
+//! What a file without a label is, by its first bytes.
+//!
+//! The daemon trusts the media type it is given and never sniffs more than the compression of a tar layer; this is
+//! for the command line, whose users name files.
+
+use super::{LayerType, OCI_LAYER_TAR};
+use crate::{
+    codec::Coding,
+    format::{
+        erofs::superblock::Superblock as Erofs,
+        ext4::superblock::Superblock as Ext4,
+        tar::{Event, Parser},
+    },
+};
+
+/// Bytes of a layer that [`Head::of`] wants: enough for the first block of a zstd frame.
+pub const HEAD_BYTES: u64 = 256 << 10;
+/// Uncompressed bytes that are looked at: enough for the first names of an archive.
+const PLAIN_BYTES: usize = 256 << 10;
+
+/// A file system image that can be read as a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// EROFS.
+    Erofs,
+    /// ext4.
+    Ext4,
+}
+
+impl Image {
+    /// The file system whose magic number a file has; `starts` compares the bytes at an offset with one.
+    pub fn of(starts: impl Fn(u64, &[u8]) -> bool) -> Option<Self> {
+        if starts(Erofs::OFFSET, &Erofs::MAGIC.to_le_bytes()) {
+            return Some(Self::Erofs);
+        }
+        starts(Ext4::OFFSET + Ext4::MAGIC_OFFSET, &Ext4::MAGIC.to_le_bytes()).then_some(Self::Ext4)
+    }
+}
+
+/// The beginning of a layer.
+#[derive(Debug)]
+pub struct Head {
+    /// Compression of the layer.
+    pub coding: Coding,
+    /// The first uncompressed bytes; fewer if the stream is damaged.
+    plain: Vec<u8>,
+    /// The stream ends here, and ends well.
+    is_whole: bool,
+}
+
+impl Head {
+    /// Decompresses `prefix`, which holds the whole layer if it is shorter than [`HEAD_BYTES`]. Frames with a window
+    /// larger than `zstd_window_bytes` are not read.
+    pub fn of(prefix: &[u8], zstd_window_bytes: u64) -> Self {
+        let coding = Coding::detect(prefix);
+        let mut head = Self { coding, plain: vec![0; PLAIN_BYTES], is_whole: false };
+        let (mut input, mut filled) = (prefix, 0);
+        if let Ok(mut decoder) = coding.decoder(zstd_window_bytes) {
+            while let Some(space) = head.plain.get_mut(filled..).filter(|space| !space.is_empty()) {
+                match decoder.decode(&mut input, space) {
+                    Ok(0) if input.is_empty() => {
+                        let is_all = u64::try_from(prefix.len()).is_ok_and(|len| len < HEAD_BYTES);
+                        head.is_whole = is_all && decoder.finish().is_ok();
+                        break;
+                    }
+                    Ok(bytes) => filled += bytes,
+                    Err(_damaged) => break,
+                }
+            }
+        }
+        head.plain.truncate(filled);
+        head
+    }
+
+    /// Whether the layer is empty once it is uncompressed.
+    pub fn is_empty(&self) -> bool {
+        self.is_whole && self.plain.is_empty()
+    }
+
+    /// An EROFS image when there is a superblock, plain or in zstd frames, else a tar archive.
+    pub fn layer_type(&self) -> Option<&'static LayerType> {
+        let starts = |offset, magic: &[u8]| {
+            let at = usize::try_from(offset).ok().and_then(|offset| self.plain.get(offset..));
+            at.is_some_and(|bytes| bytes.starts_with(magic))
+        };
+        let is_image = Image::of(starts) == Some(Image::Erofs);
+        LayerType::of(match self.coding {
+            Coding::Plain if is_image => "application/vnd.erofs.layer.v1",
+            Coding::Zstd if is_image => "application/vnd.erofs.layer.v1+zstd",
+            Coding::Plain | Coding::Gzip | Coding::Zstd => OCI_LAYER_TAR,
+        })
+    }
+
+    /// The first name in the archive that belongs to an OCI layout or to what `docker save` writes: such an archive
+    /// holds an image with its layers, and is none.
+    pub fn part_of_an_image(&self) -> Option<Vec<u8>> {
+        let mut parser = Parser::new();
+        let mut input = self.plain.as_slice();
+        while let Ok(Some(event)) = parser.next(&mut input) {
+            if let Event::Entry(entry) = event
+                && is_part_of_an_image(&entry.path)
+            {
+                return Some(entry.path);
+            }
+        }
+        None
+    }
+}
+
+/// `oci-layout`, `blobs/sha256/HEX`, or an older docker's `HEX/layer.tar` and `HEX.json`.
+///
+/// Source: OCI image specification, image-layout.md; Docker image specification v1.2.
+fn is_part_of_an_image(path: &[u8]) -> bool {
+    let is_hex = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Ok(path) = std::str::from_utf8(path) else { return false };
+    match path.trim_start_matches("./").split('/').collect::<Vec<_>>()[..] {
+        ["oci-layout"] => true,
+        [name] => name.strip_suffix(".json").is_some_and(is_hex),
+        [id, "layer.tar"] => is_hex(id),
+        ["blobs", "sha256", hex] => is_hex(hex),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kind::Container, limits::Limits};
+
+    #[test]
+    fn the_bytes_decide_what_a_layer_is() {
+        let mut image = vec![0; 4096];
+        image[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
+        let wrapped = zstd::bulk::compress(&image, 3).unwrap();
+        let archive = zstd::bulk::compress(&[0; 4096], 3).unwrap();
+        let found = |bytes: &[u8]| {
+            let row = Head::of(bytes, Limits::default().zstd_window_bytes).layer_type().unwrap();
+            (row.container, row.coding)
+        };
+        assert_eq!(found(&image), (Container::Erofs, Coding::Plain));
+        assert_eq!(found(&wrapped), (Container::Erofs, Coding::Zstd));
+        for bytes in [&[][..], &image[..1026], &archive, &wrapped[..20], &[0x1f, 0x8b, 8], b"etc/passwd"] {
+            assert_eq!(found(bytes).0, Container::Tar);
+        }
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_magic_number() {
+        let found = |at: usize, magic: &[u8]| {
+            let mut file = vec![0; 4096];
+            file[at..at + magic.len()].copy_from_slice(magic);
+            Image::of(|offset, magic| file[usize::try_from(offset).unwrap()..].starts_with(magic))
+        };
+        assert_eq!(found(1024, &[0xe2, 0xe1, 0xf5, 0xe0]), Some(Image::Erofs));
+        assert_eq!(found(1080, &[0x53, 0xef]), Some(Image::Ext4));
+        assert_eq!(found(0, b"hsqs"), None);
+    }
+}

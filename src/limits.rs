@@ -67,6 +67,16 @@ pub const LEASE_BYTES: usize = 255;
 pub const REFERENCE_BYTES: usize = 4096;
 /// Most labels of one request; clients set a handful.
 pub const LABELS: usize = 256;
+/// Most annotations of one descriptor; images have a handful.
+pub const ANNOTATIONS: usize = 256;
+/// Largest sum of the keys and values of a descriptor's annotations, in bytes. Keys of an encrypted layer take a few
+/// hundred bytes for each recipient; a manifest ends at 4 MiB with all its layers.
+pub const ANNOTATION_BYTES: usize = 256 << 10;
+/// Most payloads of one request; clients send one for each stream processor.
+pub const PAYLOADS: usize = 64;
+/// Largest sum of the names, types and values of a request's payloads, in bytes. Keys and certificates take some
+/// ten KiB.
+pub const PAYLOAD_BYTES: usize = 256 << 10;
 /// Longest status message, in bytes: percent-encoded twice over it stays within what HTTP/2 clients take
 /// as headers.
 pub const STATUS_MESSAGE_BYTES: usize = 2048;

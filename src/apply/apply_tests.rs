@@ -75,6 +75,7 @@ impl Fixture {
                 target: String::new(),
                 options: vec!["rw".into(), "rbind".into()],
             }],
+            payloads: BTreeMap::new(),
             sync_fs: false,
         }
     }
@@ -209,8 +210,11 @@ fn the_reply_describes_the_uncompressed_layer() {
     let tar = archive(1_000_000);
     for (media_type, blob) in [(PLAIN, tar.clone()), (GZIP, gzip(&tar)), (ZSTD, zstd(&tar))] {
         let applied = fixture.apply("1", media_type, &blob).unwrap();
-        assert_eq!(applied.media_type, PLAIN);
-        assert_eq!((applied.digest, applied.size_bytes), (Digest::sha256(&tar), tar.len() as u64));
+        assert_eq!(applied.descriptor.media_type, PLAIN);
+        assert_eq!(
+            (applied.descriptor.digest, applied.descriptor.size_bytes),
+            (Digest::sha256(&tar), tar.len() as u64)
+        );
         let stats = applied.stats;
         assert_eq!((stats.blob, stats.blob_bytes), (Digest::sha256(&blob), blob.len() as u64));
         assert_eq!(stats.image_bytes, fixture.layer("1").len() as u64);
@@ -225,7 +229,7 @@ fn the_label_does_not_decide_how_a_tar_layer_is_compressed() {
     let tar = archive(3000);
     for blob in [tar.clone(), gzip(&tar), zstd(&tar)] {
         let images = [PLAIN, GZIP, ZSTD, "application/vnd.docker.image.rootfs.diff.tar.gzip"].map(|label| {
-            assert_eq!(fixture.apply("1", label, &blob).unwrap().digest, Digest::sha256(&tar));
+            assert_eq!(fixture.apply("1", label, &blob).unwrap().descriptor.digest, Digest::sha256(&tar));
             fixture.layer("1")
         });
         assert!(images.iter().all(|image| *image == images[0]));
@@ -319,14 +323,17 @@ fn bytes_after_the_end_of_the_archive_count_for_both_digests() {
     let blob = [gzip(&tar), gzip(b"in a member of their own")].concat();
     tar.extend(b"in a member of their own");
     let applied = fixture.apply("1", GZIP, &blob).unwrap();
-    assert_eq!((applied.digest, applied.size_bytes), (Digest::sha256(&tar), tar.len() as u64));
+    assert_eq!(
+        (applied.descriptor.digest, applied.descriptor.size_bytes),
+        (Digest::sha256(&tar), tar.len() as u64)
+    );
 }
 
 #[test]
 fn an_empty_blob_is_an_empty_layer() {
     let mut fixture = fixture();
     let applied = fixture.apply("1", GZIP, b"").unwrap();
-    assert_eq!((applied.digest, applied.size_bytes), (Digest::sha256(b""), 0));
+    assert_eq!((applied.descriptor.digest, applied.descriptor.size_bytes), (Digest::sha256(b""), 0));
     assert_eq!(applied.stats.contents.nodes, 1);
 }
 
@@ -338,8 +345,11 @@ fn a_native_image_arrives_as_it_is_however_it_comes() {
     for base in [NATIVE, "application/vnd.oci.image.layer.v1.erofs"] {
         for (media_type, blob) in [(base.to_owned(), image.clone()), (format!("{base}+zstd"), zstd(&image))] {
             let applied = fixture.apply("2", &media_type, &blob).unwrap();
-            assert_eq!((applied.media_type, applied.size_bytes), (base, image.len() as u64));
-            assert_eq!(applied.digest, Digest::sha256(&image));
+            assert_eq!(
+                (applied.descriptor.media_type.as_str(), applied.descriptor.size_bytes),
+                (base, image.len() as u64)
+            );
+            assert_eq!(applied.descriptor.digest, Digest::sha256(&image));
             assert!(fixture.layer("2") == image);
         }
     }
@@ -415,7 +425,10 @@ fn a_native_image_in_a_file_is_copied_by_the_kernel_and_hashed_all_the_same() {
         let applier = fixture.applier_of(Arc::new(Files(files)));
         let request = fixture.request("2", NATIVE, &digest, image.len());
         let applied = applier.apply(&call(), &request).unwrap();
-        assert_eq!((&applied.digest, applied.size_bytes), (&digest, image.len() as u64));
+        assert_eq!(
+            (&applied.descriptor.digest, applied.descriptor.size_bytes),
+            (&digest, image.len() as u64)
+        );
         assert!(fixture.layer("2") == image);
         fs::remove_file(fixture.snapshot("2").join("layer.erofs")).unwrap();
 
@@ -518,7 +531,7 @@ fn the_same_layer_asked_for_many_times_is_converted_once() {
         assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "apply.busy"));
         let first = applier.apply(&call(), &elsewhere).unwrap();
         for applied in same {
-            assert_eq!(applied.join().unwrap().digest, first.digest);
+            assert_eq!(applied.join().unwrap().descriptor.digest, first.descriptor.digest);
         }
     });
     assert_eq!(OPENED.load(Ordering::Relaxed), 2);

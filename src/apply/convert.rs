@@ -11,6 +11,7 @@ use super::{Applied, Contents, Parents, Stats, native, tar_to_erofs};
 use crate::{
     call::Cancel,
     codec::Coding,
+    descriptor::Descriptor,
     digest::Digest,
     error::Result,
     format::{
@@ -177,9 +178,7 @@ impl Converter {
         let image_bytes = image.size_bytes();
         facts.times.commit = timed(|| Ok(image.commit(self.options.durability, sync_fs)?))?;
         Ok(Applied {
-            media_type: kind.applied,
-            digest: facts.diff_id,
-            size_bytes: facts.stream_bytes,
+            descriptor: Descriptor::of(kind.applied, facts.diff_id, facts.stream_bytes),
             stats: Stats {
                 blob: facts.blob,
                 blob_bytes: facts.blob_bytes,

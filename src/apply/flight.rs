@@ -156,6 +156,7 @@ impl Drop for Landing<'_> {
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::BTreeMap,
         sync::{
             Barrier,
             atomic::{AtomicUsize, Ordering},
@@ -173,7 +174,7 @@ mod tests {
 
     fn request(name: &[u8], sync_fs: bool) -> Request {
         let diff = Descriptor::new("a/b", Digest::sha256(name), 1).unwrap();
-        Request { diff, mounts: Vec::new(), sync_fs }
+        Request { diff, mounts: Vec::new(), payloads: BTreeMap::new(), sync_fs }
     }
 
     fn applied() -> Applied {
@@ -187,7 +188,7 @@ mod tests {
             times: StageTimes::default(),
             total: Duration::ZERO,
         };
-        Applied { media_type: "a/b", digest, size_bytes: 1, stats }
+        Applied { descriptor: Descriptor::of("a/b", digest, 1), stats }
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub use convert::{Converter, ImpliedDirectories, Layer, NativeVerify, Options};
 pub use parents::Parents;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -40,19 +41,28 @@ pub struct Request {
     pub diff: Descriptor,
     /// The snapshot, as its snapshotter describes it.
     pub mounts: Vec<Mount>,
+    /// Messages for the stream processors of the layer, by the processor's name.
+    pub payloads: BTreeMap<String, Payload>,
     /// The layer must be on disk before the reply.
     pub sync_fs: bool,
 }
 
-/// What was applied: the descriptor of the uncompressed layer, and what it took.
+/// A message that means something to a stream processor only.
+///
+/// Source: protobuf's `google.protobuf.Any`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Payload {
+    /// URL of the message's type.
+    pub type_url: String,
+    /// The encoded message.
+    pub value: Vec<u8>,
+}
+
+/// The result of an Apply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
-    /// Type of the uncompressed layer.
-    pub media_type: &'static str,
-    /// Its digest: the diffID.
-    pub digest: Digest,
-    /// Its size in bytes.
-    pub size_bytes: u64,
+    /// The uncompressed layer; its digest is the diffID.
+    pub descriptor: Descriptor,
     /// Figures for logs, metrics and people.
     pub stats: Stats,
 }

@@ -195,11 +195,11 @@ const EMPTY: &str =
 fn as_json(applied: &Applied) -> serde_json::Value {
     let stats = &applied.stats;
     json!({
-        "media_type": applied.media_type,
-        "diff_id": applied.digest.to_string(),
+        "media_type": applied.descriptor.media_type,
+        "diff_id": applied.descriptor.digest.to_string(),
         "blob_digest": stats.blob.to_string(),
         "blob_bytes": stats.blob_bytes,
-        "uncompressed_bytes": applied.size_bytes,
+        "uncompressed_bytes": applied.descriptor.size_bytes,
         "coding": stats.coding.as_str(),
         "image_bytes": stats.image_bytes,
         "nodes": stats.contents.nodes,
@@ -219,7 +219,7 @@ fn for_people(output: &Path, applied: &Applied) -> String {
         HumanBytes(stats.image_bytes),
         HumanBytes(stats.blob_bytes),
         stats.coding.as_str(),
-        HumanBytes(applied.size_bytes),
+        HumanBytes(applied.descriptor.size_bytes),
     );
     if stats.contents.nodes > 0 {
         let contents = &stats.contents;
@@ -237,7 +237,7 @@ fn for_people(output: &Path, applied: &Applied) -> String {
         }
         text.push('\n');
     }
-    text += &report::last_lines(&applied.digest, &stats.blob, stats.times.steps(), stats.total);
+    text += &report::last_lines(&applied.descriptor.digest, &stats.blob, stats.times.steps(), stats.total);
     text
 }
 

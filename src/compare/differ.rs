@@ -82,8 +82,7 @@ impl Differ {
             times: Times { commit: committing.elapsed(), ..composed.times },
             total: started.elapsed(),
         };
-        let media_type = form.media_type.to_owned();
-        Ok(Compared { descriptor: Descriptor { media_type, digest, size_bytes }, stats })
+        Ok(Compared { descriptor: Descriptor::of(form.media_type, digest, size_bytes), stats })
     }
 }
 

@@ -243,7 +243,7 @@ impl Metrics {
         let stats = &applied.stats;
         self.seconds.get_or_create(&layer).observe(took.as_secs_f64());
         self.bytes_in.get_or_create(&layer).inc_by(stats.blob_bytes);
-        self.bytes_out.get_or_create(&layer).inc_by(applied.size_bytes);
+        self.bytes_out.get_or_create(&layer).inc_by(applied.descriptor.size_bytes);
         self.nodes.inc_by(stats.contents.nodes);
         self.implied.inc_by(stats.contents.implied_directories);
         self.inherited.inc_by(stats.contents.inherited_directories);
@@ -301,6 +301,7 @@ mod tests {
     use crate::{
         apply::{Contents, Stats},
         codec::Coding,
+        descriptor::Descriptor,
         digest::Digest,
         pipeline::StageTimes,
     };
@@ -338,7 +339,7 @@ mod tests {
             times: StageTimes { read: Duration::from_millis(3), ..StageTimes::default() },
             total: Duration::from_millis(4),
         };
-        let applied = Applied { media_type: "x", digest: Digest::sha256(b""), size_bytes: 70, stats };
+        let applied = Applied { descriptor: Descriptor::of("x", Digest::sha256(b""), 70), stats };
         metrics.count_applied("tar", &applied, Duration::from_millis(5));
         metrics.count_security(SecurityEvent::PeerRefused);
         let text = metrics.text(Load { running: 1, stalled: 4, waiting: 2, memory_bytes: 3 });

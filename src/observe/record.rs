@@ -105,10 +105,10 @@ impl Success for Applied {
     fn figures(&self) -> Figures {
         Figures {
             digest: self.stats.blob.clone(),
-            diff_id: self.digest.clone(),
+            diff_id: self.descriptor.digest.clone(),
             coding: self.stats.coding,
             bytes_in: self.stats.blob_bytes,
-            bytes_out: self.size_bytes,
+            bytes_out: self.descriptor.size_bytes,
             image_bytes: Some(self.stats.image_bytes),
             nodes: self.stats.contents.nodes,
             implied: match &self.stats.contents {

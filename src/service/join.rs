@@ -111,7 +111,10 @@ mod tests {
 
     fn key(namespace: &str, layer: &[u8], sync_fs: bool) -> Key {
         let diff = Descriptor::new("a/b", Digest::sha256(layer), 1).unwrap();
-        (namespace.parse().unwrap(), apply::Request { diff, mounts: Vec::new(), sync_fs })
+        (
+            namespace.parse().unwrap(),
+            apply::Request { diff, mounts: Vec::new(), payloads: Default::default(), sync_fs },
+        )
     }
 
     fn leader(role: Role<u32>) -> Leader<u32> {

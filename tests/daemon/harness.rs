@@ -1,7 +1,7 @@
 //! The daemon as a child, its snapshot directories, layers, and clients for both wires.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     io::Write as _,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
@@ -140,6 +140,7 @@ impl Node {
                 target: String::new(),
                 options: vec!["rw".to_owned(), "rbind".to_owned()],
             }],
+            payloads: BTreeMap::new(),
             sync_fs: false,
         }
     }

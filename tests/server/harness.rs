@@ -48,9 +48,11 @@ impl Apply for StandIn {
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
         self.act(call, &request.diff.media_type)?;
         Ok(Applied {
-            media_type: "application/vnd.oci.image.layer.v1.tar",
-            digest: request.diff.digest.clone(),
-            size_bytes: 2 * request.diff.size_bytes,
+            descriptor: Descriptor::of(
+                "application/vnd.oci.image.layer.v1.tar",
+                request.diff.digest.clone(),
+                2 * request.diff.size_bytes,
+            ),
             stats: Stats {
                 blob: request.diff.digest.clone(),
                 blob_bytes: request.diff.size_bytes,
@@ -68,7 +70,6 @@ impl Compare for StandIn {
     fn compare(&self, call: &Call, request: &compare::Request) -> Result<Compared> {
         self.act(call, &request.media_type)?;
         let digest = Digest::sha256(request.reference.as_bytes());
-        let media_type = request.media_type.clone();
         Ok(Compared {
             stats: compare::Stats {
                 diff_id: digest.clone(),
@@ -78,7 +79,7 @@ impl Compare for StandIn {
                 times: compare::Times::default(),
                 total: Duration::from_millis(1),
             },
-            descriptor: Descriptor { media_type, digest, size_bytes: 45 },
+            descriptor: Descriptor::of(&request.media_type, digest, 45),
         })
     }
 }
@@ -242,6 +243,7 @@ pub fn request(media_type: &str) -> Request {
             options: vec!["rw".into()],
             ..Mount::default()
         }],
+        payloads: std::collections::BTreeMap::new(),
         sync_fs: false,
     }
 }

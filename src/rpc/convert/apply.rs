@@ -1,97 +1,129 @@
 //! Apply: its request and its reply, on both wires.
 
-use std::collections::HashMap;
-
 use containerd_client::services::v1 as wire;
-use protobuf::MessageField;
+use protobuf::{MessageField, well_known_types::any::Any};
 
 use super::{ConvertError, check_mounts, grpc, ttrpc};
 use crate::{
-    apply::{Applied, Request},
-    descriptor::Descriptor,
-    digest::Digest,
+    apply::{Applied, Payload, Request},
     error::Error,
+    limits,
     rpc::proto::ttrpc::diff,
-    snapshot::Mount,
 };
 
-/// The request of a gRPC message. Payloads are for stream processors; clients send them along with layers
-/// that need none, so they mean nothing here.
+/// The request of a gRPC message.
 pub fn from_grpc(message: wire::ApplyRequest) -> Result<Request, Error> {
-    let blob = message.diff.ok_or(ConvertError::NoDescriptor)?;
-    let mounts = grpc::mounts(message.mounts);
-    request(&blob.media_type, &blob.digest, blob.size, mounts, message.sync_fs)
+    let diff = grpc::descriptor(message.diff.ok_or(ConvertError::NoDescriptor)?)?;
+    let payload = |(name, any): (String, prost_types::Any)| {
+        (name, Payload { type_url: any.type_url, value: any.value })
+    };
+    check(Request {
+        diff,
+        mounts: grpc::mounts(message.mounts),
+        payloads: message.payloads.into_iter().map(payload).collect(),
+        sync_fs: message.sync_fs,
+    })
 }
 
 /// The request of a ttrpc message.
 pub fn from_ttrpc(message: diff::ApplyRequest) -> Result<Request, Error> {
-    let blob = message.diff.into_option().ok_or(ConvertError::NoDescriptor)?;
-    let mounts = ttrpc::mounts(message.mounts);
-    request(&blob.media_type, &blob.digest, blob.size, mounts, message.sync_fs)
+    let diff = ttrpc::descriptor(message.diff.into_option().ok_or(ConvertError::NoDescriptor)?)?;
+    let payload = |(name, any): (String, Any)| (name, Payload { type_url: any.type_url, value: any.value });
+    check(Request {
+        diff,
+        mounts: ttrpc::mounts(message.mounts),
+        payloads: message.payloads.into_iter().map(payload).collect(),
+        sync_fs: message.sync_fs,
+    })
 }
 
 /// The reply as a gRPC message.
 pub fn to_grpc(applied: &Applied) -> wire::ApplyResponse {
-    let blob = grpc::descriptor(applied.media_type, &applied.digest, applied.size_bytes);
-    wire::ApplyResponse { applied: Some(blob) }
+    wire::ApplyResponse { applied: Some(grpc::to_descriptor(&applied.descriptor)) }
 }
 
 /// The reply as a ttrpc message.
 pub fn to_ttrpc(applied: &Applied) -> diff::ApplyResponse {
     let mut message = diff::ApplyResponse::new();
-    let blob = ttrpc::descriptor(applied.media_type, &applied.digest, applied.size_bytes);
-    message.applied = MessageField::some(blob);
+    message.applied = MessageField::some(ttrpc::to_descriptor(&applied.descriptor));
     message
 }
 
 /// A gRPC message of `request`, for clients.
 pub fn request_to_grpc(request: &Request) -> wire::ApplyRequest {
-    let Descriptor { media_type, digest, size_bytes } = &request.diff;
+    let any = |payload: &Payload| prost_types::Any {
+        type_url: payload.type_url.clone(),
+        value: payload.value.clone(),
+    };
     wire::ApplyRequest {
-        diff: Some(grpc::descriptor(media_type, digest, *size_bytes)),
+        diff: Some(grpc::to_descriptor(&request.diff)),
         mounts: grpc::to_mounts(&request.mounts),
-        payloads: HashMap::new(),
+        payloads: request.payloads.iter().map(|(name, payload)| (name.clone(), any(payload))).collect(),
         sync_fs: request.sync_fs,
     }
 }
 
 /// A ttrpc message of `request`, for clients.
 pub fn request_to_ttrpc(request: &Request) -> diff::ApplyRequest {
-    let Descriptor { media_type, digest, size_bytes } = &request.diff;
+    let any = |payload: &Payload| {
+        let mut any = Any::new();
+        any.type_url = payload.type_url.clone();
+        any.value = payload.value.clone();
+        any
+    };
     let mut message = diff::ApplyRequest::new();
-    message.diff = MessageField::some(ttrpc::descriptor(media_type, digest, *size_bytes));
+    message.diff = MessageField::some(ttrpc::to_descriptor(&request.diff));
     message.mounts = ttrpc::to_mounts(&request.mounts);
+    message.payloads = request.payloads.iter().map(|(name, payload)| (name.clone(), any(payload))).collect();
     message.sync_fs = request.sync_fs;
     message
 }
 
-fn request(
-    media_type: &str,
-    digest: &str,
-    size: i64,
-    mounts: Vec<Mount>,
-    sync_fs: bool,
-) -> Result<Request, Error> {
-    let digest: Digest = digest.parse()?;
-    let diff = Descriptor::new(media_type, digest, size)?;
-    check_mounts(&mounts).map_err(|error| error.context(format!("apply {}", diff.digest)))?;
-    Ok(Request { diff, mounts, sync_fs })
+/// Bounds what a waiting request holds in memory.
+fn check(request: Request) -> Result<Request, Error> {
+    let context = |error: Error| error.context(format!("apply {}", request.diff.digest));
+    check_mounts(&request.mounts).map_err(context)?;
+    let len =
+        |(name, payload): (&String, &Payload)| name.len() + payload.type_url.len() + payload.value.len();
+    let (count, bytes) = (request.payloads.len(), request.payloads.iter().map(len).sum());
+    if count > limits::PAYLOADS || bytes > limits::PAYLOAD_BYTES {
+        return Err(context(ConvertError::Payloads { count, bytes }.into()));
+    }
+    Ok(request)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::{BTreeMap, HashMap},
+        time::Duration,
+    };
+
     use containerd_client::types;
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
+        apply::{Contents, Stats},
+        codec::Coding,
+        descriptor::Descriptor,
+        digest::Digest,
         error::Kind,
+        pipeline::StageTimes,
         rpc::proto::ttrpc::{descriptor, mount},
+        snapshot::Mount,
     };
+
+    fn payload(len: usize) -> Payload {
+        Payload { type_url: "types/x".into(), value: vec![7; len] }
+    }
 
     fn sample() -> Request {
         Request {
-            diff: Descriptor::new("application/vnd.oci.image.layer.v1.tar", Digest::sha256(b"x"), 1).unwrap(),
+            diff: Descriptor::new("application/vnd.oci.image.layer.v1.tar", Digest::sha256(b"x"), 1)
+                .and_then(|diff| diff.annotated(BTreeMap::from([("key".into(), "value".into())])))
+                .unwrap(),
+            payloads: BTreeMap::from([("processor".into(), payload(3))]),
             mounts: vec![Mount {
                 kind: "bind".into(),
                 source: "/root/snapshots/1/fs".into(),
@@ -107,6 +139,37 @@ mod tests {
         let request = sample();
         assert_eq!(from_grpc(request_to_grpc(&request)).unwrap(), request);
         assert_eq!(from_ttrpc(request_to_ttrpc(&request)).unwrap(), request);
+    }
+
+    #[test]
+    fn the_last_payload_that_fits_is_taken_and_the_next_one_is_not() {
+        let taken = |count: usize, bytes: usize| {
+            let each = (0..count).map(|number| (format!("{number:04}"), payload(bytes / count - 11)));
+            let error = from_grpc(request_to_grpc(&Request { payloads: each.collect(), ..sample() })).err();
+            error.map(|error| (error.kind(), error.reason()))
+        };
+        let refused = Some((Kind::Exhausted, "limit.payloads"));
+        assert_eq!(taken(limits::PAYLOADS, 11 * limits::PAYLOADS), None);
+        assert_eq!(taken(limits::PAYLOADS + 1, 11 * (limits::PAYLOADS + 1)), refused);
+        assert_eq!(taken(1, limits::PAYLOAD_BYTES), None);
+        assert_eq!(taken(1, limits::PAYLOAD_BYTES + 1), refused);
+    }
+
+    #[test]
+    fn the_reply_carries_annotations() {
+        let stats = Stats {
+            blob: Digest::sha256(b""),
+            blob_bytes: 0,
+            coding: Coding::Plain,
+            image_bytes: 0,
+            contents: Contents::default(),
+            times: StageTimes::default(),
+            total: Duration::ZERO,
+        };
+        let applied = Applied { descriptor: sample().diff, stats };
+        let (grpc, ttrpc) = (to_grpc(&applied).applied.unwrap(), to_ttrpc(&applied).applied.unwrap());
+        assert_eq!(grpc.annotations.get("key").map(String::as_str), Some("value"));
+        assert_eq!(grpc.annotations, ttrpc.annotations);
     }
 
     #[test]

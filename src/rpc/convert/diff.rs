@@ -8,7 +8,7 @@ use protobuf::{MessageField, well_known_types::timestamp::Timestamp as TtrpcTime
 use super::{ConvertError, check_mounts, grpc, ttrpc};
 use crate::{
     compare::{Compared, Request},
-    descriptor::{Descriptor, DescriptorError},
+    descriptor::DescriptorError,
     error::Error,
     limits,
     rpc::proto::ttrpc::diff,
@@ -49,15 +49,13 @@ pub fn from_ttrpc(message: diff::DiffRequest) -> Result<Request, Error> {
 
 /// The reply as a gRPC message.
 pub fn to_grpc(compared: &Compared) -> wire::DiffResponse {
-    let Descriptor { media_type, digest, size_bytes } = &compared.descriptor;
-    wire::DiffResponse { diff: Some(grpc::descriptor(media_type, digest, *size_bytes)) }
+    wire::DiffResponse { diff: Some(grpc::to_descriptor(&compared.descriptor)) }
 }
 
 /// The reply as a ttrpc message.
 pub fn to_ttrpc(compared: &Compared) -> diff::DiffResponse {
-    let Descriptor { media_type, digest, size_bytes } = &compared.descriptor;
     let mut message = diff::DiffResponse::new();
-    message.diff = MessageField::some(ttrpc::descriptor(media_type, digest, *size_bytes));
+    message.diff = MessageField::some(ttrpc::to_descriptor(&compared.descriptor));
     message
 }
 
@@ -138,6 +136,7 @@ mod tests {
     use crate::{
         codec::Coding,
         compare::{Contents, Stats, Times},
+        descriptor::Descriptor,
         digest::Digest,
         error::Kind,
         snapshot::Mount,
@@ -185,8 +184,7 @@ mod tests {
     fn the_reply_is_field_three() {
         use prost::Message as _;
         use protobuf::Message as _;
-        let descriptor =
-            Descriptor { media_type: "a/b".to_owned(), digest: Digest::sha256(b""), size_bytes: 7 };
+        let descriptor = Descriptor::of("a/b", Digest::sha256(b""), 7);
         let stats = Stats {
             diff_id: Digest::sha256(b""),
             uncompressed_bytes: 7,

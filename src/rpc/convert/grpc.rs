@@ -1,11 +1,9 @@
 //! The messages of which both methods' gRPC messages are made.
 
-use std::collections::HashMap;
-
 use containerd_client::types;
 
 use super::wire_size;
-use crate::{digest::Digest, snapshot::Mount};
+use crate::{descriptor::Descriptor, error::Error, snapshot::Mount};
 
 pub(super) fn mounts(messages: Vec<types::Mount>) -> Vec<Mount> {
     let mount = |mount: types::Mount| Mount {
@@ -27,11 +25,18 @@ pub(super) fn to_mounts(mounts: &[Mount]) -> Vec<types::Mount> {
     mounts.iter().map(message).collect()
 }
 
-pub(super) fn descriptor(media_type: &str, digest: &Digest, size_bytes: u64) -> types::Descriptor {
+pub(super) fn to_descriptor(descriptor: &Descriptor) -> types::Descriptor {
+    let Descriptor { media_type, digest, size_bytes, annotations } = descriptor.clone();
     types::Descriptor {
-        media_type: media_type.to_owned(),
+        media_type,
         digest: digest.to_string(),
         size: wire_size(size_bytes),
-        annotations: HashMap::new(),
+        annotations: annotations.into_iter().collect(),
     }
+}
+
+pub(super) fn descriptor(message: types::Descriptor) -> Result<Descriptor, Error> {
+    let types::Descriptor { media_type, digest, size, annotations } = message;
+    let descriptor = Descriptor::new(&media_type, digest.parse()?, size)?;
+    Ok(descriptor.annotated(annotations.into_iter().collect())?)
 }

@@ -40,6 +40,18 @@ pub enum ConvertError {
         /// How many came.
         count: usize,
     },
+    /// More than any client sends.
+    #[error(
+        "{count} payloads of {bytes} bytes; {} of {} bytes are allowed",
+        limits::PAYLOADS,
+        limits::PAYLOAD_BYTES
+    )]
+    Payloads {
+        /// How many came.
+        count: usize,
+        /// Bytes of all names, types and values.
+        bytes: usize,
+    },
     /// Not a time.
     #[error("source_date_epoch has {nanos} nanoseconds, which is no part of a second")]
     Epoch {
@@ -51,7 +63,7 @@ pub enum ConvertError {
 impl Classify for ConvertError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Labels { .. } => Kind::Exhausted,
+            Self::Labels { .. } | Self::Payloads { .. } => Kind::Exhausted,
             _ => Kind::Malformed,
         }
     }
@@ -62,6 +74,7 @@ impl Classify for ConvertError {
             Self::Nul { .. } => "request.mounts",
             Self::Reference { .. } => "request.ref",
             Self::Labels { .. } => "limit.labels",
+            Self::Payloads { .. } => "limit.payloads",
             Self::Epoch { .. } => "request.source-date-epoch",
         }
     }

@@ -2,7 +2,8 @@
 
 use super::wire_size;
 use crate::{
-    digest::Digest,
+    descriptor::Descriptor,
+    error::Error,
     rpc::proto::ttrpc::{descriptor, mount},
     snapshot::Mount,
 };
@@ -29,10 +30,17 @@ pub(super) fn to_mounts(mounts: &[Mount]) -> Vec<mount::Mount> {
     mounts.iter().map(message).collect()
 }
 
-pub(super) fn descriptor(media_type: &str, digest: &Digest, size_bytes: u64) -> descriptor::Descriptor {
+pub(super) fn to_descriptor(descriptor: &Descriptor) -> descriptor::Descriptor {
+    let Descriptor { media_type, digest, size_bytes, annotations } = descriptor.clone();
     let mut message = descriptor::Descriptor::new();
-    message.media_type = media_type.to_owned();
+    message.media_type = media_type;
     message.digest = digest.to_string();
     message.size = wire_size(size_bytes);
+    message.annotations = annotations.into_iter().collect();
     message
+}
+
+pub(super) fn descriptor(message: descriptor::Descriptor) -> Result<Descriptor, Error> {
+    let descriptor = Descriptor::new(&message.media_type, message.digest.parse()?, message.size)?;
+    Ok(descriptor.annotated(message.annotations.into_iter().collect())?)
 }

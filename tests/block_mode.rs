@@ -411,8 +411,7 @@ fn confined() {
             assert!(enforced.level == "none" || fs::read_dir(node.at("outside")).is_err());
             assert!(fs::read_dir(node.at("state/mnt/upper")).is_err());
             let upper = node.upper();
-            let _raised = capabilities::Raised::for_reading().unwrap();
-            names(upper)
+            capabilities::reading(|| names(upper)).unwrap()
         });
         told.recv().unwrap();
         node.mount();

@@ -14,13 +14,7 @@ mod tar_to_erofs;
 pub use convert::{Converter, ImpliedDirectories, Layer, NativeVerify, Options};
 pub use parents::Parents;
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs::File, sync::Arc, time::Duration};
 
 use crate::{
     call::Call,
@@ -29,9 +23,10 @@ use crate::{
     digest::Digest,
     error::{Classify, Error, Kind, Result},
     kind::{Container, LayerType},
-    pipeline::{BlobError, StageTimes, stage},
+    pipeline::{BlobError, StageTimes},
     snapshot::{LAYER_NAME, Mount, MountError, Roots, SnapshotDir},
     store::ContentStore,
+    sys::thread::catch,
 };
 
 /// Apply this blob to this snapshot.
@@ -213,10 +208,7 @@ impl Apply for Applier {
         let kind = kind.map_err(|error| layer(error.into()))?;
         let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;
         self.flights
-            .fly(dir.key(), call, request, || {
-                catch_unwind(AssertUnwindSafe(|| self.apply_to(call, request, kind, &dir)))
-                    .unwrap_or_else(|panic| Err(stage::panicked(&*panic)))
-            })
+            .fly(dir.key(), call, request, || catch(|| self.apply_to(call, request, kind, &dir)))
             .map_err(|error| {
                 error.context(format!("apply {digest} ({media_type}) to {}", dir.path().display()))
             })

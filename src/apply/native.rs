@@ -22,12 +22,9 @@ use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
     format::Sink as _,
-    pipeline::{
-        self, BlobError, Facts, Plan, Progress, StageTimes,
-        buffer::Chunk,
-        stage::{Stage, panicked},
-    },
+    pipeline::{self, BlobError, Facts, Plan, Progress, StageTimes, buffer::Chunk, stage::Stage},
     snapshot::LayerFile,
+    sys::thread::spawn_scoped,
 };
 
 /// Bytes hashed at a time.
@@ -96,12 +93,12 @@ fn share(
     let (blob, blob_digest, build) = thread::scope(|scope| {
         let helper = plan.helpers.take().map(|permit| {
             let copy = &copy;
-            scope.spawn(move || {
-                let hashed = hash(copy, receiver, cancel);
-                drop(permit);
-                hashed
+            spawn_scoped(scope, "blob-digest", move || {
+                let _held = permit;
+                hash(copy, receiver, cancel)
             })
         });
+        let helper = helper.transpose()?;
         let mut report = |copied| {
             // Without a helper nobody listens.
             let _heard = sender.send(copied);
@@ -123,7 +120,7 @@ fn share(
         let build = started.elapsed();
         drop(sender);
         let (blob, busy) = match helper {
-            Some(helper) => helper.join().unwrap_or_else(|panic| Err(panicked(&*panic)))?,
+            Some(helper) => helper.join()?,
             None => hash(&copy, [size_bytes], cancel)?,
         };
         Ok::<_, Error>((blob, busy, build))

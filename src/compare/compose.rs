@@ -24,7 +24,7 @@ use crate::{
         stage::Helpers,
     },
     snapshot::{Stack, Watch},
-    sys::capabilities::Raised,
+    sys::capabilities,
     tree::Timestamp,
 };
 
@@ -124,10 +124,10 @@ impl Composer {
         // Beside what the writer of an image uses.
         let mut charge = |bytes| lease.charge(Use::Window, bytes, cancel);
         let watches = [sides.lower.watch()?, sides.upper.watch()?];
-        let [lower, upper] =
-            reading(|| Ok([open::layers(sides.lower, cancel)?, open::layers(sides.upper, cancel)?]))?;
+        let open = || Ok([open::layers(sides.lower, cancel)?, open::layers(sides.upper, cancel)?]);
+        let [lower, upper] = reading(open)?;
         let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
-        let open = started.elapsed();
+        let opened = started.elapsed();
 
         let root = match form.container {
             Container::Tar => RootEntry::WhenChanged,
@@ -157,7 +157,7 @@ impl Composer {
         watches.iter().try_for_each(Watch::check)?;
         let Facts { diff_id, stream_bytes, blob, blob_bytes, times, .. } = facts;
         let times = Times {
-            open,
+            open: opened,
             build: times.produce,
             diff_id: times.diff_id,
             encode: times.encode,
@@ -176,13 +176,9 @@ impl Composer {
     }
 }
 
-/// Runs `work` with the capabilities that reading what containers wrote takes, as far as there are any. Threads
-/// that are started meanwhile give theirs up.
+/// [`capabilities::reading`], where a kernel that refuses is a failing disk.
 pub(super) fn reading<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let raised = Raised::for_reading().map_err(Error::disk)?;
-    let outcome = work();
-    drop(raised);
-    outcome
+    capabilities::reading(work).map_err(Error::disk)?
 }
 
 pub(super) fn references(layers: &[Box<dyn Layer>]) -> Vec<&dyn Layer> {

@@ -1,10 +1,6 @@
 //! One Diff: from a request to a blob in the content store.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use super::{Compare, Compared, Composer, Request, Sides, Stats, Times};
 use crate::{
@@ -12,9 +8,9 @@ use crate::{
     descriptor::Descriptor,
     error::{Classify, Error, Kind, Result},
     kind::LayerType,
-    pipeline::stage,
     snapshot::{Roots, Stack},
     store::{BlobSink, Stored, check_labels},
+    sys::thread::catch,
 };
 
 /// The label that says what a blob is uncompressed: clients look for it on every layer.
@@ -101,9 +97,7 @@ impl Compare for Differ {
         let upper = stack(&request.right, "the newer side")?;
         let sides = Sides { lower, upper };
         let context = format!("diff of {} to {} ({})", top(&sides.lower), top(&sides.upper), form.media_type);
-        catch_unwind(AssertUnwindSafe(|| self.write(call, request, form, sides)))
-            .unwrap_or_else(|panic| Err(stage::panicked(&*panic)))
-            .map_err(|error| error.context(context))
+        catch(|| self.write(call, request, form, sides)).map_err(|error| error.context(context))
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
@@ -32,7 +31,7 @@ use crate::{
     },
     service::{Capacity, Domain, HealthCheck, MemoryGauge, Service},
     snapshot::{Roots, Sweep},
-    sys::{capabilities, inherited, loop_device, sandbox},
+    sys::{capabilities, inherited, loop_device, sandbox, thread},
 };
 
 /// Threads of the runtime. Sockets need little; the work is done by the workers of the service.
@@ -88,6 +87,8 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
     } else {
         tracing::warn!("security.sandbox is off: all capabilities and all files stay within reach");
     }
+    // Starts its threads now, not with the first request: they inherit nothing that reading a snapshot raises. The one
+    // for blocking work would start later, but nothing here gives it any.
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .max_blocking_threads(1)
@@ -230,8 +231,7 @@ fn sweep(mut sweep: Sweep) {
     };
     report(&swept);
     if !swept.finished {
-        let rest =
-            thread::Builder::new().name("sweep".to_owned()).spawn(move || report(&sweep.run(Duration::MAX)));
+        let rest = thread::spawn("sweep", move || report(&sweep.run(Duration::MAX)));
         if let Err(error) = rest {
             tracing::warn!(%error, "the rest of the sweep waits for the next start");
         }

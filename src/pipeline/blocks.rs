@@ -6,23 +6,22 @@
 
 use std::{
     collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
-    thread::{Builder, Scope},
+    thread::Scope,
     time::{Duration, Instant},
 };
 
 use super::{
     buffer::{Chunk, Pool},
-    stage::{Helpers, Permit, Stage, panicked},
+    stage::{Helpers, Permit, Stage},
 };
 use crate::{
     codec::encode::{Coded, Compression, Envelope},
     error::{Error, Kind, Result},
-    sys::capabilities,
+    sys::thread::{catch, spawn_scoped},
 };
 
 /// Most threads that compress one stream, beside the one that pushes: each holds its buffers.
@@ -105,17 +104,13 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
         let Some(permit) = permit else { return Ok(()) };
         let queue = Arc::clone(&self.queue.0);
         let worker = self.worker.clone();
-        Builder::new()
-            .name("encode".to_owned())
-            .spawn_scoped(self.scope, move || {
-                // As for every stage.
-                capabilities::lower();
-                while let Some(job) = queue.wait() {
-                    worker.run(job);
-                }
-                drop(permit);
-            })
-            .map_err(|error| Error::from_io(error, Kind::Exhausted, "pipeline.threads"))?;
+        spawn_scoped(self.scope, "encode", move || {
+            let _held = permit;
+            while let Some(job) = queue.wait() {
+                worker.run(job);
+            }
+            Ok(())
+        })?;
         self.workers += 1;
         Ok(())
     }
@@ -209,9 +204,9 @@ struct Worker {
 impl Worker {
     fn run(&self, job: Job) {
         let Job { before, block, done } = job;
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.encode(before.as_deref(), &block)));
+        let outcome = catch(|| self.encode(before.as_deref(), &block));
         // Nobody waits for it any more once another block has failed.
-        let _hung_up = done.send(outcome.unwrap_or_else(|panic| Err(panicked(&*panic))));
+        let _hung_up = done.send(outcome);
     }
 
     fn encode(&self, before: Option<&[u8]>, block: &[u8]) -> Result<Finished> {

@@ -8,19 +8,17 @@
 //! cancellation, and so does the only wait downstream, the one for memory.
 
 use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    thread::{Builder, Scope, ScopedJoinHandle},
+    thread::Scope,
 };
 
 use super::buffer::Chunk;
 use crate::{
     error::{Error, Kind, Result},
-    sys::capabilities,
+    sys::thread::{Scoped, spawn_scoped},
 };
 
 /// Chunks on their way to a thread. Two keep both ends busy; more only hold memory.
@@ -87,7 +85,7 @@ pub enum Placed<'scope, S: Stage> {
 pub struct Apart<'scope, T> {
     sender: SyncSender<Message>,
     /// Taken when it is joined.
-    thread: Option<ScopedJoinHandle<'scope, Result<T>>>,
+    thread: Option<Scoped<'scope, T>>,
 }
 
 #[derive(Debug)]
@@ -107,16 +105,10 @@ impl<'scope, S: Stage + 'scope> Placed<'scope, S> {
     ) -> Result<Self> {
         let Some(permit) = permit else { return Ok(Self::Here(stage)) };
         let (sender, receiver) = sync_channel(CHANNEL_DEPTH);
-        let thread = Builder::new()
-            .name(name.to_owned())
-            .spawn_scoped(scope, move || {
-                // Its parent may be reading a snapshot; no stage does.
-                capabilities::lower();
-                let outcome = catch_unwind(AssertUnwindSafe(|| serve(stage, receiver)));
-                drop(permit);
-                outcome.unwrap_or_else(|panic| Err(panicked(&*panic)))
-            })
-            .map_err(|error| Error::from_io(error, Kind::Exhausted, "pipeline.threads"))?;
+        let thread = spawn_scoped(scope, name, move || {
+            let _held = permit;
+            serve(stage, receiver)
+        })?;
         Ok(Self::Apart(Apart { sender, thread: Some(thread) }))
     }
 }
@@ -133,16 +125,6 @@ fn serve<S: Stage>(mut stage: S, receiver: Receiver<Message>) -> Result<S::Outpu
     }
 }
 
-/// The error that a panic in a request becomes.
-pub fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let message = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
-    Error::new(Kind::Internal, "internal.panic", format!("panic: {message}"))
-}
-
 impl<T> Apart<'_, T> {
     fn send(&mut self, message: Message) -> Result<()> {
         if self.sender.send(message).is_ok() {
@@ -156,9 +138,8 @@ impl<T> Apart<'_, T> {
     }
 
     fn join(&mut self) -> Result<T> {
-        match self.thread.take().map(ScopedJoinHandle::join) {
-            Some(Ok(outcome)) => outcome,
-            Some(Err(panic)) => Err(panicked(&*panic)),
+        match self.thread.take() {
+            Some(thread) => thread.join(),
             None => Err(Error::new(Kind::Internal, "pipeline.abandoned", "the stage has failed before")),
         }
     }

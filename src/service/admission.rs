@@ -24,7 +24,7 @@ use crate::{
     call::{Cancel, Cancelled, Namespace, Part},
     error::{Classify, Kind},
     observe::Load,
-    sys::capabilities,
+    sys::thread::spawn,
 };
 
 /// Most requests that wait for their blobs without a slot. Each has a thread and its buffers; with the workers and
@@ -252,12 +252,7 @@ impl Shared {
 
     fn start_worker(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         let shared = Arc::clone(self);
-        let worker = move || {
-            // Whoever starts it may be in the middle of a Diff that has raised them.
-            capabilities::lower();
-            shared.work();
-        };
-        thread::Builder::new().name(format!("worker-{}", state.threads)).spawn(worker)?;
+        spawn(&format!("worker-{}", state.threads), move || shared.work())?;
         state.threads += 1;
         Ok(())
     }

@@ -8,7 +8,6 @@ pub use admission::{Admission, Capacity};
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -29,7 +28,7 @@ use crate::{
     compare::{self, Compare, Compared},
     error::{Error, Kind, Result},
     observe::{Load, Observer, Record, Subject, Success, scrape::Report},
-    pipeline::stage::panicked,
+    sys::thread::catch,
 };
 
 /// Reads the bytes of metadata memory that are charged to requests.
@@ -331,11 +330,10 @@ impl<J: Job> Work<J> {
         self.record.started(queued, &self.observer);
         self.call.cancel = self.call.cancel.clone().with_place(Place::new(slot));
         // Nothing is shared with a panicking request but the domain, whose locks are poison-proof.
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = catch(|| {
             self.call.cancel.check().map_err(|error| Error::from(error).context(self.record.subject()))?;
             self.job.run(&self.call, &self.domain)
-        }));
-        let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        });
         self.finish(outcome);
     }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     digest::Digest,
     sys::{
-        capabilities::Raised,
+        capabilities,
         dir::{Dir, Status, status},
     },
 };
@@ -80,7 +80,7 @@ impl Roots {
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
     /// Where the newest layer lies is decided before anything is looked at on disk. Whoever reads the
-    /// directories needs a [`Raised`] of his own, and whoever reads ext4 images a [`Stack::watch`].
+    /// directories does so within [`capabilities::reading`], and whoever reads ext4 images a [`Stack::watch`].
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
         self.layers(mounts, |_| true)
     }
@@ -131,13 +131,17 @@ impl Roots {
             reading.ids = id_maps(overlay)?;
         }
         // The root of an upper directory belongs to whom the container likes.
-        let raised = Raised::for_reading().map_err(|source| refusal(spelling, source))?;
-        reading.sees_trusted = self.owner != 0 || raised.allows(CapabilitySet::SYS_ADMIN);
-        let mut layers = Vec::with_capacity(plan.items.len());
-        for (item, place) in plan.items.iter().zip(places).filter(|(item, _)| wanted(item)) {
-            layers.extend(reading.open(item, place)?);
-        }
-        Ok(Stack { layers })
+        let refused = |source| refusal(spelling, source);
+        let open = || {
+            let is_able = capabilities::are_effective(CapabilitySet::SYS_ADMIN).map_err(refused)?;
+            reading.sees_trusted = self.owner != 0 || is_able;
+            let mut layers = Vec::with_capacity(plan.items.len());
+            for (item, place) in plan.items.iter().zip(places).filter(|(item, _)| wanted(item)) {
+                layers.extend(reading.open(item, place)?);
+            }
+            Ok(Stack { layers })
+        };
+        capabilities::reading(open).map_err(refused)?
     }
 
     /// Where a path of a list lies, by its spelling.

@@ -2,9 +2,10 @@
 //!
 //! Everything an Apply touches belongs to root, and the daemon is root: its user id is all it needs. A Diff
 //! reads what containers wrote, files of any owner and attributes of overlayfs's own. What that takes stays
-//! in the permitted set of every thread and becomes effective for as long as a [`Raised`] lives.
+//! in the permitted set of every thread and becomes effective while [`reading`] runs.
 //!
-//! The calls bind the calling thread and those it starts later, so giving up comes before any other thread.
+//! The calls bind the calling thread and those it starts later, so giving up comes before any other thread, and
+//! [`super::thread`] undoes in new threads what their parent has raised.
 //!
 //! Source: capabilities(7), `PR_SET_NO_NEW_PRIVS`(2const); xattr(7) for `trusted.`.
 
@@ -54,11 +55,19 @@ pub fn names(set: CapabilitySet) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join("+") }
 }
 
-/// Makes capabilities effective for the calling thread, until it is dropped.
-///
-/// A thread started meanwhile inherits them: it begins with [`lower`].
+/// Raises CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN ([`READING`]) on this thread while `work` runs, as far as the thread
+/// is permitted to; does nothing where it has neither, or has both raised already. Threads started meanwhile begin
+/// without them. Errors: the kernel refuses to change capabilities; then `work` has not run.
+pub fn reading<T>(work: impl FnOnce() -> T) -> io::Result<T> {
+    let raised = Raised::for_reading()?;
+    let outcome = work();
+    drop(raised);
+    Ok(outcome)
+}
+
+/// Capabilities that are effective for the calling thread until this is dropped, also by a panic.
 #[derive(Debug)]
-pub struct Raised {
+struct Raised {
     before: CapabilitySets,
     effective: CapabilitySet,
     /// It undoes what it did to its own thread, and must not leave it.
@@ -66,19 +75,13 @@ pub struct Raised {
 }
 
 impl Raised {
-    /// Raises what [`READING`] names, as far as the thread is permitted to; see [`Raised::allows`].
-    pub fn for_reading() -> io::Result<Self> {
+    fn for_reading() -> io::Result<Self> {
         let before = capabilities(None)?;
         let effective = before.effective.union(READING.intersection(before.permitted));
         if effective != before.effective {
             set_capabilities(None, CapabilitySets { effective, ..before })?;
         }
         Ok(Self { before, effective, stays: PhantomData })
-    }
-
-    /// Whether all of `capabilities` are effective now.
-    pub fn allows(&self, capabilities: CapabilitySet) -> bool {
-        self.effective.contains(capabilities)
     }
 }
 
@@ -92,7 +95,7 @@ impl Drop for Raised {
 }
 
 /// Undoes in a new thread what its parent had raised for itself.
-pub fn lower() {
+pub(super) fn lower() {
     let Ok(sets) = capabilities(None) else { return };
     let effective = sets.effective.difference(READING);
     if effective != sets.effective {
@@ -124,7 +127,7 @@ mod tests {
             let regained =
                 CapabilitySets { effective: all, permitted: all, inheritable: CapabilitySet::empty() };
             assert_eq!(set_capabilities(None, regained), Err(rustix::io::Errno::PERM));
-            assert!(!Raised::for_reading().unwrap().allows(CapabilitySet::SYS_ADMIN));
+            assert!(!reading(|| are_effective(CapabilitySet::SYS_ADMIN)).unwrap().unwrap());
         });
     }
 
@@ -133,22 +136,17 @@ mod tests {
         on_a_thread_of_its_own(|| {
             let kept = drop_all_but(READING).unwrap();
             assert_eq!(effective(), CapabilitySet::empty());
-            let outer = Raised::for_reading().unwrap();
-            {
-                let inner = Raised::for_reading().unwrap();
-                assert_eq!((inner.allows(READING), effective()), (kept == READING, kept));
-            }
-            assert_eq!(effective(), kept, "the outer one still holds");
-            let child = std::thread::spawn(move || {
-                assert_eq!(effective(), kept, "what a thread begins with");
-                lower();
-                assert_eq!(effective(), CapabilitySet::empty());
-                assert_eq!(capabilities(None).unwrap().permitted, kept);
-            });
-            child.join().unwrap();
-            assert_eq!(effective(), kept, "the parent is another matter");
-            drop(outer);
+            reading(|| {
+                reading(|| {
+                    assert_eq!((are_effective(READING).unwrap(), effective()), (kept == READING, kept));
+                })
+                .unwrap();
+                assert_eq!(effective(), kept, "the outer one still holds");
+            })
+            .unwrap();
             assert_eq!(effective(), CapabilitySet::empty());
+            let panicked = std::panic::catch_unwind(|| reading(|| panic!("on purpose")));
+            assert!(panicked.is_err() && effective() == CapabilitySet::empty());
             assert!(capabilities(None).unwrap().inheritable.is_empty());
         });
     }

@@ -12,3 +12,4 @@ pub mod inherited;
 pub mod inode;
 pub mod loop_device;
 pub mod sandbox;
+pub mod thread;

@@ -16,11 +16,7 @@ use plywood::{
         layer::{Control, DirectoryLayer, ErofsLayer, Layer, LayerError},
     },
     error::Kind,
-    sys::{
-        capabilities::{self, Raised},
-        dir::Dir,
-        sandbox,
-    },
+    sys::{capabilities, dir::Dir, sandbox},
 };
 use rustix::{
     fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, makedev, mknodat, setxattr},
@@ -445,8 +441,10 @@ pub fn confined() -> Result<(), Failed> {
     let told = thread::spawn(move || {
         sandbox::confine(sandbox::Paths { read: &[&root], ..sandbox::Paths::default() }).unwrap();
         capabilities::drop_all_but(capabilities::READING).unwrap();
-        let _raised = Raised::for_reading().unwrap();
-        compare(&[], &[&layer(&root, Control::Trusted)], &Options::default(), &mut Image::new())
+        capabilities::reading(|| {
+            compare(&[], &[&layer(&root, Control::Trusted)], &Options::default(), &mut Image::new())
+        })
+        .unwrap()
     });
     let counts = told.join().unwrap()?;
     assert_eq!((counts.changed, counts.data_bytes), (3, 30));

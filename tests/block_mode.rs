@@ -18,7 +18,7 @@ use plywood::{
     error::{Classify as _, Kind},
     kind::LayerType,
     limits::Limits,
-    pipeline::{budget::Budget, stage::Helpers},
+    pipeline::Resources,
     snapshot::{LayerSource, Mount, MountError, Roots, Stack, StackLayer},
     sys::{capabilities, dir::Dir, loop_device, sandbox},
 };
@@ -357,9 +357,8 @@ fn watched() {
 fn composed() {
     let node = Node::new();
     node.format(&["upper/directory"]);
-    let limits = Limits::default();
     let options = compare::Options::in_directory(env::temp_dir());
-    let composer = Composer::new(options, Helpers::new(2), Budget::new(&limits));
+    let composer = Composer::new(options, Resources::new(Limits::default(), 2));
     let compose = |meanwhile: &(dyn Fn() + Sync)| {
         let upper = Stack { layers: node.upper().into_iter().collect() };
         let sides = Sides { lower: Stack::default(), upper };

@@ -13,6 +13,7 @@ use crate::{
     format::erofs::{fixture::seal, reader::Image},
     kind,
     limits::Limits,
+    pipeline::{Resources, helpers::Helpers},
     snapshot::{Durability, LayerFile, Stack},
     store::{Blob, Memory},
 };
@@ -27,6 +28,8 @@ struct Fixture {
     scratch: tempfile::TempDir,
     store: Memory,
     options: Options,
+    limits: Limits,
+    helper_threads: usize,
 }
 
 fn fixture() -> Fixture {
@@ -36,8 +39,8 @@ fn fixture() -> Fixture {
         fs::write(scratch.path().join("snapshots").join(id).join(".erofslayer"), "").unwrap();
     }
     let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let options = Options { limits, durability: Durability::Never, ..Options::default() };
-    Fixture { scratch, store: Memory::new(), options }
+    let options = Options { durability: Durability::Never, ..Options::default() };
+    Fixture { scratch, store: Memory::new(), options, limits, helper_threads: Helpers::default_threads() }
 }
 
 impl Fixture {
@@ -46,8 +49,16 @@ impl Fixture {
     }
 
     fn applier_of(&self, store: Arc<dyn ContentStore>) -> Applier {
+        self.applier_with(store, self.resources())
+    }
+
+    fn applier_with(&self, store: Arc<dyn ContentStore>, resources: Arc<Resources>) -> Applier {
         let roots = Roots::open(&[self.scratch.path().to_owned()]).unwrap();
-        Applier::new(store, Arc::new(roots), self.options.clone())
+        Applier::new(store, Arc::new(roots), Converter::new(self.options.clone(), resources))
+    }
+
+    fn resources(&self) -> Arc<Resources> {
+        Resources::new(self.limits.clone(), self.helper_threads)
     }
 
     fn snapshot(&self, id: &str) -> PathBuf {
@@ -145,22 +156,22 @@ fn sparse(sizes: &[u64]) -> Vec<u8> {
 #[test]
 fn holes_count_against_the_limit_on_the_stream() {
     let mut fixture = fixture();
-    let limit = fixture.options.limits.stream_bytes;
+    let limit = fixture.limits.stream_bytes;
     for sizes in [&[(1 << 63) - 1][..], &[limit], &[limit / 2, limit / 2]] {
         let error = fixture.apply("1", PLAIN, &sparse(sizes)).unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"), "{sizes:?}: {error}");
         assert!(fixture.left_behind().is_empty());
     }
     // All blocks of the archive count, and in place of each file's data its whole size.
-    fixture.options.limits.stream_bytes = 1 << 34;
+    fixture.limits.stream_bytes = 1 << 34;
     let archive = sparse(&[1 << 32]);
     let holes = (1 << 32) - 1;
     for (spare, taken) in [(0, true), (1, false)] {
-        fixture.options.limits.stream_bytes = archive.len() as u64 + holes - spare;
+        fixture.limits.stream_bytes = archive.len() as u64 + holes - spare;
         assert_eq!(fixture.apply("1", PLAIN, &archive).is_ok(), taken);
     }
     // No limit lets a size through that the kernel cannot count.
-    fixture.options.limits.stream_bytes = u64::MAX;
+    fixture.limits.stream_bytes = u64::MAX;
     let error = fixture.apply("1", PLAIN, &sparse(&[(1 << 63) - 1])).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.file-size"), "{error}");
 }
@@ -240,10 +251,10 @@ fn the_label_does_not_decide_how_a_tar_layer_is_compressed() {
 fn threads_do_not_change_a_byte() {
     let mut fixture = fixture();
     for blob in [gzip(&archive(2_000_000)), zstd(&archive(2_000_000)), archive(2_000_000)] {
-        fixture.options.helper_threads = 0;
+        fixture.helper_threads = 0;
         fixture.apply("1", GZIP, &blob).unwrap();
         for helper_threads in 1..=3 {
-            fixture.options.helper_threads = helper_threads;
+            fixture.helper_threads = helper_threads;
             fixture.apply("2", GZIP, &blob).unwrap();
             assert!(fixture.layer("1") == fixture.layer("2"), "{helper_threads} helpers");
         }
@@ -418,7 +429,7 @@ fn a_native_image_in_a_file_is_copied_by_the_kernel_and_hashed_all_the_same() {
     let image = fixture.layer("1");
     let digest = Digest::sha256(&image);
     for helper_threads in [0, 1] {
-        fixture.options.helper_threads = helper_threads;
+        fixture.helper_threads = helper_threads;
         let files = tempfile::tempdir().unwrap();
         let path = files.path().join(digest.hex());
         fs::write(&path, &image).unwrap();
@@ -471,7 +482,9 @@ impl<F: Fn(&mut [u8]) -> io::Result<usize> + Clone + Send + Sync + 'static> Cont
 fn a_panic_fails_its_request_only() {
     let fixture = fixture();
     let digest = fixture.store.insert(&*archive(10));
-    let panicking = fixture.applier_of(Arc::new(Odd(|_: &mut [u8]| panic!("a fault of ours"))));
+    let resources = fixture.resources();
+    let faulty = Arc::new(Odd(|_: &mut [u8]| panic!("a fault of ours")));
+    let panicking = fixture.applier_with(faulty, Arc::clone(&resources));
     let request = fixture.request("1", PLAIN, &digest, archive(10).len());
     for _ in 0..2 {
         let error = panicking.apply(&call(), &request).unwrap_err();
@@ -479,7 +492,7 @@ fn a_panic_fails_its_request_only() {
         assert!(error.to_string().contains("a fault of ours"), "{error}");
         assert!(fixture.left_behind().is_empty());
     }
-    assert_eq!(panicking.charged_bytes(), 0);
+    assert_eq!(resources.budget.charged_bytes(), 0);
     fixture.applier().apply(&call(), &request).unwrap();
 }
 
@@ -541,7 +554,7 @@ fn the_same_layer_asked_for_many_times_is_converted_once() {
 #[test]
 fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_the_layer() {
     let fixture = fixture();
-    let converter = Converter::new(fixture.options.clone());
+    let converter = Converter::new(fixture.options.clone(), fixture.resources());
     let out = fixture.scratch.path().join("image");
     let mut builder = ::tar::Builder::new(Vec::new());
     let mut header = ::tar::Header::new_ustar();

@@ -20,12 +20,7 @@ use crate::{
     },
     kind::{Container, LayerType},
     limits::Limits,
-    pipeline::{
-        Facts, Plan, Progress, Source,
-        budget::{Budget, Lease},
-        image,
-        stage::Helpers,
-    },
+    pipeline::{Facts, Plan, Progress, Resources, Source, budget::Lease, image},
     snapshot::{Durability, LayerFile},
 };
 
@@ -42,25 +37,16 @@ pub struct Options {
     pub native_verify: NativeVerify,
     /// The attributes of directories that an archive does not list.
     pub implied_directories: ImpliedDirectories,
-    /// What one layer may cost, and all together.
-    pub limits: Limits,
-    /// Threads that may help those of the callers, all requests together.
-    pub helper_threads: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        // Three helpers keep one layer going at full speed. One for each further processor lets several
-        // layers share a larger machine; with the callers' own they stay below eight more than processors.
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             block_bits: BlockBits::DEFAULT,
             inline_limit: 1024,
             durability: Durability::default(),
             native_verify: NativeVerify::default(),
             implied_directories: ImpliedDirectories::default(),
-            limits: Limits::default(),
-            helper_threads: processors + 1,
         }
     }
 }
@@ -117,38 +103,22 @@ pub(super) struct Built {
     pub(super) facts: Facts,
 }
 
-/// Turns layers into images; the threads and the memory for that.
+/// Turns layers into images.
 #[derive(Debug)]
 pub struct Converter {
     options: Options,
-    helpers: Arc<Helpers>,
-    budget: Arc<Budget>,
+    resources: Arc<Resources>,
 }
 
 impl Converter {
-    /// Nothing is started or allocated before there is a layer.
-    pub fn new(options: Options) -> Self {
-        Self { helpers: Helpers::new(options.helper_threads), budget: Budget::new(&options.limits), options }
+    /// A converter that uses `resources`, which it shares with others.
+    pub fn new(options: Options, resources: Arc<Resources>) -> Self {
+        Self { options, resources }
     }
 
-    /// As given.
-    pub fn options(&self) -> &Options {
-        &self.options
-    }
-
-    /// The threads, to be used for other work as well.
-    pub fn helpers(&self) -> &Arc<Helpers> {
-        &self.helpers
-    }
-
-    /// The memory, to be used for other work as well.
-    pub fn budget(&self) -> &Arc<Budget> {
-        &self.budget
-    }
-
-    /// Bytes of metadata memory in use by all conversions.
-    pub fn charged_bytes(&self) -> u64 {
-        self.budget.charged_bytes()
+    /// The most that one layer may cost.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.resources.limits
     }
 
     /// Converts `layer` into `image` and publishes it; `progress` is called once a buffer.
@@ -164,9 +134,8 @@ impl Converter {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Applied> {
         let started = Instant::now();
-        let lease = self.budget.lease(cancel)?;
-        let plan =
-            Plan { helpers: &self.helpers, limits: &self.options.limits, lease: &lease, cancel, progress };
+        let lease = self.resources.budget.lease(cancel)?;
+        let plan = Plan { resources: &self.resources, lease: &lease, cancel, progress };
         let kind = layer.kind;
         let Built { image, contents, mut facts } = match kind.container {
             Container::Tar => tar_to_erofs::run(plan, layer, image, &self.options)?,
@@ -195,7 +164,7 @@ impl Converter {
 impl Converter {
     /// Checks the finished image, on the bytes in the file.
     fn verify(&self, kind: &LayerType, file: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
-        let limits = &self.options.limits;
+        let limits = self.limits();
         let level = match (kind.container, self.options.native_verify) {
             (Container::Tar, _) => return image::verify_own(file, limits, lease, cancel),
             (Container::Erofs, NativeVerify::Strict) => Level::Strict,

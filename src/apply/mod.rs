@@ -147,18 +147,8 @@ pub struct Applier {
 
 impl Applier {
     /// Layers come from `store`, and go where `roots` allows.
-    pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, options: Options) -> Self {
-        Self { store, roots, converter: Converter::new(options), flights: flight::Flights::default() }
-    }
-
-    /// What turns layers into images, whose threads and memory are those of all requests.
-    pub fn converter(&self) -> &Converter {
-        &self.converter
-    }
-
-    /// Bytes of metadata memory in use by all requests, for metrics.
-    pub fn charged_bytes(&self) -> u64 {
-        self.converter.charged_bytes()
+    pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, converter: Converter) -> Self {
+        Self { store, roots, converter, flights: flight::Flights::default() }
     }
 
     fn apply_to(
@@ -168,8 +158,8 @@ impl Applier {
         kind: &'static LayerType,
         dir: &SnapshotDir,
     ) -> Result<Applied> {
-        let options = self.converter.options();
-        let (size_bytes, limit) = (request.diff.size_bytes, options.limits.blob_bytes);
+        let limits = self.converter.limits();
+        let (size_bytes, limit) = (request.diff.size_bytes, limits.blob_bytes);
         if size_bytes > limit {
             return Err(BlobError::Limit { size_bytes, limit }.into());
         }
@@ -180,7 +170,7 @@ impl Applier {
             _ => Ok(None),
         };
         let file = file.map_err(Error::disk)?;
-        let image = dir.layer_file(LAYER_NAME, &options.limits)?;
+        let image = dir.layer_file(LAYER_NAME, limits)?;
         let open = || Ok(self.roots.parents(&request.mounts)?);
         let layer = Layer {
             kind,

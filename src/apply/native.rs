@@ -79,8 +79,8 @@ fn share(
     expected: Option<&Digest>,
     mut image: LayerFile,
 ) -> Result<(LayerFile, Facts)> {
-    if size_bytes > plan.limits.blob_bytes {
-        return Err(BlobError::Limit { size_bytes, limit: plan.limits.blob_bytes }.into());
+    if size_bytes > plan.resources.limits.blob_bytes {
+        return Err(BlobError::Limit { size_bytes, limit: plan.resources.limits.blob_bytes }.into());
     }
     let found = source.metadata().map_err(|error| Error::from_io(error, Kind::DataLoss, "blob.read"))?.len();
     if found != size_bytes {
@@ -91,7 +91,7 @@ fn share(
     let (sender, receiver) = mpsc::channel();
     let started = Instant::now();
     let (blob, blob_digest, build) = thread::scope(|scope| {
-        let helper = plan.helpers.take().map(|permit| {
+        let helper = plan.resources.helpers.take().map(|permit| {
             let copy = &copy;
             spawn_scoped(scope, "blob-digest", move || {
                 let _held = permit;

@@ -27,7 +27,7 @@ use crate::{
 
 /// Makes `image` the image of the tar archive in `layer`.
 pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &Options) -> Result<Built> {
-    let (lease, cancel) = (plan.lease, plan.cancel);
+    let (lease, cancel, limits) = (plan.lease, plan.cancel, &plan.resources.limits);
     let asked = options.implied_directories == ImpliedDirectories::FromParents;
     let parents = layer.parents.filter(|_| asked);
     let build = Build {
@@ -37,8 +37,8 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
             writer::Options {
                 block_bits: options.block_bits,
                 inline_limit: options.inline_limit,
-                max_nodes: options.limits.nodes,
-                max_metadata_bytes: options.limits.metadata_bytes,
+                max_nodes: limits.nodes,
+                max_metadata_bytes: limits.metadata_bytes,
                 ..writer::Options::default()
             },
             lease,
@@ -46,7 +46,7 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &
         ),
         stream_bytes: 0,
         hole_bytes: 0,
-        limit: options.limits.stream_bytes,
+        limit: limits.stream_bytes,
         busy: Duration::ZERO,
     };
     let ran = pipeline::run(layer.source(None), plan, build)?;

@@ -24,7 +24,8 @@ use crate::{
         self, Container, LayerType, OCI_LAYER_TAR,
         sniff::{self, Head},
     },
-    pipeline::Progress,
+    limits::Limits,
+    pipeline::{Progress, Resources, helpers::Helpers},
     snapshot::{Durability, LayerFile},
 };
 
@@ -113,7 +114,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let mut prefix = Vec::new();
     let unreadable = |error: io::Error| unreadable(&arguments.layer, &error);
     input.by_ref().take(sniff::HEAD_BYTES).read_to_end(&mut prefix).map_err(unreadable)?;
-    let head = Head::of(&prefix, defaults.limits.zstd_window_bytes);
+    let head = Head::of(&prefix, Limits::default().zstd_window_bytes);
     if head.is_empty() && arguments.digest.is_none() {
         return Err(Error::new(Kind::Malformed, "apply.empty", EMPTY));
     }
@@ -122,12 +123,14 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         None => detect(&head)?,
     };
     let image = LayerFile::beside(&arguments.output)?;
-    let converter = Converter::new(Options {
+    let options = Options {
         block_bits: arguments.block_size,
         inline_limit: arguments.inline_limit.unwrap_or(defaults.inline_limit),
         durability: Durability::Request,
         ..defaults
-    });
+    };
+    let resources = Resources::new(Limits::default(), Helpers::default_threads());
+    let converter = Converter::new(options, resources);
     let reading = Reading { devices: &[], user_xattr: arguments.user_xattr };
     // Opened now: a misspelt one is an error even if the layer turns out to need none.
     let below = Cell::new(Spelled::of(&arguments.parents).open(reading)?);

@@ -24,7 +24,7 @@ use crate::{
     format::Sink as _,
     kind::{Container, LayerType},
     limits::Limits,
-    pipeline::{budget::Budget, stage::Helpers},
+    pipeline::{Resources, helpers::Helpers},
     snapshot::{Durability, LayerFile, LayerSource, StackLayer},
     tree::Timestamp,
 };
@@ -195,8 +195,6 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         zstd: compression,
         nanoseconds: arguments.timestamps == Timestamps::Nanoseconds,
         xattrs,
-        // A user may fill the disk, with an image as with an archive.
-        limits: Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() },
         image,
     };
     let epoch = arguments.source_date_epoch.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
@@ -218,12 +216,10 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     }
     let sides = Sides { lower, upper };
 
-    let threads = arguments.threads.unwrap_or_else(|| {
-        // One that compares keeps a few busy; the rest of them compress.
-        std::thread::available_parallelism().map_or(1, usize::from) + 1
-    });
-    let budget = Budget::new(&options.limits);
-    let composer = Composer::new(options, Helpers::new(threads), budget);
+    // A user may fill the disk, with an image as with an archive.
+    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
+    let resources = Resources::new(limits, arguments.threads.unwrap_or_else(Helpers::default_threads));
+    let composer = Composer::new(options, resources);
     let cancel = Cancel::new();
     let bar = report::progress_bar(None);
     let mut progress = |bytes| bar.set_position(bytes);

@@ -14,9 +14,10 @@ use crate::{
     error::{Error, Kind, Result},
     format::erofs::BlockBits,
     observe::logging,
+    pipeline::{Resources, helpers::Helpers},
     service::Domain,
     snapshot::{Durability, Roots},
-    store::{BlobSink, ContentStore},
+    store::ContentStore,
 };
 
 /// Pause before the content store is swept again, when it went away meanwhile.
@@ -68,20 +69,24 @@ impl MakeDomain for Containerd {
         }
         let store = Arc::new(store);
         let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
-        let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), options));
+        let resources = Resources::new(limits, Helpers::default_threads());
+        let converter = Converter::new(options.clone(), Arc::clone(&resources));
+        let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), converter));
         let beside = Box::pin(attend(Arc::clone(&store), config.diff.enabled)) as Beside;
         let last = Arc::clone(&store);
         let last = config.diff.enabled.then(|| Box::pin(async move { last.settle().await }) as Beside);
         let contact = Arc::clone(&store);
         let comparer = match config.diff.enabled {
-            true => Some(Arc::new(differ(config, store, roots, applier.converter())?) as _),
+            true => {
+                let composer = Composer::new(diff_options(config, &options)?, Arc::clone(&resources));
+                Some(Arc::new(Differ::new(store, roots, composer)) as _)
+            }
             false => None,
         };
-        let memory = Arc::clone(&applier);
         let domain = Domain { applier, comparer };
         Ok(Made {
             domain,
-            memory: Box::new(move || memory.charged_bytes()),
+            memory: Box::new(move || resources.budget.charged_bytes()),
             store: Box::new(move || contact.reachable()),
             beside: Some(beside),
             last,
@@ -137,8 +142,6 @@ fn options(config: &Config) -> Result<Options> {
             config::ImpliedDirectories::FromParents => ImpliedDirectories::FromParents,
             config::ImpliedDirectories::Default => ImpliedDirectories::Default,
         },
-        limits: config.limits(),
-        ..Options::default()
     })
 }
 
@@ -147,13 +150,7 @@ fn inline_limit(bytes: u32) -> u16 {
     u16::try_from(bytes).unwrap_or(u16::MAX)
 }
 
-/// The other direction, with the threads and the memory of the first.
-fn differ(config: &Config, sink: Arc<dyn BlobSink>, roots: Arc<Roots>, shared: &Converter) -> Result<Differ> {
-    let options = diff_options(config, shared.options())?;
-    let composer = Composer::new(options, Arc::clone(shared.helpers()), Arc::clone(shared.budget()));
-    Ok(Differ::new(sink, roots, composer))
-}
-
+/// The settings as the domain takes them for the other direction.
 fn diff_options(config: &Config, apply: &Options) -> Result<compare::Options> {
     let diff = &config.diff;
     // Without another place images are laid out where all the others are.
@@ -169,7 +166,6 @@ fn diff_options(config: &Config, apply: &Options) -> Result<compare::Options> {
         zstd: Compression::at_level(Coding::Zstd, diff.zstd_level)?,
         nanoseconds: diff.timestamps == config::Timestamps::Nanoseconds,
         xattrs: XattrFilter::new(&diff.xattrs)?,
-        limits: config.limits(),
     })
 }
 

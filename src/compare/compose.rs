@@ -17,11 +17,10 @@ use crate::{
     digest::Digest,
     error::{Error, Result},
     kind::{Container, LayerType},
-    limits::Limits,
     pipeline::{
-        budget::{Budget, Use},
+        Resources,
+        budget::Use,
         encode::{Deliver, Facts, Plan},
-        stage::Helpers,
     },
     snapshot::{Stack, Watch},
     sys::capabilities,
@@ -41,8 +40,6 @@ pub struct Options {
     pub image: erofs::Options,
     /// Extended attributes that belong to an image.
     pub xattrs: XattrFilter,
-    /// What one layer may cost.
-    pub limits: Limits,
 }
 
 impl Options {
@@ -54,7 +51,6 @@ impl Options {
             nanoseconds: false,
             image: erofs::Options::in_directory(work_directory),
             xattrs: XattrFilter::default(),
-            limits: Limits::default(),
         }
     }
 }
@@ -85,23 +81,17 @@ pub struct Composed {
     pub times: Times,
 }
 
-/// Writes layers; the threads and the memory for that.
+/// Writes layers.
 #[derive(Debug)]
 pub struct Composer {
     options: Options,
-    helpers: Arc<Helpers>,
-    budget: Arc<Budget>,
+    resources: Arc<Resources>,
 }
 
 impl Composer {
-    /// With threads and memory that others may use as well.
-    pub fn new(options: Options, helpers: Arc<Helpers>, budget: Arc<Budget>) -> Self {
-        Self { options, helpers, budget }
-    }
-
-    /// As given.
-    pub fn options(&self) -> &Options {
-        &self.options
+    /// A composer that uses `resources`, which it shares with others.
+    pub fn new(options: Options, resources: Arc<Resources>) -> Self {
+        Self { options, resources }
     }
 
     /// Compares both sides, and hands the layer that turns the older into the newer one to `deliver`, piece by
@@ -118,9 +108,10 @@ impl Composer {
         deliver: Deliver<'_>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Composed> {
-        let Options { gzip, zstd, nanoseconds, image, xattrs, limits } = &self.options;
+        let Options { gzip, zstd, nanoseconds, image, xattrs } = &self.options;
+        let limits = &self.resources.limits;
         let started = Instant::now();
-        let lease = self.budget.lease(cancel)?;
+        let lease = self.resources.budget.lease(cancel)?;
         // Beside what the writer of an image uses.
         let mut charge = |bytes| lease.charge(Use::Window, bytes, cancel);
         let watches = [sides.lower.watch()?, sides.upper.watch()?];
@@ -139,7 +130,7 @@ impl Composer {
             Coding::Gzip => *gzip,
             Coding::Zstd => *zstd,
         };
-        let plan = Plan { helpers: &self.helpers, limits, cancel, progress };
+        let plan = Plan { resources: &self.resources, cancel, progress };
         let mut compare = |output: &mut dyn Output| {
             reading(|| changes::write(&lower, &upper, &told, cancel, &mut charge, output))
         };

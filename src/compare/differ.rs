@@ -119,7 +119,7 @@ mod tests {
         compare::Options,
         digest::Digest,
         limits::Limits,
-        pipeline::{budget::Budget, stage::Helpers},
+        pipeline::Resources,
         snapshot::Mount,
         store::{Ingest, Memory},
     };
@@ -145,7 +145,7 @@ mod tests {
         let store = Memory::new();
         let roots = Arc::new(Roots::open(&[scratch.path().to_owned()]).unwrap());
         let options = Options::in_directory(scratch.path().to_owned());
-        let composer = Composer::new(options, Helpers::new(2), Budget::new(&Limits::default()));
+        let composer = Composer::new(options, Resources::new(Limits::default(), 2));
         let differ = Differ::new(sink(store.clone()), roots, composer);
         Fixture { scratch, store, differ }
     }

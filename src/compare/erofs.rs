@@ -73,18 +73,19 @@ pub fn write<T>(
     changes: impl FnOnce(&mut dyn Output) -> Result<T>,
 ) -> Result<(T, Facts)> {
     let started = Instant::now();
-    let file = LayerFile::scratch(&options.work_directory, plan.limits)?;
+    let limits = &plan.resources.limits;
+    let file = LayerFile::scratch(&options.work_directory, limits)?;
     let writer_options = writer::Options {
         block_bits: options.block_bits,
         inline_limit: options.inline_limit,
-        max_nodes: plan.limits.nodes,
-        max_metadata_bytes: plan.limits.metadata_bytes,
+        max_nodes: limits.nodes,
+        max_metadata_bytes: limits.metadata_bytes,
         ..writer::Options::default()
     };
     let mut layer = Layer {
         writer: ImageWriter::new(file, writer_options, lease, plan.cancel),
         contents: Xxh3::new(),
-        limits: plan.limits,
+        limits,
         told_bytes: 0,
         progress: &mut *plan.progress,
     };
@@ -92,8 +93,8 @@ pub fn write<T>(
     layer.contents.update(&options.inline_limit.to_le_bytes());
     let output = changes(&mut layer)?;
     let (file, summary) = layer.writer.finish(uuid(&layer.contents))?;
-    admit(summary.size_bytes, plan.limits)?;
-    image::verify_own(&file, plan.limits, lease, plan.cancel)?;
+    admit(summary.size_bytes, limits)?;
+    image::verify_own(&file, limits, lease, plan.cancel)?;
     let built = started.elapsed();
 
     let ((), mut facts) = encode::run(plan, options.compression, deliver, |feed| {
@@ -233,7 +234,7 @@ mod tests {
         digest::Digest,
         error::Kind,
         format::erofs::check::{self, Policy},
-        pipeline::{budget::Budget, stage::Helpers},
+        pipeline::Resources,
         tree::{Attributes, Extent, Timestamp},
     };
 
@@ -288,13 +289,11 @@ mod tests {
                 blob.extend_from_slice(piece);
                 Ok(())
             };
-            let (helpers, cancel) = (Helpers::new(self.helpers), Cancel::new());
-            let budget = Budget::new(&self.limits);
-            let plan =
-                Plan { helpers: &helpers, limits: &self.limits, cancel: &cancel, progress: &mut |_| {} };
+            let (resources, cancel) = (Resources::new(self.limits.clone(), self.helpers), Cancel::new());
+            let plan = Plan { resources: &resources, cancel: &cancel, progress: &mut |_| {} };
             let options =
                 Options { compression: self.compression, ..Options::in_directory(work.path().to_owned()) };
-            let lease = budget.lease(&cancel).unwrap();
+            let lease = resources.budget.lease(&cancel).unwrap();
             let outcome =
                 write(plan, &lease, &options, &mut deliver, |output| put(output, entries, self.piece));
             assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0, "nothing is left");

@@ -80,7 +80,7 @@ mod tests {
         error::Kind,
         format::tar::{Event, Parser},
         limits::Limits,
-        pipeline::stage::Helpers,
+        pipeline::Resources,
         tree::{Attributes, Extent},
     };
 
@@ -98,8 +98,8 @@ mod tests {
             blob.extend_from_slice(piece);
             Ok(())
         };
-        let (helpers, limits, cancel) = (Helpers::new(2), Limits::default(), Cancel::new());
-        let plan = Plan { helpers: &helpers, limits: &limits, cancel: &cancel, progress: &mut |_| {} };
+        let (resources, cancel) = (Resources::new(Limits::default(), 2), Cancel::new());
+        let plan = Plan { resources: &resources, cancel: &cancel, progress: &mut |_| {} };
         let ((), facts) = write(plan, options, &mut deliver, changes)?;
         Ok((blob, facts))
     }

@@ -16,7 +16,8 @@ use std::{
 
 use super::{
     buffer::{Chunk, Pool},
-    stage::{Helpers, Permit, Stage},
+    helpers::{Helpers, Permit},
+    stage::Stage,
 };
 use crate::{
     codec::encode::{Coded, Compression, Envelope},

@@ -18,26 +18,24 @@ use std::{
 };
 
 use super::{
+    Resources,
     blocks::Blocks,
     buffer::{Buffer, Chunk, Pool},
     decode::StreamLimit,
     hash::{Hash, Hashed},
-    stage::{Helpers, Placed, Stage},
+    stage::{Placed, Stage},
 };
 use crate::{
     call::Cancel,
     codec::{Coding, encode::Compression},
     digest::{Algorithm, Digest},
     error::{Error, Kind, Result},
-    limits::Limits,
 };
 
 /// What a run may use.
 pub struct Plan<'a> {
-    /// Threads.
-    pub helpers: &'a Arc<Helpers>,
-    /// Bounds.
-    pub limits: &'a Limits,
+    /// Threads and limits.
+    pub resources: &'a Resources,
     /// Looked at once a block.
     pub cancel: &'a Cancel,
     /// Called once a block, on the caller's thread, with the uncompressed bytes so far.
@@ -192,7 +190,7 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
     }
 
     fn set_up(&self, mut delivery: Delivery<'env>, large: bool) -> Result<Steps<'scope, 'env>> {
-        let (scope, helpers) = (self.scope, self.plan.helpers);
+        let (scope, helpers) = (self.scope, &self.plan.resources.helpers);
         let hash = || Hash::new(Algorithm::Sha256);
         let is_plain = self.compression.coding() == Coding::Plain;
         let wanted = match (large, is_plain) {
@@ -271,7 +269,7 @@ impl Write for Stream<'_, '_, '_> {
 
 impl Feed for Stream<'_, '_, '_> {
     fn announce(&self, bytes: u64) -> Result<()> {
-        let limit = self.plan.limits.stream_bytes;
+        let limit = self.plan.resources.limits.stream_bytes;
         match self.shipped_bytes.saturating_add(self.filled as u64).saturating_add(bytes) {
             total if total <= limit => Ok(()),
             _ => Err(StreamLimit::Length { limit }.into()),

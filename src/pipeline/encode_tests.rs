@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::pipeline::decode::Meter;
+use crate::{limits::Limits, pipeline::decode::Meter};
 
 /// Half noise, half words, so that blocks differ and compress.
 fn sample(len: usize) -> Vec<u8> {
@@ -14,13 +14,13 @@ fn sample(len: usize) -> Vec<u8> {
 }
 
 struct Setup {
-    helpers: Arc<Helpers>,
+    helpers: usize,
     limits: Limits,
     cancel: Cancel,
 }
 
 fn setup(helpers: usize) -> Setup {
-    Setup { helpers: Helpers::new(helpers), limits: Limits::default(), cancel: Cancel::new() }
+    Setup { helpers, limits: Limits::default(), cancel: Cancel::new() }
 }
 
 impl Setup {
@@ -30,10 +30,10 @@ impl Setup {
         deliver: Deliver<'_>,
         produce: impl FnOnce(&mut dyn Feed) -> Result<T>,
     ) -> Result<(T, Facts)> {
-        let Self { helpers, limits, cancel } = self;
-        let outcome =
-            run(Plan { helpers, limits, cancel, progress: &mut |_| {} }, compression, deliver, produce);
-        assert_eq!(Arc::strong_count(helpers), 1, "all permits are back");
+        let resources = Resources::new(self.limits.clone(), self.helpers);
+        let plan = Plan { resources: &resources, cancel: &self.cancel, progress: &mut |_| {} };
+        let outcome = run(plan, compression, deliver, produce);
+        assert_eq!(resources.helpers.free(), self.helpers, "all permits are back");
         outcome
     }
 

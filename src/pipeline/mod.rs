@@ -22,12 +22,15 @@ pub mod buffer;
 pub mod decode;
 pub mod encode;
 pub mod hash;
+pub mod helpers;
 pub mod image;
 pub mod stage;
 
+mod resources;
 mod source;
 
 pub use decode::StreamLimit;
+pub use resources::Resources;
 pub use source::{BlobError, Facts, Plan, Ran, Source, run};
 
 use std::time::Duration;

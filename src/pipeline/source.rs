@@ -8,19 +8,18 @@ use std::{
 };
 
 use super::{
-    Progress, StageTimes,
+    Progress, Resources, StageTimes,
     budget::Lease,
     buffer::{Chunk, Pool},
     decode::{Decode, Meter},
     hash::{Hash, Hashed},
-    stage::{Both, Helpers, Placed, Stage},
+    stage::{Both, Placed, Stage},
 };
 use crate::{
     call::Cancel,
     codec::Coding,
     digest::{Algorithm, Digest},
     error::{Classify, Error, Kind, Result},
-    limits::Limits,
 };
 
 /// Compressed bytes read at a time.
@@ -42,7 +41,7 @@ pub enum BlobError {
     Limit {
         /// Its size, or how much of it there is at least.
         size_bytes: u64,
-        /// [`Limits::blob_bytes`].
+        /// [`Limits::blob_bytes`](crate::limits::Limits::blob_bytes).
         limit: u64,
     },
     /// The stream is longer or shorter than the descriptor says.
@@ -100,10 +99,8 @@ pub struct Source<'a> {
 
 /// What a run may use.
 pub struct Plan<'a> {
-    /// Threads.
-    pub helpers: &'a Arc<Helpers>,
-    /// Bounds.
-    pub limits: &'a Limits,
+    /// Threads and limits.
+    pub resources: &'a Resources,
     /// Memory.
     pub lease: &'a Lease,
     /// Looked at once a buffer.
@@ -143,8 +140,8 @@ pub struct Facts {
 /// Errors: [`BlobError`] when the bytes are not those asked for; those of the decoder, of the consumer
 /// and of the limits; `Cancelled`.
 pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<Ran<S::Output>> {
-    if let Some(size_bytes) = source.size_bytes.filter(|size| *size > plan.limits.blob_bytes) {
-        return Err(BlobError::Limit { size_bytes, limit: plan.limits.blob_bytes }.into());
+    if let Some(size_bytes) = source.size_bytes.filter(|size| *size > plan.resources.limits.blob_bytes) {
+        return Err(BlobError::Limit { size_bytes, limit: plan.resources.limits.blob_bytes }.into());
     }
     let small = source.size_bytes.is_some_and(|size| size <= SMALL_BYTES);
     let mut feed = Feed::new(source, plan);
@@ -153,7 +150,7 @@ pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<
     let algorithm = feed.source.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
     // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
     let twice = coding != Coding::Plain || algorithm != Algorithm::Sha256;
-    let (helpers, cancel) = (feed.plan.helpers, feed.plan.cancel);
+    let (helpers, cancel) = (&feed.plan.resources.helpers, feed.plan.cancel);
 
     thread::scope(|scope| {
         let blob_hash = Hash::new(algorithm);
@@ -162,7 +159,7 @@ pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<
             let mut permits = helpers.take_up_to(if small { 0 } else { 2 }).into_iter();
             let consumer = Placed::new(scope, permits.next(), "build", consumer)?;
             let blob_hash = Placed::new(scope, permits.next(), "blob-digest", blob_hash)?;
-            let metered = Metered { meter: Meter::new(feed.plan.limits), next: consumer };
+            let metered = Metered { meter: Meter::new(&feed.plan.resources.limits), next: consumer };
             let (output, blob) = feed.drive(first, blob_hash, metered)?;
             let facts = Facts {
                 coding,
@@ -179,11 +176,17 @@ pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<
         let mut permits = helpers.take_up_to(if small { 0 } else { 3 }).into_iter();
         let (apart, decoding, hashing) = (permits.next(), permits.next(), permits.next());
         let stream = if small { SMALL_STREAM_BYTES } else { STREAM_BYTES };
-        let decoder = coding.decoder(feed.plan.limits.zstd_window_bytes)?;
+        let decoder = coding.decoder(feed.plan.resources.limits.zstd_window_bytes)?;
         let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
         let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
-        let decode =
-            Decode::new(decoder, Pool::new(stream), feed.plan.limits, feed.plan.lease, cancel, consume);
+        let decode = Decode::new(
+            decoder,
+            Pool::new(stream),
+            &feed.plan.resources.limits,
+            feed.plan.lease,
+            cancel,
+            consume,
+        );
         let decode = Placed::new(scope, decoding, "decode", decode)?;
         let (((diff_id, output), decode_busy), blob) = feed.drive(first, Placed::Here(blob_hash), decode)?;
         let facts = Facts {
@@ -259,7 +262,7 @@ impl<'s, 'p> Feed<'s, 'p> {
         if let Some(expected) = self.source.size_bytes.filter(|size| self.read_bytes > *size) {
             return Err(BlobError::Size { expected, found: self.read_bytes }.into());
         }
-        let limit = self.plan.limits.blob_bytes;
+        let limit = self.plan.resources.limits.blob_bytes;
         if self.read_bytes > limit {
             return Err(BlobError::Limit { size_bytes: self.read_bytes, limit }.into());
         }

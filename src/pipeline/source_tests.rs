@@ -4,7 +4,7 @@ use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 
 use super::*;
-use crate::pipeline::budget::Budget;
+use crate::limits::Limits;
 
 /// Collects the bytes; refuses or panics when it meets a certain one.
 #[derive(Default)]
@@ -71,8 +71,7 @@ fn setup(blob: &[u8]) -> Setup {
 
 impl Setup {
     fn run<S: Stage>(&self, blob: &[u8], consumer: S) -> Result<Ran<S::Output>> {
-        let budget = Budget::new(&self.limits);
-        let helpers = Helpers::new(self.helpers);
+        let resources = Resources::new(self.limits.clone(), self.helpers);
         let outcome = run(
             Source {
                 reader: &mut Pieces { bytes: blob, step: self.step },
@@ -81,16 +80,15 @@ impl Setup {
                 coding: None,
             },
             Plan {
-                helpers: &helpers,
-                limits: &self.limits,
-                lease: &budget.lease(&Cancel::new()).unwrap(),
+                resources: &resources,
+                lease: &resources.budget.lease(&Cancel::new()).unwrap(),
                 cancel: &self.cancel,
                 progress: &mut |_| {},
             },
             consumer,
         );
-        assert_eq!(helpers.take_up_to(9).len(), self.helpers, "permits come back");
-        assert_eq!(budget.charged_bytes(), 0, "memory comes back");
+        assert_eq!(resources.helpers.free(), self.helpers, "permits come back");
+        assert_eq!(resources.budget.charged_bytes(), 0, "memory comes back");
         outcome
     }
 
@@ -253,14 +251,12 @@ fn a_cancelled_run_ends_at_the_next_buffer() {
         }
     }
     for helpers in [0, 3] {
-        let (limits, cancel) = (Limits::default(), Cancel::new());
-        let budget = Budget::new(&limits);
+        let (resources, cancel) = (Resources::new(Limits::default(), helpers), Cancel::new());
         let error = run(
             Source { reader: &mut Endless(&cancel, 0), size_bytes: None, digest: None, coding: None },
             Plan {
-                helpers: &Helpers::new(helpers),
-                limits: &limits,
-                lease: &budget.lease(&cancel).unwrap(),
+                resources: &resources,
+                lease: &resources.budget.lease(&cancel).unwrap(),
                 cancel: &cancel,
                 progress: &mut |_| {},
             },
@@ -303,14 +299,12 @@ fn an_error_of_the_store_keeps_its_class() {
             Err(Error::new(Kind::Unavailable, "store.gone", "the store went away").into_io())
         }
     }
-    let (limits, cancel) = (Limits::default(), Cancel::new());
-    let budget = Budget::new(&limits);
+    let (resources, cancel) = (Resources::new(Limits::default(), 0), Cancel::new());
     let error = run(
         Source { reader: &mut Failing, size_bytes: Some(9), digest: None, coding: None },
         Plan {
-            helpers: &Helpers::new(0),
-            limits: &limits,
-            lease: &budget.lease(&cancel).unwrap(),
+            resources: &resources,
+            lease: &resources.budget.lease(&cancel).unwrap(),
             cancel: &cancel,
             progress: &mut |_| {},
         },

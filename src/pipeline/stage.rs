@@ -8,14 +8,11 @@
 //! cancellation, and so does the only wait downstream, the one for memory.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread::Scope,
 };
 
-use super::buffer::Chunk;
+use super::{buffer::Chunk, helpers::Permit};
 use crate::{
     error::{Error, Kind, Result},
     sys::thread::{Scoped, spawn_scoped},
@@ -34,41 +31,6 @@ pub trait Stage: Send {
 
     /// Tells that the stream has ended.
     fn finish(self) -> Result<Self::Output>;
-}
-
-/// How many threads may help the callers' own, all requests together.
-#[derive(Debug)]
-pub struct Helpers {
-    free: Mutex<usize>,
-}
-
-/// The right to run one helper thread.
-#[derive(Debug)]
-pub struct Permit(Arc<Helpers>);
-
-impl Helpers {
-    /// Up to `threads` helpers at a time.
-    pub fn new(threads: usize) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::new(threads) })
-    }
-
-    /// A permit, if one is free. Nobody waits for one: without, the work is done on the caller's thread.
-    pub fn take(self: &Arc<Self>) -> Option<Permit> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        *free = free.checked_sub(1)?;
-        Some(Permit(Arc::clone(self)))
-    }
-
-    /// As many permits as are free, at most `wanted`.
-    pub fn take_up_to(self: &Arc<Self>, wanted: usize) -> Vec<Permit> {
-        (0..wanted).map_while(|_| self.take()).collect()
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-    }
 }
 
 /// A stage where it runs: here, or on a thread.
@@ -185,9 +147,12 @@ impl<A: Stage, B: Stage> Stage for Both<A, B> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{sync::Arc, thread};
 
-    use super::{super::buffer::Pool, *};
+    use super::{
+        super::{buffer::Pool, helpers::Helpers},
+        *,
+    };
 
     /// Adds up bytes; fails or panics at a given one.
     struct Sum {
@@ -242,7 +207,7 @@ mod tests {
             let helpers = Helpers::new(threads);
             assert_eq!(run(&[1; 100], &helpers).unwrap(), (100, 100));
             assert_eq!(run(&[], &helpers).unwrap(), (0, 0));
-            assert_eq!(*helpers.free.lock().unwrap(), threads, "permits come back");
+            assert_eq!(helpers.free(), threads, "permits come back");
         }
     }
 
@@ -256,7 +221,7 @@ mod tests {
             bytes[50] = 1;
             bytes[99] = 255; // noticed at the end only
             assert_eq!(run(&bytes, &helpers).unwrap_err().reason(), "test.refused");
-            assert_eq!(*helpers.free.lock().unwrap(), threads, "permits come back");
+            assert_eq!(helpers.free(), threads, "permits come back");
         }
     }
 
@@ -266,7 +231,7 @@ mod tests {
         let error = run(&[1, 254, 1, 1, 1, 1, 1, 1, 1], &helpers).unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Internal, "internal.panic"));
         assert!(error.to_string().contains("the byte to panic at"), "{error}");
-        assert_eq!(*helpers.free.lock().unwrap(), 3);
+        assert_eq!(helpers.free(), 3);
     }
 
     #[test]
@@ -277,6 +242,6 @@ mod tests {
             placed.push(chunk(&[1])).unwrap();
             drop(placed);
         });
-        assert_eq!(*helpers.free.lock().unwrap(), 1);
+        assert_eq!(helpers.free(), 1);
     }
 }

@@ -1,0 +1,25 @@
+//! What all requests share.
+
+use std::sync::Arc;
+
+use super::{budget::Budget, helpers::Helpers};
+use crate::limits::Limits;
+
+/// Threads, memory and limits: made once for a process, lent to everything that turns layers into something else.
+#[derive(Debug)]
+pub struct Resources {
+    /// Permits for helper threads.
+    pub helpers: Arc<Helpers>,
+    /// Memory for metadata and decoder windows.
+    pub budget: Arc<Budget>,
+    /// The most that one request may cost.
+    pub limits: Limits,
+}
+
+impl Resources {
+    /// Up to `helper_threads` threads beside those of the callers, and the memory that `limits` allows. Starts and
+    /// allocates nothing.
+    pub fn new(limits: Limits, helper_threads: usize) -> Arc<Self> {
+        Arc::new(Self { helpers: Helpers::new(helper_threads), budget: Budget::new(&limits), limits })
+    }
+}

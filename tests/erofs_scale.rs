@@ -15,7 +15,7 @@ use plywood::{
         Sink,
         erofs::writer::{Options, Summary, Writer, WriterError},
     },
-    snapshot::{Durability, LayerFile},
+    snapshot::{Durability, LAYER_NAME, Publication},
     tree::{Attributes, Body, Entry, Extent, Timestamp, Xattr},
 };
 
@@ -253,7 +253,8 @@ struct Replaced {
 fn allocated_bytes(what: &Replaced, count: u32, kept: bool) -> Result<u64, Failed> {
     const PIECE: u64 = 200_000;
     let scratch = tempfile::tempdir()?;
-    let file = LayerFile::beside(&scratch.path().join("image"))?;
+    let publication = Publication::beside(&scratch.path().join("image"))?;
+    let file = publication.file(LAYER_NAME)?;
     let mut writer = Writer::new(file, Options::default());
     let data = vec![0x55; usize::try_from(PIECE)?];
     for n in 0..count {
@@ -276,7 +277,7 @@ fn allocated_bytes(what: &Replaced, count: u32, kept: bool) -> Result<u64, Faile
         }
     }
     let (file, _) = writer.finish()?;
-    file.commit(Durability::Never, false)?;
+    publication.commit([file], Durability::Never, false)?;
     Ok(fs::metadata(scratch.path().join("image"))?.blocks() * 512)
 }
 

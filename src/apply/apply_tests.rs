@@ -14,7 +14,7 @@ use crate::{
     kind,
     limits::Limits,
     pipeline::{Resources, helpers::Helpers},
-    snapshot::{Durability, LayerFile, Stack},
+    snapshot::{Durability, Publication, Stack},
     store::{Blob, Memory},
 };
 
@@ -571,8 +571,8 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             digest: None,
             parents: Some(Parents { open: &open, required }),
         };
-        let image = LayerFile::beside(&out).unwrap();
-        converter.convert(&call().cancel, layer, image, false, &mut |_| {})
+        let publication = Publication::beside(&out).unwrap();
+        converter.convert(&call().cancel, layer, publication, false, &mut |_| {})
     };
     for (kind, may_be_ignored) in [
         (Kind::NotImplemented, true),

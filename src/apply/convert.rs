@@ -21,7 +21,7 @@ use crate::{
     kind::{Container, LayerType},
     limits::Limits,
     pipeline::{Facts, Plan, Progress, Resources, Source, budget::Lease, image},
-    snapshot::{Durability, LayerFile},
+    snapshot::{Durability, LAYER_NAME, NewFile, Publication},
 };
 
 /// How images are made, checked and published.
@@ -98,7 +98,7 @@ impl<'a> Layer<'a> {
 
 /// What a strategy leaves to be checked and published.
 pub(super) struct Built {
-    pub(super) image: LayerFile,
+    pub(super) image: NewFile,
     pub(super) contents: Contents,
     pub(super) facts: Facts,
 }
@@ -121,7 +121,7 @@ impl Converter {
         &self.resources.limits
     }
 
-    /// Converts `layer` into `image` and publishes it; `progress` is called once a buffer.
+    /// Converts `layer` into an image and publishes it; `progress` is called once a buffer.
     ///
     /// Nothing is published unless the blob is the one asked for and the finished image, read back from
     /// the file, has passed its check. After an error the file is gone.
@@ -129,11 +129,12 @@ impl Converter {
         &self,
         cancel: &Cancel,
         layer: Layer<'_>,
-        image: LayerFile,
+        publication: Publication,
         sync_fs: bool,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Applied> {
         let started = Instant::now();
+        let image = publication.file(LAYER_NAME)?;
         let lease = self.resources.budget.lease(cancel)?;
         let plan = Plan { resources: &self.resources, lease: &lease, cancel, progress };
         let kind = layer.kind;
@@ -145,7 +146,7 @@ impl Converter {
         facts.times.verify = timed(|| self.verify(kind, &image, &lease, cancel))?;
         cancel.check()?;
         let image_bytes = image.size_bytes();
-        facts.times.commit = timed(|| Ok(image.commit(self.options.durability, sync_fs)?))?;
+        facts.times.commit = timed(|| Ok(publication.commit([image], self.options.durability, sync_fs)?))?;
         Ok(Applied {
             descriptor: Descriptor::of(kind.applied, facts.diff_id, facts.stream_bytes),
             stats: Stats {
@@ -163,7 +164,7 @@ impl Converter {
 
 impl Converter {
     /// Checks the finished image, on the bytes in the file.
-    fn verify(&self, kind: &LayerType, file: &LayerFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
+    fn verify(&self, kind: &LayerType, file: &NewFile, lease: &Lease, cancel: &Cancel) -> Result<()> {
         let limits = self.limits();
         let level = match (kind.container, self.options.native_verify) {
             (Container::Tar, _) => return image::verify_own(file, limits, lease, cancel),

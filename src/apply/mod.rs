@@ -24,7 +24,7 @@ use crate::{
     error::{Classify, Error, Kind, Result},
     kind::{Container, LayerType},
     pipeline::{BlobError, StageTimes},
-    snapshot::{LAYER_NAME, Mount, MountError, Roots, SnapshotDir},
+    snapshot::{LAYER, Mount, MountError, Roots, SnapshotDir},
     store::ContentStore,
     sys::thread::catch,
 };
@@ -170,7 +170,7 @@ impl Applier {
             _ => Ok(None),
         };
         let file = file.map_err(Error::disk)?;
-        let image = dir.layer_file(LAYER_NAME, limits)?;
+        let publication = dir.publish(&LAYER, limits)?;
         let open = || Ok(self.roots.parents(&request.mounts)?);
         let layer = Layer {
             kind,
@@ -181,7 +181,7 @@ impl Applier {
             parents: Some(Parents { open: &open, required: false }),
         };
         let sync_fs = request.sync_fs;
-        self.converter.convert(&call.cancel, layer, image, sync_fs, &mut |_| {})
+        self.converter.convert(&call.cancel, layer, publication, sync_fs, &mut |_| {})
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Kind, Result},
     format::Sink as _,
     pipeline::{self, BlobError, Facts, Plan, Progress, StageTimes, buffer::Chunk, stage::Stage},
-    snapshot::LayerFile,
+    snapshot::NewFile,
     sys::thread::spawn_scoped,
 };
 
@@ -31,7 +31,7 @@ use crate::{
 const HASH_BYTES: usize = 512 << 10;
 
 /// Makes `image` the image that `layer` holds.
-pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, coding: Coding) -> Result<Built> {
+pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Result<Built> {
     let contents = Contents::default();
     let expected = layer.digest.as_ref();
     if let (Coding::Plain, Some(file), Some(size_bytes)) = (coding, layer.file, layer.size_bytes)
@@ -50,7 +50,7 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, coding: Co
 
 /// Writes what it is given to a file, from its start.
 struct Copy {
-    image: LayerFile,
+    image: NewFile,
     written: u64,
     busy: Duration,
 }
@@ -77,8 +77,8 @@ fn share(
     source: &File,
     size_bytes: u64,
     expected: Option<&Digest>,
-    mut image: LayerFile,
-) -> Result<(LayerFile, Facts)> {
+    mut image: NewFile,
+) -> Result<(NewFile, Facts)> {
     if size_bytes > plan.resources.limits.blob_bytes {
         return Err(BlobError::Limit { size_bytes, limit: plan.resources.limits.blob_bytes }.into());
     }

@@ -21,12 +21,12 @@ use crate::{
         tar::{Event, Parser},
     },
     pipeline::{self, Plan, StreamLimit, buffer::Chunk, image::ImageWriter, stage::Stage},
-    snapshot::LayerFile,
+    snapshot::NewFile,
     tree::Body,
 };
 
 /// Makes `image` the image of the tar archive in `layer`.
-pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: LayerFile, options: &Options) -> Result<Built> {
+pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, options: &Options) -> Result<Built> {
     let (lease, cancel, limits) = (plan.lease, plan.cancel, &plan.resources.limits);
     let asked = options.implied_directories == ImpliedDirectories::FromParents;
     let parents = layer.parents.filter(|_| asked);

@@ -26,7 +26,7 @@ use crate::{
     },
     limits::Limits,
     pipeline::{Progress, Resources, helpers::Helpers},
-    snapshot::{Durability, LayerFile},
+    snapshot::{Durability, Publication},
 };
 
 /// Arguments of `plywood apply`.
@@ -122,7 +122,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         Some(kind) => kind,
         None => detect(&head)?,
     };
-    let image = LayerFile::beside(&arguments.output)?;
+    let publication = Publication::beside(&arguments.output)?;
     let options = Options {
         block_bits: arguments.block_size,
         inline_limit: arguments.inline_limit.unwrap_or(defaults.inline_limit),
@@ -145,7 +145,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     };
     let bar = report::progress_bar(size_bytes);
     let mut report = |progress: Progress| bar.set_position(progress.read_bytes);
-    let applied = converter.convert(&Cancel::new(), layer, image, arguments.sync, &mut report);
+    let applied = converter.convert(&Cancel::new(), layer, publication, arguments.sync, &mut report);
     bar.finish_and_clear();
     applied
 }

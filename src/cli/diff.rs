@@ -25,7 +25,7 @@ use crate::{
     kind::{Container, LayerType},
     limits::Limits,
     pipeline::{Resources, helpers::Helpers},
-    snapshot::{Durability, LayerFile, LayerSource, StackLayer},
+    snapshot::{Durability, LAYER_NAME, LayerSource, Publication, StackLayer},
     tree::Timestamp,
 };
 
@@ -232,7 +232,8 @@ fn diff(arguments: &Arguments) -> Result<Written> {
             Ok(composed)
         })
     } else {
-        let mut file = LayerFile::beside(&arguments.output)?;
+        let publication = Publication::beside(&arguments.output)?;
+        let mut file = publication.file(LAYER_NAME)?;
         let mut at = 0;
         let mut deliver = |bytes: &[u8]| {
             file.write_at(at, bytes).map_err(Error::disk)?;
@@ -242,7 +243,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         let composed = composer.compose(&cancel, sides, form, epoch, &mut deliver, &mut progress);
         composed.and_then(|mut composed| {
             let committing = Instant::now();
-            file.commit(Durability::Request, arguments.sync)?;
+            publication.commit([file], Durability::Request, arguments.sync)?;
             composed.times.commit = committing.elapsed();
             Ok(composed)
         })

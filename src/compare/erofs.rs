@@ -29,7 +29,7 @@ use crate::{
         encode::{self, Deliver, Facts, Plan},
         image::{self, ImageWriter},
     },
-    snapshot::LayerFile,
+    snapshot::NewFile,
     tree::{Body, Device, Entry},
 };
 
@@ -74,7 +74,7 @@ pub fn write<T>(
 ) -> Result<(T, Facts)> {
     let started = Instant::now();
     let limits = &plan.resources.limits;
-    let file = LayerFile::scratch(&options.work_directory, limits)?;
+    let file = NewFile::scratch(&options.work_directory, limits)?;
     let writer_options = writer::Options {
         block_bits: options.block_bits,
         inline_limit: options.inline_limit,

@@ -14,7 +14,7 @@ use crate::{
         },
     },
     limits::Limits,
-    snapshot::LayerFile,
+    snapshot::NewFile,
     tree::{Below, Entry},
 };
 
@@ -24,7 +24,7 @@ const CHARGE_BYTES: u64 = 1 << 20;
 /// Writes an image whose metadata memory is charged to the request.
 #[derive(Debug)]
 pub struct ImageWriter<'a> {
-    writer: Writer<Watched<'a, LayerFile>>,
+    writer: Writer<Watched<'a, NewFile>>,
     /// Metadata memory charged so far, in bytes.
     charged: u64,
     lease: &'a Lease,
@@ -33,7 +33,7 @@ pub struct ImageWriter<'a> {
 
 impl<'a> ImageWriter<'a> {
     /// A writer into `file`, which is new.
-    pub fn new(file: LayerFile, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
+    pub fn new(file: NewFile, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
         Self { writer: Writer::new(Watched { file, cancel }, options), charged: 0, lease, cancel }
     }
 
@@ -87,7 +87,7 @@ impl<'a> ImageWriter<'a> {
     }
 
     /// Completes the image, identified by `uuid`.
-    pub fn finish(mut self, uuid: [u8; 16]) -> Result<(LayerFile, Summary)> {
+    pub fn finish(mut self, uuid: [u8; 16]) -> Result<(NewFile, Summary)> {
         self.writer.set_uuid(uuid);
         let (watched, summary) = self.writer.finish().map_err(writer_error)?;
         Ok((watched.file, summary))
@@ -144,13 +144,7 @@ impl<T: ReadAt> ReadAt for Watched<'_, T> {
 
 /// Checks a finished image, on the bytes in the file. What decoder and writer used of `lease` has to be free
 /// again. Errors: what is wrong with the image; `Cancelled`.
-pub fn verify(
-    image: &LayerFile,
-    level: Level,
-    limits: &Limits,
-    lease: &Lease,
-    cancel: &Cancel,
-) -> Result<()> {
+pub fn verify(image: &NewFile, level: Level, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
     let image = Watched { file: image, cancel };
     lease.charge(Use::Window, 0, cancel)?;
     // How much the check needs only the check can tell.
@@ -173,7 +167,7 @@ pub fn verify(
 }
 
 /// The same for an image made here, with which nothing can be wrong but the program.
-pub fn verify_own(image: &LayerFile, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
+pub fn verify_own(image: &NewFile, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
     match verify(image, Level::Strict, limits, lease, cancel) {
         Err(error) if error.kind() == Kind::Malformed => {
             let message = format!("the image just made: {error} [{}]", error.reason());
@@ -188,6 +182,7 @@ mod tests {
     use super::*;
     use crate::{
         pipeline::budget::Budget,
+        snapshot::{LAYER_NAME, Publication},
         tree::{Attributes, Body},
     };
 
@@ -205,7 +200,7 @@ mod tests {
     /// Writes so many names, and checks the image under `limits`.
     fn outcome(names: u32, limits: &Limits) -> Result<u64> {
         let scratch = tempfile::tempdir().unwrap();
-        let file = LayerFile::beside(&scratch.path().join("image")).unwrap();
+        let file = Publication::beside(&scratch.path().join("image")).unwrap().file(LAYER_NAME).unwrap();
         let (budget, cancel) = (Budget::new(limits), Cancel::new());
         let lease = budget.lease(&cancel)?;
         let mut writer = ImageWriter::new(file, Options::default(), &lease, &cancel);

@@ -1,9 +1,9 @@
-//! Why a mount list is refused, and by whom it may still be served.
+//! Why a mount list is refused, and why a file cannot be published.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use crate::{
-    error::{Classify, Kind, disk_kind},
+    error::{Classify, Kind, Size, disk_kind},
     limits,
 };
 
@@ -107,12 +107,22 @@ pub enum MountError {
         /// Mode found.
         permissions: u32,
     },
-    /// Made by another snapshotter, or by one whose layers we do not make.
-    #[error("{0} has no marker .erofslayer")]
-    NoMarker(String),
-    /// Something else has the marker's name.
-    #[error("{0}/.erofslayer is not a regular file")]
-    Marker(String),
+    /// The directory was made by another snapshotter, or does not wait for a layer of ours.
+    #[error("{path} has no marker {name}")]
+    NoMarker {
+        /// The directory.
+        path: String,
+        /// The file that is missing.
+        name: &'static str,
+    },
+    /// Something that is not a file has the marker's name.
+    #[error("{path}/{name} is not a regular file")]
+    Marker {
+        /// The directory.
+        path: String,
+        /// Name of the marker.
+        name: &'static str,
+    },
     /// The kernel refused.
     #[error("{path}")]
     Io {
@@ -128,9 +138,11 @@ impl Classify for MountError {
         match self {
             // Not for the next differ: containerd's EROFS differ looks at the first mount without counting them.
             Self::Empty => Kind::Malformed,
-            Self::Type(_) | Self::Form(_) | Self::Outside(_) | Self::UnknownOption(_) | Self::NoMarker(_) => {
-                Kind::NotImplemented
-            }
+            Self::Type(_)
+            | Self::Form(_)
+            | Self::Outside(_)
+            | Self::UnknownOption(_)
+            | Self::NoMarker { .. } => Kind::NotImplemented,
             Self::TooLarge { .. } => Kind::Exhausted,
             Self::Path { .. }
             | Self::Foreign(_)
@@ -141,7 +153,7 @@ impl Classify for MountError {
             | Self::Shared { .. }
             | Self::SharedName(_)
             | Self::Owner { .. }
-            | Self::Marker(_) => Kind::Denied,
+            | Self::Marker { .. } => Kind::Denied,
             Self::Missing(_) | Self::Unseen { .. } => Kind::Conflict,
             Self::InUse(_) => Kind::Changed,
             Self::RootReplaced(_) => Kind::Unavailable,
@@ -169,9 +181,80 @@ impl Classify for MountError {
             Self::Privileges(_) => "diff.privileges",
             Self::Shared { .. } | Self::SharedName(_) => "mount.shared-layer",
             Self::Owner { .. } => "mount.owner",
-            Self::NoMarker(_) => "mount.no-marker",
-            Self::Marker(_) => "mount.marker",
+            Self::NoMarker { .. } => "mount.no-marker",
+            Self::Marker { .. } => "mount.marker",
             Self::Io { .. } => "mount.io",
         }
     }
+}
+
+/// Why a layer could not be written or published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// Another request is writing to the same directory.
+    #[error("{0}: another request is writing to this directory")]
+    Busy(PathBuf),
+    /// The directory belongs to a view.
+    #[error("{0}: the mounts are read-only")]
+    ReadOnly(PathBuf),
+    /// Something that is not a file has the name.
+    #[error("{0}: the name is taken by something that is not a regular file")]
+    Occupied(PathBuf),
+    /// The existing file is immutable.
+    #[error("{0}: the existing file is immutable")]
+    Immutable(PathBuf),
+    /// Writing on would fill the file system.
+    #[error("{available} are free, {reserve} of {total} are kept free by {setting}")]
+    Reserve {
+        /// Free space.
+        available: Size,
+        /// Space that is kept free.
+        reserve: Size,
+        /// Size of the file system.
+        total: Size,
+        /// The setting that asks for it.
+        setting: &'static str,
+    },
+    /// The kernel refused.
+    #[error("{path}: {what}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Classify for PublishError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Busy(_) | Self::Occupied(_) | Self::Immutable(_) => Kind::Conflict,
+            Self::ReadOnly(_) => Kind::Denied,
+            Self::Reserve { .. } => Kind::Exhausted,
+            Self::Io { source, .. } => disk_kind(source),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Busy(_) => "snapshot.busy",
+            Self::ReadOnly(_) => "mount.read-only",
+            Self::Occupied(_) => "snapshot.occupied",
+            Self::Immutable(_) => "snapshot.immutable",
+            Self::Reserve { .. } => "limit.free-space",
+            Self::Io { .. } => "snapshot.io",
+        }
+    }
+}
+
+/// Quotes a text from outside for a message: escaped, and cut at 256 bytes.
+pub(super) fn quote(text: &str) -> String {
+    let mut end = text.len().min(256);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let (shown, rest) = text.split_at(end);
+    if rest.is_empty() { format!("{shown:?}") } else { format!("{shown:?}...") }
 }

@@ -1,4 +1,4 @@
-//! One writer per snapshot directory, in this process and among processes.
+//! One writer for each snapshot directory, within this process and among processes.
 
 use std::{
     collections::BTreeSet,
@@ -10,11 +10,11 @@ use rustix::fs::FlockOperation;
 
 use crate::sys::{dir::Dir, file};
 
-/// Directories this process writes to, by device and inode number. `flock` alone would do, were
-/// there no file systems on which it is local to the open file or does nothing.
+/// The directories this process writes to, by device and inode number. `flock` alone is not enough: on some file
+/// systems it is local to the open file, or does nothing.
 static BUSY: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
-/// The right to write to one directory; given back when dropped.
+/// The right to write to one directory, given back when dropped.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
     key: (u64, u64),
@@ -22,7 +22,7 @@ pub(super) struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Takes the lock without waiting; `None` when somebody else has it.
+    /// Takes the lock without waiting. `None` when another request or process has it.
     pub(super) fn take(dir: &Arc<Dir>) -> io::Result<Option<Self>> {
         let status = dir.status()?;
         let key = (status.device, status.inode);

@@ -1,37 +1,43 @@
-//! The snapshotter's directories: which one a mount list means, and how a layer gets into it.
+//! Directories of snapshots: which one a mount list means, which layers it stacks, and how files get into it.
 //!
-//! A mount list is a claim. [`Roots`] turns it into one [`SnapshotDir`] below a root that the operator
-//! configured, or refuses; [`LayerFile`] publishes one file in it, whole or not at all. What is in
-//! that file is not this module's matter. For reading, [`Roots::stack`] turns a list into all the layers
-//! it stacks, and mounts none.
+//! A mount list is a claim. [`Roots::resolve`] turns it into one [`SnapshotDir`] below a root that the operator
+//! configured, or refuses it; [`SnapshotDir::publish`] begins a [`Publication`], whose files appear whole or not
+//! at all. For reading, [`Roots::stack`] opens all the layers of a list without mounting any. The bytes of the
+//! files are not this module's concern.
 //!
 //! Source: docs/formats/containerd.md, "Mount lists", "From a list to a stack" and "Publishing a layer".
 
 mod block;
+mod directory;
 mod error;
 mod ids;
-mod layer_file;
+mod layout;
 #[cfg(test)]
 mod lists_tests;
 mod lock;
 mod mount;
+mod new_file;
+mod place;
 mod plan;
+mod publication;
 mod resolve;
 mod roots;
+#[cfg(test)]
+mod scratch_tests;
+mod space;
 mod stack;
 mod sweep;
+mod watch;
 
-pub use block::Watch;
-pub use error::MountError;
+pub use directory::SnapshotDir;
+pub use error::{MountError, PublishError};
 pub use ids::{IdMap, IdMaps};
-pub use layer_file::{Durability, LayerError, LayerFile};
+pub use layout::{FileSet, LAYER, LAYER_NAME};
 pub use mount::Mount;
+pub use new_file::NewFile;
+pub use publication::{Durability, Publication};
 pub use resolve::Access;
-pub use roots::{Roots, RootsError, SnapshotDir, check_root};
+pub use roots::{Roots, RootsError, check_root};
 pub use stack::{LayerSource, Stack, StackLayer};
 pub use sweep::{Sweep, Swept};
-
-use std::ffi::CStr;
-
-/// The name under which the snapshotter looks for a layer.
-pub const LAYER_NAME: &CStr = c"layer.erofs";
+pub use watch::Watch;

@@ -7,10 +7,11 @@
 //! `plugins/snapshots/overlay`, `core/mount/manager`.
 
 use super::{
-    error::MountError,
+    error::{MountError, quote},
     ids::{IdMap, IdMaps},
+    layout::{Leaf, is_merged},
     mount::{Mount, mount_template, overlay_template},
-    resolve::{BLOCK, UPPER, ends, is_template, quote},
+    resolve::{ends, is_template},
 };
 use crate::limits;
 
@@ -44,11 +45,6 @@ pub(super) enum Item<'m> {
     ViewedBlock(&'m str),
 }
 
-/// Last component of an image that is one layer.
-pub(super) const LAYER: &[&str] = &["layer.erofs"];
-/// Last component of merged metadata.
-pub(super) const MERGED: &[&str] = &["fsmeta.erofs"];
-
 impl<'m> Item<'m> {
     pub(super) fn path(&self) -> &'m str {
         match self {
@@ -61,12 +57,12 @@ impl<'m> Item<'m> {
         }
     }
 
-    /// What the last component of the path must be.
-    pub(super) fn leaves(&self) -> &'static [&'static str] {
+    /// The kind of entry that the path must name.
+    pub(super) fn leaf(&self) -> Leaf {
         match self {
-            Self::Upper(_) | Self::Viewed(_) | Self::Lower(_) => UPPER,
-            Self::Image { .. } => LAYER,
-            Self::Block(_) | Self::ViewedBlock(_) => BLOCK,
+            Self::Upper(_) | Self::Viewed(_) | Self::Lower(_) => Leaf::Upper,
+            Self::Image { .. } => Leaf::Layer,
+            Self::Block(_) | Self::ViewedBlock(_) => Leaf::Block,
         }
     }
 }
@@ -208,9 +204,8 @@ impl<'m> Reading<'m> {
     fn image(&mut self, mount: &'m Mount) {
         let devices: Vec<_> = mount.values("device").collect();
         let path = mount.source.as_str();
-        let merged = path.rsplit('/').next().is_some_and(|leaf| MERGED.contains(&leaf));
         match devices.last() {
-            Some(top) if merged => {
+            Some(top) if is_merged(path) => {
                 self.plan.merged.push((path, top));
                 // The list has the bottom layer first.
                 let layers = devices.iter().rev().map(|path| Item::Image { path, devices: Vec::new() });

@@ -6,8 +6,10 @@
 //! Source: docs/formats/containerd.md, "Mount lists"; containerd `plugins/snapshots/erofs`.
 
 use super::{
-    error::MountError,
-    mount::{Mount, decimal, mount_template, overlay_template},
+    error::{MountError, quote},
+    layout::Leaf,
+    mount::{Mount, mount_template, overlay_template},
+    place::{Place, Spot},
 };
 use crate::limits;
 
@@ -25,18 +27,11 @@ pub enum Access {
 pub(super) struct Claim<'m> {
     /// `<root>/snapshots/<id>/<leaf>`, if it is ours.
     pub(super) path: &'m str,
-    /// What the leaf must be.
-    pub(super) leaves: &'static [&'static str],
+    /// The kind of entry that the path must name.
+    pub(super) leaf: Leaf,
     /// What the mounts allow.
     pub(super) access: Access,
 }
-
-/// Last component of a path to an overlay's upper directory, or to a bind mount's source.
-pub(super) const UPPER: &[&str] = &["fs"];
-/// Last component of an EROFS mount's source.
-const IMAGE: &[&str] = &["layer.erofs", "fsmeta.erofs"];
-/// Last component of the writable image in block mode.
-pub(super) const BLOCK: &[&str] = &["rwlayer.img"];
 
 /// Picks the path that names the directory.
 ///
@@ -52,23 +47,23 @@ pub(super) fn claim(mounts: &[Mount]) -> Result<Claim<'_>, MountError> {
     let (first, last) = ends(mounts)?;
     if first.kind.starts_with("mkfs/") {
         let access = if first.has_flag("ro") || last.has_flag("ro") { Access::View } else { Access::Active };
-        return Ok(Claim { path: &first.source, leaves: BLOCK, access });
+        return Ok(Claim { path: &first.source, leaf: Leaf::Block, access });
     }
     match last.base() {
         "bind" => match mount_template(&last.source) {
             Some(number) => match mounts.get(number) {
                 Some(named) if named.base() == "erofs" => {
-                    Ok(Claim { path: &named.source, leaves: IMAGE, access: Access::View })
+                    Ok(Claim { path: &named.source, leaf: Leaf::Image, access: Access::View })
                 }
                 _ => Err(MountError::Form("a bind mount's template names no EROFS mount of the list")),
             },
             None if is_template(&last.source) => Err(MountError::Form("a bind mount of an unknown template")),
             None => {
                 let access = if last.has_flag("ro") { Access::View } else { Access::Active };
-                Ok(Claim { path: &last.source, leaves: UPPER, access })
+                Ok(Claim { path: &last.source, leaf: Leaf::Upper, access })
             }
         },
-        "erofs" => Ok(Claim { path: &last.source, leaves: IMAGE, access: Access::View }),
+        "erofs" => Ok(Claim { path: &last.source, leaf: Leaf::Image, access: Access::View }),
         "overlay" => overlay(first, last),
         _ => Err(MountError::Form("a list that ends in no bind, overlay or EROFS mount")),
     }
@@ -93,20 +88,20 @@ fn overlay<'m>(first: &'m Mount, last: &'m Mount) -> Result<Claim<'m>, MountErro
             return Err(MountError::Form("an upper directory in a template without a block image"));
         }
         let access = if last.has_flag("ro") { Access::View } else { Access::Active };
-        return Ok(Claim { path: upper, leaves: UPPER, access });
+        return Ok(Claim { path: upper, leaf: Leaf::Upper, access });
     }
     let lower = last.values("lowerdir").next().ok_or(MountError::Form("an overlay without directories"))?;
     if overlay_template(lower).is_some() || mount_template(lower).is_some() {
         if first.base() != "erofs" {
             return Err(MountError::Form("an overlay over templates whose first mount is no EROFS image"));
         }
-        return Ok(Claim { path: &first.source, leaves: IMAGE, access: Access::View });
+        return Ok(Claim { path: &first.source, leaf: Leaf::Image, access: Access::View });
     }
     if is_template(lower) {
         return Err(MountError::Form("a lower directory in an unknown template"));
     }
     let nearest = lower.split(':').next().unwrap_or_default();
-    Ok(Claim { path: nearest, leaves: UPPER, access: Access::View })
+    Ok(Claim { path: nearest, leaf: Leaf::Upper, access: Access::View })
 }
 
 pub(super) fn is_template(text: &str) -> bool {
@@ -123,45 +118,15 @@ fn is_known(kind: &str) -> bool {
         && parts.all(|prefix| matches!(prefix, "format" | "mkdir"))
 }
 
-/// Where a path lies with respect to one root.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place<'p> {
-    /// Not below it.
-    Outside,
-    /// Below it, but not a snapshot's file of the expected name.
-    Odd,
-    /// The file of the snapshot with this id.
-    Snapshot(&'p str),
-}
-
-/// Compares `path` with `<root>/snapshots/<id>/<leaf>`, byte by byte.
-pub(super) fn place<'p>(root: &str, path: &'p str, leaves: &[&str]) -> Place<'p> {
-    let Some(rest) = path.strip_prefix(root) else { return Place::Outside };
-    let Some(rest) = rest.strip_prefix('/') else {
-        return if rest.is_empty() { Place::Odd } else { Place::Outside };
-    };
-    let mut parts = rest.split('/');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some("snapshots"), Some(id), Some(leaf), None)
-            if decimal(id).is_some_and(|number| number > 0) && leaves.contains(&leaf) =>
-        {
-            Place::Snapshot(id)
-        }
-        _ => Place::Odd,
-    }
-}
-
-/// Looks for contradictions in a list whose directory is `<root>/snapshots/<id>`, as `home` has both, or whose
-/// layers are all shared.
+/// Looks for contradictions in a list of the snapshot `home`, or, without one, of shared layers alone.
 ///
-/// Only called once the list is known to be ours: another snapshotter's oddities are not our matter.
+/// Only for lists below a configured root: oddities of other snapshotters are left to other differs.
 pub(super) fn check_options(
     mounts: &[Mount],
-    home: Option<(&str, &str)>,
+    home: Option<Spot<'_>>,
     is_shared: &dyn Fn(&str) -> bool,
 ) -> Result<(), MountError> {
-    let placed =
-        |value, leaf: &'static str| home.map_or(Place::Outside, |(root, _)| place(root, value, &[leaf]));
+    let placed = |value, leaf| home.map_or(Place::Outside, |home| home.place(value, leaf));
     let refuse = |name: &str, value: &str, why| {
         Err(MountError::Option { option: quote(&format!("{name}={value}")), why })
     };
@@ -177,25 +142,15 @@ pub(super) fn check_options(
             }
         }
         for value in mount.values("workdir").filter(|value| !is_template(value)) {
-            if home.is_none_or(|(_, id)| placed(value, "work") != Place::Snapshot(id)) {
+            if home.is_none_or(|home| home.place(value, Leaf::Work) != Place::Snapshot(home.id)) {
                 return refuse("workdir", value, "not beside the upper directory");
             }
         }
         for value in mount.values("device") {
-            if !matches!(placed(value, "layer.erofs"), Place::Snapshot(_)) && !is_shared(value) {
+            if !matches!(placed(value, Leaf::Layer), Place::Snapshot(_)) && !is_shared(value) {
                 return refuse("device", value, "not a layer below the same root, nor a shared one");
             }
         }
     }
     Ok(())
-}
-
-/// A text from outside for a message: escaped, and cut at 256 bytes.
-pub(super) fn quote(text: &str) -> String {
-    let mut end = text.len().min(256);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    let (shown, rest) = text.split_at(end);
-    if rest.is_empty() { format!("{shown:?}") } else { format!("{shown:?}...") }
 }

@@ -3,7 +3,6 @@
 //! Source: docs/formats/containerd.md, "Mount lists".
 
 use std::{
-    ffi::CStr,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -13,50 +12,53 @@ use std::{
 use rustix::{fs::FileType, io::Errno};
 
 use super::{
-    error::MountError,
-    layer_file::{LayerError, LayerFile},
+    directory::SnapshotDir,
+    error::{MountError, quote},
+    layout::{EROFS, Layout, Leaf, OVERLAYFS, SNAPSHOTS},
     mount::Mount,
-    resolve::{Access, Place, check_options, claim, place, quote},
+    place::{Place, Spot, place},
+    resolve::{Access, check_options, claim},
     sweep::Sweep,
 };
 use crate::{
     error::{Classify, Kind, disk_kind},
-    limits::Limits,
     sys::dir::{Dir, Status},
 };
 
-/// The snapshotter's mark on a directory that waits for an EROFS layer.
-const MARKER: &CStr = c".erofslayer";
-/// The directory below a root that holds one directory per snapshot.
-pub(super) const SNAPSHOTS: &CStr = c"snapshots";
-
-/// The roots of all snapshotters that we serve, opened once.
+/// The roots of all snapshotters that the daemon serves, opened once.
 #[derive(Debug)]
 pub struct Roots {
-    /// Of EROFS snapshotters.
-    roots: Vec<Root>,
-    /// Of overlayfs snapshotters, whose layers are only read.
-    pub(super) overlayfs: Vec<Root>,
-    /// Directories of images that links in the snapshots may lead to.
-    pub(super) shared: Vec<Root>,
+    /// In the order of the configuration, those that Apply may write to first.
+    snapshots: Vec<Root>,
+    /// Directories of images that several snapshots share.
+    pub(super) shared: Vec<Trusted>,
+    /// The user who owns all of them.
     pub(super) owner: u32,
 }
 
+/// A directory that the operator configured and that nobody else can change.
 #[derive(Debug)]
-pub(super) struct Root {
-    /// As configured, then without links; the same twice when there are none.
+pub(super) struct Trusted {
+    /// The path as configured, then without links; the same twice when there are none.
     pub(super) spellings: [String; 2],
     pub(super) dir: Arc<Dir>,
-    pub(super) snapshotter: Snapshotter,
 }
 
-/// Who keeps its snapshots below a root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Snapshotter {
-    /// Images and upper directories.
-    Erofs,
-    /// Directories.
-    Overlayfs,
+/// The directory of one snapshotter.
+#[derive(Debug)]
+pub(super) struct Root {
+    at: Trusted,
+    pub(super) layout: &'static Layout,
+}
+
+/// A snapshot, by the spelling of its directory.
+#[derive(Clone, Copy)]
+pub(super) struct Home<'a> {
+    pub(super) root: &'a Root,
+    /// The root as the path spells it.
+    pub(super) spelling: &'a str,
+    /// The number of the snapshot.
+    pub(super) id: &'a str,
 }
 
 /// Why a configured root cannot be used.
@@ -108,79 +110,87 @@ impl Roots {
     pub fn open(paths: &[PathBuf]) -> Result<Self, RootsError> {
         // The user the daemon runs as: root, except in a test or a user namespace.
         let owner = rustix::process::geteuid().as_raw();
-        let open = |path: &PathBuf| Root::open(path, owner, Snapshotter::Erofs);
-        let roots = paths.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { roots, overlayfs: Vec::new(), shared: Vec::new(), owner })
+        let open = |path: &PathBuf| Ok(Root { at: Trusted::open(path, owner)?, layout: &EROFS });
+        let snapshots = paths.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { snapshots, shared: Vec::new(), owner })
     }
 
-    /// Opens what [`Roots::stack`] may read besides: roots of overlayfs snapshotters, passed over when they
+    /// Opens further directories for [`Roots::stack`]: roots of overlayfs snapshotters, passed over when they
     /// do not exist, and directories with images that several snapshots link to.
     pub fn also_read(mut self, overlayfs: &[PathBuf], shared_layers: &[PathBuf]) -> Result<Self, RootsError> {
         for path in overlayfs {
-            match Root::open(path, self.owner, Snapshotter::Overlayfs) {
+            match Trusted::open(path, self.owner) {
                 Err(RootsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                root => self.overlayfs.push(root?),
+                at => self.snapshots.push(Root { at: at?, layout: &OVERLAYFS }),
             }
         }
         for path in shared_layers {
-            self.shared.push(Root::open(path, self.owner, Snapshotter::Erofs)?);
+            self.shared.push(Trusted::open(path, self.owner)?);
         }
         Ok(self)
     }
 
-    /// Finds the one snapshot directory that `mounts` mean, and opens it.
+    /// Finds the one snapshot directory that `mounts` mean, and opens it to publish files in it.
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours; until the path has been found to
     /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk. An empty
     /// list is an error that no other differ could answer better.
     pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
         let claim = claim(mounts)?;
-        let (root, spelling, id) = locate(&self.roots, claim.path, claim.leaves)?;
-        check_options(mounts, Some((spelling, id)), &|path| self.is_shared(path))?;
-        root.snapshot(id, claim.access, self.owner)
+        let home = locate(self.writable(), claim.path, claim.leaf)?;
+        check_options(mounts, Some(home.spot()), &|path| self.is_shared(path))?;
+        home.root.snapshot(home.id, claim.access, self.owner)
     }
 
     /// Begins a search for temporaries that a killed process left; see [`Sweep::run`].
     pub fn sweep(&self) -> Sweep {
-        Sweep::new(self.roots.iter().map(|root| Arc::clone(&root.dir)).collect(), self.owner)
+        Sweep::new(self.writable().map(|root| Arc::clone(&root.at.dir)).collect(), self.owner)
     }
 
-    /// Where `path` lies below any root.
-    pub(super) fn locate<'a>(
-        &'a self,
-        path: &'a str,
-        leaves: &'static [&'static str],
-    ) -> Result<(&'a Root, &'a str, &'a str), MountError> {
-        locate(self.roots.iter().chain(&self.overlayfs), path, leaves)
+    /// The roots in whose snapshots files are published.
+    fn writable(&self) -> impl Iterator<Item = &Root> {
+        self.snapshots.iter().filter(|root| !root.layout.publishes.is_empty())
+    }
+
+    /// Finds the snapshot that `path` lies in, below any root.
+    pub(super) fn locate<'a>(&'a self, path: &'a str, leaf: Leaf) -> Result<Home<'a>, MountError> {
+        locate(&self.snapshots, path, leaf)
     }
 }
 
 /// Looks whether a daemon of the user `owner` could take `path` for a snapshot root.
 pub fn check_root(path: &Path, owner: u32) -> Result<(), RootsError> {
-    Root::open(path, owner, Snapshotter::Erofs).map(drop)
+    Trusted::open(path, owner).map(drop)
 }
 
-/// The root that `path` is below, its spelling there, and the snapshot's number.
+/// Finds the root that `path` is below, and the snapshot's number.
 fn locate<'a>(
     roots: impl IntoIterator<Item = &'a Root>,
     path: &'a str,
-    leaves: &'static [&'static str],
-) -> Result<(&'a Root, &'a str, &'a str), MountError> {
-    let mut odd = false;
+    leaf: Leaf,
+) -> Result<Home<'a>, MountError> {
+    let mut refusal = MountError::Outside(quote(path));
     for root in roots {
-        for spelling in &root.spellings {
+        let leaves = root.layout.names(leaf);
+        for spelling in &root.at.spellings {
             match place(spelling, path, leaves) {
-                Place::Snapshot(id) => return Ok((root, spelling, id)),
-                Place::Odd => odd = true,
+                Place::Snapshot(id) => return Ok(Home { root, spelling, id }),
+                Place::Odd => refusal = MountError::Path { path: quote(path), leaves },
                 Place::Outside => {}
             }
         }
     }
-    Err(if odd { MountError::Path { path: quote(path), leaves } } else { MountError::Outside(quote(path)) })
+    Err(refusal)
 }
 
-impl Root {
-    fn open(path: &Path, owner: u32, snapshotter: Snapshotter) -> Result<Self, RootsError> {
+impl<'a> Home<'a> {
+    pub(super) fn spot(&self) -> Spot<'a> {
+        Spot { root: self.spelling, id: self.id, layout: self.root.layout }
+    }
+}
+
+impl Trusted {
+    fn open(path: &Path, owner: u32) -> Result<Self, RootsError> {
         let spelling = || RootsError::Spelling(path.to_owned());
         let open = |source| RootsError::Open { path: path.to_owned(), source };
         let text = path.to_str().ok_or_else(spelling)?;
@@ -199,25 +209,11 @@ impl Root {
             return Err(RootsError::Owner { path: path.to_owned(), uid, permissions });
         }
         let canonical = canonical.to_str().ok_or_else(spelling)?.to_owned();
-        Ok(Self { spellings: [text.to_owned(), canonical], dir: Arc::new(dir), snapshotter })
+        Ok(Self { spellings: [text.to_owned(), canonical], dir: Arc::new(dir) })
     }
 
-    fn snapshot(&self, id: &str, access: Access, owner: u32) -> Result<SnapshotDir, MountError> {
-        let Opened { path, dir, status } = self.opened(id, owner)?;
-        check_marker(&dir, &path, owner)?;
-        let parent = self.dir.open_beneath(SNAPSHOTS).map_err(|source| refusal(&path, source))?;
-        Ok(SnapshotDir {
-            id: id.to_owned(),
-            path: path.into(),
-            key: (status.device, status.inode),
-            access,
-            dir: Arc::new(dir),
-            parent,
-        })
-    }
-
-    /// Looks whether the open root is still what its path names. A root that was moved away may well have a
-    /// snapshot of the same number, and a layer there would be a success that nobody finds.
+    /// Looks whether the open directory is still the one that its path names. A root that was moved away may well
+    /// have a snapshot of the same number, and a layer there would be a success that nobody finds.
     fn check_in_place(&self) -> Result<(), MountError> {
         let [spelling, canonical] = &self.spellings;
         let replaced = || MountError::RootReplaced(spelling.clone());
@@ -228,28 +224,65 @@ impl Root {
         })?;
         ((opened.device, opened.inode) == (named.dev(), named.ino())).then_some(()).ok_or_else(replaced)
     }
+}
 
-    /// The directory of a snapshot, of which the owner has been looked at.
+impl Root {
+    fn snapshot(&self, id: &str, access: Access, owner: u32) -> Result<SnapshotDir, MountError> {
+        let opened = self.opened(id, owner)?;
+        opened.check_marker(owner)?;
+        let Opened { path, dir, layout, status } = opened;
+        let parent = self.at.dir.open_beneath(SNAPSHOTS).map_err(|source| refusal(&path, source))?;
+        Ok(SnapshotDir {
+            id: id.to_owned(),
+            path: path.into(),
+            key: (status.device, status.inode),
+            access,
+            layout,
+            dir: Arc::new(dir),
+            parent,
+        })
+    }
+
+    /// Opens the directory of a snapshot, and checks its owner and mode.
     pub(super) fn opened(&self, id: &str, owner: u32) -> Result<Opened, MountError> {
-        let [spelling, _] = &self.spellings;
-        self.check_in_place()?;
-        let path = format!("{spelling}/snapshots/{id}");
+        let [spelling, _] = &self.at.spellings;
+        self.at.check_in_place()?;
+        let path = format!("{spelling}/{SNAPSHOTS}/{id}");
         let refuse = |source: io::Error| refusal(&path, source);
-        let dir = self.dir.open_beneath(format!("snapshots/{id}")).map_err(refuse)?;
+        let dir = self.at.dir.open_beneath(format!("{SNAPSHOTS}/{id}")).map_err(refuse)?;
         let status = dir.status().map_err(refuse)?;
         check_owner(&status, &path, owner)?;
-        Ok(Opened { path, dir, status })
+        Ok(Opened { path, dir, layout: self.layout, status })
     }
 }
 
-/// A snapshot's directory and where it is.
+/// A snapshot's directory, open, with its path and layout.
 pub(super) struct Opened {
     pub(super) path: String,
     pub(super) dir: Dir,
+    pub(super) layout: &'static Layout,
     status: Status,
 }
 
-/// Whether somebody else could change what is at `path`.
+impl Opened {
+    /// Looks for the snapshotter's marker, if the snapshotter has one.
+    pub(super) fn check_marker(&self, owner: u32) -> Result<(), MountError> {
+        let Self { path, dir, .. } = self;
+        let Some(name) = self.layout.marker else { return Ok(()) };
+        match dir.status_of(name) {
+            Ok(marker) if marker.file_type != FileType::RegularFile => {
+                Err(MountError::Marker { path: path.clone(), name })
+            }
+            Ok(marker) => check_owner(&marker, &format!("{path}/{name}"), owner),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(MountError::NoMarker { path: path.clone(), name })
+            }
+            Err(source) => Err(refusal(path, source)),
+        }
+    }
+}
+
+/// Refuses a file or directory that another user than `owner` could change.
 pub(super) fn check_owner(status: &Status, path: &str, owner: u32) -> Result<(), MountError> {
     let Status { uid, permissions, .. } = *status;
     if uid == owner && permissions & 0o022 == 0 {
@@ -258,73 +291,13 @@ pub(super) fn check_owner(status: &Status, path: &str, owner: u32) -> Result<(),
     Err(MountError::Owner { path: path.to_owned(), uid, permissions })
 }
 
-/// Looks for the snapshotter's mark in the directory `dir` at `path`.
-pub(super) fn check_marker(dir: &Dir, path: &str, owner: u32) -> Result<(), MountError> {
-    match dir.status_of(MARKER) {
-        Ok(marker) if marker.file_type != FileType::RegularFile => Err(MountError::Marker(path.to_owned())),
-        Ok(marker) => check_owner(&marker, &format!("{path}/.erofslayer"), owner),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(MountError::NoMarker(path.to_owned())),
-        Err(source) => Err(refusal(path, source)),
-    }
-}
-
-/// What an error of `openat2` below a root means.
+/// Translates an error of `openat2` below a root.
 pub(super) fn refusal(path: &str, source: io::Error) -> MountError {
     let path = path.to_owned();
     match Errno::from_io_error(&source) {
         Some(Errno::NOENT) => MountError::Missing(path),
         Some(Errno::LOOP | Errno::XDEV | Errno::NOTDIR) => MountError::Link(path),
         _ => MountError::Io { path, source },
-    }
-}
-
-/// One snapshot's directory, open for as long as the request runs.
-#[derive(Debug)]
-pub struct SnapshotDir {
-    id: String,
-    path: PathBuf,
-    key: (u64, u64),
-    access: Access,
-    dir: Arc<Dir>,
-    parent: Dir,
-}
-
-impl SnapshotDir {
-    /// The snapshotter's number for it, in decimal.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// For messages; nothing is ever opened by this path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Device and inode number: the same directory has the same key, whatever names it.
-    pub fn key(&self) -> (u64, u64) {
-        self.key
-    }
-
-    /// What the mounts allow.
-    pub fn access(&self) -> Access {
-        self.access
-    }
-
-    /// Locks the directory and begins a file that will be named `name` in it.
-    ///
-    /// Errors: the mounts are read-only; another request has the lock; the name is taken by something
-    /// that cannot be replaced; too little free space.
-    pub fn layer_file(&self, name: &CStr, limits: &Limits) -> Result<LayerFile, LayerError> {
-        let path = self.path.join(String::from_utf8_lossy(name.to_bytes()).as_ref());
-        if self.access == Access::View {
-            return Err(LayerError::ReadOnly(path));
-        }
-        let parent = self.parent.open_beneath(c".").map_err(|source| LayerError::Io {
-            what: "open its parent",
-            path: path.clone(),
-            source,
-        })?;
-        LayerFile::in_snapshot(&self.dir, parent, name, &path, limits)
     }
 }
 

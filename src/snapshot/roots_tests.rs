@@ -6,7 +6,7 @@ use std::{
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::{
-    super::{LAYER_NAME, lists_tests::mounts},
+    super::{LAYER, LAYER_NAME, lists_tests::mounts, scratch_tests::limits},
     *,
 };
 
@@ -343,13 +343,13 @@ fn roots_that_cannot_be_trusted_are_refused_at_start() {
 #[test]
 fn a_layer_is_written_to_active_snapshots_only() {
     let fixture = fixture();
-    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
     let view = fixture.resolve("erofs R/snapshots/1/layer.erofs [ro loop]").unwrap();
-    let error = view.layer_file(LAYER_NAME, &limits).unwrap_err();
+    let error = view.publish(&LAYER, &limits()).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Denied, "mount.read-only"));
     let active = fixture.resolve("bind R/snapshots/1/fs [rw rbind]").unwrap();
-    let layer = active.layer_file(LAYER_NAME, &limits).unwrap();
-    layer.commit(super::super::Durability::Always, true).unwrap();
+    let publication = active.publish(&LAYER, &limits()).unwrap();
+    let layer = publication.file(LAYER_NAME).unwrap();
+    publication.commit([layer], super::super::Durability::Always, true).unwrap();
     assert!(fixture.snapshot("1").join("layer.erofs").is_file());
 }
 
@@ -365,6 +365,8 @@ fn a_sweep_removes_stale_temporaries_and_nothing_else() {
     fs::create_dir(snapshot.join(temporary('c'))).unwrap();
     symlink("layer.erofs", snapshot.join(temporary('d'))).unwrap();
     fs::write(fixture.snapshot("new-123").join(temporary('e')), "x").unwrap();
+    // A container's own file, whatever it is called.
+    fs::write(snapshot.join("fs").join(temporary('f')), "x").unwrap();
     let live = fs::File::open(snapshot.join(temporary('b'))).unwrap();
     assert!(crate::sys::file::lock_exclusive(&live).unwrap());
 
@@ -381,6 +383,7 @@ fn a_sweep_removes_stale_temporaries_and_nothing_else() {
     want.sort();
     assert_eq!(left, want);
     assert!(fixture.snapshot("new-123").join(temporary('e')).is_file());
+    assert!(snapshot.join("fs").join(temporary('f')).is_file());
 
     drop(live);
     assert_eq!(fixture.roots.sweep().run(Duration::from_secs(60)).removed, 1);

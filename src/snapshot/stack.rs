@@ -8,12 +8,13 @@ use rustix::{fs::FileType, thread::CapabilitySet};
 
 use super::{
     block::{self, Upper},
-    error::MountError,
+    error::{MountError, quote},
     ids::IdMaps,
+    layout::Leaf,
     mount::Mount,
-    plan::{Item, LAYER, MERGED, Plan, check_known, id_maps, plan},
-    resolve::{UPPER, check_options, quote},
-    roots::{Opened, Root, Roots, Snapshotter, check_marker, check_owner, refusal},
+    plan::{Item, Plan, check_known, id_maps, plan},
+    resolve::check_options,
+    roots::{Home, Opened, Roots, Trusted, check_owner, refusal},
 };
 use crate::{
     digest::Digest,
@@ -38,7 +39,7 @@ pub struct StackLayer {
     /// Device and inode number of the directory or image: the same layer has the same key. A mounted ext4
     /// image keeps its own.
     pub key: (u64, u64),
-    /// What the owners found in it are inside the container.
+    /// The maps from owners on disk to owners inside the container.
     pub ids: IdMaps,
     /// What holds it.
     pub source: LayerSource,
@@ -70,17 +71,12 @@ pub enum LayerSource {
     },
 }
 
-/// The image that is a layer.
-const LAYER_NAME: &str = "layer.erofs";
-/// The image whose directory `upper` is a layer.
-const BLOCK_NAME: &str = "rwlayer.img";
-
 impl Roots {
     /// Opens the layers that `mounts` stack, the newest first, for reading. No mounts are a stack without layers.
     ///
     /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
-    /// Where the newest layer lies is decided before anything is looked at on disk. Whoever reads the
-    /// directories does so within [`capabilities::reading`], and whoever reads ext4 images a [`Stack::watch`].
+    /// Where the newest layer lies is decided before anything is looked at on disk. Reading the directories
+    /// takes [`capabilities::reading`], and reading ext4 images a [`Stack::watch`].
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
         self.layers(mounts, |_| true)
     }
@@ -101,30 +97,31 @@ impl Roots {
         let [top, ..] = plan.items.as_slice() else {
             return Err(MountError::Form("a list without layers"));
         };
-        let (path, leaves) = match plan.merged.first() {
-            Some(&(metadata, layer)) if layer == top.path() => (metadata, MERGED),
-            _ => (top.path(), top.leaves()),
+        let (path, leaf) = match plan.merged.first() {
+            Some(&(metadata, layer)) if layer == top.path() => (metadata, Leaf::Merged),
+            _ => (top.path(), top.leaf()),
         };
         let mut home = None;
-        self.find(path, leaves)?.enter(&mut home, path)?;
+        self.find(path, leaf)?.enter(&mut home, path)?;
         let mut places = Vec::with_capacity(plan.items.len());
         for item in &plan.items {
             let path = item.path();
-            let place = self.find(path, item.leaves()).map_err(|error| match error {
+            let place = self.find(path, item.leaf()).map_err(|error| match error {
                 MountError::Outside(path) => MountError::Foreign(path),
                 error => error,
             })?;
             place.enter(&mut home, path)?;
-            let is_overlayfs = home.is_some_and(|home| home.root.snapshotter == Snapshotter::Overlayfs);
-            if is_overlayfs && item.leaves() != UPPER {
-                return Err(MountError::Path { path: quote(path), leaves: UPPER });
+            if let Some(layout) = home.map(|home| home.root.layout)
+                && !layout.keeps.contains(&item.leaf())
+            {
+                return Err(MountError::Path { path: quote(path), leaves: layout.names(Leaf::Upper) });
             }
             places.push(place);
         }
         let mut reading =
             Reading { roots: self, home, plan: &plan, ids: IdMaps::default(), sees_trusted: false };
         let spelling = home.map_or("", |home| home.spelling);
-        check_options(mounts, home.map(|home| (home.spelling, home.id)), &|path| self.is_shared(path))?;
+        check_options(mounts, home.map(|home| home.spot()), &|path| self.is_shared(path))?;
         check_known(mounts)?;
         reading.check_merged()?;
         if let Some(overlay) = plan.overlay {
@@ -144,13 +141,9 @@ impl Roots {
         capabilities::reading(open).map_err(refused)?
     }
 
-    /// Where a path of a list lies, by its spelling.
-    fn find<'a>(
-        &'a self,
-        path: &'a str,
-        leaves: &'static [&'static str],
-    ) -> Result<Location<'a>, MountError> {
-        if leaves == LAYER
+    /// Finds where a path of a list lies, by its spelling.
+    fn find<'a>(&'a self, path: &'a str, leaf: Leaf) -> Result<Location<'a>, MountError> {
+        if leaf == Leaf::Layer
             && let Some((dir, below)) = shared_place(&self.shared, path)
         {
             return match is_shared_name(below) {
@@ -158,8 +151,7 @@ impl Roots {
                 false => Err(MountError::SharedName(quote(path))),
             };
         }
-        let (root, spelling, id) = self.locate(path, leaves)?;
-        Ok(Location::Snapshot(Home { root, spelling, id }))
+        self.locate(path, leaf).map(Location::Snapshot)
     }
 
     /// Whether `path` is spelt like an image among the shared layers.
@@ -168,21 +160,13 @@ impl Roots {
     }
 }
 
-/// Where a layer lies.
+/// The place of a layer.
 #[derive(Clone, Copy)]
 enum Location<'a> {
     /// In the directory of a snapshot.
     Snapshot(Home<'a>),
     /// Among the shared layers, mounted where it is instead of through a link (containerd 2.4).
-    Shared { dir: &'a Root, below: &'a str },
-}
-
-/// A snapshot, by the spelling of its directory.
-#[derive(Clone, Copy)]
-struct Home<'a> {
-    root: &'a Root,
-    spelling: &'a str,
-    id: &'a str,
+    Shared { dir: &'a Trusted, below: &'a str },
 }
 
 impl<'a> Location<'a> {
@@ -200,8 +184,8 @@ impl<'a> Location<'a> {
     }
 }
 
-/// The directory of shared layers that `path` is below, and the rest of the path.
-fn shared_place<'a>(shared: &'a [Root], path: &'a str) -> Option<(&'a Root, &'a str)> {
+/// Finds the directory of shared layers that `path` is below, and the rest of the path.
+fn shared_place<'a>(shared: &'a [Trusted], path: &'a str) -> Option<(&'a Trusted, &'a str)> {
     shared.iter().find_map(|root| {
         let below = |spelling: &String| path.strip_prefix(spelling.as_str())?.strip_prefix('/');
         root.spellings.iter().find_map(below).map(|below| (root, below))
@@ -233,7 +217,7 @@ struct Reading<'a> {
     sees_trusted: bool,
 }
 
-/// An open image, where it is, and its device and inode number.
+/// An open image, with its path, and its device and inode number.
 struct Image {
     path: String,
     file: File,
@@ -241,9 +225,9 @@ struct Image {
 }
 
 impl<'a> Reading<'a> {
-    /// Where a path lies that is not a layer of its own.
-    fn find(&self, path: &'a str, leaves: &'static [&'static str]) -> Result<Location<'a>, MountError> {
-        let found = match self.roots.find(path, leaves) {
+    /// Finds where a path of the list lies that is not a layer of its own.
+    fn find(&self, path: &'a str, leaf: Leaf) -> Result<Location<'a>, MountError> {
+        let found = match self.roots.find(path, leaf) {
             Err(MountError::Outside(path)) => return Err(MountError::Foreign(path)),
             found => found?,
         };
@@ -255,7 +239,7 @@ impl<'a> Reading<'a> {
     /// Merged metadata stands for the layer beside it and those below; the list must say the same.
     fn check_merged(&self) -> Result<(), MountError> {
         for (metadata, top) in &self.plan.merged {
-            match (self.find(metadata, MERGED)?, self.find(top, LAYER)?) {
+            match (self.find(metadata, Leaf::Merged)?, self.find(top, Leaf::Layer)?) {
                 (Location::Snapshot(of_metadata), Location::Snapshot(of_top))
                     if of_metadata.id != of_top.id =>
                 {
@@ -280,19 +264,21 @@ impl<'a> Reading<'a> {
             }
         };
         let snapshot = home.root.opened(home.id, self.roots.owner)?;
-        if home.root.snapshotter == Snapshotter::Overlayfs {
-            return self.directory(&snapshot, item).map(Some);
-        }
-        // The directory of a view has no mark of its own.
+        // The directory of a view has no marker of its own.
         if !matches!(item, Item::Viewed(_) | Item::ViewedBlock(_)) {
-            check_marker(&snapshot.dir, &snapshot.path, self.roots.owner)?;
+            snapshot.check_marker(self.roots.owner)?;
         }
-        if let Some(image) = self.image(&snapshot, LAYER_NAME)? {
+        let keeps_images = snapshot.layout.keeps.contains(&Leaf::Layer);
+        if keeps_images && let Some(image) = self.image(&snapshot, Leaf::Layer)? {
             return self.image_layer(image, item).map(Some);
         }
         match item {
-            Item::Image { .. } => Err(MountError::Missing(format!("{}/{LAYER_NAME}", snapshot.path))),
+            Item::Image { .. } => {
+                Err(MountError::Missing(format!("{}/{}", snapshot.path, snapshot.layout.layer)))
+            }
             Item::Upper(_) | Item::Lower(_) => self.directory(&snapshot, item).map(Some),
+            // An empty directory is the layer of a view of nothing, but not where every layer is a directory.
+            Item::Viewed(_) if !keeps_images => self.directory(&snapshot, item).map(Some),
             Item::Viewed(_) => {
                 let layer = self.directory(&snapshot, item)?;
                 let LayerSource::Directory { dir, .. } = &layer.source else { return Ok(Some(layer)) };
@@ -314,11 +300,12 @@ impl<'a> Reading<'a> {
         Ok(StackLayer { path: path.into(), key, ids: IdMaps::default(), source })
     }
 
-    /// The directory `fs` of a snapshot. Its owner and mode are the container's matter.
+    /// Opens the upper directory of a snapshot. Its owner and mode are the container's choice.
     fn directory(&self, snapshot: &Opened, item: &Item<'_>) -> Result<StackLayer, MountError> {
-        let path = format!("{}/fs", snapshot.path);
+        let name = snapshot.layout.upper;
+        let path = format!("{}/{name}", snapshot.path);
         let refuse = |source| refusal(&path, source);
-        let dir = snapshot.dir.open_beneath(c"fs").map_err(refuse)?;
+        let dir = snapshot.dir.open_beneath(name).map_err(refuse)?;
         let Status { device, inode, .. } = dir.status().map_err(refuse)?;
         let ids = if matches!(item, Item::Upper(_)) { self.ids.clone() } else { IdMaps::default() };
         let source = self.readable(dir, &path)?;
@@ -333,9 +320,9 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The directory `upper` in a snapshot's ext4 image; `None` before there is an image, or that in it.
+    /// Opens the directory `upper` in a snapshot's ext4 image. `None` before there is an image, or that directory.
     fn block(&self, snapshot: &Opened) -> Result<Option<StackLayer>, MountError> {
-        let Some(Image { path, file, key }) = self.image(snapshot, BLOCK_NAME)? else { return Ok(None) };
+        let Some(Image { path, file, key }) = self.image(snapshot, Leaf::Block)? else { return Ok(None) };
         let user_xattr = self.plan.user_xattr;
         let (path, source) = match block::upper(&path, &file)? {
             Upper::None => return Ok(None),
@@ -350,9 +337,9 @@ impl<'a> Reading<'a> {
 
     fn devices(&self, paths: &[&'a str]) -> Result<Vec<File>, MountError> {
         let open = |path: &&'a str| {
-            let image = match self.find(path, LAYER)? {
+            let image = match self.find(path, Leaf::Layer)? {
                 Location::Snapshot(Home { root, id, .. }) => {
-                    self.image(&root.opened(id, self.roots.owner)?, LAYER_NAME)?
+                    self.image(&root.opened(id, self.roots.owner)?, Leaf::Layer)?
                 }
                 Location::Shared { dir, below } => Some(self.shared_image(dir, below, path)?),
             };
@@ -361,15 +348,16 @@ impl<'a> Reading<'a> {
         paths.iter().map(open).collect()
     }
 
-    /// The image `name` of a snapshot, in its directory or among the shared ones; `None` without one.
-    fn image(&self, snapshot: &Opened, name: &str) -> Result<Option<Image>, MountError> {
+    /// Opens an image of a snapshot. A layer may be a link to a shared one. `None` without an image.
+    fn image(&self, snapshot: &Opened, leaf: Leaf) -> Result<Option<Image>, MountError> {
+        let [name] = *snapshot.layout.names(leaf) else { return Ok(None) };
         let path = format!("{}/{name}", snapshot.path);
         let refuse = |source| refusal(&path, source);
         let file = match snapshot.dir.status_of(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(refuse(source)),
-            Ok(found) if found.file_type == FileType::Symlink && name == LAYER_NAME => {
-                self.shared(snapshot, &path)?
+            Ok(found) if found.file_type == FileType::Symlink && leaf == Leaf::Layer => {
+                self.shared(snapshot, name, &path)?
             }
             // A fifo or a device is not even opened.
             Ok(found) if found.file_type != FileType::RegularFile => return Err(MountError::File(path)),
@@ -378,13 +366,13 @@ impl<'a> Reading<'a> {
         self.checked(file, path).map(Some)
     }
 
-    /// An image among the shared layers, which no snapshot links to.
-    fn shared_image(&self, dir: &Root, below: &str, path: &str) -> Result<Image, MountError> {
+    /// Opens an image among the shared layers that the list names itself.
+    fn shared_image(&self, dir: &Trusted, below: &str, path: &str) -> Result<Image, MountError> {
         let file = dir.dir.open_file_beneath(below).map_err(|source| refusal(path, source))?;
         self.checked(file, path.to_owned())
     }
 
-    /// An image that nobody else can change.
+    /// Checks that nobody else can change an image.
     fn checked(&self, file: File, path: String) -> Result<Image, MountError> {
         let found = status(&file).map_err(|source| refusal(&path, source))?;
         if found.file_type != FileType::RegularFile {
@@ -394,9 +382,9 @@ impl<'a> Reading<'a> {
         Ok(Image { path, file, key: (found.device, found.inode) })
     }
 
-    /// What the link at `path` leads to, when that is a shared layer.
-    fn shared(&self, snapshot: &Opened, path: &str) -> Result<File, MountError> {
-        let target = snapshot.dir.link_target(LAYER_NAME).map_err(|source| refusal(path, source))?;
+    /// Opens the shared layer that the link `name`, which is at `path`, leads to.
+    fn shared(&self, snapshot: &Opened, name: &str, path: &str) -> Result<File, MountError> {
+        let target = snapshot.dir.link_target(name).map_err(|source| refusal(path, source))?;
         let stranger = || MountError::Shared {
             path: path.to_owned(),
             target: quote(&String::from_utf8_lossy(target.to_bytes())),

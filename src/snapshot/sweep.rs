@@ -1,7 +1,11 @@
-//! Removes what a killed process left: temporaries of ours that nobody holds a lock on.
+//! Removal of the temporary files of a killed process: those on which no process holds a lock.
 //!
 //! Unnamed files vanish with their process, so only file systems without them, and a kill between
-//! the two steps of a replacement, leave anything. Nothing else is ever touched, least of all a layer.
+//! the two steps of a replacement, leave anything. No other file is ever touched, least of all a layer.
+//!
+//! Random names exist only in the directories of snapshots themselves, also for files that are published further
+//! below (see [`super::new_file::NewFile`]). Those directories are root's. So a sweep never enters a
+//! directory that a container writes to: no name in there is removed, and no number of files in there delays it.
 
 use std::{
     collections::VecDeque,
@@ -13,10 +17,10 @@ use std::{
 
 use rustix::fs::FileType;
 
-use super::{layer_file::is_temporary, mount::decimal, roots::SNAPSHOTS};
+use super::{layout::SNAPSHOTS, mount::decimal, new_file::is_temporary};
 use crate::sys::{dir, dir::Dir, file};
 
-/// A walk over the snapshot directories of all roots, which can be continued later.
+/// A walk over the snapshot directories of all roots, in as many steps as the caller likes.
 #[derive(Debug)]
 pub struct Sweep {
     roots: VecDeque<Arc<Dir>>,
@@ -25,18 +29,18 @@ pub struct Sweep {
     swept: Swept,
 }
 
-/// What a sweep has done so far.
+/// The totals of a sweep so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Snapshot directories looked into.
     pub directories: u64,
-    /// Temporaries removed.
+    /// Temporary files removed.
     pub removed: u64,
-    /// Temporaries left alone because another process holds their lock.
+    /// Temporary files left alone because another process holds their lock.
     pub live: u64,
-    /// Directories or temporaries that could not be read or removed.
+    /// Directories or temporary files that could not be read or removed.
     pub failed: u64,
-    /// Why the first of them could not.
+    /// The first such failure: what was tried, and the kernel's answer.
     pub first_failure: Option<String>,
     /// Whether every directory has been looked into.
     pub finished: bool,
@@ -47,7 +51,7 @@ impl Sweep {
         Self { roots, current: None, owner, swept: Swept::default() }
     }
 
-    /// Goes on for at most `budget` and returns the totals so far.
+    /// Continues the walk for at most `budget`, and returns the totals so far.
     pub fn run(&mut self, budget: Duration) -> Swept {
         let end = Instant::now().checked_add(budget);
         while end.is_none_or(|end| Instant::now() < end) {
@@ -75,7 +79,7 @@ impl Sweep {
     }
 }
 
-/// The directory `snapshots/` of a root and the numbers in it; `None` before its first snapshot.
+/// Opens the directory `snapshots/` of a root, and lists the numbers in it. `None` before its first snapshot.
 fn snapshot_ids(root: &Dir) -> io::Result<Option<(Dir, Vec<u64>)>> {
     let parent = match root.open_beneath(SNAPSHOTS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd},
         unix::fs::FileExt,
     },
 };
@@ -72,9 +72,9 @@ pub fn link_unnamed(file: &File, dir: impl AsFd, name: impl Arg + Copy) -> io::R
     }
 }
 
-/// Renames within one directory; an existing `to` of any kind but a directory is replaced.
-pub fn rename_over(dir: BorrowedFd<'_>, from: impl Arg, to: impl Arg) -> io::Result<()> {
-    Ok(rustix::fs::renameat(dir, from, dir, to)?)
+/// Renames `from` in `from_dir` to `to` in `to_dir`; an existing `to` of any kind but a directory is replaced.
+pub fn rename_over(from_dir: impl AsFd, from: impl Arg, to_dir: impl AsFd, to: impl Arg) -> io::Result<()> {
+    Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
 }
 
 /// Removes a name of a file; no error when there is none.

@@ -13,7 +13,7 @@ use plywood::{
     error::Error,
     format::Sink,
     limits::Limits,
-    snapshot::{Durability, LAYER_NAME, Mount, Roots},
+    snapshot::{Durability, LAYER, LAYER_NAME, Mount, Roots},
 };
 
 use super::{
@@ -68,7 +68,8 @@ fn publish(root: &Path, len: usize) -> Result<(), Error> {
     let mount = Mount { kind: "bind".into(), source, ..Mount::default() };
     let snapshot = roots.resolve(&[mount])?;
     let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let mut layer = snapshot.layer_file(LAYER_NAME, &limits)?;
+    let publication = snapshot.publish(&LAYER, &limits)?;
+    let mut layer = publication.file(LAYER_NAME)?;
     // The head last, as an image's superblock.
     let bytes = contents(len);
     let (head, body) = bytes.split_at(len.min(PIECE));
@@ -79,7 +80,7 @@ fn publish(root: &Path, len: usize) -> Result<(), Error> {
     }
     layer.write_at(0, head).map_err(Error::disk)?;
     layer.set_len(bytes.len() as u64).map_err(Error::disk)?;
-    layer.commit(Durability::Always, false)?;
+    publication.commit([layer], Durability::Always, false)?;
     Ok(())
 }
 

@@ -1,0 +1,113 @@
+//! How each snapshotter lays out the directory of a snapshot: one row of data for each snapshotter.
+//!
+//! This is the only place where the names of files in a snapshot's directory are spelled.
+//!
+//! Source: docs/formats/containerd.md, "Mount lists" and "Publishing a layer"; containerd
+//! `plugins/snapshots/erofs`, `plugins/snapshots/overlay`.
+
+/// The directory below a root that holds one directory for each snapshot.
+pub(super) const SNAPSHOTS: &str = "snapshots";
+
+/// The image of a layer in a snapshot of the EROFS snapshotter.
+pub const LAYER_NAME: &str = "layer.erofs";
+/// The image with the merged metadata of a layer and all layers below it.
+const MERGED_NAME: &str = "fsmeta.erofs";
+
+/// The upper directory at the root of the ext4 image in block mode.
+pub(super) const UPPER_IN_BLOCK: &str = "upper";
+
+/// The set of a plain EROFS layer.
+pub static LAYER: FileSet = FileSet(&[LAYER_NAME]);
+
+/// Files of one snapshot that are published together, by their paths below the snapshot's directory.
+///
+/// The files get their names in this order. The last name commits the set: without that file, the snapshotter
+/// must take the directory for one without a layer, or for one whose layer it can complete itself. So after a
+/// crash at any point some first files of a set may be there, but never the last one without the others.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FileSet(pub(super) &'static [&'static str]);
+
+/// A kind of file or directory that a path in a mount list names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaf {
+    /// A directory that holds a layer, which may be the upper directory of an overlay.
+    Upper,
+    /// The work directory of an overlay.
+    Work,
+    /// An image that holds one layer.
+    Layer,
+    /// Merged metadata.
+    Merged,
+    /// An image that holds one layer, or merged metadata.
+    Image,
+    /// A writable ext4 image in block mode.
+    Block,
+}
+
+/// The layout of one snapshotter's directories.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// An empty file in each directory that waits for a layer or holds one. `None`: there is no such file.
+    pub(super) marker: Option<&'static str>,
+    /// A layer as a directory, and the upper directory of an overlay.
+    pub(super) upper: &'static str,
+    /// The work directory of an overlay.
+    pub(super) work: &'static str,
+    /// A layer as an image.
+    pub(super) layer: &'static str,
+    /// Merged metadata.
+    pub(super) merged: &'static str,
+    /// All names of EROFS images.
+    pub(super) images: &'static [&'static str],
+    /// A writable ext4 image.
+    pub(super) block: &'static str,
+    /// The kinds in which the snapshotter keeps layers. A list that names another kind is refused.
+    pub(super) keeps: &'static [Leaf],
+    /// The sets that Apply may publish. Empty: snapshots of this snapshotter are only read.
+    pub(super) publishes: &'static [&'static FileSet],
+}
+
+/// containerd's EROFS snapshotter.
+pub(super) static EROFS: Layout = Layout {
+    marker: Some(".erofslayer"),
+    keeps: &[Leaf::Upper, Leaf::Layer, Leaf::Merged, Leaf::Image, Leaf::Block],
+    publishes: &[&LAYER],
+    ..NAMES
+};
+
+/// containerd's overlayfs snapshotter.
+pub(super) static OVERLAYFS: Layout = Layout { keeps: &[Leaf::Upper], ..NAMES };
+
+/// The names that both snapshotters use. The overlayfs snapshotter keeps no images, but its row has their names
+/// too: a list with an image below its root is then refused for the image and not for the spelling of its path.
+const NAMES: Layout = Layout {
+    marker: None,
+    upper: "fs",
+    work: "work",
+    layer: LAYER_NAME,
+    merged: MERGED_NAME,
+    images: &[LAYER_NAME, MERGED_NAME],
+    block: "rwlayer.img",
+    keeps: &[],
+    publishes: &[],
+};
+
+/// Whether an image of this path is merged metadata, below whatever root it lies.
+pub(super) fn is_merged(path: &str) -> bool {
+    path.rsplit('/').next() == Some(MERGED_NAME)
+}
+
+impl Layout {
+    /// The names that an entry of this kind may have. A name may be a path of several components.
+    pub(super) fn names(&'static self, leaf: Leaf) -> &'static [&'static str] {
+        let one = std::slice::from_ref;
+        match leaf {
+            Leaf::Upper => one(&self.upper),
+            Leaf::Work => one(&self.work),
+            Leaf::Layer => one(&self.layer),
+            Leaf::Merged => one(&self.merged),
+            Leaf::Image => self.images,
+            Leaf::Block => one(&self.block),
+        }
+    }
+}

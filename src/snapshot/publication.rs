@@ -1,0 +1,275 @@
+//! A set of files that appears in a snapshot's directory as a whole.
+//!
+//! | step | a crash after it leaves |
+//! |---|---|
+//! | all files are written, checked by the caller, and synced | nothing |
+//! | a set of several files: the old file of the last name is removed, its directory synced | no layer |
+//! | each file but the last gets its name, its directory is synced | no layer, and the first files of the set |
+//! | the last file gets its name | the new layer, or what was before if the directory is not on disk yet |
+//! | the directories are synced | the new layer |
+//!
+//! So a file beside the layer never belongs to another layer than the one it stands beside. A set of one file
+//! replaces the old file at once: there is a layer at any instant.
+//!
+//! Source: docs/formats/containerd.md, "Publishing a layer".
+
+use std::{
+    ffi::{CString, OsStr},
+    io,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::fs::Mode;
+
+use super::{
+    error::PublishError,
+    layout::{FileSet, LAYER_NAME},
+    lock::DirectoryLock,
+    new_file::{Naming, NewFile, PRIVATE_MODE, Place},
+    space::Reserve,
+};
+use crate::{
+    limits::Limits,
+    sys::{
+        dir::Dir,
+        file::{self, Occupant},
+    },
+};
+
+/// Mode of a published file: what mkfs.erofs leaves. The snapshotter opens it read-only as root, in
+/// a directory of mode 0700.
+const PUBLISHED_MODE: Mode = Mode::from_raw_mode(0o644);
+/// Mode of a file for the command line, less the umask, as of any file that a command creates.
+const USERS_MODE: Mode = Mode::from_raw_mode(0o666);
+
+/// When a published file is safe on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Before every reply.
+    #[default]
+    Always,
+    /// Before the reply, if the request asked for it.
+    Request,
+    /// When the kernel writes it back, even if the request asked for more. For tests.
+    Never,
+}
+
+/// The right to publish one set of files, and the places they get.
+///
+/// Dropped without [`Publication::commit`], it leaves the directory as it was.
+#[derive(Debug)]
+pub struct Publication {
+    /// In the order in which the files get their names.
+    places: Vec<Place>,
+    /// The directory of the snapshot, which is locked; of the output for the command line.
+    room: Arc<Dir>,
+    /// The directory above, whose entry for the snapshot may not be on disk yet.
+    parent: Option<Dir>,
+    /// Mode of a new file.
+    new_mode: Mode,
+    /// Mode set before a file gets its name; `None` keeps what the umask left.
+    mode: Option<Mode>,
+    reserve: Option<Reserve>,
+    pub(super) naming: Naming,
+    /// Shared with the files, so that the last of them releases it.
+    lock: Option<Arc<DirectoryLock>>,
+}
+
+impl Publication {
+    /// Locks the directory `dir` of a snapshot, which is at `path` below `parent`, for the files of `set`.
+    pub(super) fn in_snapshot(
+        dir: &Arc<Dir>,
+        parent: Dir,
+        path: &Path,
+        set: &FileSet,
+        limits: &Limits,
+    ) -> Result<Self, PublishError> {
+        let last = path.join(set.0.last().copied().unwrap_or_default());
+        let io = |what| {
+            let path = last.clone();
+            move |source| PublishError::Io { what, path, source }
+        };
+        let lock = DirectoryLock::take(dir)
+            .map_err(io("lock the directory"))?
+            .ok_or_else(|| PublishError::Busy(last.clone()))?;
+        let place = |declared: &&'static str| {
+            let (below, name) = declared.rsplit_once('/').unwrap_or(("", declared));
+            // The container may write below a snapshot's directory, but cannot replace the directories in it.
+            let dir = match below {
+                "" => Arc::clone(dir),
+                below => Arc::new(dir.open_beneath(below).map_err(io("open its directory"))?),
+            };
+            let name = CString::new(name).map_err(|error| io("use its name")(error.into()))?;
+            let replaces = |found| found != Occupant::Directory;
+            Ok(Place { declared, dir, name, path: path.join(declared), replaces })
+        };
+        Ok(Self {
+            places: set.0.iter().map(place).collect::<Result<_, PublishError>>()?,
+            room: Arc::clone(dir),
+            parent: Some(parent),
+            new_mode: PRIVATE_MODE,
+            mode: Some(PUBLISHED_MODE),
+            reserve: Some(Reserve::of(limits)),
+            naming: Naming::Preferred,
+            lock: Some(Arc::new(lock)),
+        })
+    }
+
+    /// Begins a publication for the command line: one file, the layer, which gets the name `path`.
+    ///
+    /// It appears like a file in a snapshot, but its directory is the user's: it is not locked, no space is kept
+    /// free, and the mode follows the umask. Errors: `path` is something else than a file, or its directory
+    /// cannot be opened.
+    pub fn beside(path: &Path) -> Result<Self, PublishError> {
+        let name = path
+            .file_name()
+            .and_then(|name: &OsStr| CString::new(name.as_bytes()).ok())
+            .ok_or_else(|| PublishError::Occupied(path.to_owned()))?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let dir = Arc::new(Dir::open(parent).map_err(|source| PublishError::Io {
+            what: "open its directory",
+            path: path.to_owned(),
+            source,
+        })?);
+        // Nobody means to replace /dev/null by a file.
+        let replaces = |found| matches!(found, Occupant::Free | Occupant::File);
+        let place =
+            Place { declared: LAYER_NAME, dir: Arc::clone(&dir), name, path: path.to_owned(), replaces };
+        Ok(Self {
+            places: vec![place],
+            room: dir,
+            parent: None,
+            new_mode: USERS_MODE,
+            mode: None,
+            reserve: None,
+            naming: Naming::Preferred,
+            lock: None,
+        })
+    }
+
+    /// Begins the file that the set declares as `declared`.
+    ///
+    /// Errors: the name is taken by something that cannot be replaced; too little free space. Panics when the set
+    /// declares no such file.
+    pub fn file(&self, declared: &str) -> Result<NewFile, PublishError> {
+        let place = self.places.iter().find(|place| place.declared == declared);
+        let place = place.expect("a publication is asked for files of its own set");
+        let lock = self.lock.clone();
+        let mut file = NewFile::create(place, &self.room, self.new_mode, self.naming, lock)
+            .map_err(|source| place.io("create a file", source))?;
+        place.check()?;
+        if let Some(reserve) = self.reserve {
+            file.keep_free(reserve)?;
+        }
+        Ok(file)
+    }
+
+    /// Publishes `files`, which are all files of the set: trims them, syncs them as `durability` says, and gives
+    /// them their names in the order of the set.
+    ///
+    /// With `sync_fs` the whole file system is synced as well. After an error none of the files is left, with one
+    /// exception: a single file that replaced another before a failed sync of the directory stays. What was there
+    /// before is left as it was; only from a set of several files the last one may be gone. Panics when a
+    /// file of the set is missing.
+    pub fn commit(
+        self,
+        files: impl IntoIterator<Item = NewFile>,
+        durability: Durability,
+        sync_fs: bool,
+    ) -> Result<(), PublishError> {
+        let sync = match durability {
+            Durability::Always => true,
+            Durability::Request => sync_fs,
+            Durability::Never => false,
+        };
+        let mut files: Vec<_> = files.into_iter().collect();
+        let mut take = |place: &Place| {
+            let at = files.iter().position(|file| file.declared() == place.declared);
+            files.swap_remove(at.expect("every file of the set is handed over"))
+        };
+        let mut files: Vec<_> = self.places.iter().map(|place| (place, take(place))).collect();
+        for (_, file) in &mut files {
+            file.settle(self.mode, sync)?;
+        }
+        let mut given = Vec::new();
+        let outcome = self.give_names(files, sync, sync_fs, &mut given);
+        if outcome.is_err() {
+            // The last name goes first: the others alone are no layer.
+            for place in given.iter().rev() {
+                // A file whose directory could not be synced may not survive a power cut, and nobody knows of
+                // it yet.
+                let _best_effort = file::remove(&*place.dir, &place.name);
+            }
+        }
+        outcome
+    }
+
+    /// Gives the files their names, and collects in `given` those to be taken back after an error.
+    fn give_names<'p>(
+        &'p self,
+        mut files: Vec<(&'p Place, NewFile)>,
+        sync: bool,
+        sync_fs: bool,
+        given: &mut Vec<&'p Place>,
+    ) -> Result<(), PublishError> {
+        let Some(((last, last_file), first)) = files.split_last_mut() else { return Ok(()) };
+        if !first.is_empty() {
+            self.make_way(last, sync)?;
+        }
+        for (place, file) in first {
+            file.give_name(place)?;
+            given.push(place);
+            if sync {
+                // On disk before the last name: the file system may write two directories in any order.
+                file::sync(&*place.dir).map_err(|source| place.io("sync its directory", source))?;
+            }
+        }
+        let replaced = last_file.give_name(last)?;
+        if !replaced {
+            given.push(last);
+        }
+        if sync {
+            self.sync_directories(last, sync_fs).map_err(|source| last.io("sync its directory", source))?;
+        }
+        Ok(())
+    }
+
+    /// Makes an older set invalid before its first files are replaced: removes its last file.
+    fn make_way(&self, last: &Place, sync: bool) -> Result<(), PublishError> {
+        // All names are looked at before anything is changed.
+        for place in &self.places {
+            place.check()?;
+        }
+        if last.check()? == Occupant::Free {
+            return Ok(());
+        }
+        file::remove(&*last.dir, &last.name).map_err(|source| last.refused("remove", source))?;
+        if sync {
+            file::sync(&*last.dir).map_err(|source| last.io("sync its directory", source))?;
+        }
+        Ok(())
+    }
+
+    fn sync_directories(&self, last: &Place, sync_fs: bool) -> io::Result<()> {
+        file::sync(&*last.dir)?;
+        if !Arc::ptr_eq(&last.dir, &self.room) {
+            file::sync(&*self.room)?;
+        }
+        if let Some(parent) = &self.parent {
+            file::sync(parent)?;
+        }
+        if sync_fs {
+            file::sync_file_system(&*self.room)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "publication_tests.rs"]
+mod tests;

@@ -1,8 +1,7 @@
 //! Generates both forms of the Diff service from `protos/`.
 //!
 //! gRPC: server code only, its messages are containerd-client's own structs. ttrpc: messages of
-//! rust-protobuf and a service trait. Neither needs `protoc`. For the tests also the server side of the
-//! services of containerd that the daemon calls.
+//! rust-protobuf and a service trait. Neither needs `protoc`.
 
 use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
@@ -16,26 +15,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .extern_path(".containerd.services.diff.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.types", "::containerd_client::types")
-        .compile_fds(files)?;
-
-    // The other side of the content client, for the tests' own content store.
-    let files = protox::compile(
-        [
-            "services/content/v1/content.proto",
-            "services/introspection/v1/introspection.proto",
-            "services/leases/v1/leases.proto",
-            "services/namespaces/v1/namespace.proto",
-        ],
-        ["protos/api"],
-    )?;
-    tonic_prost_build::configure()
-        .build_client(false)
-        .extern_path(".containerd.services.content.v1", "::containerd_client::services::v1")
-        .extern_path(".containerd.services.introspection.v1", "::containerd_client::services::v1")
-        .extern_path(".containerd.services.leases.v1", "::containerd_client::services::v1")
-        .extern_path(".containerd.services.namespaces.v1", "::containerd_client::services::v1")
-        .extern_path(".containerd.types", "::containerd_client::types")
-        .extern_path(".google.rpc", "::containerd_client::google::rpc")
         .compile_fds(files)?;
 
     let generated = out.join("ttrpc");

@@ -4,24 +4,23 @@
 
 use std::{fs, process::Command};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use plywood::{
     config::{Config, DEFAULT_PATH},
     sys::capabilities,
 };
+use testkit::{Need, Suite};
 
 const SERVICE: &str = include_str!("../integration/deploy/plywood.service");
 const SOCKET: &str = include_str!("../integration/deploy/plywood.socket");
 
 fn main() {
-    let has_analyze = Command::new("systemd-analyze").arg("--version").output().is_ok();
-    let tests = vec![
-        Trial::test("the_units_and_the_defaults_name_the_same_paths", same_paths),
-        Trial::test("systemd_waits_longer_than_the_daemon_drains", stop_timeout),
-        Trial::test("the_unit_leaves_what_diff_needs", diff_privileges),
-        Trial::test("systemd_takes_the_units", verify).with_ignored_flag(!has_analyze),
-    ];
-    libtest_mimic::run(&Arguments::from_args(), tests).exit();
+    let mut suite = Suite::new();
+    suite.test("the_units_and_the_defaults_name_the_same_paths", &[], same_paths);
+    suite.test("systemd_waits_longer_than_the_daemon_drains", &[], stop_timeout);
+    suite.test("the_unit_leaves_what_diff_needs", &[], diff_privileges);
+    suite.test("systemd_takes_the_units", &[Need::Tool("systemd-analyze")], verify);
+    suite.run()
 }
 
 /// The value of the first `key=` line.

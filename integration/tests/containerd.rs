@@ -33,9 +33,6 @@ mod reset;
 mod restart;
 #[path = "containerd/store.rs"]
 mod store;
-#[path = "../../tests/support/unit_filter.rs"]
-#[allow(dead_code, reason = "shared with the tests of the daemon")]
-mod unit;
 #[path = "containerd/unit_filter.rs"]
 mod unit_filter;
 #[path = "containerd/wires.rs"]

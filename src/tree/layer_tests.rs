@@ -1,4 +1,4 @@
-//! Tests of the tree by its rules; random layers against a model are in `tests/erofs_oracle.rs`.
+//! Tests of the tree by its rules; random layers against a model are in `tests/oracle/erofs_writer.rs`.
 
 use super::{layer::*, *};
 use crate::error::{Classify, Kind};

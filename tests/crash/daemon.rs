@@ -9,11 +9,11 @@ use std::{
 };
 
 use plywood::apply::Request;
+use testkit::strace::Fault;
 
 use super::{
     Outcome, Publisher,
     harness::{Daemon, Node, Reply, SOON, archive, gzip, names},
-    strace::Fault,
 };
 
 /// A gzip layer of so many files of so many bytes.

@@ -15,11 +15,9 @@ use plywood::{
     limits::Limits,
     snapshot::{Durability, LAYER, LAYER_NAME, Mount, Roots},
 };
+use testkit::strace::{self, Fault};
 
-use super::{
-    Outcome, Publisher,
-    strace::{self, Fault},
-};
+use super::{Outcome, Publisher};
 
 /// Set for the child: what it shall do, and in which root.
 const ROLE: &str = "PLYWOOD_CRASH_ROLE";

@@ -9,15 +9,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../support/containerd.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod containerd;
 mod daemon;
 #[path = "../daemon/harness.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod harness;
 mod library;
-mod strace;
 
 use std::{
     env,
@@ -27,9 +23,11 @@ use std::{
     thread,
 };
 
-use libtest_mimic::{Arguments, Failed, Trial};
-
-use strace::{Fault, Point};
+use libtest_mimic::Failed;
+use testkit::{
+    Need, Suite,
+    strace::{self, Fault, Point},
+};
 
 /// Calls tried per scenario in a normal run.
 const POINTS: usize = 200;
@@ -64,33 +62,30 @@ fn main() -> ExitCode {
     if let Some(code) = library::act() {
         return code;
     }
-    let arguments = Arguments::from_args();
-    let missing = !works("strace", &["-f", "--seccomp-bpf", "-e", "trace=none", "true"]);
-    let is_root = rustix::process::geteuid().is_root();
-    let mut trials = Vec::new();
-    let mut add = |name: &str, ignored: bool, make: &dyn Fn() -> Box<dyn Publisher>| {
+    let mut suite = Suite::new();
+    let mut add = |name: &str, needs: &[Need], make: &dyn Fn() -> Box<dyn Publisher>| {
         for fault in [Fault::Kill, Fault::NoSpace, Fault::Broken] {
             let publisher = make();
-            let trial = Trial::test(format!("{name} {}", fault.name()), move || run(&*publisher, fault));
-            trials.push(trial.with_ignored_flag(missing || ignored).with_kind("needs strace"));
+            suite.test(format!("{name} {}", fault.name()), needs, move || run(&*publisher, fault));
         }
     };
     for (name, library) in library::SCENARIOS {
-        add(&format!("library: {name}"), false, &|| Box::new(library));
+        add(&format!("library: {name}"), &[STRACE], &|| Box::new(library));
     }
     for (name, size) in daemon::SCENARIOS {
-        add(&format!("daemon: {name}"), !is_root, &|| Box::new(daemon::Service::new(size)));
+        let name = format!("daemon: {name}");
+        add(&name, &[STRACE, Need::Root], &|| Box::new(daemon::Service::new(size)));
     }
     let name = "daemon: a_system_call_that_failed_once_is_made_again";
-    let trial = Trial::test(name, || {
-        daemon::failures_are_not_remembered();
-        Ok(())
-    });
-    trials.push(trial.with_ignored_flag(missing || !is_root).with_kind("needs strace"));
-    libtest_mimic::run(&arguments, trials).exit_code()
+    suite.test(name, &[STRACE, Need::Root], daemon::failures_are_not_remembered);
+    suite.run()
 }
 
-fn works(program: &str, arguments: &[&str]) -> bool {
+/// strace that can inject faults.
+const STRACE: Need =
+    Need::Other("strace", || run_quietly("strace", &["-f", "--seccomp-bpf", "-e", "trace=none", "true"]));
+
+fn run_quietly(program: &str, arguments: &[&str]) -> bool {
     let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }

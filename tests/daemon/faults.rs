@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use plywood::apply::Request;
 
-use super::{containerd::Fault, harness::*};
+use testkit::containerd::Fault;
+
+use super::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("a_layer_that_is_not_what_it_claims_is_refused_and_leaves_nothing", not_what_it_claims),
@@ -36,7 +38,7 @@ fn not_what_it_claims() {
     refused(&node, 1, &request, (15, "blob.digest"));
 
     // A size that is not the blob's.
-    node.store.add(NAMESPACE, blob.as_slice());
+    node.store.add::<String>(NAMESPACE, blob.as_slice());
     request.diff.size_bytes += 1;
     let reply = node.apply(&request);
     assert_eq!(reply.code_and_reason(), (15, "store.size"), "{reply:?}");

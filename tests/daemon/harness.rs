@@ -20,10 +20,9 @@ use plywood::{
     snapshot::Mount,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use testkit::containerd::FakeContainerd;
 use tokio::{net::UnixStream, runtime::Runtime};
 use tonic::transport::{Channel, Endpoint};
-
-use super::containerd::FakeContainerd;
 
 /// How long anything may take that should take no time.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -95,7 +94,7 @@ impl Node {
 
     /// `plywood serve` on this node, not started.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plywood"));
+        let mut command = testkit::host::plywood();
         command.arg("serve").arg("--config").arg(self.config()).env_remove("RUST_LOG");
         command
     }

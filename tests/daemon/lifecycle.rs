@@ -12,7 +12,9 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{containerd::Fault, harness::*};
+use testkit::containerd::Fault;
+
+use super::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("sigterm_lets_a_running_request_finish", drain),

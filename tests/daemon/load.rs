@@ -24,7 +24,7 @@ fn at_once() {
     let (mut grpc, ttrpc) = (Vec::new(), [node.ttrpc(), node.ttrpc()]);
     for namespace in ["default", "k8s.io", "moby"] {
         for blob in &blobs {
-            node.store.add(namespace, blob.as_slice());
+            node.store.add::<String>(namespace, blob.as_slice());
         }
         grpc.push(Grpc { namespace: namespace.to_owned(), ..node.grpc() });
     }

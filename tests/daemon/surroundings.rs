@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{containerd::Fault, harness::*};
+use testkit::containerd::Fault;
+
+use super::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("a_root_made_anew_five_times_ends_the_daemon_and_the_socket_unit_brings_it_back", made_anew),

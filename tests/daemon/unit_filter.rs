@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use testkit::unit_filter::{Filter, SYSTEMD_252, SYSTEMD_257, SYSTEMD_262, UNIT};
+
 use super::{
     diff::{lists::Release, shop::*},
     harness::*,
-    unit::{Filter, SYSTEMD_252, SYSTEMD_257, SYSTEMD_262, UNIT},
 };
 
 pub const TESTS: &[Test] = &[

@@ -8,11 +8,13 @@ use std::{
 use plywood::compare::Request;
 use rustix::process::Signal;
 
+use testkit::containerd::WriteFault;
+
 use super::{
     lists::{Mode, Release},
     shop::*,
 };
-use crate::{containerd::WriteFault, harness::*};
+use crate::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("a_cancelled_diff_ends_within_a_second_and_leaves_nothing", cancelled),

@@ -4,11 +4,13 @@ use std::{fs, path::Path};
 
 use plywood::snapshot::Mount;
 
+use testkit::{host, images, mounts::Overlay};
+
 use super::{
     lists::{Mode, Release},
     shop::*,
 };
-use crate::{harness::*, images};
+use crate::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("diff_of_a_running_container", running),
@@ -228,7 +230,7 @@ fn block_untouched() {
         // An image that was made, but never mounted as the snapshot's.
         let image = directory.join("rwlayer.img");
         fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-        images::run(std::process::Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
+        host::run(std::process::Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
         assert_empty(&shop, &shop.diff_both(&request));
     }
     shop.daemon.stop();
@@ -355,7 +357,7 @@ fn overlayfs() {
     // Layer 2 through the kernel, and a container on both.
     let [mnt, upper, work_dir] = [root.join("mnt"), at(2, "fs"), at(2, "work")];
     let want = {
-        let overlay = crate::mounts::Overlay::new(mnt, &[&at(1, "fs")], Some([&upper, &work_dir])).unwrap();
+        let overlay = Overlay::new(mnt, &[&at(1, "fs")], Some([&upper, &work_dir])).unwrap();
         work(overlay.path());
         scan(overlay.path())
     };

@@ -9,11 +9,13 @@ use std::{
 
 use plywood::{digest::Digest, snapshot::Mount};
 
+use testkit::tree::Tree;
+
 use super::{
     lists::{Mode, Release},
     shop::{Shop, TAR, scan},
 };
-use crate::{harness::*, tree::Tree};
+use crate::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("every_list_shows_what_a_directory_shadows_that_the_layer_does_not_list", every_list),

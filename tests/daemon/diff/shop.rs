@@ -11,13 +11,15 @@ use std::{
 use plywood::{compare::Request, digest::Digest, rpc::convert, snapshot::Mount};
 use rustix::fs::{CWD, FileType, Mode as Permissions, XattrFlags, makedev};
 
-use super::lists::{Lists, Release};
-use crate::{
-    harness::*,
+use testkit::{
+    host,
     images::{self, Mounted},
     mounts::{Looped, Overlay},
     tree::{self, Kind, Tree},
 };
+
+use super::lists::{Lists, Release};
+use crate::harness::*;
 
 pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -83,7 +85,7 @@ impl Shop {
         let archive = self.fresh("tar");
         let mut tar = Command::new("tar");
         tar.arg("-C").arg(&tree).args(["--sort=name", "--numeric-owner", "--format=posix", "--xattrs"]);
-        images::run(tar.args(["--xattrs-include=*", "-cf"]).arg(&archive).arg(".")).unwrap();
+        host::run(tar.args(["--xattrs-include=*", "-cf"]).arg(&archive).arg(".")).unwrap();
         let blob = fs::read(&archive).unwrap();
         let digest = self.node.store.add(NAMESPACE, blob.as_slice());
         assert_eq!(self.node.apply(&self.node.request(id, TAR, &digest, blob.len())), Reply::of_tar(&blob));
@@ -169,7 +171,7 @@ impl Shop {
         fs::remove_dir(directory.join("work")).unwrap();
         let image = directory.join("rwlayer.img");
         fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        images::run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
+        host::run(Command::new("mkfs.ext4").arg("-q").arg(&image)).unwrap();
         let mounted = Looped::new(&image, self.fresh("state/ext4")).unwrap();
         let upper = [mounted.path().join("upper"), mounted.path().join("work")];
         for directory in &upper {

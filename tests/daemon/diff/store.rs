@@ -8,11 +8,13 @@ use std::{
 
 use plywood::{compare::Request, tree::Timestamp};
 
+use testkit::containerd::WriteFault;
+
 use super::{
     lists::{Mode, Release},
     shop::*,
 };
-use crate::{containerd::WriteFault, harness::*};
+use crate::harness::*;
 
 pub const TESTS: &[Test] = &[
     ("diff_twice_gives_one_digest_whatever_the_threads", twice),

@@ -1,0 +1,26 @@
+//! Generates the server side of containerd's services from `protos/`, for the stand-in of a containerd.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=../protos");
+    let files = protox::compile(
+        [
+            "services/content/v1/content.proto",
+            "services/introspection/v1/introspection.proto",
+            "services/leases/v1/leases.proto",
+            "services/namespaces/v1/namespace.proto",
+        ],
+        ["../protos/api"],
+    )?;
+    tonic_prost_build::configure()
+        .build_client(false)
+        .extern_path(".containerd.services.content.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.services.introspection.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.services.leases.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.services.namespaces.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.types", "::containerd_client::types")
+        .extern_path(".google.rpc", "::containerd_client::google::rpc")
+        .compile_fds(files)?;
+    Ok(())
+}

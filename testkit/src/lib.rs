@@ -1,0 +1,22 @@
+//! What the test programs of Plywood share: one way to run tests and to skip them, a corner of the machine in which
+//! nothing stays behind, trees that can be compared, and programs and services of others.
+//!
+//! A test program collects its tests in a [`suite::Suite`] and runs it. A test names what it needs ([`need::Need`]), and
+//! is reported as skipped, with what is missing, where the machine does not have it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod containerd;
+pub mod host;
+pub mod images;
+pub mod mkfs;
+pub mod mounts;
+pub mod namespace;
+pub mod need;
+pub mod strace;
+pub mod suite;
+pub mod tree;
+pub mod unit_filter;
+
+pub use need::Need;
+pub use suite::Suite;

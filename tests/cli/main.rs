@@ -1,0 +1,21 @@
+//! The commands as a user runs them: files, pipes and terminals, results for people and for programs, refusals.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod apply;
+mod command_line;
+mod diff;
+mod image;
+mod terminal;
+
+use testkit::Suite;
+
+fn main() {
+    let mut suite = Suite::new();
+    suite.room("command_line", command_line::add);
+    suite.room("apply", apply::add);
+    suite.room("diff", diff::add);
+    suite.room("image", image::add);
+    suite.room("terminal", terminal::add);
+    suite.run()
+}

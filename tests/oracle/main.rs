@@ -1,0 +1,32 @@
+//! Second opinions: what we write, read by others, and what others write, read by us.
+//!
+//! The others are the kernel, mkfs.erofs, fsck.erofs and dump.erofs, mkfs.ext4 and debugfs, GNU tar, Python, the crates
+//! `tar` and `erofs-rs`, and simple models of our own.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
+
+mod erofs_mutants;
+mod erofs_reader;
+mod erofs_writer;
+mod ext4;
+mod layer_model;
+mod listing;
+mod tar_reader;
+mod tar_writer;
+mod tree;
+
+use testkit::{Suite, namespace};
+
+fn main() {
+    namespace::enter();
+    let mut suite = Suite::new();
+    suite.room("tar_reader", tar_reader::add);
+    suite.room("tar_writer", tar_writer::add);
+    suite.room("erofs_reader", erofs_reader::add);
+    suite.room("erofs_writer", erofs_writer::add);
+    suite.room("erofs_mutants", erofs_mutants::add);
+    suite.room("ext4", ext4::add);
+    suite.room("tree", tree::add);
+    suite.run()
+}

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Applied, Contents, Parents, Stats, native, tar_to_erofs};
 use crate::{
     call::Cancel,
@@ -16,7 +18,7 @@ use crate::{
     error::Result,
     format::{
         ReadAt as _,
-        erofs::{BlockBits, check::Level},
+        erofs::{check::Level, writer::WriteOptions},
     },
     kind::{Container, LayerType},
     limits::Limits,
@@ -25,12 +27,10 @@ use crate::{
 };
 
 /// How images are made, checked and published.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Block size of images made from tar layers.
-    pub block_bits: BlockBits,
-    /// Files and file ends up to this many bytes stand beside their inode.
-    pub inline_limit: u16,
+    /// Layout of images made from tar layers.
+    pub image: WriteOptions,
     /// When a published image is on disk.
     pub durability: Durability,
     /// How images that come ready are checked.
@@ -39,20 +39,9 @@ pub struct Options {
     pub implied_directories: ImpliedDirectories,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            block_bits: BlockBits::DEFAULT,
-            inline_limit: 1024,
-            durability: Durability::default(),
-            native_verify: NativeVerify::default(),
-            implied_directories: ImpliedDirectories::default(),
-        }
-    }
-}
-
 /// How an image that comes ready is checked before it is published.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum NativeVerify {
     /// All its metadata.
     #[default]
@@ -64,7 +53,8 @@ pub enum NativeVerify {
 }
 
 /// Where directories that an archive does not list get their attributes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ImpliedDirectories {
     /// Like the directory of the layers below that they shadow, where that can be seen; otherwise root's.
     #[default]

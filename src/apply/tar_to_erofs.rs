@@ -35,8 +35,7 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, options: &Op
         writer: ImageWriter::new(
             image,
             writer::Options {
-                block_bits: options.block_bits,
-                inline_limit: options.inline_limit,
+                image: options.image,
                 max_nodes: limits.nodes,
                 max_metadata_bytes: limits.metadata_bytes,
                 ..writer::Options::default()

@@ -19,7 +19,7 @@ use crate::{
     call::Cancel,
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
-    format::erofs::BlockBits,
+    format::erofs::{BlockBits, writer::WriteOptions},
     kind::{
         self, Container, LayerType, OCI_LAYER_TAR,
         sniff::{self, Head},
@@ -103,7 +103,6 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         // Blocks of an image are written out of order, and read back at the end.
         return Err(output::usage("-o -: an image cannot be written to a pipe, only to a file"));
     }
-    let defaults = Options::default();
     let block_bytes = arguments.block_size.size();
     if let Some(limit) = arguments.inline_limit.filter(|limit| u64::from(*limit) > block_bytes) {
         return Err(output::usage(format!(
@@ -124,10 +123,12 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     };
     let publication = Publication::beside(&arguments.output)?;
     let options = Options {
-        block_bits: arguments.block_size,
-        inline_limit: arguments.inline_limit.unwrap_or(defaults.inline_limit),
+        image: WriteOptions {
+            block_bits: arguments.block_size,
+            inline_limit: arguments.inline_limit.unwrap_or(WriteOptions::DEFAULT.inline_limit),
+        },
         durability: Durability::Request,
-        ..defaults
+        ..Options::default()
     };
     let resources = Resources::new(Limits::default(), Helpers::default_threads());
     let converter = Converter::new(options, resources);

@@ -181,13 +181,13 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         if form.container != Container::Erofs {
             return Err(usage(format!("--inline-limit: {} is not an EROFS image", form.media_type)));
         }
-        let block_bytes = image.block_bits.size();
+        let block_bytes = image.image.block_bits.size();
         if u64::from(limit) > block_bytes {
             return Err(usage(format!(
                 "--inline-limit: {limit} bytes are more than one block of {block_bytes} bytes"
             )));
         }
-        image.inline_limit = limit;
+        image.image.inline_limit = limit;
     }
     // Whichever of the two it is; the other is not used.
     let options = Options {

@@ -5,14 +5,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    apply::{Applier, Converter, ImpliedDirectories, NativeVerify, Options},
+    apply::{Applier, Converter, NativeVerify, Options},
     codec::{Coding, encode::Compression},
     compare::{self, Composer, Differ, changes::XattrFilter},
     config::{self, Config},
     containerd::{Containerd as Client, Direct},
     daemon::{self, Beside, Made, MakeDomain},
     error::{Error, Kind, Result},
-    format::erofs::BlockBits,
+    format::erofs::writer::WriteOptions,
     observe::logging,
     pipeline::{Resources, helpers::Helpers},
     service::Domain,
@@ -78,7 +78,7 @@ impl MakeDomain for Containerd {
         let contact = Arc::clone(&store);
         let comparer = match config.diff.enabled {
             true => {
-                let composer = Composer::new(diff_options(config, &options)?, Arc::clone(&resources));
+                let composer = Composer::new(diff_options(config)?, Arc::clone(&resources));
                 Some(Arc::new(Differ::new(store, roots, composer)) as _)
             }
             false => None,
@@ -120,46 +120,31 @@ async fn attend(store: Arc<Client>, mut sweep: bool) {
 
 /// The settings as the domain takes them.
 fn options(config: &Config) -> Result<Options> {
-    let block_size = config.erofs.block_size;
-    let bits = u8::try_from(block_size.trailing_zeros()).ok().and_then(BlockBits::new);
-    let block_bits = bits.filter(|bits| bits.size() == u64::from(block_size)).ok_or_else(|| {
-        Error::new(Kind::Malformed, "config.value", format!("erofs.block_size = {block_size}"))
-    })?;
     Ok(Options {
-        block_bits,
-        inline_limit: inline_limit(config.erofs.inline_limit),
-        durability: match config.apply.durability {
-            config::Durability::Always => Durability::Always,
-            config::Durability::Request => Durability::Request,
-            config::Durability::Never => Durability::Never,
-        },
-        native_verify: match config.apply.native_verify {
-            config::NativeVerify::Strict => NativeVerify::Strict,
-            config::NativeVerify::Superblock => NativeVerify::Superblock,
-            config::NativeVerify::Off => NativeVerify::Off,
-        },
-        implied_directories: match config.apply.implied_directories {
-            config::ImpliedDirectories::FromParents => ImpliedDirectories::FromParents,
-            config::ImpliedDirectories::Default => ImpliedDirectories::Default,
-        },
+        image: image(config, config.erofs.inline_limit)?,
+        durability: config.apply.durability,
+        native_verify: config.apply.native_verify,
+        implied_directories: config.apply.implied_directories,
     })
 }
 
-/// A limit as the writer takes it: the check of the configuration keeps it within a block.
-fn inline_limit(bytes: u32) -> u16 {
-    u16::try_from(bytes).unwrap_or(u16::MAX)
+/// The layout of images with this inline limit. The check of the configuration leaves nothing to refuse.
+fn image(config: &Config, inline_limit: u32) -> Result<WriteOptions> {
+    let block_size = config.erofs.block_size;
+    WriteOptions::of_bytes(block_size, inline_limit).ok_or_else(|| {
+        Error::new(Kind::Malformed, "config.value", format!("erofs.block_size = {block_size}"))
+    })
 }
 
 /// The settings as the domain takes them for the other direction.
-fn diff_options(config: &Config, apply: &Options) -> Result<compare::Options> {
+fn diff_options(config: &Config) -> Result<compare::Options> {
     let diff = &config.diff;
     // Without another place images are laid out where all the others are.
     let beside = config.snapshots.roots.first().filter(|_| diff.work_directory.as_os_str().is_empty());
     Ok(compare::Options {
         image: compare::erofs::Options {
             compression: Compression::PLAIN,
-            block_bits: apply.block_bits,
-            inline_limit: inline_limit(diff.inline_limit.bytes(config.erofs.inline_limit)),
+            image: image(config, diff.inline_limit.bytes(config.erofs.inline_limit))?,
             work_directory: beside.unwrap_or(&diff.work_directory).clone(),
         },
         gzip: Compression::at_level(Coding::Gzip, diff.gzip_level)?,
@@ -177,7 +162,7 @@ mod tests {
     fn the_default_settings_are_the_defaults_of_the_domain() {
         let (ours, theirs) = (options(&Config::default()).unwrap(), Options::default());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
-        let ours = diff_options(&Config::default(), &ours).unwrap();
+        let ours = diff_options(&Config::default()).unwrap();
         let first_root = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs";
         let theirs = compare::Options::in_directory(first_root.into());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
@@ -193,8 +178,8 @@ mod tests {
             ("[erofs]\ninline_limit = 0\n[diff]\ninline_limit = 9", 9),
         ] {
             let config = config::parse(text, "test").unwrap();
-            let found = diff_options(&config, &options(&config).unwrap()).unwrap();
-            assert_eq!(found.image.inline_limit, want, "{text}");
+            let found = diff_options(&config).unwrap();
+            assert_eq!(found.image.image.inline_limit, want, "{text}");
         }
         let message = config::parse("[diff]\ninline_limit = \"none\"", "test").unwrap_err().to_string();
         assert!(message.contains("expected a number of bytes, or \"inherit\""), "{message}");

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     format::{
         ReadAt as _,
-        erofs::{BlockBits, writer},
+        erofs::writer::{self, WriteOptions},
     },
     limits::Limits,
     pipeline::{
@@ -43,10 +43,8 @@ const PROGRESS_BYTES: u64 = 1 << 20;
 pub struct Options {
     /// How it is compressed: not at all, or zstd.
     pub compression: Compression,
-    /// Block size of the image.
-    pub block_bits: BlockBits,
-    /// Files and file ends up to this many bytes stand beside their inode.
-    pub inline_limit: u16,
+    /// Layout of the image.
+    pub image: WriteOptions,
     /// A directory with room for the image.
     pub work_directory: PathBuf,
 }
@@ -54,8 +52,7 @@ pub struct Options {
 impl Options {
     /// Uncompressed images with the writer's own defaults, laid out in `work_directory`.
     pub fn in_directory(work_directory: PathBuf) -> Self {
-        let writer::Options { block_bits, inline_limit, .. } = writer::Options::default();
-        Self { compression: Compression::PLAIN, block_bits, inline_limit, work_directory }
+        Self { compression: Compression::PLAIN, image: WriteOptions::DEFAULT, work_directory }
     }
 }
 
@@ -76,8 +73,7 @@ pub fn write<T>(
     let limits = &plan.resources.limits;
     let file = NewFile::scratch(&options.work_directory, limits)?;
     let writer_options = writer::Options {
-        block_bits: options.block_bits,
-        inline_limit: options.inline_limit,
+        image: options.image,
         max_nodes: limits.nodes,
         max_metadata_bytes: limits.metadata_bytes,
         ..writer::Options::default()
@@ -89,8 +85,8 @@ pub fn write<T>(
         told_bytes: 0,
         progress: &mut *plan.progress,
     };
-    layer.contents.update(&[options.block_bits.get()]);
-    layer.contents.update(&options.inline_limit.to_le_bytes());
+    layer.contents.update(&[options.image.block_bits.get()]);
+    layer.contents.update(&options.image.inline_limit.to_le_bytes());
     let output = changes(&mut layer)?;
     let (file, summary) = layer.writer.finish(uuid(&layer.contents))?;
     admit(summary.size_bytes, limits)?;

@@ -12,8 +12,8 @@ mod validate;
 pub use file::{ConfigError, Origin, load, parse, read};
 pub use filter::log_filter;
 pub use settings::{
-    Apply, Config, Containerd, Diff, Durability, Erofs, ImpliedDirectories, Inherit, InlineLimit, Limits,
-    Log, LogFormat, NativeVerify, Security, Server, Snapshots, Timestamps,
+    Apply, Config, Containerd, Diff, Erofs, Inherit, InlineLimit, Limits, Log, LogFormat, Security, Server,
+    Snapshots, Timestamps,
 };
 
 /// Where the daemon looks when it is not told otherwise.

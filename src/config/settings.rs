@@ -4,7 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{codec::encode::Compression, compare::changes::XattrFilter, limits};
+use crate::{
+    apply::{ImpliedDirectories, NativeVerify},
+    codec::encode::Compression,
+    compare::changes::XattrFilter,
+    format::erofs::writer::WriteOptions,
+    limits,
+    snapshot::Durability,
+};
 
 /// Declares one table of the file. The doc comments are the comments of the default file.
 macro_rules! table {
@@ -110,10 +117,10 @@ table! {
     /// image made from now on.
     Erofs {
         /// Bytes per block: a power of two from 512 to the page size.
-        block_size: u32 = 4096;
+        block_size: u32 = 1 << WriteOptions::DEFAULT.block_bits.get();
         /// Files and file ends up to this many bytes are stored beside their inode. 0: never, as
         /// containerd's own differ does it. Layers of Diff can have another limit: diff.inline_limit.
-        inline_limit: u32 = 1024;
+        inline_limit: u32 = u32::from(WriteOptions::DEFAULT.inline_limit);
     }
 }
 
@@ -122,13 +129,13 @@ table! {
     Apply {
         /// "always": every layer is on disk before the reply. "request": only when the caller asks
         /// for it. "never": for tests, a power cut may tear layers.
-        durability: Durability = Durability::Always;
+        durability: Durability = Durability::default();
         /// Check of layers that are EROFS images already: "strict" (the whole structure), "superblock", "off".
-        native_verify: NativeVerify = NativeVerify::Strict;
+        native_verify: NativeVerify = NativeVerify::default();
         /// Directories that a tar layer does not list but puts files into: "from-parents" gives them owner, mode,
         /// time and attributes of the directory that they shadow, where the request shows the layers below;
         /// "default": root's, mode 0755, time 0, so that an image depends on nothing but its layer.
-        implied_directories: ImpliedDirectories = ImpliedDirectories::FromParents;
+        implied_directories: ImpliedDirectories = ImpliedDirectories::default();
     }
 }
 
@@ -206,18 +213,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// When a published layer is on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// Before every reply.
-    Always,
-    /// Before the reply when the request says `sync_fs`.
-    Request,
-    /// Whenever the kernel likes.
-    Never,
-}
-
 /// How exact the times in tar layers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -254,28 +249,6 @@ impl InlineLimit {
 pub enum Inherit {
     /// `"inherit"`
     Inherit,
-}
-
-/// How native EROFS layers are checked before they are published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NativeVerify {
-    /// All metadata.
-    Strict,
-    /// The superblock only.
-    Superblock,
-    /// Not at all.
-    Off,
-}
-
-/// Where directories that a tar layer does not list get their attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ImpliedDirectories {
-    /// Like those of the layers below.
-    FromParents,
-    /// Always the same.
-    Default,
 }
 
 /// The whole file.

@@ -22,6 +22,7 @@ use std::{
 };
 
 use rustix::fs::Mode;
+use serde::{Deserialize, Serialize};
 
 use super::{
     error::PublishError,
@@ -45,7 +46,8 @@ const PUBLISHED_MODE: Mode = Mode::from_raw_mode(0o644);
 const USERS_MODE: Mode = Mode::from_raw_mode(0o666);
 
 /// When a published file is safe on disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Before every reply.
     #[default]

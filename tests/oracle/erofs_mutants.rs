@@ -35,7 +35,7 @@ use plywood::{
         inode::{Data, Layout},
         reader::{Image, Node, Place, ReadError},
         superblock::{self, Superblock},
-        writer::{Options, Writer},
+        writer::{Options, WriteOptions, Writer},
     },
     tree::{Attributes, Body, Device, Entry, Extent, FileType, Timestamp, Xattr},
 };
@@ -179,7 +179,8 @@ fn made<'o>(combinations: impl Iterator<Item = &'o &'o [&'o str]>) -> Result<Vec
 
 /// An image of our writer with one of everything.
 fn ours(bits: u8) -> Result<Vec<u8>, Failed> {
-    let options = Options { block_bits: BlockBits::new(bits).unwrap(), ..Options::default() };
+    let image = WriteOptions { block_bits: BlockBits::new(bits).unwrap(), ..WriteOptions::DEFAULT };
+    let options = Options { image, ..Options::default() };
     let mut writer = Writer::new(Vec::new(), options);
     let attributes = |mode| Attributes {
         mode,

@@ -17,7 +17,7 @@ use plywood::{
     format::erofs::{
         BlockBits,
         check::{Policy, verify},
-        writer::{Options, Summary, Writer, WriterError},
+        writer::{Options, Summary, WriteOptions, Writer, WriterError},
     },
     tree::{Attributes, Body, Device, Entry, Extent, FileType, Timestamp, Xattr},
 };
@@ -217,8 +217,7 @@ fn options() -> impl Strategy<Value = Options> {
     let bits = prop::sample::select(vec![9, 10, 12, 12, 12]);
     (bits, prop::sample::select(vec![0, 512, 1024, 4096]), any::<[u8; 16]>()).prop_map(
         |(bits, inline_limit, uuid)| Options {
-            block_bits: BlockBits::new(bits).unwrap(),
-            inline_limit,
+            image: WriteOptions { block_bits: BlockBits::new(bits).unwrap(), inline_limit },
             uuid,
             ..Options::default()
         },
@@ -246,7 +245,8 @@ trait Shown: std::fmt::Debug {
 
 impl Shown for (Vec<Item>, Options) {
     fn shown(&self) -> String {
-        let mut text = format!("block size 2^{}, inline {}", self.1.block_bits.get(), self.1.inline_limit);
+        let WriteOptions { block_bits, inline_limit } = self.1.image;
+        let mut text = format!("block size 2^{}, inline {inline_limit}", block_bits.get());
         for (entry, data) in &self.0 {
             let path = entry.path.escape_ascii();
             let xattrs: Vec<String> = entry

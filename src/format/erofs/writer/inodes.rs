@@ -44,7 +44,7 @@ impl<S: Sink> Writer<S> {
     /// Adds `self.head` and `self.tail` to the metadata.
     pub(super) fn add_record(&mut self) -> Result<Slot, WriterError> {
         let Self { metadata, stream, sink, head, tail, .. } = self;
-        if (head.len() + tail.len()) as u64 > self.options.block_bits.size() {
+        if (head.len() + tail.len()) as u64 > self.options.image.block_bits.size() {
             return metadata.add_long(stream, sink, head);
         }
         metadata.add(stream, sink, head, tail)
@@ -176,7 +176,7 @@ impl<S: Sink> Writer<S> {
         } else {
             let tail_len = bits.within(size_bytes);
             let inline = tail_len > 0
-                && tail_len <= u64::from(self.options.inline_limit)
+                && tail_len <= u64::from(self.options.image.inline_limit)
                 && self.has_room_for(tail_len);
             let body_len = if inline { size_bytes - tail_len } else { size_bytes };
             let blocks = bits.blocks_for(body_len);

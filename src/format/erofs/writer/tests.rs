@@ -363,7 +363,8 @@ fn metadata_is_bounded_in_memory() {
 #[test]
 fn every_block_size_mounts_a_root_of_many_names() {
     for bits in 9..=16 {
-        let options = Options { block_bits: BlockBits::new(bits).unwrap(), ..Options::default() };
+        let image = WriteOptions { block_bits: BlockBits::new(bits).unwrap(), ..WriteOptions::DEFAULT };
+        let options = Options { image, ..Options::default() };
         let entries: Vec<_> = (0..3000).map(|n| regular(&format!("name-{n}"), b"data")).collect();
         let (image, _) = write_in_steps(&options, &entries, usize::MAX);
         let policy = Policy { max_block_bits: 16, ..Policy::layer() };

@@ -26,6 +26,7 @@ pub mod helpers;
 pub mod image;
 pub mod stage;
 
+mod ordered;
 mod resources;
 mod source;
 

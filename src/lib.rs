@@ -10,7 +10,7 @@
 //! | 2 formats | [`tree`], [`mod@format`] |
 //! | 3 kinds | [`kind`] |
 //! | 4 ports | [`sys`], [`store`], [`containerd`], [`snapshot`] |
-//! | 5 domain | [`pipeline`], [`apply`], [`compare`] |
+//! | 5 domain | [`pipeline`], [`view`], [`apply`], [`compare`] |
 //! | 6 edges, in this order | [`config`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
 
 pub mod apply;
@@ -35,3 +35,4 @@ pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod tree;
+pub mod view;

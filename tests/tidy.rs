@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 7] = [
     &["tree", "format"],
     &["kind"],
     &["sys", "store", "containerd", "snapshot"],
-    &["pipeline", "apply", "compare"],
+    &["pipeline", "view", "apply", "compare"],
     &["config", "observe", "service", "rpc", "daemon", "cli", "main"],
 ];
 

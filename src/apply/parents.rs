@@ -2,22 +2,24 @@
 
 use crate::{
     call::Cancel,
-    compare,
     error::{Kind, Result},
     pipeline::{budget::Lease, image::ImageWriter},
     snapshot::Stack,
+    view::stack::read_merged,
 };
 
-/// Where the layers below a new one are.
+/// Access to the layers below a new one.
 #[derive(Clone, Copy)]
 pub struct Parents<'a> {
-    /// Opens them, the newest first; without any, they are not known. Called for a layer that needs them, once.
+    /// Opens the layers, the newest first; an empty stack when they are not known. Called at most once, and only
+    /// for a layer that needs them.
     pub open: &'a dyn Fn() -> Result<Stack>,
-    /// A layer that needs them is refused when they cannot be read; otherwise it is made as if there were none.
+    /// Refuse a layer that needs the layers below when they cannot be read, instead of making it as if there were
+    /// none.
     pub required: bool,
 }
 
-/// How many directories a layer implies, and how many of them were found below.
+/// Numbers of the directories that a layer implies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Implied {
     pub(super) directories: u64,
@@ -43,7 +45,7 @@ pub(super) fn inherit(
         if stack.layers.is_empty() {
             return Ok(None);
         }
-        compare::viewed(stack, lease, cancel, |view| writer.inherit(view)).map(Some)
+        read_merged(stack, lease, cancel, |view| writer.inherit(view)).map(Some)
     };
     let found = look();
     match found {
@@ -63,8 +65,8 @@ pub(super) fn inherit(
     }
 }
 
-/// Whether an error says what the layers below are, and not that reading them went wrong this time. The kernel
-/// judges such layers when they are mounted.
+/// Whether an error is about the layers below themselves, and would come again. The kernel judges such layers when
+/// they are mounted.
 fn may_be_ignored(kind: Kind) -> bool {
     matches!(kind, Kind::NotImplemented | Kind::Malformed | Kind::Denied | Kind::Conflict)
 }

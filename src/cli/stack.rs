@@ -113,7 +113,7 @@ fn image_source(image: File, Reading { devices, user_xattr }: Reading<'_>) -> Re
         return Ok(LayerSource::Erofs { image, devices });
     }
     if found == Some(Image::Ext4) {
-        return Ok(LayerSource::Ext4 { image, user_xattr });
+        return Ok(LayerSource::writable(image, user_xattr));
     }
     Err(unknown(
         "it is neither an EROFS nor an ext4 image; `plywood apply` makes an EROFS image of a packed layer",

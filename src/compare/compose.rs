@@ -6,8 +6,6 @@ use super::{
     Contents, Times,
     changes::{self, Counts, RootEntry, XattrFilter},
     erofs,
-    layer::Layer,
-    open,
     output::Output,
     tar,
 };
@@ -15,7 +13,7 @@ use crate::{
     call::Cancel,
     codec::{Coding, encode::Compression},
     digest::Digest,
-    error::{Error, Result},
+    error::Result,
     kind::{Container, LayerType},
     pipeline::{
         Resources,
@@ -23,8 +21,8 @@ use crate::{
         encode::{Deliver, Facts, Plan},
     },
     snapshot::{Stack, Watch},
-    sys::capabilities,
     tree::Timestamp,
+    view::open::{self, reading, references},
 };
 
 /// How layers are written.
@@ -165,15 +163,6 @@ impl Composer {
             times,
         })
     }
-}
-
-/// [`capabilities::reading`], where a kernel that refuses is a failing disk.
-pub(super) fn reading<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    capabilities::reading(work).map_err(Error::disk)?
-}
-
-pub(super) fn references(layers: &[Box<dyn Layer>]) -> Vec<&dyn Layer> {
-    layers.iter().map(|layer| &**layer).collect()
 }
 
 fn contents(counts: Counts) -> Contents {

@@ -1,11 +1,11 @@
 //! Compare: two stacks of layers in, one layer out that turns the first into the second.
 //!
 //! ```text
-//! mounts ──> snapshot::Stack ──> layer::Layer ──> changes ──> output::Output ──> content store or file
+//! mounts ──> snapshot::Stack ──> view::View ──> changes ──> output::Output ──> content store or file
 //! ```
 //!
-//! [`layer`] makes directories and images look alike, [`changes`] walks two stacks of them and tells what
-//! differs as the entries of a layer, and an [`output::Output`] writes those. Nothing here mounts.
+//! [`crate::view`] makes directories and images look alike, [`changes`] walks two stacks of views and emits the
+//! entries of a layer, and an [`output::Output`] writes those. Nothing here mounts.
 //!
 //! Described in `docs/formats/containerd.md`, "Diff".
 
@@ -13,16 +13,11 @@ pub mod changes;
 mod compose;
 mod differ;
 pub mod erofs;
-pub mod layer;
-mod mapped;
-mod open;
 pub mod output;
 pub mod tar;
-mod viewed;
 
 pub use compose::{Composed, Composer, Options, Sides};
 pub use differ::{CompareError, Differ};
-pub use viewed::viewed;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -31,7 +26,7 @@ use crate::{
     tree::Timestamp,
 };
 
-/// Write what turns `left` into `right`.
+/// A Diff: write the layer that turns `left` into `right`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The older snapshot, usually a view of the newer one's parent.
@@ -40,57 +35,57 @@ pub struct Request {
     pub right: Vec<Mount>,
     /// Type of the layer to write; empty for a gzip-compressed tar.
     pub media_type: String,
-    /// Name of the ingest; empty for one of our own, which is aborted on failure.
+    /// Name of the ingest. Empty for a name of our own, whose ingest is aborted on failure.
     pub reference: String,
     /// Labels for the blob.
     pub labels: BTreeMap<String, String>,
-    /// Later times are lowered to this one.
+    /// Times later than this one are lowered to it.
     pub source_date_epoch: Option<Timestamp>,
 }
 
-/// The blob that was written, and what it took.
+/// The blob that was written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compared {
-    /// As the store knows it.
+    /// Descriptor of the blob in the store.
     pub descriptor: Descriptor,
     /// Figures for logs, metrics and people.
     pub stats: Stats,
 }
 
-/// What the layer is, uncompressed, and how long it took.
+/// Figures of one Diff.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats {
     /// Digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// Its size in bytes.
+    /// Size of the uncompressed layer in bytes.
     pub uncompressed_bytes: u64,
-    /// How the blob is compressed.
+    /// Compression of the blob.
     pub coding: Coding,
-    /// What the layer holds.
+    /// Numbers of the layer's entries.
     pub contents: Contents,
-    /// Time at work in each step.
+    /// Work time of each step.
     pub times: Times,
-    /// From the opened layers to the blob in its place.
+    /// Time from the opened layers to the committed blob.
     pub total: Duration,
 }
 
-/// What a layer that was written holds.
+/// Numbers of the entries in a layer that was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Entries, whiteouts included.
     pub entries: u64,
-    /// Of these, markers that delete something below.
+    /// Entries that delete something below.
     pub whiteouts: u64,
-    /// Sockets, which no layer can hold.
+    /// Sockets left out, because no layer can hold them.
     pub sockets: u64,
 }
 
-/// Seconds that each step was at work, waiting not counted. They overlap when threads are free.
+/// Work time of each step, without its waiting. Steps overlap when threads are free.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
     /// Opening the layers of both sides.
     pub open: Duration,
-    /// Walking both sides, reading what changed, and laying it out as an archive or image.
+    /// Walking both sides, reading the changed files, and laying them out as an archive or image.
     pub build: Duration,
     /// Digest of the uncompressed layer.
     pub diff_id: Duration,
@@ -105,7 +100,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// Every step by its name, in the order of the work.
+    /// Name and time of every step, in the order of the work.
     pub fn steps(&self) -> [(&'static str, Duration); 7] {
         [
             ("open", self.open),
@@ -119,7 +114,7 @@ impl Times {
     }
 }
 
-/// The service as the edges see it.
+/// The Diff service as the edges see it.
 pub trait Compare: Send + Sync + 'static {
     /// Writes one layer. Blocks; ends within a second of the call's cancellation.
     fn compare(&self, call: &Call, request: &Request) -> Result<Compared>;

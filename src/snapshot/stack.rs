@@ -10,7 +10,7 @@ use super::{
     block::{self, Upper},
     error::{MountError, quote},
     ids::IdMaps,
-    layout::Leaf,
+    layout::{Leaf, UPPER_IN_BLOCK},
     mount::Mount,
     plan::{Item, Plan, check_known, id_maps, plan},
     resolve::check_options,
@@ -45,7 +45,7 @@ pub struct StackLayer {
     pub source: LayerSource,
 }
 
-/// What holds a layer.
+/// The open directory or image of a layer.
 #[derive(Debug)]
 pub enum LayerSource {
     /// A directory, which a container may be writing to.
@@ -62,13 +62,23 @@ pub enum LayerSource {
         /// In the order of its device table.
         devices: Vec<File>,
     },
-    /// An ext4 image mounted nowhere, whose directory `upper` is the layer.
+    /// An ext4 image that is mounted nowhere, and a directory in it.
     Ext4 {
         /// The image.
         image: File,
+        /// Path of the layer's root below that of the file system; empty for that root itself.
+        root: &'static str,
         /// As for a directory.
         user_xattr: bool,
     },
+}
+
+impl LayerSource {
+    /// The writable layer in the `image` of a container in block mode: its directory `upper`, beside which
+    /// overlayfs has its work directory.
+    pub fn writable(image: File, user_xattr: bool) -> Self {
+        Self::Ext4 { image, root: UPPER_IN_BLOCK, user_xattr }
+    }
 }
 
 impl Roots {
@@ -330,7 +340,7 @@ impl<'a> Reading<'a> {
                 let source = self.readable(dir, &path)?;
                 (path, source)
             }
-            Upper::Idle => (path, LayerSource::Ext4 { image: file, user_xattr }),
+            Upper::Idle => (path, LayerSource::writable(file, user_xattr)),
         };
         Ok(Some(StackLayer { path: path.into(), key, ids: self.ids.clone(), source }))
     }

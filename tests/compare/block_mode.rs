@@ -191,7 +191,9 @@ fn idle() {
     assert!(node.upper().is_none(), "there is no image before the first mount");
     node.format(&["upper"]);
     let layer = node.upper().unwrap();
-    let LayerSource::Ext4 { image, user_xattr: false } = &layer.source else { panic!("{layer:?}") };
+    let LayerSource::Ext4 { image, root: "upper", user_xattr: false } = &layer.source else {
+        panic!("{layer:?}")
+    };
     let opened = image.metadata().unwrap();
     assert_eq!(((opened.dev(), opened.ino()), layer.key), (node.key(), node.key()));
     // Once applied, the layer is what was applied.

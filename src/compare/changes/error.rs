@@ -1,41 +1,15 @@
-//! Why changes cannot be told.
+//! Why changes cannot be emitted.
 
 use crate::{
     error::{Classify, Kind, Quoted},
     limits,
 };
 
-/// Why changes cannot be told, or not in a layer. Paths are those in the layer.
+/// Why changes cannot be emitted. Paths begin at the root of the layer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangesError {
-    /// The lower content of a renamed directory or file cannot be found.
-    #[error(
-        "{} in {layer} has overlayfs's attribute redirect, which cannot be followed: {why}",
-        Quoted(path)
-    )]
-    Redirect {
-        /// Name of the layer.
-        layer: String,
-        /// The directory or file.
-        path: Vec<u8>,
-        /// Why not.
-        why: String,
-    },
-    /// The data of a file whose attributes alone were copied cannot be found.
-    #[error(
-        "{} in {layer} has overlayfs's attribute metacopy, which cannot be followed: {why}",
-        Quoted(path)
-    )]
-    Metacopy {
-        /// Name of the layer.
-        layer: String,
-        /// The file.
-        path: Vec<u8>,
-        /// Why not.
-        why: String,
-    },
-    /// A file whose name means something else in a layer.
+    /// The name of a file would be a whiteout in a layer.
     #[error(
         "{} cannot be told in a layer: names that begin with .wh. stand for deleted files there",
         Quoted(path)
@@ -44,22 +18,22 @@ pub enum ChangesError {
         /// The file.
         path: Vec<u8>,
     },
-    /// A path longer than any program can name.
+    /// No program can name a path of this length.
     #[error("{} has {} bytes, more than {}", Quoted(path), path.len(), limits::PATH_BYTES)]
     Path {
         /// The path.
         path: Vec<u8>,
     },
-    /// A name longer than those of any file system that layers are unpacked to.
+    /// No file system that layers are unpacked to has names of this length.
     #[error("a name of {len} bytes is longer than {} bytes", limits::NAME_BYTES)]
     Name {
-        /// Its length.
+        /// Length of the name in bytes.
         len: usize,
     },
-    /// Names of one directory that together take four gigabytes.
+    /// The names of one directory together take four gigabytes.
     #[error("the names of one directory take more than 4294967295 bytes")]
     Names,
-    /// More names than a layer may have.
+    /// The walk came to more names than a layer may have.
     #[error("more than {limit} names had to be compared")]
     Nodes {
         /// [`limits::Limits::nodes`].
@@ -75,13 +49,7 @@ pub enum ChangesError {
         /// [`limits::Limits::stream_bytes`].
         limit: u64,
     },
-    /// A layer with very many directories on top of very many layers.
-    #[error("more than {limit} names had to be looked up in the layers below")]
-    Lookups {
-        /// [`limits::PARENT_LOOKUPS`], but for tests.
-        limit: u64,
-    },
-    /// Files came, or came back, while others went: a renamed one may have been missed.
+    /// Files appeared in a directory while others vanished: a renamed one may have been missed.
     #[error("files of the directory {} in {layer} were renamed while it was read", Quoted(path))]
     Renamed {
         /// Name of the layer.
@@ -97,7 +65,7 @@ pub enum ChangesError {
         /// The first name.
         first: Vec<u8>,
     },
-    /// A list of attributes to write that cannot be understood.
+    /// A list of extended attributes has a pattern of no meaning.
     #[error("{0:?} is no name of extended attributes, nor the beginning of names followed by *")]
     Pattern(String),
 }
@@ -105,12 +73,8 @@ pub enum ChangesError {
 impl Classify for ChangesError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Redirect { .. } | Self::Metacopy { .. } | Self::Reserved { .. } => Kind::Conflict,
-            Self::Path { .. }
-            | Self::Names
-            | Self::Nodes { .. }
-            | Self::Lookups { .. }
-            | Self::Stream { .. } => Kind::Exhausted,
+            Self::Reserved { .. } => Kind::Conflict,
+            Self::Path { .. } | Self::Names | Self::Nodes { .. } | Self::Stream { .. } => Kind::Exhausted,
             Self::Name { .. } | Self::Pattern(_) => Kind::Malformed,
             Self::Renamed { .. } | Self::Linked { .. } => Kind::Changed,
         }
@@ -118,14 +82,11 @@ impl Classify for ChangesError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Redirect { .. } => "compare.redirect",
-            Self::Metacopy { .. } => "compare.metacopy",
             Self::Reserved { .. } => "compare.reserved-name",
             Self::Path { .. } => "limit.path",
             Self::Name { .. } => "compare.name",
             Self::Names => "limit.metadata",
             Self::Nodes { .. } => "limit.nodes",
-            Self::Lookups { .. } => "limit.parent-lookups",
             Self::Stream { .. } => "limit.stream",
             Self::Renamed { .. } | Self::Linked { .. } => "compare.changed",
             Self::Pattern(_) => "compare.xattrs",

@@ -1,23 +1,22 @@
-//! What a name of a merged directory means on both sides, and what has to be told about it.
+//! The meaning of a merged directory's name on both sides, and the entry that follows from it.
 //!
 //! Examining writes nothing, so it may be done again when a live layer changed under it.
 
 use std::cell::OnceCell;
 
-use super::{
-    ChangesError, Options,
-    links::Links,
-    merged::{Found, Layers, Meaning, Merged, Place, common_tail},
-    names::{Memory, Names},
-};
+use super::{error::ChangesError, links::Links, names::Names, options::Options, same::same_file};
 use crate::{
     call::Cancel,
     error::{Error, Kind, Result},
     limits::PATH_BYTES,
     tree::{Attributes, Body, Entry, Extent, FileType, Xattr, whiteout},
+    view::{
+        memory::Memory,
+        stack::{Found, Layers, Meaning, Merged, Place, common_tail},
+    },
 };
 
-/// How often a file that changes while it is looked at is looked at again.
+/// Most attempts at a file that changes while it is examined.
 const ATTEMPTS: u32 = 5;
 
 /// A directory on both sides.
@@ -25,7 +24,7 @@ const ATTEMPTS: u32 = 5;
 pub(super) struct Pair {
     pub lower: Vec<Found>,
     pub upper: Vec<Found>,
-    /// How many at the end of both lists are the same.
+    /// Number of directories that both lists end in.
     pub shared: usize,
 }
 
@@ -35,7 +34,8 @@ impl Pair {
         Self { lower, upper, shared }
     }
 
-    /// What only the newer side has, what only the older side has, and what both have below.
+    /// The directories that only the newer side has, those that only the older side has, and those that both have
+    /// below.
     pub fn split(&self) -> (&[Found], &[Found], &[Found]) {
         let at = |list: &[Found]| list.len().saturating_sub(self.shared);
         let (upper, shared) = self.upper.split_at(at(&self.upper));
@@ -53,28 +53,28 @@ impl Pair {
     }
 }
 
-/// What has to be told about a name.
+/// The change of a name.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// Nothing.
+    /// No change.
     Nothing,
-    /// It was listed, and no layer that was listed has it any more.
+    /// The name was listed, and none of the listed layers has it any more.
     Vanished,
-    /// It is deleted.
+    /// The newer side has no such name.
     Deleted,
-    /// A socket took its place, and whether that deletes something.
+    /// The newer side has a socket; `deleted` when the older one has something else.
     Socket { deleted: bool },
-    /// A file that is no directory.
+    /// A new or changed file that is no directory.
     File(Box<File>),
-    /// A directory, of which at least something in it has to be looked at.
+    /// A directory that has to be walked.
     Directory(Box<Directory>),
 }
 
-/// A file to be told.
+/// A file to be emitted.
 #[derive(Debug)]
 pub(super) struct File {
     pub found: Found,
-    /// The file that has its data: mostly itself.
+    /// The file that has the data, mostly `found` itself.
     pub data: Found,
     pub entry: Entry,
 }
@@ -86,24 +86,24 @@ pub(super) struct Directory {
     pub names: Names,
     pub attributes: Attributes,
     pub xattrs: Vec<Xattr>,
-    /// It has to be told even if nothing in it is.
+    /// The directory is emitted even if nothing in it is.
     pub changed: bool,
-    /// It hides what the lower layers have in it.
+    /// The directory hides its contents in the lower layers.
     pub opaque: bool,
 }
 
-/// Looks at both sides.
+/// Finds out what changed, one name at a time.
 pub(super) struct Examiner<'a> {
     pub layers: Layers<'a>,
     pub options: &'a Options,
     pub cancel: &'a Cancel,
-    /// The newer side is the older one and one layer on top, whose entries are told as they are.
+    /// The newer side is the older one and one layer on top, whose entries are emitted as they are.
     pub exact: bool,
     /// The roots of both sides.
     pub roots: Pair,
 }
 
-/// Runs `examine` again as long as what it looks at changes under it.
+/// Runs `examine` again when a file changed under it, at most [`ATTEMPTS`] times.
 pub(super) fn settled<T>(mut examine: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 1..ATTEMPTS {
         match examine() {
@@ -115,7 +115,7 @@ pub(super) fn settled<T>(mut examine: impl FnMut() -> Result<T>) -> Result<T> {
 }
 
 impl Examiner<'_> {
-    /// What has to be told about `name` in the directory `pair`, which is at `directory`.
+    /// The change at `path`, in the directory `pair`, which is at `directory`.
     pub fn examine(
         &self,
         pair: &Pair,
@@ -138,7 +138,7 @@ impl Examiner<'_> {
         if upper.is_unheard_of() && lower.is_unheard_of() {
             return Ok(Change::Vanished);
         }
-        // What both sides have below is looked up once at most, and only when it matters.
+        // The shared layers are searched once at most, and only when they matter.
         let cell = OnceCell::new();
         let below = |moved| {
             if let Some(search) = moved {
@@ -168,7 +168,7 @@ impl Examiner<'_> {
                     let lower_place = Place { parts: &pair.lower, roots: lower_roots, ..place };
                     let sides = [(&lower, lower_place), (&file, place)];
                     let options = self.options;
-                    if lower.is(&file) || self.layers.same_file(sides, &options.xattrs, self.cancel)? {
+                    if lower.is(&file) || same_file(self.layers, sides, &options.xattrs, self.cancel)? {
                         return Ok(Change::Nothing);
                     }
                 }
@@ -187,7 +187,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// The same when nothing counts but further names of files that were told already.
+    /// Like `examine`, but looks for further names of emitted inodes only.
     pub fn examine_link(
         &self,
         pair: &Pair,
@@ -221,8 +221,8 @@ impl Examiner<'_> {
             let entry = Entry { path: path.to_vec(), attributes, xattrs: Vec::new(), body };
             return Ok(File { data: found.clone(), found, entry });
         }
-        let (xattrs, control) = self.layers.xattrs(&found, path)?;
-        let data = self.layers.data(place, &found, &control)?;
+        let (xattrs, marks) = self.layers.xattrs(&found, path)?;
+        let data = self.layers.data(place, &found, &marks)?;
         let (layer, at) = (self.layers.of(&data), data.at(path));
         let xattrs = self.options.xattrs.kept(&xattrs, node.file_type);
         let body = match node.file_type {
@@ -243,7 +243,7 @@ impl Examiner<'_> {
         Ok(File { found, data, entry })
     }
 
-    /// Errors when one file alone passes the limit of all, before anything about its data is asked.
+    /// Errors when one file alone passes the limit of all, before its data is looked at.
     fn require_size(&self, size_bytes: u64, path: &[u8]) -> Result<(), ChangesError> {
         let limit = self.options.limits.stream_bytes;
         if size_bytes > limit {
@@ -252,7 +252,7 @@ impl Examiner<'_> {
         Ok(())
     }
 
-    /// The directory that is merged from `upper` and was merged from `lower`; `None` when it is the same.
+    /// The directory that is merged from `upper` and was merged from `lower`; `None` when nothing in it can differ.
     fn directory(
         &self,
         mut lower: Merged,
@@ -264,8 +264,7 @@ impl Examiner<'_> {
         let xattrs = kept(&upper);
         let attributes = |parts: &[Found]| parts.first().map(|part| part.node.attributes);
         let changed = attributes(&lower.parts) != attributes(&upper.parts) || kept(&lower) != xattrs;
-        // On top of the very stack that it hides, a marker says in one entry what would otherwise take
-        // one for each name below.
+        // On top of the very stack that it hides, one marker replaces a whiteout for each name below.
         let opaque = self.exact && upper.opaque && !lower.parts.is_empty();
         if opaque {
             lower.parts.clear();
@@ -279,7 +278,7 @@ impl Examiner<'_> {
         Ok(Some(Directory { pair, names, attributes, xattrs, changed: changed || opaque, opaque }))
     }
 
-    /// The names in which both sides can differ: those of the directories that only one side has.
+    /// The names that can differ: those in the directories that only one side has.
     pub fn names(&self, pair: &Pair, path: &[u8], memory: &mut Memory<'_>) -> Result<Names> {
         let mut names = Names::default();
         let (upper, lower, _) = pair.split();
@@ -305,14 +304,14 @@ impl Examiner<'_> {
         self.roots.split().2.iter().any(|root| root.layer == layer)
     }
 
-    /// Attributes as they are told.
+    /// `attributes` as they are emitted: with a time not later than the epoch.
     pub fn lowered(&self, attributes: Attributes) -> Attributes {
         let mtime = self.options.epoch.map_or(attributes.mtime, |epoch| attributes.mtime.min(epoch));
         Attributes { mtime, ..attributes }
     }
 }
 
-/// Where a file has data.
+/// Extents of a regular file's data; `None` for other entries.
 pub(super) fn data_of(entry: &Entry) -> Option<Vec<Extent>> {
     match &entry.body {
         Body::Regular { extents: Some(extents), .. } => Some(extents.clone()),
@@ -327,7 +326,7 @@ pub(super) fn last_component(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
 }
 
-/// Errors when a name means something else in a layer.
+/// Errors when the name of `path` would be a whiteout in a layer.
 pub(super) fn require_plain(path: &[u8]) -> Result<(), ChangesError> {
     if whiteout::is_reserved(last_component(path)) {
         return Err(ChangesError::Reserved { path: path.to_vec() });

@@ -1,34 +1,38 @@
 //! Hard links: the first name of an inode carries its data, later ones point to the first.
 //!
 //! Between two arbitrary stacks a name may be the same on both sides and another name of its inode new.
-//! The new one alone would be a file of its own, so the names that such an inode still lacks are known here.
+//! Emitting the new name alone would make it a file of its own, so the names still missing are known here.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{ChangesError, merged::Found, names::Memory};
-use crate::{error::Result, tree::Timestamp};
+use super::error::ChangesError;
+use crate::{
+    error::Result,
+    tree::Timestamp,
+    view::{memory::Memory, stack::Found},
+};
 
-/// Memory of one inode besides its first name, in bytes: key, value, and the table's free places.
+/// Memory of one inode besides its first name, in bytes: key, value, and the table's free slots.
 const NODE_BYTES: usize = 128;
 
-/// The inodes with several names of which some are still to come.
+/// Inodes with several names of which some are still to come.
 #[derive(Debug, Default)]
 pub(super) struct Links {
     /// By layer, file system and number.
     inodes: HashMap<(usize, u64, u64), First>,
-    /// The layer all of whose names come: its inodes lack none in the end.
+    /// Number of the layer that the walk visits whole: its inodes lack no name in the end.
     whole: Option<usize>,
 }
 
-/// What is known of an inode from its first name.
+/// An inode, as it was found under its first name.
 #[derive(Debug)]
 struct First {
     path: Box<[u8]>,
     size_bytes: u64,
     mtime: Timestamp,
-    /// Names that are still to come.
+    /// Number of names that are still to come.
     left: u64,
-    /// Those that came after the first, if they are remembered. There may be millions.
+    /// The names after the first, if they are remembered. There may be millions.
     later: HashSet<Box<[u8]>>,
 }
 
@@ -39,22 +43,22 @@ impl First {
 }
 
 fn later_bytes(name: &[u8]) -> usize {
-    // Twice the place in the table: it is half empty after it has grown.
+    // Twice the slot in the table, which is half empty after it has grown.
     2 * size_of::<Box<[u8]>>() + name.len()
 }
 
 fn key(file: &Found) -> (usize, u64, u64) {
-    (file.layer, file.node.volume, file.node.inode)
+    (file.layer, file.node.file_system, file.node.inode)
 }
 
 impl Links {
-    /// Links of a walk that comes to every name of the layer `whole`. Of the inodes of all others every name
-    /// is remembered, so that [`Links::lacks`] can tell.
+    /// Links of a walk that visits every name of the layer `whole`. For inodes of other layers every name is
+    /// remembered, which [`Links::lacks`] needs.
     pub fn new(whole: Option<usize>) -> Self {
         Self { inodes: HashMap::new(), whole }
     }
 
-    /// Whether an inode has names that were not written.
+    /// Whether some inode has names that were not written.
     pub fn lack_some(&self) -> bool {
         self.inodes.keys().any(|(layer, ..)| Some(*layer) != self.whole)
     }

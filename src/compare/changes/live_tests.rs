@@ -18,22 +18,23 @@ use tempfile::TempDir;
 
 use super::{
     Counts, Options,
-    fixture::{Entries, Recorded, Watched, compare, erofs},
+    fixture::{Recorded, compare},
 };
 use crate::{
     call::Cancel,
-    compare::{
-        changes,
-        layer::{At, Control, DirectoryLayer, Layer},
-    },
+    compare::changes,
     error::{Error, Kind, Result},
     limits::Limits,
     sys::dir::Dir,
     tree::{Body, Extent, Timestamp},
+    view::{
+        At, Control, DirectoryView, View,
+        fixture::{Entries, Watched, erofs},
+    },
 };
 
-fn directory(path: &Path) -> DirectoryLayer {
-    DirectoryLayer::new(Dir::open_root(path).unwrap(), "upper".to_owned(), Control::User, &Cancel::new())
+fn directory(path: &Path) -> DirectoryView {
+    DirectoryView::new(Dir::open_root(path).unwrap(), "upper".to_owned(), Control::User, &Cancel::new())
         .unwrap()
 }
 
@@ -368,7 +369,7 @@ fn a_walk_costs_what_the_upper_layer_holds_however_much_lies_below() {
         let layers: Vec<_> = (1..).zip(&images).map(|(key, image)| erofs(image, key)).collect();
         let count = |call, _: &[u8]| *counted.borrow_mut().entry(call).or_insert(0) += 1;
         let layers: Vec<_> = layers.iter().map(|layer| Watched::new(layer, count)).collect();
-        let lower: Vec<&dyn Layer> = layers.iter().map(|layer| layer as &dyn Layer).collect();
+        let lower: Vec<&dyn View> = layers.iter().map(|layer| layer as &dyn View).collect();
         let top = erofs(&image, 99);
         let mut stack = lower.clone();
         stack.insert(0, &top);

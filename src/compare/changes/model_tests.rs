@@ -10,11 +10,14 @@ use proptest::prelude::*;
 
 use super::{
     Options, RootEntry,
-    fixture::{Entries, Recorded, compare, erofs},
+    fixture::{Recorded, compare},
 };
 use crate::{
-    compare::layer::{ErofsLayer, Layer},
     tree::{Attributes, Body, Device, Entry, Extent, Timestamp, Xattr},
+    view::{
+        ErofsView, View,
+        fixture::{Entries, erofs},
+    },
 };
 
 type Path = Vec<u8>;
@@ -313,8 +316,8 @@ proptest! {
             trees.push(new);
         }
         let layers: Vec<_> = (1..).zip(&images).map(|(key, image)| erofs(image, key)).collect();
-        fn stack<'a>(layers: &'a [ErofsLayer<&[u8]>]) -> Vec<&'a dyn Layer> {
-            layers.iter().rev().map(|layer| layer as &dyn Layer).collect()
+        fn stack<'a>(layers: &'a [ErofsView<&[u8]>]) -> Vec<&'a dyn View> {
+            layers.iter().rev().map(|layer| layer as &dyn View).collect()
         }
         for (i, old) in trees.iter().enumerate() {
             for (j, new) in trees.iter().enumerate() {

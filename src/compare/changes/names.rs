@@ -1,39 +1,7 @@
-//! The names of one directory, sorted, in little memory; and what the walk's memory is charged to.
+//! The names of one directory, sorted, in little memory.
 
-use crate::{error::Result, limits::NAME_BYTES};
-
-use super::ChangesError;
-
-/// Memory is charged in steps of this many bytes.
-pub(super) const CHARGE_BYTES: u64 = 1 << 20;
-
-/// Memory that grows with what is compared.
-pub(super) struct Memory<'a> {
-    charge: &'a mut dyn FnMut(u64) -> Result<()>,
-    used: u64,
-    charged: u64,
-}
-
-impl<'a> Memory<'a> {
-    /// `charge` is told how many bytes are used in all, before they are, and may refuse.
-    pub fn new(charge: &'a mut dyn FnMut(u64) -> Result<()>) -> Self {
-        Self { charge, used: 0, charged: 0 }
-    }
-
-    pub fn add(&mut self, bytes: usize) -> Result<()> {
-        self.used = self.used.saturating_add(bytes as u64);
-        if self.used > self.charged {
-            let charged = self.used.next_multiple_of(CHARGE_BYTES);
-            (self.charge)(charged)?;
-            self.charged = charged;
-        }
-        Ok(())
-    }
-
-    pub fn release(&mut self, bytes: usize) {
-        self.used = self.used.saturating_sub(bytes as u64);
-    }
-}
+use super::error::ChangesError;
+use crate::{error::Result, limits::NAME_BYTES, view::memory::Memory};
 
 /// The names of a directory.
 #[derive(Debug, Default)]
@@ -72,19 +40,19 @@ impl Names {
         }
     }
 
-    /// Brings the names into byte order, each once.
+    /// Sorts the names in byte order, and drops repetitions.
     pub fn sort(&mut self) {
         let Self { bytes, spans } = self;
         spans.sort_unstable_by(|a, b| a.of(bytes).cmp(b.of(bytes)));
         spans.dedup_by(|a, b| a.of(bytes) == b.of(bytes));
     }
 
-    /// The name at `index`; after [`Names::sort`], in byte order.
+    /// The name at `index`, which counts in byte order after [`Names::sort`].
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         Some(self.spans.get(index)?.of(&self.bytes))
     }
 
-    /// Where `name` is among sorted names.
+    /// Index of `name` among sorted names.
     pub fn find(&self, name: &[u8]) -> Option<usize> {
         self.spans.binary_search_by(|span| span.of(&self.bytes).cmp(name)).ok()
     }
@@ -111,7 +79,7 @@ mod tests {
         let sorted: Vec<_> = (0..).map_while(|index| names.get(index)).collect();
         assert_eq!(sorted, ["B", "a", "a-b", "a/", "b", "\u{e4}"].map(str::as_bytes));
         assert_eq!((names.find(b"a-b"), names.find(b"c")), (Some(2), None));
-        assert_eq!(memory.used, names.memory_bytes() as u64);
+        assert_eq!(memory.used(), names.memory_bytes() as u64);
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use std::os::unix::net::UnixListener;
 
-use super::{
-    Options,
-    fixture::{Entries, compare, erofs},
-};
+use super::{Options, fixture::compare};
 use crate::{
     call::Cancel,
-    compare::layer::{Control, DirectoryLayer, Layer},
     sys::dir::Dir,
+    view::{
+        Control, DirectoryView, View,
+        fixture::{Entries, erofs},
+    },
 };
 
 /// What is told of a layer in the place of another one.
@@ -74,11 +74,11 @@ fn a_socket_that_was_there_before_is_not_deleted() {
     let scratch = tempfile::tempdir().unwrap();
     let _listening = UnixListener::bind(scratch.path().join("s")).unwrap();
     let root = Dir::open_root(scratch.path()).unwrap();
-    let shared = DirectoryLayer::new(root, "shared".to_owned(), Control::User, &Cancel::new()).unwrap();
+    let shared = DirectoryView::new(root, "shared".to_owned(), Control::User, &Cancel::new()).unwrap();
     let images = [Entries::new().file("f", "x").image(), Entries::new().file("f", "y").image()];
     let (old, new) = (erofs(&images[0], 1), erofs(&images[1], 2));
     // Below it the stacks differ, so that its names are listed.
-    let (lower, upper): ([&dyn Layer; 2], [&dyn Layer; 2]) = ([&shared, &old], [&shared, &new]);
+    let (lower, upper): ([&dyn View; 2], [&dyn View; 2]) = ([&shared, &old], [&shared, &new]);
     let (recorded, counts) = compare(&lower, &upper, &Options::default()).unwrap();
     assert_eq!((recorded.text().as_str(), counts.sockets), ("file f \"y\"\n", 0));
     // A socket in the place of another file deletes that.

@@ -2,13 +2,16 @@
 
 use super::{
     Counts, Options, RootEntry, XattrFilter,
-    fixture::{Entries, Volumes, compare, erofs, on_top, respelled},
+    fixture::{compare, on_top},
 };
 use crate::{
-    compare::layer::{At, Layer},
     error::{Error, Kind},
     limits::Limits,
     tree::{Body, Extent, Timestamp},
+    view::{
+        At, View,
+        fixture::{Entries, Subvolumes, erofs, respelled},
+    },
 };
 
 fn changes(layers: &[&Entries]) -> String {
@@ -42,7 +45,7 @@ fn nothing_is_told_of_an_unchanged_stack() {
     let entries = Entries::new().dir("a").file("a/b", "x");
     let image = entries.image();
     let layer = erofs(&image, 1);
-    for stack in [&[][..], &[&layer as &dyn Layer]] {
+    for stack in [&[][..], &[&layer as &dyn View]] {
         let (recorded, counts) = compare(stack, stack, &Options::default()).unwrap();
         assert_eq!((recorded.text().as_str(), counts), ("", Counts::default()));
     }
@@ -209,7 +212,7 @@ fn all_names_of_a_file_are_told_when_one_is() {
     let second = Entries::new().dir("c").whiteout("c/back").whiteout("d").file("e", "y").link("f", "e");
     let (first_image, second_image) = (first.image(), second.image());
     let (first, second) = (erofs(&first_image, 1), erofs(&second_image, 2));
-    let (without, with): ([&dyn Layer; 2], [&dyn Layer; 1]) = ([&second, &first], [&first]);
+    let (without, with): ([&dyn View; 2], [&dyn View; 1]) = ([&second, &first], [&first]);
     // The newer side has names again that the older one had deleted: "a" and "b" are not even listed.
     let (recorded, counts) = compare(&without, &with, &Options::default()).unwrap();
     let want = "dir c\nfile c/back \"x\"\nlink d c/back\nmark .wh.e\nmark .wh.f\n\
@@ -242,7 +245,7 @@ fn one_inode_number_in_two_layers_or_file_systems_is_two_files() {
     let bottom = Entries::new().file("a", "1").link("c", "a").image();
     let top = Entries::new().file("b", "2").link("d", "b").image();
     let (bottom, top) = (erofs(&bottom, 1), erofs(&top, 2));
-    let inode = |layer: &dyn Layer, name: &[u8]| {
+    let inode = |layer: &dyn View, name: &[u8]| {
         let root = layer.root().unwrap();
         layer.lookup(At { path: b"", node: &root }, name).unwrap().unwrap().inode
     };
@@ -253,7 +256,7 @@ fn one_inode_number_in_two_layers_or_file_systems_is_two_files() {
 
     let image = Entries::new().file("a", "x").link("b", "a").link("c", "a").link("d", "a").image();
     let image = erofs(&image, 1);
-    let layer = Volumes { inner: &image, volume: |name| u64::from(name[0] % 2) };
+    let layer = Subvolumes { inner: &image, file_system: |name| u64::from(name[0] % 2) };
     let (recorded, _) = compare(&[], &[&layer], &Options::default()).unwrap();
     assert_eq!(recorded.text(), "file a \"x\"\nfile b \"x\"\nlink c a\nlink d b\n");
 }

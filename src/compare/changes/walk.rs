@@ -1,35 +1,74 @@
 //! The walk over two stacks of layers, and the entries it writes.
 
 use super::{
-    ChangesError, Counts, Options, RootEntry,
+    error::ChangesError,
     examine::{Change, Directory, Examiner, File, Pair, data_of, last_component, require_plain, settled},
     links::Links,
-    merged::{Layers, Merged, join},
-    names::{Memory, Names},
+    names::Names,
+    options::{Counts, Options, RootEntry},
 };
 use crate::{
     call::Cancel,
     compare::output::Output,
     error::Result,
     tree::{Attributes, Body, Entry, FileType, Timestamp, Xattr, whiteout},
+    view::{
+        View,
+        memory::Memory,
+        stack::{Layers, Merged, join},
+    },
 };
 
 /// The root of a stack without layers, as a tar implies it.
 const NO_ROOT: Attributes =
     Attributes { mode: 0o755, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 } };
 
+/// Writes to `output` the entries that turn the stack `lower` into the stack `upper`, both the newest layer first.
+///
+/// `charge` gets in steps the memory that the walk is about to use in all, and may refuse it.
+///
+/// Errors: [`ChangesError`], those of the layers, of `charge` and of `output`; kind `Changed` when a live
+/// layer changed in a way that could make the result wrong. The caller then throws away what was written.
+pub fn write(
+    lower: &[&dyn View],
+    upper: &[&dyn View],
+    options: &Options,
+    cancel: &Cancel,
+    charge: &mut dyn FnMut(u64) -> Result<()>,
+    output: &mut dyn Output,
+) -> Result<Counts> {
+    // A layer that is in both stacks has one number, and is read through one reader.
+    let mut layers: Vec<&dyn View> = Vec::new();
+    let lower = number(lower, &mut layers);
+    let upper = number(upper, &mut layers);
+    Walk::new(Layers(&layers), options, cancel, charge, output).run(&lower, &upper)
+}
+
+/// Adds the layers of `stack` to `layers`, without those already in it, and returns their numbers.
+fn number<'a>(stack: &[&'a dyn View], layers: &mut Vec<&'a dyn View>) -> Vec<usize> {
+    let mut numbers = Vec::with_capacity(stack.len());
+    for layer in stack {
+        let known = layers.iter().position(|known| known.key() == layer.key());
+        numbers.push(known.unwrap_or(layers.len()));
+        if known.is_none() {
+            layers.push(*layer);
+        }
+    }
+    numbers
+}
+
 /// A walk.
-pub(super) struct Walk<'a> {
+struct Walk<'a> {
     examiner: Examiner<'a>,
     memory: Memory<'a>,
     links: Links,
     frames: Vec<Frame>,
     /// Names looked at.
     nodes: u64,
-    told: Told<'a>,
+    emitted: Emitted<'a>,
 }
 
-/// What has to be told about a name: [`Examiner::examine`] or [`Examiner::examine_link`].
+/// The question about each name: [`Examiner::examine`] or [`Examiner::examine_link`].
 type Examine<'a> = fn(&Examiner<'a>, &Pair, &[u8], &[u8], &Links, &mut Memory<'_>) -> Result<Change>;
 
 /// A directory that is being walked.
@@ -40,9 +79,9 @@ struct Frame {
     next: usize,
     /// Indexes of names that were gone when their turn came.
     vanished: Vec<usize>,
-    /// Its entry, until that is written; never one for the root.
+    /// Attributes of the directory's entry, until that is written; never any for the root.
     pending: Option<(Attributes, Vec<Xattr>)>,
-    /// Memory charged for it besides its names.
+    /// Bytes charged for this frame besides those of its names.
     charged: usize,
 }
 
@@ -55,16 +94,16 @@ impl Frame {
     }
 }
 
-/// What has been written.
-struct Told<'a> {
+/// The output, and what has been written to it.
+struct Emitted<'a> {
     output: &'a mut dyn Output,
     counts: Counts,
-    /// Sizes of all files, in bytes.
+    /// Sum of the sizes of all files, in bytes.
     size_bytes: u64,
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(
+    fn new(
         layers: Layers<'a>,
         options: &'a Options,
         cancel: &'a Cancel,
@@ -77,12 +116,12 @@ impl<'a> Walk<'a> {
             links: Links::default(),
             frames: Vec::new(),
             nodes: 0,
-            told: Told { output, counts: Counts::default(), size_bytes: 0 },
+            emitted: Emitted { output, counts: Counts::default(), size_bytes: 0 },
         }
     }
 
-    /// Walks both stacks, given as numbers of layers, the newest first.
-    pub fn run(mut self, lower: &[usize], upper: &[usize]) -> Result<Counts> {
+    /// Walks both stacks, lists of layers' numbers, the newest first.
+    fn run(mut self, lower: &[usize], upper: &[usize]) -> Result<Counts> {
         let on_top = upper.split_first().filter(|(_, rest)| *rest == lower);
         self.examiner.exact = on_top.is_some();
         self.links = Links::new(on_top.map(|(top, _)| *top));
@@ -91,12 +130,11 @@ impl<'a> Walk<'a> {
         if self.links.lack_some() {
             self.join_links(upper)?;
         }
-        Ok(self.told.counts)
+        Ok(self.emitted.counts)
     }
 
-    /// Tells the names of inodes that were told under others and that are the same on both sides, or were
-    /// not even listed. Looks through all of the newer side, which only arbitrary pairs and renamed directories
-    /// can make necessary.
+    /// Emits the hard links still missing: names whose inode was already emitted under another name. Looks
+    /// through all of the newer side, which only arbitrary pairs and renamed directories can make necessary.
     fn join_links(&mut self, upper: &[usize]) -> Result<()> {
         let (examiner, memory) = (&self.examiner, &mut self.memory);
         let (pair, names) = settled(|| {
@@ -108,7 +146,7 @@ impl<'a> Walk<'a> {
         self.descend(Examiner::examine_link)
     }
 
-    /// Goes through the directories that were entered, and those in them.
+    /// Walks the directories that were entered, and those in them.
     fn descend(&mut self, examine: Examine<'a>) -> Result<()> {
         while let Some(frame) = self.frames.last_mut() {
             self.examiner.cancel.check()?;
@@ -125,7 +163,7 @@ impl<'a> Walk<'a> {
             }
             let (examiner, links, memory) = (&self.examiner, &self.links, &mut self.memory);
             let change = settled(|| examine(examiner, &frame.pair, &frame.path, &path, links, memory))?;
-            self.tell(change, path)?;
+            self.emit(change, path)?;
         }
         Ok(())
     }
@@ -144,13 +182,18 @@ impl<'a> Walk<'a> {
             let Attributes { mode, uid, gid, mtime: _ } = attributes(root);
             (mode, uid, gid, filter.kept(&root.xattrs, FileType::Directory))
         };
-        // Nothing has no root: one is made up for it only where there has to be one.
+        // An empty stack has no root: one is made up only where there has to be an entry.
         let changed = !upper.parts.is_empty() && shown(&lower) != shown(&upper);
         if changed || examiner.options.root == RootEntry::Always {
             let attributes = examiner.lowered(attributes(&upper));
             let xattrs = filter.kept(&upper.xattrs, FileType::Directory);
-            self.told.output.entry(&Entry { path: Vec::new(), attributes, xattrs, body: Body::Directory })?;
-            let counts = &mut self.told.counts;
+            self.emitted.output.entry(&Entry {
+                path: Vec::new(),
+                attributes,
+                xattrs,
+                body: Body::Directory,
+            })?;
+            let counts = &mut self.emitted.counts;
             *(if changed { &mut counts.changed } else { &mut counts.parents }) += 1;
         }
         if !pair.is_same() {
@@ -160,7 +203,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn tell(&mut self, change: Change, path: Vec<u8>) -> Result<()> {
+    fn emit(&mut self, change: Change, path: Vec<u8>) -> Result<()> {
         match change {
             Change::Nothing => Ok(()),
             Change::Vanished => {
@@ -171,7 +214,7 @@ impl<'a> Walk<'a> {
             }
             Change::Deleted => self.delete(&path),
             Change::Socket { deleted } => {
-                self.told.counts.sockets += 1;
+                self.emitted.counts.sockets += 1;
                 if deleted { self.delete(&path) } else { Ok(()) }
             }
             Change::File(file) => self.file(&file),
@@ -179,14 +222,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Writes the entries of the directories on the way, those that were not written yet.
+    /// Writes the entries of the directories on the way that were not written yet.
     fn parents(&mut self) -> Result<()> {
         for frame in &mut self.frames {
             if let Some((attributes, xattrs)) = frame.pending.take() {
                 require_plain(&frame.path)?;
                 let path = frame.path.clone();
-                self.told.output.entry(&Entry { path, attributes, xattrs, body: Body::Directory })?;
-                self.told.counts.parents += 1;
+                self.emitted.output.entry(&Entry { path, attributes, xattrs, body: Body::Directory })?;
+                self.emitted.counts.parents += 1;
             }
         }
         Ok(())
@@ -197,27 +240,28 @@ impl<'a> Walk<'a> {
         self.parents()?;
         let name = last_component(path);
         let directory = path.get(..path.len() - name.len()).unwrap_or_default();
-        self.told.marker([directory, whiteout::PREFIX, name].concat())?;
-        self.told.counts.deleted += 1;
+        self.emitted.marker([directory, whiteout::PREFIX, name].concat())?;
+        self.emitted.counts.deleted += 1;
         Ok(())
     }
 
     fn file(&mut self, file: &File) -> Result<()> {
         let File { found, data, entry } = file;
         require_plain(&entry.path)?;
-        self.told.require_room(entry, self.examiner.options.limits.stream_bytes)?;
+        self.emitted.require_room(entry, self.examiner.options.limits.stream_bytes)?;
         self.parents()?;
         self.links.written(found, &entry.path, &mut self.memory)?;
-        self.told.output.entry(entry)?;
-        self.told.counts.changed += 1;
+        self.emitted.output.entry(entry)?;
+        self.emitted.counts.changed += 1;
         let Some(extents) = data_of(entry) else { return Ok(()) };
-        let (layer, cancel, told) = (self.examiner.layers.of(data), self.examiner.cancel, &mut self.told);
+        let (layer, cancel, emitted) =
+            (self.examiner.layers.of(data), self.examiner.cancel, &mut self.emitted);
         layer.read(data.at(&entry.path), &extents, &mut |offset, bytes| {
             cancel.check()?;
-            told.counts.data_bytes += bytes.len() as u64;
-            told.output.data(offset, bytes)
+            emitted.counts.data_bytes += bytes.len() as u64;
+            emitted.output.data(offset, bytes)
         })?;
-        self.told.output.end_entry()
+        self.emitted.output.end_entry()
     }
 
     fn directory(&mut self, directory: Directory, path: Vec<u8>) -> Result<()> {
@@ -227,12 +271,12 @@ impl<'a> Walk<'a> {
         self.enter(Frame::new(path, pair, names, pending))?;
         if changed {
             self.parents()?;
-            self.told.counts.parents -= 1;
-            self.told.counts.changed += 1;
+            self.emitted.counts.parents -= 1;
+            self.emitted.counts.changed += 1;
         }
         if opaque {
-            self.told.marker(marker)?;
-            self.told.counts.opaque += 1;
+            self.emitted.marker(marker)?;
+            self.emitted.counts.opaque += 1;
         }
         Ok(())
     }
@@ -254,8 +298,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Errors when a directory in which names vanished has got others, or got them back: what was renamed
-    /// then may have been told under neither name.
+    /// Errors when a directory in which names vanished has new ones, or has them again: a renamed file may have
+    /// been emitted under neither name.
     fn look_again(&self, frame: &Frame) -> Result<()> {
         let (upper, lower, _) = frame.pair.split();
         for part in upper.iter().chain(lower) {
@@ -275,8 +319,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Told<'_> {
-    /// An empty file whose name says something: owned by root, of no permissions and no time.
+impl Emitted<'_> {
+    /// Writes a whiteout or opaque marker: an empty file of root's, without permissions and time.
     fn marker(&mut self, path: Vec<u8>) -> Result<()> {
         let body = Body::Regular { size_bytes: 0, extents: None };
         let entry = Entry { path, attributes: Attributes::default(), xattrs: Vec::new(), body };
@@ -284,7 +328,7 @@ impl Told<'_> {
         self.output.end_entry()
     }
 
-    /// Errors when the files, holes included, become larger than `limit`.
+    /// Errors when the files, holes included, pass `limit` bytes.
     fn require_room(&mut self, entry: &Entry, limit: u64) -> Result<()> {
         if let Body::Regular { size_bytes, .. } = entry.body {
             self.size_bytes = self.size_bytes.saturating_add(size_bytes);

@@ -1,17 +1,17 @@
-//! Which extended attributes of a file belong to the image, and what overlayfs's own say.
+//! The filter for extended attributes that are written to a layer.
 //!
-//! Source: Linux `fs/overlayfs/overlayfs.h` and `Documentation/filesystems/overlayfs.rst`.
+//! Described in `docs/formats/containerd.md`, "Diff".
 
-use super::ChangesError;
+use super::error::ChangesError;
 use crate::tree::{FileType, Xattr, xattr};
 
-/// What belongs to the host a file happens to lie on, and never to an image: labels of its security
-/// modules and their signatures.
+/// Beginnings of the names that belong to the host of a file, and never to an image: labels of security modules
+/// and their signatures.
 const HOST: [&[u8]; 5] =
     [b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor", b"security.SMACK64"];
 
-/// Which extended attributes are written: those on the list that belong to an image at all. Never are
-/// overlayfs's own, with either prefix, nor the labels that a host's security modules keep.
+/// Filter for extended attributes: those on its list are written. Never written, even if listed, are overlayfs's
+/// own, with either prefix, and the labels that a host's security modules keep.
 ///
 /// ```
 /// use plywood::compare::changes::XattrFilter;
@@ -28,10 +28,10 @@ pub struct XattrFilter {
 }
 
 impl XattrFilter {
-    /// What is written when nothing else is asked for.
+    /// Patterns of the default filter.
     pub const DEFAULT: [&str; 4] = ["user.*", "trusted.*", "security.capability", "system.posix_acl_*"];
 
-    /// Names, and beginnings of names followed by `*`. Errors: [`ChangesError::Pattern`].
+    /// A filter for `patterns`: names, and beginnings of names followed by `*`. Errors: [`ChangesError::Pattern`].
     pub fn new<P: AsRef<str>>(patterns: impl IntoIterator<Item = P>) -> Result<Self, ChangesError> {
         let mut filter = Self { names: Vec::new(), prefixes: Vec::new() };
         for pattern in patterns {
@@ -40,7 +40,7 @@ impl XattrFilter {
                 Some(prefix) => (prefix, &mut filter.prefixes),
                 None => (pattern, &mut filter.names),
             };
-            // "*" alone is everything; a name has a namespace, which ends in a dot.
+            // "*" alone matches everything; a name has a namespace, which ends in a dot.
             if text.contains(['*', '\0']) || (!text.contains('.') && pattern != "*") {
                 return Err(ChangesError::Pattern(pattern.to_owned()));
             }
@@ -56,7 +56,7 @@ impl XattrFilter {
         listed && xattr::is_kept(name) && !HOST.iter().any(|label| name.starts_with(label))
     }
 
-    /// Those of `xattrs` that are written for a file of type `file_type`. An image that others made may hold
+    /// The attributes of `xattrs` that are written for a file of type `file_type`. Images of other tools may hold
     /// some that no file can have, and that Apply would refuse.
     pub(super) fn kept(&self, xattrs: &[Xattr], file_type: FileType) -> Vec<Xattr> {
         let kept = |xattr: &&Xattr| {
@@ -74,72 +74,6 @@ impl Default for XattrFilter {
             names: vec![text("security.capability")],
             prefixes: ["user.", "trusted.", "system.posix_acl_"].map(text).into(),
         }
-    }
-}
-
-/// What overlayfs's own attributes of a file say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Control {
-    /// A directory that hides all lower ones.
-    pub opaque: bool,
-    /// A directory that may hold whiteouts in the form of an attribute.
-    pub holds_whiteouts: bool,
-    /// An empty file that is such a whiteout, in a directory that may hold some.
-    pub whiteout: bool,
-    /// The name under which layers below are searched, or a path from the root when it begins with a slash.
-    pub redirect: Option<Vec<u8>>,
-    /// Whether the data is that of a lower file.
-    pub metacopy: Metacopy,
-}
-
-/// Whether a file's data is that of a lower one: `struct ovl_metacopy`.
-///
-/// | offset | size | field       | meaning                              |
-/// |-------:|-----:|-------------|--------------------------------------|
-/// |      0 |    1 | version     | 0                                    |
-/// |      1 |    1 | len         | bytes of all, the digest included    |
-/// |      2 |    1 | flags       | 0                                    |
-/// |      3 |    1 | digest_algo | 0 for none, else one of fs-verity's  |
-/// |      4 |      | digest      | of the lower file                    |
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Metacopy {
-    /// It has data of its own.
-    #[default]
-    None,
-    /// It is; the usual attribute has no value at all.
-    Plain,
-    /// It is, and must have a certain digest.
-    Digest,
-    /// The attribute is none that the kernel writes.
-    Malformed,
-}
-
-impl Metacopy {
-    fn read(value: &[u8]) -> Self {
-        match value {
-            [] => Self::Plain,
-            [0, len, 0, 0] if usize::from(*len) == value.len() => Self::Plain,
-            [0, len, 0, 1..=u8::MAX, _, ..] if usize::from(*len) == value.len() => Self::Digest,
-            _ => Self::Malformed,
-        }
-    }
-}
-
-impl Control {
-    /// Reads them; `prefix` is what their names begin with.
-    pub fn read(xattrs: &[Xattr], prefix: &[u8]) -> Self {
-        let mut control = Self::default();
-        for Xattr { name, value } in xattrs {
-            match (name.strip_prefix(prefix), value.as_slice()) {
-                (Some(b"opaque"), b"y") => control.opaque = true,
-                (Some(b"opaque"), b"x") => control.holds_whiteouts = true,
-                (Some(b"whiteout"), _) => control.whiteout = true,
-                (Some(b"redirect"), target) => control.redirect = Some(target.to_vec()),
-                (Some(b"metacopy"), value) => control.metacopy = Metacopy::read(value),
-                _ => {}
-            }
-        }
-        control
     }
 }
 
@@ -181,39 +115,6 @@ mod tests {
         for pattern in ["", "user", "user*", "user.*.a", "user.\0"] {
             let error = XattrFilter::new([pattern]).unwrap_err();
             assert_eq!(error, ChangesError::Pattern(pattern.to_owned()));
-        }
-    }
-
-    #[test]
-    fn control_data_is_what_has_the_layer_s_own_prefix() {
-        let xattr = |name: &str, value: &str| Xattr { name: name.into(), value: value.into() };
-        let xattrs = [
-            xattr("trusted.overlay.opaque", "y"),
-            xattr("trusted.overlay.origin", "\0"),
-            xattr("user.overlay.metacopy", ""),
-            xattr("user.overlay.opaque", "x"),
-        ];
-        let trusted = Control { opaque: true, ..Control::default() };
-        assert_eq!(Control::read(&xattrs, b"trusted.overlay."), trusted);
-        let user = Control { metacopy: Metacopy::Plain, holds_whiteouts: true, ..Control::default() };
-        assert_eq!(Control::read(&xattrs, b"user.overlay."), user);
-        let odd = [xattr("trusted.overlay.opaque", "yes"), xattr("trusted.overlay.opaqu", "y")];
-        assert_eq!(Control::read(&odd, b"trusted.overlay."), Control::default());
-    }
-
-    #[test]
-    fn a_metacopy_has_no_value_or_the_kernel_s_header_and_a_digest() {
-        for (value, want) in [
-            (&b""[..], Metacopy::Plain),
-            (&[0, 4, 0, 0], Metacopy::Plain),
-            (&[0, 6, 0, 1, 7, 7], Metacopy::Digest),
-            (&[0, 5, 0, 1, 7, 7], Metacopy::Malformed),
-            (&[0, 4, 0, 1], Metacopy::Malformed),
-            (&[1, 4, 0, 0], Metacopy::Malformed),
-            (&[0, 4, 1, 0], Metacopy::Malformed),
-            (&[0, 4, 0], Metacopy::Malformed),
-        ] {
-            assert_eq!(Metacopy::read(value), want, "{value:?}");
         }
     }
 }

@@ -19,12 +19,12 @@ use plywood::{
     call::Cancel,
     compare::{
         changes::{self, Options},
-        layer::Control,
         output::Output,
     },
     error::{Kind, Result as CompareResult},
     limits::Limits,
     tree::{Body, Entry, Extent},
+    view::Control,
 };
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, renameat},

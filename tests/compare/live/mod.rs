@@ -15,7 +15,6 @@ use plywood::{
     call::Cancel,
     compare::{
         changes::{self, Counts, Options},
-        layer::{Control, DirectoryLayer, Layer},
         output::Output,
     },
     error::Result as CompareResult,
@@ -25,6 +24,7 @@ use plywood::{
     },
     sys::dir::Dir,
     tree::Entry,
+    view::{Control, DirectoryView, View},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use testkit::{Need, Suite};
@@ -88,14 +88,14 @@ impl Drop for Mounted<'_> {
     }
 }
 
-fn layer(path: &Path, control: Control) -> DirectoryLayer {
+fn layer(path: &Path, control: Control) -> DirectoryView {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    DirectoryLayer::new(Dir::open_root(path).unwrap(), name, control, &Cancel::new()).unwrap()
+    DirectoryView::new(Dir::open_root(path).unwrap(), name, control, &Cancel::new()).unwrap()
 }
 
 fn compare(
-    lower: &[&dyn Layer],
-    upper: &[&dyn Layer],
+    lower: &[&dyn View],
+    upper: &[&dyn View],
     options: &Options,
     output: &mut dyn Output,
 ) -> CompareResult<Counts> {

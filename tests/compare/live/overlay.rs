@@ -11,12 +11,10 @@ use std::{
 use libtest_mimic::Failed;
 use plywood::{
     call::Cancel,
-    compare::{
-        changes::{Options, RootEntry},
-        layer::{Control, DirectoryLayer, ErofsLayer, Layer, LayerError},
-    },
+    compare::changes::{Options, RootEntry},
     error::Kind,
     sys::{capabilities, dir::Dir, sandbox},
+    view::{Control, DirectoryView, ErofsView, View, ViewError, Volume},
 };
 use rustix::{
     fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, makedev, mknodat, setxattr},
@@ -170,13 +168,13 @@ struct Below {
 }
 
 impl Below {
-    fn layer(&self) -> Result<Box<dyn Layer>, Failed> {
+    fn layer(&self) -> Result<Box<dyn View>, Failed> {
         if self.shown.is_none() {
             return Ok(Box::new(layer(&self.path, Control::Trusted)));
         }
         let (file, name) = (fs::File::open(&self.path)?, self.path.display().to_string());
         let key = (1, fs::metadata(&self.path)?.ino());
-        Ok(Box::new(ErofsLayer::open(file, Vec::new(), key, name, &Cancel::new())?))
+        Ok(Box::new(ErofsView::open(Volume::from(file), Vec::new(), key, name, &Cancel::new())?))
     }
 
     fn mounted(&self) -> String {
@@ -265,10 +263,9 @@ fn redirects_of(seed: u64) -> Result<(usize, usize), Failed> {
 
         let lower: Vec<_> = stacked.layers.iter().map(Below::layer).collect::<Result<_, _>>()?;
         let top = layer(&upper, Control::Trusted);
-        let lower: Vec<&dyn Layer> = lower.iter().map(|layer| &**layer).collect();
-        let newer: Vec<&dyn Layer> =
-            std::iter::once(&top as &dyn Layer).chain(lower.iter().copied()).collect();
-        let image = |older: &[&dyn Layer], newer: &[&dyn Layer], name: &str| -> Result<PathBuf, Failed> {
+        let lower: Vec<&dyn View> = lower.iter().map(|layer| &**layer).collect();
+        let newer: Vec<&dyn View> = std::iter::once(&top as &dyn View).chain(lower.iter().copied()).collect();
+        let image = |older: &[&dyn View], newer: &[&dyn View], name: &str| -> Result<PathBuf, Failed> {
             let options = Options { root: RootEntry::Always, ..Options::default() };
             let mut image = Image::new();
             compare(older, newer, &options, &mut image)?;
@@ -414,9 +411,9 @@ pub fn privilege() -> Result<(), Failed> {
     let root = Dir::open_root(scratch.path())?;
     let refused = thread::spawn(move || {
         capabilities::drop_all_but(capabilities::READING).unwrap();
-        DirectoryLayer::new(root, String::new(), Control::Trusted, &Cancel::new()).unwrap_err()
+        DirectoryView::new(root, String::new(), Control::Trusted, &Cancel::new()).unwrap_err()
     });
-    assert!(matches!(refused.join().unwrap(), LayerError::Privilege { .. }));
+    assert!(matches!(refused.join().unwrap(), ViewError::Privilege { .. }));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The layer in an image, read as a layer: the same as the directory that the kernel shows.
+//! Views of an image: they read as the directories that the kernel shows when the image is mounted.
 
 use std::{
     collections::BTreeMap,
@@ -9,10 +9,10 @@ use std::{
 use libtest_mimic::Failed;
 use plywood::{
     call::Cancel,
-    compare::layer::{At, Control, DirectoryLayer, Ext4Layer, Layer, Node},
     error::{Kind, Result},
     sys::dir::Dir,
     tree::{Extent, FileType, Timestamp, Xattr},
+    view::{At, Control, DirectoryView, Ext4View, Node, View, Volume},
 };
 
 use testkit::Suite;
@@ -28,12 +28,13 @@ pub fn add(suite: &mut Suite) {
         ("layer_of_everything_is_the_directory", everything as fn() -> Result<(), Failed>),
         ("layer_of_an_overlay_mount_is_the_directory", overlay),
         ("image_without_upper_is_no_layer", no_upper),
+        ("image_is_read_from_its_own_root", own_root),
     ] {
         suite.test(format!("needs_root_and_mkfs_{name}"), &NEEDS, test);
     }
 }
 
-/// What a layer tells about one file.
+/// Everything that a view reads of one file.
 #[derive(Clone, Debug, PartialEq)]
 struct Told {
     node: Node,
@@ -43,14 +44,14 @@ struct Told {
     data: Vec<(u64, u8)>,
 }
 
-fn told(layer: &dyn Layer) -> Result<BTreeMap<Vec<u8>, Told>> {
+fn told(view: &dyn View) -> Result<BTreeMap<Vec<u8>, Told>> {
     let mut found = BTreeMap::new();
-    let mut open = vec![(Vec::new(), layer.root()?)];
+    let mut open = vec![(Vec::new(), view.root()?)];
     while let Some((path, node)) = open.pop() {
         let at = At { path: &path, node: &node };
         let mut told = Told {
             node: node.clone(),
-            xattrs: layer.xattrs(at)?,
+            xattrs: view.xattrs(at)?,
             target: Vec::new(),
             extents: None,
             data: Vec::new(),
@@ -58,32 +59,32 @@ fn told(layer: &dyn Layer) -> Result<BTreeMap<Vec<u8>, Told>> {
         match node.file_type {
             FileType::Directory => {
                 let mut names = Vec::new();
-                layer.names(at, &mut |name| {
+                view.names(at, &mut |name| {
                     names.push(name.to_vec());
                     Ok(())
                 })?;
-                assert_eq!(layer.lookup(at, b"no such name")?, None);
+                assert_eq!(view.lookup(at, b"no such name")?, None);
                 for name in names {
-                    let child = layer.lookup(at, &name)?.unwrap();
+                    let child = view.lookup(at, &name)?.unwrap();
                     let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
                     open.push(([&path, slash, &name].concat(), child));
                 }
             }
             FileType::Regular => {
                 // The layer in a directory does not ask about holes of small files.
-                told.extents = if node.size_bytes > 4096 { layer.extents(at)? } else { None };
+                told.extents = if node.size_bytes > 4096 { view.extents(at)? } else { None };
                 let whole = [Extent { offset: 0, len: node.size_bytes }];
-                layer.read(at, &whole[..usize::from(node.size_bytes > 0)], &mut |offset, bytes| {
+                view.read(at, &whole[..usize::from(node.size_bytes > 0)], &mut |offset, bytes| {
                     told.data.extend((offset..).zip(bytes.iter().copied()));
                     Ok(())
                 })?;
             }
-            FileType::Symlink => told.target = layer.symlink_target(at)?,
+            FileType::Symlink => told.target = view.symlink_target(at)?,
             _ => {}
         }
         // Only of a mounted one is there a time of the last change, and a device.
         told.node.changed = Timestamp::default();
-        told.node.volume = 0;
+        told.node.file_system = 0;
         if told.node.file_type == FileType::Directory {
             told.node.links = 0;
         }
@@ -92,15 +93,17 @@ fn told(layer: &dyn Layer) -> Result<BTreeMap<Vec<u8>, Told>> {
     Ok(found)
 }
 
-fn same(disk: &Disk) -> Result<usize, Failed> {
+/// Compares a view of the directory `root` of the image with the mounted directory, and returns the number of files.
+fn same(disk: &Disk, root: &str) -> Result<usize, Failed> {
     let cancel = Cancel::new();
     let theirs = {
         let mounted = Mounted::new(&disk.path, "ro")?;
-        let dir = Dir::open_root(&mounted.root().join("upper"))?;
-        told(&DirectoryLayer::new(dir, "theirs".into(), Control::Trusted, &cancel)?)?
+        let dir = Dir::open_root(&mounted.root().join(root))?;
+        told(&DirectoryView::new(dir, "theirs".into(), Control::Trusted, &cancel)?)?
     };
-    let image = File::open(&disk.path)?;
-    let ours = Ext4Layer::open(image, (1, 2), "ours".into(), Control::Trusted, &cancel)?.unwrap();
+    let image = Volume::from(File::open(&disk.path)?);
+    let ours = Ext4View::open(image, root.as_bytes(), (1, 2), "ours".into(), Control::Trusted, &cancel)?;
+    let ours = ours.ok_or("the image has no such directory")?;
     assert_eq!((ours.key(), ours.name(), ours.control_prefix()), ((1, 2), "ours", &b"trusted.overlay."[..]));
     let ours = told(&ours)?;
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
@@ -125,7 +128,19 @@ fn everything() -> Result<(), Failed> {
         fs::create_dir(mounted.root().join("upper"))?;
         fill::everything(&mounted.root().join("upper"))?;
     }
-    assert!(same(&disk)? > 3000);
+    assert!(same(&disk, "upper")? > 3000);
+    Ok(())
+}
+
+fn own_root() -> Result<(), Failed> {
+    let disk = Disk::new(128, &[])?;
+    {
+        let mounted = Mounted::new(&disk.path, "")?;
+        fill::everything(mounted.root())?;
+    }
+    assert!(same(&disk, "")? > 3000);
+    // The root of the view and one file.
+    assert_eq!(same(&disk, "upper")?, 2);
     Ok(())
 }
 
@@ -166,14 +181,14 @@ fn overlay() -> Result<(), Failed> {
         done?;
     }
     // The root, a whiteout, a file, an opaque directory, what is in it, and two new ones.
-    assert_eq!(same(&disk)?, 7);
+    assert_eq!(same(&disk, "upper")?, 7);
     Ok(())
 }
 
 fn no_upper() -> Result<(), Failed> {
     let open = |disk: &Disk| {
-        let image = File::open(&disk.path).unwrap();
-        Ext4Layer::open(image, (1, 2), "ours".into(), Control::User, &Cancel::new())
+        let image = Volume::from(File::open(&disk.path).unwrap());
+        Ext4View::open(image, b"upper", (1, 2), "ours".into(), Control::User, &Cancel::new())
     };
     let disk = Disk::new(16, &[])?;
     assert!(open(&disk)?.is_none());

@@ -1,15 +1,15 @@
-//! A layer in a directory, which a container may be writing to while it is read.
+//! A view of a directory, which a container may be writing to while it is read.
 //!
-//! The directory belongs to whoever is in the container. Nothing is reached by a path that could lead
-//! elsewhere: every step is an `openat2` that stays below the root, follows no link and crosses no mount.
-//! Only handles are opened, which fifos and devices do not notice; a handle on a regular file is turned
-//! into an open file through `/proc/self/fd`, so what is read is the inode that was looked at. Two handles
-//! are kept, that of the directory at hand and that of the file, whatever the depth.
+//! The directory may belong to a hostile container. Nothing is reached by a path that could lead elsewhere:
+//! every step is an `openat2` that stays below the root, follows no link and crosses no mount. Only handles
+//! are opened, which fifos and devices do not notice. A handle on a regular file becomes an open file through
+//! `/proc/self/fd`, so the inode that is read is the inode that was looked at. Two handles are kept at any
+//! depth: on the directory at hand and on the file.
 //!
-//! What was looked up must stay as it is until it has been read: size, times and inode are compared
-//! before and after. Nobody can set the time of the last change, so a change that left everything else
-//! alone is seen as well. Of a directory only its identity has to stay: entries come and go in a live one,
-//! and who lists it decides what that means.
+//! A file must stay as it was looked up until it has been read: size, times and inode are compared before and
+//! after. Nobody can set the time of the last change, so it also shows a change that restored everything else.
+//! A directory must keep its identity only: entries come and go in a live one, and the code that lists it
+//! decides what that means.
 //!
 //! Source: openat2(2), open(2), proc_pid_fd(5).
 
@@ -23,7 +23,7 @@ use std::{
 
 use rustix::{io::Errno, thread::CapabilitySet};
 
-use super::{At, Extents, Layer, LayerError, Node, pieces::read_in_pieces};
+use super::{At, Control, Extents, Node, View, ViewError, pieces::read_in_pieces};
 use crate::{
     call::Cancel,
     error::Result,
@@ -35,75 +35,58 @@ use crate::{
     tree::{Attributes, Extent, FileType, Xattr},
 };
 
-/// Files up to this size are read whole: asking for holes would take longer.
+/// Files up to this size are read without a search for holes.
+// One block of the usual file systems: a system call for each hole would take longer than reading it.
 const DENSE_BYTES: u64 = 4096;
-/// Behind this offset everything is data: where the largest possible file ends, Linux's file system in
-/// memory finds none (`mapping_seek_hole_data`, seen on 6.18).
+/// First offset at which everything counts as data.
+// Where the largest possible file ends, tmpfs reports no data (`mapping_seek_hole_data`, seen on 6.18).
 const SEEKABLE_BYTES: u64 = i64::MAX.unsigned_abs() - 4095;
 
-/// Which attributes of a directory are overlayfs's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// Those in `trusted.overlay.`, which take CAP_SYS_ADMIN to see.
-    Trusted,
-    /// Those in `user.overlay.`: mounted with `userxattr`.
-    User,
-}
-
-impl Control {
-    pub(super) fn prefix(self) -> &'static [u8] {
-        match self {
-            Self::Trusted => b"trusted.overlay.",
-            Self::User => b"user.overlay.",
-        }
-    }
-}
-
-/// A layer in a directory.
+/// The tree of a directory.
 #[derive(Debug)]
-pub struct DirectoryLayer {
+pub struct DirectoryView {
     root: Dir,
     key: (u64, u64),
     name: String,
     control: Control,
     cancel: Cancel,
-    /// The directory that names were looked up in last.
+    /// The directory in which the last name was looked up.
     directory: RefCell<Option<Held>>,
-    /// What was looked up last.
+    /// The file that was looked up last.
     entry: RefCell<Option<Held>>,
     buffer: RefCell<Vec<u8>>,
 }
 
-/// A handle and the path it was got by.
+/// A handle and the path that it was opened by.
 #[derive(Debug)]
 struct Held {
     path: Vec<u8>,
     handle: Handle,
-    volume: u64,
+    file_system: u64,
     inode: u64,
-    /// A regular file that is being read.
+    /// The open file, of a regular file that is being read.
     open: Option<File>,
 }
 
 impl Held {
     fn is(&self, at: At<'_>) -> bool {
-        self.inode == at.node.inode && self.volume == at.node.volume && self.path == at.path
+        self.inode == at.node.inode && self.file_system == at.node.file_system && self.path == at.path
     }
 }
 
-impl DirectoryLayer {
-    /// The layer whose root is `root`; `name` is for messages.
+impl DirectoryView {
+    /// The tree below `root`; `name` is for messages.
     ///
-    /// Errors: [`LayerError::Privilege`], [`LayerError::Proc`].
-    pub fn new(root: Dir, name: String, control: Control, cancel: &Cancel) -> Result<Self, LayerError> {
-        let io = |source| LayerError::Io { layer: name.clone(), path: Vec::new(), source };
+    /// Errors: [`ViewError::Privilege`], [`ViewError::Proc`].
+    pub fn new(root: Dir, name: String, control: Control, cancel: &Cancel) -> Result<Self, ViewError> {
+        let io = |source| ViewError::Io { view: name.clone(), path: Vec::new(), source };
         let status = root.status().map_err(io)?;
         let may_see = || capabilities::are_effective(CapabilitySet::SYS_ADMIN);
         if control == Control::Trusted && !may_see().map_err(io)? {
-            return Err(LayerError::Privilege { layer: name });
+            return Err(ViewError::Privilege { view: name });
         }
         if let Err(source) = inode::require_proc() {
-            return Err(LayerError::Proc { layer: name, source });
+            return Err(ViewError::Proc { view: name, source });
         }
         Ok(Self {
             root,
@@ -117,28 +100,28 @@ impl DirectoryLayer {
         })
     }
 
-    fn changed(&self, path: &[u8], what: impl Into<String>) -> LayerError {
-        LayerError::Changed { layer: self.name.clone(), path: path.to_vec(), what: what.into() }
+    fn changed(&self, path: &[u8], what: impl Into<String>) -> ViewError {
+        ViewError::Changed { view: self.name.clone(), path: path.to_vec(), what: what.into() }
     }
 
-    /// What an error of the kernel means for whoever looked `path` up before.
-    fn failed(&self, path: &[u8], source: io::Error) -> LayerError {
-        let layer = self.name.clone();
+    /// The meaning of an error of the kernel about `path`, which was looked up before.
+    fn failed(&self, path: &[u8], source: io::Error) -> ViewError {
+        let view = self.name.clone();
         match Errno::from_io_error(&source) {
-            Some(Errno::XDEV) => LayerError::Mount { layer, path: path.to_vec() },
+            Some(Errno::XDEV) => ViewError::Mount { view, path: path.to_vec() },
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::AGAIN) => {
                 self.changed(path, source.to_string())
             }
-            Some(Errno::NAMETOOLONG) => LayerError::TooLong { layer, path: path.to_vec() },
-            _ => LayerError::Io { layer, path: path.to_vec(), source },
+            Some(Errno::NAMETOOLONG) => ViewError::TooLong { view, path: path.to_vec() },
+            _ => ViewError::Io { view, path: path.to_vec(), source },
         }
     }
 
-    fn status(&self, path: &[u8], fd: impl std::os::fd::AsFd) -> Result<Status, LayerError> {
+    fn status(&self, path: &[u8], fd: impl std::os::fd::AsFd) -> Result<Status, ViewError> {
         dir::status(fd).map_err(|source| self.failed(path, source))
     }
 
-    /// Runs `work` on the handle of `at`, which is got again if it is not at hand.
+    /// Runs `work` on the handle of `at`, opened again if it is not at hand.
     fn with<T>(&self, at: At<'_>, work: impl FnOnce(&mut Held) -> Result<T>) -> Result<T> {
         if let Some(held) = self.directory.borrow_mut().as_mut().filter(|held| held.is(at)) {
             return work(held);
@@ -151,7 +134,7 @@ impl DirectoryLayer {
         }
     }
 
-    /// Runs `work` on the handle of a directory, which stays at hand while files in it are looked at.
+    /// Runs `work` on the handle of a directory, which stays at hand while the files in it are looked at.
     fn with_directory<T>(&self, at: At<'_>, work: impl FnOnce(&Handle) -> Result<T>) -> Result<T> {
         let mut slot = self.directory.borrow_mut();
         if !slot.as_ref().is_some_and(|held| held.is(at)) {
@@ -164,9 +147,9 @@ impl DirectoryLayer {
         }
     }
 
-    /// Puts a handle on `at` into `slot` unless one is there already. Its path is walked anew, and may
-    /// lead elsewhere by now.
-    fn hold(&self, slot: &mut Option<Held>, at: At<'_>) -> Result<(), LayerError> {
+    /// Puts a handle on `at` into `slot` unless it holds one already. The path is walked anew and may lead
+    /// elsewhere by now, which is an error.
+    fn hold(&self, slot: &mut Option<Held>, at: At<'_>) -> Result<(), ViewError> {
         if slot.as_ref().is_some_and(|held| held.is(at)) {
             return Ok(());
         }
@@ -174,7 +157,7 @@ impl DirectoryLayer {
         let path = if at.path.is_empty() { b"." } else { at.path };
         let handle =
             self.root.handle_beneath(path).map_err(|source| match Errno::from_io_error(&source) {
-                // There was no mount on the way when it was looked up.
+                // Looking it up crossed no mount, so the path leads elsewhere now.
                 Some(Errno::XDEV) => self.changed(at.path, "it is elsewhere"),
                 _ => self.failed(at.path, source),
             })?;
@@ -186,18 +169,19 @@ impl DirectoryLayer {
         Ok(())
     }
 
-    fn held(&self, path: Vec<u8>, handle: Handle) -> Result<(Held, Node), LayerError> {
+    fn held(&self, path: Vec<u8>, handle: Handle) -> Result<(Held, Node), ViewError> {
         let status = self.status(&path, &handle)?;
         let node = node(&status);
-        Ok((Held { path, handle, volume: node.volume, inode: node.inode, open: None }, node))
+        Ok((Held { path, handle, file_system: node.file_system, inode: node.inode, open: None }, node))
     }
 
-    /// Errors unless the file is exactly what it was when it was looked up.
-    fn require_same(&self, at: At<'_>, fd: impl std::os::fd::AsFd) -> Result<Status, LayerError> {
+    /// Errors when anything about the file changed since it was looked up.
+    fn require_same(&self, at: At<'_>, fd: impl std::os::fd::AsFd) -> Result<Status, ViewError> {
         let status = self.status(at.path, fd)?;
         let found = node(&status);
-        // Owners may have been mapped; if they change on disk, so does the time of the last change.
-        let identity = |node: &Node| (node.file_type, node.volume, node.inode, node.size_bytes, node.changed);
+        // Owners are not compared: `at` may have mapped ones. A new owner on disk changes the time of the last change.
+        let identity =
+            |node: &Node| (node.file_type, node.file_system, node.inode, node.size_bytes, node.changed);
         if identity(&found) == identity(at.node) && found.attributes.mtime == at.node.attributes.mtime {
             return Ok(status);
         }
@@ -211,7 +195,7 @@ impl DirectoryLayer {
         Err(self.changed(at.path, what))
     }
 
-    /// Runs `work` on the open regular file `at`, which must be afterwards what it was when it was looked up.
+    /// Runs `work` on the open regular file `at`. Errors when the file changed since it was looked up.
     fn with_file<T>(&self, at: At<'_>, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
         if at.node.file_type != FileType::Regular {
             return Err(self.changed(at.path, "it is no regular file").into());
@@ -226,7 +210,7 @@ impl DirectoryLayer {
     }
 }
 
-/// The regular file that `handle` is on, opened once.
+/// The regular file of `handle`, opened once.
 fn opened<'a>(handle: &Handle, open: &'a mut Option<File>) -> io::Result<&'a File> {
     match open {
         Some(file) => Ok(file),
@@ -234,7 +218,7 @@ fn opened<'a>(handle: &Handle, open: &'a mut Option<File>) -> io::Result<&'a Fil
     }
 }
 
-/// What a status says about a file.
+/// A status as a node.
 fn node(status: &Status) -> Node {
     use rustix::fs::FileType as Kind;
     let file_type = match status.file_type {
@@ -260,12 +244,12 @@ fn node(status: &Status) -> Node {
         size_bytes: if sized { status.size_bytes } else { 0 },
         links: status.links,
         inode: status.inode,
-        volume: status.device,
+        file_system: status.device,
         changed: status.changed,
     }
 }
 
-impl Layer for DirectoryLayer {
+impl View for DirectoryView {
     fn key(&self) -> (u64, u64) {
         self.key
     }
@@ -309,7 +293,7 @@ impl Layer for DirectoryLayer {
         let child = self.with_directory(directory, |handle| match handle.child(name) {
             Ok(child) => Ok(Some(child)),
             Err(error) => match Errno::from_io_error(&error) {
-                // A name may be longer than this file system's, when another layer has it.
+                // A name of another layer may be longer than this file system takes.
                 Some(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
                 _ => Err(self.failed(&path, error).into()),
             },
@@ -323,7 +307,7 @@ impl Layer for DirectoryLayer {
     fn xattrs(&self, at: At<'_>) -> Result<Vec<Xattr>> {
         self.with(at, |held| {
             let failed = |source| self.failed(at.path, source);
-            // Its data will be wanted next, most likely; and if it cannot be had, that is told then.
+            // The data is most likely read next, so the file is opened now. If that fails, reading reports it.
             let has_data = at.node.file_type == FileType::Regular && at.node.size_bytes > 0;
             let Held { handle, open, .. } = held;
             let file = if has_data { opened(handle, open).ok() } else { None };
@@ -331,7 +315,7 @@ impl Layer for DirectoryLayer {
             let mut xattrs = Vec::with_capacity(names.len());
             for name in names {
                 let value = file.map_or_else(|| handle.xattr(&name), |file| inode::xattr(file, &name));
-                // A name without a value was removed meanwhile; the check below says so.
+                // A name without a value was removed meanwhile, which the check below reports.
                 if let Some(value) = value.map_err(failed)? {
                     xattrs.push(Xattr { name: CString::into_bytes(name), value });
                 }

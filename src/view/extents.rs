@@ -2,16 +2,17 @@
 
 use crate::{limits::SPARSE_REGIONS, tree::Extent};
 
-/// Holes below this many bytes are data to begin with: telling where they are costs as much.
+/// Holes of fewer bytes count as data from the start.
+// Describing a smaller one takes about as much room as its zeros: tar counts in records of 512 bytes.
 const SMALLEST_HOLE: u64 = 512;
 
 /// Gathers the extents of one file as they are found.
 ///
-/// Extents that touch become one. Of a file with more than [`SPARSE_REGIONS`] extents the smallest holes
-/// are taken for data until the others are few enough, so that the data of every file can be told.
+/// Extents that touch become one. In a file with more than [`SPARSE_REGIONS`] extents the smallest holes
+/// become data until few enough are left, so that every file can be described.
 ///
 /// ```
-/// use plywood::{compare::layer::Extents, tree::Extent};
+/// use plywood::{tree::Extent, view::Extents};
 /// let mut extents = Extents::new(1 << 20);
 /// extents.push(4096, 4096);
 /// extents.push(8192, 100);
@@ -22,19 +23,19 @@ const SMALLEST_HOLE: u64 = 512;
 pub struct Extents {
     size_bytes: u64,
     found: Vec<Extent>,
-    /// Holes of fewer bytes are taken for data.
+    /// Holes of fewer bytes count as data.
     smallest_hole: u64,
     limit: usize,
 }
 
 impl Extents {
-    /// For a file of `size_bytes`.
+    /// No extents yet, of a file of `size_bytes`.
     pub fn new(size_bytes: u64) -> Self {
         Self { size_bytes, found: Vec::new(), smallest_hole: SMALLEST_HOLE, limit: SPARSE_REGIONS }
     }
 
-    /// `len` bytes from `offset` on are data; calls come in ascending order. What lies behind the end of
-    /// the file does not count.
+    /// Adds `len` bytes of data at `offset`. Calls come in ascending order; data behind the end of the file
+    /// is ignored.
     pub fn push(&mut self, offset: u64, len: u64) {
         let len = len.min(self.size_bytes.saturating_sub(offset));
         if len == 0 {
@@ -51,7 +52,7 @@ impl Extents {
         }
     }
 
-    /// The extents; `None` when the file is data from beginning to end.
+    /// The extents; `None` for a file that is data from beginning to end.
     pub fn finish(self) -> Option<Vec<Extent>> {
         let whole = match self.found.as_slice() {
             [] => self.size_bytes == 0,
@@ -62,7 +63,7 @@ impl Extents {
     }
 }
 
-/// Adds `next` to the last extent when the hole between them is small.
+/// Adds `next`, to the last extent when the hole between them is small.
 fn join(extents: &mut Vec<Extent>, next: Extent, smallest_hole: u64) {
     match extents.last_mut() {
         Some(last) if next.offset.saturating_sub(last.offset + last.len) < smallest_hole => {
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn of_too_many_holes_the_smallest_are_filled() {
         let mut extents = Extents { limit: 4, ..Extents::new(1 << 40) };
-        // Holes of 1 KiB, but for a large one in the middle.
+        // Holes of 1 KiB, and a large one in the middle.
         for n in 0..64_u64 {
             let far = if n < 32 { 0 } else { 1 << 30 };
             extents.push(far + n * 2048, 1024);

@@ -1,10 +1,10 @@
-//! A layer in an ext4 image that is mounted nowhere: its directory `upper`, read by our own reader.
+//! A view of an ext4 image that is mounted nowhere, read by our own reader.
 //!
 //! Directories have no order to find a name by, so what was learned of the last ones is kept.
 
-use std::{cell::RefCell, fs::File, sync::Arc};
+use std::{cell::RefCell, sync::Arc};
 
-use super::{At, Control, Extents, Layer, LayerError, Node, pieces::read_in_pieces};
+use super::{At, Control, Extents, Node, View, ViewError, pieces::read_in_pieces};
 use crate::{
     call::Cancel,
     error::{Error, Kind, Quoted, Result},
@@ -19,16 +19,16 @@ use crate::{
     tree::{Device, Extent, FileType, Timestamp, Xattr},
 };
 
-/// Where in the image the layer is: overlayfs's other directory is beside it.
-const UPPER: &[u8] = b"upper";
-/// Most names that are kept, but for those of the last directory, which has what it has.
+/// Most names that are kept, besides those of the last directory, which may have any number.
+// At 16 bytes a name, 16 MiB.
 const KEPT_NAMES: usize = 1 << 20;
-/// Most directories whose names are kept: deeper trees read some twice.
+/// Most directories whose names are kept.
+// A walk goes depth first, so only in a tree that is deeper are some read twice.
 const KEPT_DIRECTORIES: usize = 128;
 
-/// A layer in an ext4 image.
+/// The tree below a directory of an ext4 image on a volume `R`.
 #[derive(Debug)]
-pub struct Ext4Layer<R> {
+pub struct Ext4View<R> {
     image: Image<R>,
     root: reader::Node,
     key: (u64, u64),
@@ -39,57 +39,45 @@ pub struct Ext4Layer<R> {
     kept: RefCell<Vec<(InodeNumber, Arc<Names>)>>,
 }
 
-impl Ext4Layer<File> {
-    /// Opens `image`; `name` is for messages. `None` when it has no directory `upper`: nothing was
-    /// written to the layer yet.
+impl<R: ReadAt> Ext4View<R> {
+    /// Opens `image` at the directory `root`, a path below the file system's own root, empty for that root
+    /// itself. `name` is for messages. `None` when the image has no `root`: nothing was written there yet.
     ///
-    /// Errors: those of [`Image::open`], and of kind `Malformed` when `upper` is something else.
+    /// Errors: those of [`Image::open`], and of kind `Malformed` when `root` is not a directory.
     pub fn open(
-        image: File,
+        image: R,
+        root: &[u8],
         key: (u64, u64),
         name: String,
         control: Control,
         cancel: &Cancel,
     ) -> Result<Option<Self>> {
-        match Image::open(image) {
-            Ok(image) => Self::new(image, key, name, control, cancel),
-            Err(error) => Err(Error::from(error).context(name)),
-        }
-    }
-}
-
-impl<R: ReadAt> Ext4Layer<R> {
-    /// The layer that an open image holds.
-    ///
-    /// Errors: as for [`Ext4Layer::open`].
-    pub fn new(
-        image: Image<R>,
-        key: (u64, u64),
-        name: String,
-        control: Control,
-        cancel: &Cancel,
-    ) -> Result<Option<Self>> {
-        let upper = image.find(UPPER).map_err(|error| Error::from(error).context(name.as_str()))?;
-        let Some(root) = upper else { return Ok(None) };
-        if root.inode.file_type != FileType::Directory {
-            let message = format!("{name}: `upper` is a {:?}, not a directory", root.inode.file_type);
+        let found = Image::open(image).and_then(|image| Ok((image.find(root)?, image)));
+        let (found, image) = match found {
+            Ok((Some(found), image)) => (found, image),
+            Ok((None, _)) => return Ok(None),
+            Err(error) => return Err(Error::from(error).context(name)),
+        };
+        if found.inode.file_type != FileType::Directory {
+            let root = String::from_utf8_lossy(root);
+            let message = format!("{name}: `{root}` is a {:?}, not a directory", found.inode.file_type);
             return Err(Error::new(Kind::Malformed, "ext4.upper", message));
         }
         let (cancel, kept) = (cancel.clone(), RefCell::default());
-        Ok(Some(Self { image, root, key, name, control, cancel, kept }))
+        Ok(Some(Self { image, root: found, key, name, control, cancel, kept }))
     }
 
     fn failed(&self, path: &[u8], error: ReadError) -> Error {
         Error::from(error).context(format!("{} in {}", Quoted(path), self.name))
     }
 
-    /// The inode that was looked up, if it is still what it was.
+    /// The inode that was looked up. Errors when it is not what it was: the image is in use.
     fn inode(&self, at: At<'_>) -> Result<reader::Node> {
         let number = InodeNumber(u32::try_from(at.node.inode).unwrap_or(u32::MAX));
         let found = self.image.node(number).map_err(|error| self.failed(at.path, error))?;
         if node(&found) != *at.node {
-            return Err(LayerError::Changed {
-                layer: self.name.clone(),
+            return Err(ViewError::Changed {
+                view: self.name.clone(),
                 path: at.path.to_vec(),
                 what: "the image is in use".to_owned(),
             }
@@ -98,7 +86,7 @@ impl<R: ReadAt> Ext4Layer<R> {
         Ok(found)
     }
 
-    /// The names of a directory, read once for all that is asked about it soon.
+    /// The names of a directory: one reading serves all lookups that follow soon.
     fn names_of(&self, directory: At<'_>) -> Result<(reader::Node, Arc<Names>)> {
         let inode = self.inode(directory)?;
         let mut kept = self.kept.borrow_mut();
@@ -130,12 +118,12 @@ fn node(found: &reader::Node) -> Node {
         size_bytes: if sized { inode.size_bytes } else { 0 },
         links: inode.links.into(),
         inode: found.number.0.into(),
-        volume: 0,
+        file_system: 0,
         changed: Timestamp::default(),
     }
 }
 
-impl<R: ReadAt> Layer for Ext4Layer<R> {
+impl<R: ReadAt> View for Ext4View<R> {
     fn key(&self) -> (u64, u64) {
         self.key
     }
@@ -153,7 +141,7 @@ impl<R: ReadAt> Layer for Ext4Layer<R> {
     }
 
     fn names(&self, directory: At<'_>, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        // Also finds out that no name is there twice.
+        // Also refuses a directory that has a name twice.
         let (inode, _) = self.names_of(directory)?;
         let failed = |error| self.failed(directory.path, error);
         let mut walk = self.image.directory(&inode).map_err(failed)?;
@@ -200,12 +188,78 @@ impl<R: ReadAt> Layer for Ext4Layer<R> {
         each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let inode = self.inode(at)?;
-        // Remembers where the last piece was.
+        // Remembers the place of the last piece, from which the next is found faster.
         let mut data = self.image.extents(&inode, 0);
         let read = |offset, piece: &mut [u8]| {
             data.read(offset, piece).map_err(|error| self.failed(at.path, error))?;
             Ok(piece.len())
         };
         read_in_pieces(extents, &mut Vec::new(), &self.cancel, read, each)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file system of the kernel's: `upper/`, `work/` and `lost+found/`; tests/fixtures/ext4/README.md.
+    fn image() -> Vec<u8> {
+        zstd::decode_all(&include_bytes!("../../tests/fixtures/ext4/everything.ext4.zst")[..]).unwrap()
+    }
+
+    fn open<'a>(image: &'a [u8], root: &str) -> Result<Option<Ext4View<&'a [u8]>>> {
+        let name = "an image".to_owned();
+        Ext4View::open(image, root.as_bytes(), (3, 4), name, Control::User, &Cancel::new())
+    }
+
+    fn names(view: &dyn View, directory: At<'_>) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut add = |name: &[u8]| {
+            names.push(String::from_utf8_lossy(name).into_owned());
+            Ok(())
+        };
+        view.names(directory, &mut add).unwrap();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_image_is_read_from_its_own_root_or_from_a_directory_in_it() {
+        let image = image();
+        let whole = open(&image, "").unwrap().unwrap();
+        let root = whole.root().unwrap();
+        let root = At { path: b"", node: &root };
+        assert_eq!(names(&whole, root), ["lost+found", "upper", "work"]);
+        let upper = whole.lookup(root, b"upper").unwrap().unwrap();
+        let at = At { path: b"upper", node: &upper };
+        let file = whole.lookup(at, b"file-1").unwrap().unwrap();
+        let file = At { path: b"upper/file-1", node: &file };
+        assert_eq!(whole.xattrs(file).unwrap().len(), 1);
+        let mut data = Vec::new();
+        let mut add = |_, bytes: &[u8]| {
+            data.extend_from_slice(bytes);
+            Ok(())
+        };
+        whole.read(file, &[Extent { offset: 0, len: 1 }], &mut add).unwrap();
+        assert_eq!(data, b"1");
+
+        let part = open(&image, "upper").unwrap().unwrap();
+        assert_eq!(part.root().unwrap(), upper);
+        let part_root = At { path: b"", node: &upper };
+        assert_eq!(names(&part, part_root), names(&whole, at));
+        assert_eq!(part.lookup(part_root, b"file-1").unwrap().as_ref(), Some(file.node));
+        let deep = open(&image, "upper/dir/sub").unwrap().unwrap();
+        assert!(names(&deep, At { path: b"", node: &deep.root().unwrap() }).contains(&"deep".to_owned()));
+    }
+
+    #[test]
+    fn a_root_that_is_not_there_is_no_view_and_one_that_is_a_file_is_refused() {
+        let image = image();
+        assert!(open(&image, "none").unwrap().is_none());
+        assert!(open(&image, "upper/file-1/below").unwrap().is_none());
+        let error = open(&image, "upper/file-1").unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "ext4.upper"));
+        let message = error.to_string();
+        assert!(message.contains("an image: `upper/file-1` is a Regular, not a directory"), "{message}");
     }
 }

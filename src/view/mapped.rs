@@ -1,38 +1,38 @@
-//! A layer whose files have the ids of a host, told with those of the container.
+//! A view inside a user namespace: the ids that files have on the host become those of the container.
 //!
 //! Source: `snapshot::IdMaps`; Linux `include/uapi/linux/posix_acl_xattr.h` and
 //! `include/uapi/linux/capability.h` for the attributes that hold ids.
 
-use super::layer::{At, Layer, Node};
+use super::{At, Node, View};
 use crate::{
     error::{Error, Kind, Quoted, Result},
     snapshot::IdMaps,
     tree::{Device, Extent, FileType, Xattr},
 };
 
-/// Begins the value of an ACL attribute: version 2, little-endian.
+/// First bytes of an ACL attribute: version 2, little-endian.
 const ACL_VERSION: [u8; 4] = 2_u32.to_le_bytes();
-/// Bytes of one entry: tag, permissions, id.
+/// Length of one ACL entry, in bytes: tag, permissions, id.
 const ACL_ENTRY_LEN: usize = 8;
-/// Tags whose entries have an id.
+/// Tags of the ACL entries that have an id.
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
-/// Lengths of a capability without and with the user it is valid for.
+/// Lengths of a capability attribute, in bytes: without and with the user that it is valid for.
 const CAPABILITY_LEN: usize = 20;
 const NAMESPACED_LEN: usize = 24;
-/// Revisions of a capability, the highest byte of its first number.
+/// Revisions of a capability attribute: the highest byte of its first number.
 const REVISION_2: u8 = 2;
 const REVISION_3: u8 = 3;
 
-/// A layer seen from inside a user namespace.
+/// A view with the ids of a user namespace.
 pub(super) struct Mapped {
-    inner: Box<dyn Layer>,
+    inner: Box<dyn View>,
     ids: IdMaps,
 }
 
 impl Mapped {
-    /// `inner` as it is, or with its ids translated where they are not the container's already.
-    pub(super) fn wrap(inner: Box<dyn Layer>, ids: IdMaps) -> Box<dyn Layer> {
+    /// `inner` with its ids translated; `inner` itself where the ids of host and container are the same.
+    pub(super) fn wrap(inner: Box<dyn View>, ids: IdMaps) -> Box<dyn View> {
         if ids.is_identity() { inner } else { Box::new(Self { inner, ids }) }
     }
 
@@ -71,7 +71,7 @@ impl Mapped {
         Ok(())
     }
 
-    /// A capability that is valid for the container's root only is one for everybody there.
+    /// A capability that is valid for the container's root only has no restriction inside the container.
     fn capability(&self, value: &mut Vec<u8>) {
         let Some((head, root)) = value.split_at_checked(CAPABILITY_LEN) else { return };
         let is_namespaced = value.len() == NAMESPACED_LEN && head.get(3) == Some(&REVISION_3);
@@ -85,7 +85,7 @@ impl Mapped {
     }
 }
 
-impl Layer for Mapped {
+impl View for Mapped {
     fn key(&self) -> (u64, u64) {
         self.inner.key()
     }
@@ -100,7 +100,7 @@ impl Layer for Mapped {
 
     fn root(&self) -> Result<Node> {
         let mut node = self.inner.root()?;
-        // The snapshotter made it, as whoever it is; inside it is the root's.
+        // The snapshotter made the root directory, as its own user: an id that the container may not have.
         node.attributes.uid = self.ids.users.in_container(node.attributes.uid).unwrap_or(0);
         node.attributes.gid = self.ids.groups.in_container(node.attributes.gid).unwrap_or(0);
         Ok(node)
@@ -112,7 +112,7 @@ impl Layer for Mapped {
 
     fn lookup(&self, directory: At<'_>, name: &[u8]) -> Result<Option<Node>> {
         let Some(mut node) = self.inner.lookup(directory, name)? else { return Ok(None) };
-        // overlayfs makes whiteouts as the user who mounted it.
+        // overlayfs makes whiteouts as the user who mounted it, who may be outside the namespace.
         let is_whiteout = node.file_type == FileType::CharDevice && node.device == Device::WHITEOUT;
         if !is_whiteout {
             let path = [directory.path, name].join(&b'/');
@@ -173,12 +173,12 @@ mod tests {
             size_bytes: 0,
             links: 1,
             inode: u64::from(id),
-            volume: 0,
+            file_system: 0,
             changed: Timestamp::default(),
         }
     }
 
-    impl Layer for Host {
+    impl View for Host {
         fn key(&self) -> (u64, u64) {
             (1, 2)
         }
@@ -230,44 +230,44 @@ mod tests {
         }
     }
 
-    fn mapped() -> Box<dyn Layer> {
+    fn mapped() -> Box<dyn View> {
         let map = |text| IdMap::parse(text).unwrap();
         Mapped::wrap(Box::new(Host), IdMaps { users: map("0:100000:65536"), groups: map("0:200000:65536") })
     }
 
-    fn owner(layer: &dyn Layer, name: &str) -> Result<(u32, u32)> {
-        let root = layer.root()?;
-        let found = layer.lookup(At { path: b"", node: &root }, name.as_bytes())?.unwrap();
+    fn owner(view: &dyn View, name: &str) -> Result<(u32, u32)> {
+        let root = view.root()?;
+        let found = view.lookup(At { path: b"", node: &root }, name.as_bytes())?.unwrap();
         Ok((found.attributes.uid, found.attributes.gid))
     }
 
     #[test]
     fn owners_are_those_of_the_container_and_others_are_refused() {
-        let layer = mapped();
-        assert_eq!(owner(&*layer, "f100000").unwrap(), (0, 0));
-        assert_eq!(owner(&*layer, "f165535").unwrap(), (65_535, 65_535));
-        let error = owner(&*layer, "g100000").unwrap_err();
+        let view = mapped();
+        assert_eq!(owner(&*view, "f100000").unwrap(), (0, 0));
+        assert_eq!(owner(&*view, "f165535").unwrap(), (65_535, 65_535));
+        let error = owner(&*view, "g100000").unwrap_err();
         assert!(error.to_string().contains("\"/g100000\" in /upper: group 100000"), "{error}");
-        let error = owner(&*layer, "f99999").unwrap_err();
+        let error = owner(&*view, "f99999").unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "diff.id-map"));
         assert!(error.to_string().contains("\"/f99999\" in /upper: user 99999"), "{error}");
-        // overlayfs's own have the id of whoever mounted it, and the root that of the snapshotter.
-        assert_eq!(owner(&*layer, "w0").unwrap(), (0, 0));
-        let root = layer.root().unwrap().attributes;
+        // Whiteouts have the id of the user who mounted the overlay, the root that of the snapshotter.
+        assert_eq!(owner(&*view, "w0").unwrap(), (0, 0));
+        let root = view.root().unwrap().attributes;
         assert_eq!((root.uid, root.gid), (0, 0));
     }
 
     #[test]
-    fn without_maps_a_layer_stays_what_it_is() {
-        let layer = Mapped::wrap(Box::new(Host), IdMaps::default());
-        assert_eq!(owner(&*layer, "f100000").unwrap(), (100_000, 200_000));
+    fn without_maps_a_view_stays_what_it_is() {
+        let view = Mapped::wrap(Box::new(Host), IdMaps::default());
+        assert_eq!(owner(&*view, "f100000").unwrap(), (100_000, 200_000));
     }
 
     #[test]
     fn ids_inside_attributes_are_translated_too() {
-        let layer = mapped();
-        let root = layer.root().unwrap();
-        let xattrs = layer.xattrs(At { path: b"f", node: &root }).unwrap();
+        let view = mapped();
+        let root = view.root().unwrap();
+        let xattrs = view.xattrs(At { path: b"f", node: &root }).unwrap();
         let [capability, access, default, user] = xattrs.as_slice() else { panic!("{xattrs:?}") };
         assert_eq!((capability.value.len(), capability.value[3]), (CAPABILITY_LEN, REVISION_2));
         let ids: Vec<_> = access.value[4..].chunks(8).map(|entry| entry[4..].to_vec()).collect();
@@ -278,9 +278,9 @@ mod tests {
 
     #[test]
     fn a_capability_of_a_namespace_in_the_container_stays_one_for_that_namespace() {
-        let layer = mapped();
-        let root = layer.root().unwrap();
-        let xattrs = layer.xattrs(At { path: b"nested", node: &root }).unwrap();
+        let view = mapped();
+        let root = view.root().unwrap();
+        let xattrs = view.xattrs(At { path: b"nested", node: &root }).unwrap();
         assert_eq!((xattrs[0].value.len(), xattrs[0].value[3]), (NAMESPACED_LEN, REVISION_3));
     }
 }

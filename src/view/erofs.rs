@@ -1,8 +1,6 @@
-//! A layer in an EROFS image, read by our own reader.
+//! A view of an EROFS image, read by our own reader.
 
-use std::fs::File;
-
-use super::{At, Extents, Layer, Node, pieces::read_in_pieces};
+use super::{At, Control, Extents, Node, View, pieces::read_in_pieces};
 use crate::{
     call::Cancel,
     error::{Error, Quoted, Result},
@@ -17,39 +15,26 @@ use crate::{
     tree::{Device, Extent, FileType, Timestamp, Xattr},
 };
 
-/// A layer in an EROFS image.
+/// The tree of an EROFS image on a volume `R`.
 #[derive(Debug)]
-pub struct ErofsLayer<R> {
+pub struct ErofsView<R> {
     image: Image<R>,
     key: (u64, u64),
     name: String,
     cancel: Cancel,
 }
 
-impl ErofsLayer<File> {
+impl<R: ReadAt> ErofsView<R> {
     /// Opens `image`, whose device table names `devices`; `name` is for messages.
     ///
     /// Errors: those of [`Image::open_with_devices`].
-    pub fn open(
-        image: File,
-        devices: Vec<File>,
-        key: (u64, u64),
-        name: String,
-        cancel: &Cancel,
-    ) -> Result<Self> {
+    pub fn open(image: R, devices: Vec<R>, key: (u64, u64), name: String, cancel: &Cancel) -> Result<Self> {
         let opened =
             if devices.is_empty() { Image::open(image) } else { Image::open_with_devices(image, devices) };
         match opened {
-            Ok(image) => Ok(Self::new(image, key, name, cancel)),
+            Ok(image) => Ok(Self { image, key, name, cancel: cancel.clone() }),
             Err(error) => Err(Error::from(error).context(name)),
         }
-    }
-}
-
-impl<R: ReadAt> ErofsLayer<R> {
-    /// The layer that an open image holds.
-    pub fn new(image: Image<R>, key: (u64, u64), name: String, cancel: &Cancel) -> Self {
-        Self { image, key, name, cancel: cancel.clone() }
     }
 
     fn failed(&self, path: &[u8], error: ReadError) -> Error {
@@ -71,12 +56,12 @@ fn node(found: &reader::Node) -> Node {
         size_bytes: if sized { inode.size_bytes } else { 0 },
         links: inode.nlink.into(),
         inode: found.nid.0,
-        volume: 0,
+        file_system: 0,
         changed: Timestamp::default(),
     }
 }
 
-impl<R: ReadAt> Layer for ErofsLayer<R> {
+impl<R: ReadAt> View for ErofsView<R> {
     fn key(&self) -> (u64, u64) {
         self.key
     }
@@ -86,7 +71,8 @@ impl<R: ReadAt> Layer for ErofsLayer<R> {
     }
 
     fn control_prefix(&self) -> &'static [u8] {
-        b"trusted.overlay."
+        // As mkfs.erofs and our own writer spell opaque directories, whatever the options of a mount.
+        Control::Trusted.prefix()
     }
 
     fn root(&self) -> Result<Node> {
@@ -153,16 +139,19 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::{compare::changes::fixture::Entries, error::Kind};
+    use crate::{
+        error::Kind,
+        view::{Volume, fixture::Entries},
+    };
 
-    fn file(bytes: &[u8]) -> File {
+    fn volume(bytes: &[u8]) -> Volume {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        file
+        file.into()
     }
 
-    fn open(image: &[u8], devices: Vec<File>) -> Result<ErofsLayer<File>> {
-        ErofsLayer::open(file(image), devices, (3, 4), "a layer".to_owned(), &Cancel::new())
+    fn open(image: &[u8], devices: Vec<Volume>) -> Result<ErofsView<Volume>> {
+        ErofsView::open(volume(image), devices, (3, 4), "a layer".to_owned(), &Cancel::new())
     }
 
     #[test]
@@ -175,56 +164,54 @@ mod tests {
             .link("g", "d/f")
             .symlink("s", "target")
             .block_device("sda", 8, 300);
-        let layer = open(&entries.image(), Vec::new()).unwrap();
-        assert_eq!((layer.key(), layer.name()), ((3, 4), "a layer"));
-        let root = layer.root().unwrap();
+        let view = open(&entries.image(), Vec::new()).unwrap();
+        assert_eq!((view.key(), view.name()), ((3, 4), "a layer"));
+        let root = view.root().unwrap();
         let root = At { path: b"", node: &root };
         let mut names = Vec::new();
-        layer
-            .names(root, &mut |name| {
-                names.push(String::from_utf8_lossy(name).into_owned());
-                Ok(())
-            })
-            .unwrap();
+        view.names(root, &mut |name| {
+            names.push(String::from_utf8_lossy(name).into_owned());
+            Ok(())
+        })
+        .unwrap();
         assert_eq!(names, ["d", "g", "s", "sda"]);
-        let found = |name: &str| layer.lookup(root, name.as_bytes()).unwrap();
+        let found = |name: &str| view.lookup(root, name.as_bytes()).unwrap();
         assert_eq!(found("none"), None);
         assert_eq!(found("sda").unwrap().device, Device { major: 8, minor: 300 });
         let link = found("s").unwrap();
-        assert_eq!(layer.symlink_target(At { path: b"s", node: &link }).unwrap(), b"target");
+        assert_eq!(view.symlink_target(At { path: b"s", node: &link }).unwrap(), b"target");
         let directory = found("d").unwrap();
-        let node = layer.lookup(At { path: b"d", node: &directory }, b"f").unwrap().unwrap();
+        let node = view.lookup(At { path: b"d", node: &directory }, b"f").unwrap().unwrap();
         assert_eq!(
             (node.links, node.size_bytes, Some(node.inode)),
             (2, 5, found("g").map(|node| node.inode))
         );
         let at = At { path: b"d/f", node: &node };
-        let xattrs: Vec<_> = layer.xattrs(at).unwrap().into_iter().map(|xattr| xattr.value).collect();
+        let xattrs: Vec<_> = view.xattrs(at).unwrap().into_iter().map(|xattr| xattr.value).collect();
         assert_eq!(xattrs, [b"1", b"2"]);
         let mut pieces = Vec::new();
         let part = [Extent { offset: 1, len: 2 }, Extent { offset: 4, len: 1 }];
-        layer
-            .read(at, &part, &mut |offset, bytes| {
-                pieces.push((offset, bytes.to_vec()));
-                Ok(())
-            })
-            .unwrap();
+        view.read(at, &part, &mut |offset, bytes| {
+            pieces.push((offset, bytes.to_vec()));
+            Ok(())
+        })
+        .unwrap();
         assert_eq!(pieces, [(1, b"el".to_vec()), (4, b"o".to_vec())]);
-        assert_eq!(layer.extents(at).unwrap(), None);
+        assert_eq!(view.extents(at).unwrap(), None);
     }
 
     #[test]
-    fn an_error_names_the_layer_and_the_file() {
+    fn an_error_names_the_view_and_the_file() {
         let error = open(&[0; 8192], Vec::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Malformed);
         assert!(error.to_string().starts_with("a layer: "), "{error}");
         // More devices than the image names.
         let image = Entries::new().file("f", "x").image();
-        let error = open(&image, vec![file(b"")]).unwrap_err();
+        let error = open(&image, vec![volume(b"")]).unwrap_err();
         assert_eq!(error.reason(), "erofs.device.count", "{error}");
-        let layer = open(&image, Vec::new()).unwrap();
-        let outside = Node { inode: 1 << 40, ..layer.root().unwrap() };
-        let error = layer.xattrs(At { path: b"d/f", node: &outside }).unwrap_err();
+        let view = open(&image, Vec::new()).unwrap();
+        let outside = Node { inode: 1 << 40, ..view.root().unwrap() };
+        let error = view.xattrs(At { path: b"d/f", node: &outside }).unwrap_err();
         assert!(error.to_string().starts_with("\"d/f\" in a layer: "), "{error}");
     }
 }

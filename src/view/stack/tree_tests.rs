@@ -2,33 +2,32 @@
 
 use std::fs;
 
-use super::{
-    View,
-    fixture::{Entries, Watched, erofs, respelled},
-};
+use super::*;
 use crate::{
-    call::Cancel,
-    compare::layer::{Control, DirectoryLayer, Layer},
-    error::{Error, Kind, Result},
+    error::Kind,
     sys::dir::Dir,
-    tree::{Attributes, Below as _, Timestamp, Xattr},
+    tree::Timestamp,
+    view::{
+        Control, DirectoryView,
+        fixture::{Entries, Watched, erofs, respelled},
+    },
 };
 
-/// Owner, mode, time and attributes of the directory at `path` in `layers`, the newest first; `None` when there
-/// is no directory.
-fn described(layers: &[&dyn Layer], path: &str) -> Result<Option<(Attributes, Vec<Xattr>)>> {
+/// Owner, mode, time and attributes of the directory at `path` in `layers`, the newest first; `None` without such
+/// a directory.
+fn described(layers: &[&dyn View], path: &str) -> Result<Option<(Attributes, Vec<Xattr>)>> {
     let (cancel, mut charge) = (Cancel::new(), |_| Ok(()));
-    let mut view = View::new(layers, &cancel, &mut charge);
-    let mut at = view.root()?;
+    let mut tree = MergedTree::new(layers, &cancel, &mut charge);
+    let mut at = tree.root()?;
     let mut walked = String::new();
     for name in path.split('/') {
         walked = format!("{walked}/{name}").trim_start_matches('/').to_owned();
-        match view.child(&at, walked.as_bytes(), name.as_bytes())? {
+        match tree.child(&at, walked.as_bytes(), name.as_bytes())? {
             Some(found) => at = found,
             None => return Ok(None),
         }
     }
-    view.describe(&at, path.as_bytes()).map(Some)
+    tree.describe(&at, path.as_bytes()).map(Some)
 }
 
 /// Owner of the directory at `path` in a stack of images, the newest first.
@@ -37,7 +36,7 @@ fn owner(stack: &[&Entries], path: &str) -> Result<Option<u32>> {
     let images: Vec<_> =
         stack.iter().map(|entries| respelled(entries.image(), "overlaX.", "overlay.")).collect();
     let layers: Vec<_> = (0..).zip(&images).map(|(key, image)| erofs(image, key)).collect();
-    let layers: Vec<&dyn Layer> = layers.iter().map(|layer| layer as &dyn Layer).collect();
+    let layers: Vec<&dyn View> = layers.iter().map(|layer| layer as &dyn View).collect();
     Ok(described(&layers, path)?.map(|(attributes, _)| attributes.uid))
 }
 
@@ -47,7 +46,7 @@ fn the_topmost_layer_that_has_the_directory_decides_about_all_of_it() {
     let lower = Entries::new().dir("d").owner(3, 4).xattr("user.old", "2").dir("d/below").owner(5, 5);
     let images = [upper.image(), lower.image()];
     let [upper, lower] = [erofs(&images[0], 1), erofs(&images[1], 2)];
-    let layers: [&dyn Layer; 2] = [&upper, &lower];
+    let layers: [&dyn View; 2] = [&upper, &lower];
     let (attributes, xattrs) = described(&layers, "d").unwrap().unwrap();
     let mtime = Timestamp { seconds: -7, nanoseconds: 999_999_999 };
     assert_eq!(attributes, Attributes { mode: 0o1777, uid: 1, gid: 2, mtime });
@@ -112,7 +111,7 @@ fn a_directory_on_disk_is_read_like_an_image() {
     std::os::unix::fs::symlink("d", scratch.path().join("link")).unwrap();
     rustix::fs::setxattr(scratch.path().join("d"), "user.a", b"1", rustix::fs::XattrFlags::empty()).unwrap();
     let root = Dir::open_root(scratch.path()).unwrap();
-    let layer = DirectoryLayer::new(root, "dir".to_owned(), Control::User, &Cancel::new()).unwrap();
+    let layer = DirectoryView::new(root, "dir".to_owned(), Control::User, &Cancel::new()).unwrap();
     let (attributes, xattrs) = described(&[&layer], "d").unwrap().unwrap();
     assert_eq!(xattrs, [Xattr { name: b"user.a".to_vec(), value: b"1".to_vec() }]);
     assert!(attributes.mtime.seconds > 0);
@@ -145,15 +144,15 @@ fn nothing_is_listed_and_no_other_name_is_looked_at() {
 fn the_work_of_very_many_directories_on_very_many_layers_is_bounded() {
     let image = Entries::new().dir("d").image();
     let layers: Vec<_> = (0..10).map(|key| erofs(&image, key)).collect();
-    let layers: Vec<&dyn Layer> = layers.iter().map(|layer| layer as &dyn Layer).collect();
+    let layers: Vec<&dyn View> = layers.iter().map(|layer| layer as &dyn View).collect();
     let (cancel, mut charge) = (Cancel::new(), |_| Ok(()));
-    let mut view = View::new(&layers, &cancel, &mut charge);
-    view.max_lookups = 1000;
-    let root = view.root().unwrap();
+    let mut tree = MergedTree::new(&layers, &cancel, &mut charge);
+    tree.max_lookups = 1000;
+    let root = tree.root().unwrap();
     for _ in 0..100 {
-        assert!(view.child(&root, b"none", b"none").unwrap().is_none());
+        assert!(tree.child(&root, b"none", b"none").unwrap().is_none());
     }
-    let error = view.child(&root, b"d", b"d").err().unwrap();
+    let error = tree.child(&root, b"d", b"d").err().unwrap();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.parent-lookups"));
 }
 
@@ -161,21 +160,21 @@ fn the_work_of_very_many_directories_on_very_many_layers_is_bounded() {
 fn memory_is_charged_while_directories_are_at_hand_and_a_refusal_ends_the_walk() {
     let image = Entries::new().dir("d").xattr("user.large", &"x".repeat(60_000)).image();
     let layers: Vec<_> = (0..40).map(|key| erofs(&image, key)).collect();
-    let layers: Vec<&dyn Layer> = layers.iter().map(|layer| layer as &dyn Layer).collect();
+    let layers: Vec<&dyn View> = layers.iter().map(|layer| layer as &dyn View).collect();
     let cancel = Cancel::new();
     let mut most = 0;
     let mut charge = |bytes| {
         most = bytes;
         if bytes > 3 << 20 { Err(Error::new(Kind::Exhausted, "limit.metadata", "too much")) } else { Ok(()) }
     };
-    let mut view = View::new(&layers, &cancel, &mut charge);
-    let root = view.root().unwrap();
+    let mut tree = MergedTree::new(&layers, &cancel, &mut charge);
+    let root = tree.root().unwrap();
     for _ in 0..1000 {
-        assert!(view.child(&root, b"d", b"d").unwrap().is_some(), "what was dropped is free again");
+        assert!(tree.child(&root, b"d", b"d").unwrap().is_some(), "what was dropped is free again");
     }
     let mut kept = Vec::new();
     let error = loop {
-        match view.child(&root, b"d", b"d") {
+        match tree.child(&root, b"d", b"d") {
             Ok(found) => kept.push(found),
             Err(error) => break error,
         }
@@ -183,6 +182,6 @@ fn memory_is_charged_while_directories_are_at_hand_and_a_refusal_ends_the_walk()
     assert_eq!(error.reason(), "limit.metadata");
     assert!((40..60).contains(&kept.len()), "{}", kept.len());
     cancel.cancel();
-    assert_eq!(view.child(&root, b"d", b"d").err().unwrap().kind(), Kind::Cancelled);
+    assert_eq!(tree.child(&root, b"d", b"d").err().unwrap().kind(), Kind::Cancelled);
     assert_eq!(most, 4 << 20);
 }

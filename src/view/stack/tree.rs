@@ -1,4 +1,4 @@
-//! The merged tree of one stack of layers, looked up directory by directory.
+//! The merged tree of a stack, looked up directory by directory.
 //!
 //! A new layer on top of the stack shadows these directories. Nothing is listed, no data is read and no link is
 //! followed.
@@ -6,53 +6,51 @@
 use std::{cell::Cell, rc::Rc};
 
 use super::{
-    ChangesError,
+    error::StackError,
     merged::{Found, Layers, Meaning, Merged, Place},
-    names::CHARGE_BYTES,
 };
 use crate::{
     call::Cancel,
-    compare::layer::Layer,
     error::{Error, Quoted, Result},
     limits,
     tree::{Attributes, Below, FileType, Xattr, xattr},
+    view::{View, memory::Memory},
 };
 
 /// A merged tree.
-pub struct View<'a> {
+pub(crate) struct MergedTree<'a> {
     layers: Layers<'a>,
     /// The numbers of the layers, the newest first.
     stack: Vec<usize>,
-    /// Their roots, from which redirects may lead on.
+    /// The roots of the layers, from which redirects may lead on.
     roots: Vec<Found>,
     cancel: &'a Cancel,
-    charge: &'a mut dyn FnMut(u64) -> Result<()>,
-    charged: u64,
-    /// Lookups done, and how many may be.
+    memory: Memory<'a>,
+    /// Lookups done.
     lookups: u64,
-    pub(super) max_lookups: u64,
-    /// Bytes that all directories hold which have not been dropped.
+    max_lookups: u64,
+    /// Bytes of all directories that have not been dropped.
     held: Rc<Cell<u64>>,
 }
 
-/// A directory of a [`View`]: those of the layers that it is merged from.
-pub struct Directory {
+/// A directory of a [`MergedTree`].
+pub(crate) struct MergedDirectory {
     merged: Merged,
     bytes: u64,
     held: Rc<Cell<u64>>,
 }
 
-impl Drop for Directory {
+impl Drop for MergedDirectory {
     fn drop(&mut self) {
         self.held.set(self.held.get().saturating_sub(self.bytes));
     }
 }
 
-impl<'a> View<'a> {
-    /// The tree of `layers`, the newest first. `charge` is told in steps how much memory the directories at hand
-    /// use in all, and may refuse.
-    pub fn new(
-        layers: &'a [&'a dyn Layer],
+impl<'a> MergedTree<'a> {
+    /// The tree of `layers`, the newest first. `charge` gets in steps the memory that the directories at hand use
+    /// in all, and may refuse it.
+    pub(crate) fn new(
+        layers: &'a [&'a dyn View],
         cancel: &'a Cancel,
         charge: &'a mut dyn FnMut(u64) -> Result<()>,
     ) -> Self {
@@ -62,42 +60,42 @@ impl<'a> View<'a> {
             stack,
             roots: Vec::new(),
             cancel,
-            charge,
-            charged: 0,
+            memory: Memory::new(charge),
             lookups: 0,
             max_lookups: limits::PARENT_LOOKUPS,
             held: Rc::default(),
         }
     }
 
-    fn hold(&mut self, merged: Merged) -> Result<Directory> {
+    fn hold(&mut self, merged: Merged) -> Result<MergedDirectory> {
         let bytes = merged.memory_bytes();
         let held = self.held.get().saturating_add(bytes);
-        if held > self.charged {
-            let charged = held.next_multiple_of(CHARGE_BYTES);
-            (self.charge)(charged)?;
-            self.charged = charged;
-        }
+        self.memory.cover(held)?;
         self.held.set(held);
-        Ok(Directory { merged, bytes, held: Rc::clone(&self.held) })
+        Ok(MergedDirectory { merged, bytes, held: Rc::clone(&self.held) })
     }
 }
 
-impl Below for View<'_> {
-    type Directory = Directory;
+impl Below for MergedTree<'_> {
+    type Directory = MergedDirectory;
     type Error = Error;
 
-    fn root(&mut self) -> Result<Directory> {
+    fn root(&mut self) -> Result<MergedDirectory> {
         let root = self.layers.root(&self.stack)?;
         self.roots.clone_from(&root.parts);
         self.hold(root)
     }
 
-    fn child(&mut self, parent: &Directory, path: &[u8], name: &[u8]) -> Result<Option<Directory>> {
+    fn child(
+        &mut self,
+        parent: &MergedDirectory,
+        path: &[u8],
+        name: &[u8],
+    ) -> Result<Option<MergedDirectory>> {
         self.cancel.check()?;
         self.lookups += parent.merged.parts.len() as u64;
         if self.lookups > self.max_lookups {
-            return Err(ChangesError::Lookups { limit: self.max_lookups }.into());
+            return Err(StackError::Lookups { limit: self.max_lookups }.into());
         }
         let directory = path.strip_suffix(name).unwrap_or_default();
         let directory = directory.strip_suffix(b"/").unwrap_or_default();
@@ -108,11 +106,11 @@ impl Below for View<'_> {
         }
     }
 
-    fn describe(&mut self, directory: &Directory, path: &[u8]) -> Result<(Attributes, Vec<Xattr>)> {
+    fn describe(&mut self, directory: &MergedDirectory, path: &[u8]) -> Result<(Attributes, Vec<Xattr>)> {
         let Merged { parts, xattrs, .. } = &directory.merged;
         // Like overlayfs: the topmost layer that has the directory decides about all of it.
         let attributes = parts.first().map(|top| top.node.attributes).unwrap_or_default();
-        // An image made by others may have what the kernel would not set; it is not handed on.
+        // Images of other tools may have attributes that the kernel would not set. They are left out.
         let is_settable =
             |found: &Xattr| xattr::is_settable(&found.name, &found.value, FileType::Directory) == Ok(true);
         let is_kept = |found: &&Xattr| xattr::is_kept(&found.name) && is_settable(found);
@@ -123,3 +121,7 @@ impl Below for View<'_> {
         Ok((attributes, kept))
     }
 }
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

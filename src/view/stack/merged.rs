@@ -1,7 +1,7 @@
-//! Merged directories: what a name means where several layers have a directory.
+//! Merged directories: the meaning of a name where several layers have a directory.
 //!
-//! As overlayfs does it: the topmost layer that has the name decides, directories continue in the layers
-//! below until one is opaque or no directory, whiteouts end the search. The root is the merge of all roots.
+//! As in overlayfs, the topmost layer that has the name decides. Directories continue in the layers below
+//! until one is opaque or not a directory; whiteouts end the search. The root is the merge of all roots.
 //!
 //! A renamed directory is continued under the name in its attribute `redirect`, and a file with `metacopy`
 //! has its data in a layer below. A redirect leads into the layers below its own only, so no chain of them
@@ -12,38 +12,36 @@
 use std::{borrow::Cow, sync::Arc};
 
 use super::{
-    ChangesError,
-    xattrs::{Control, Metacopy},
+    error::StackError,
+    marks::{Marks, Metacopy},
 };
 use crate::{
-    compare::layer::{At, Layer, Node},
     error::{Quoted, Result},
     limits::{NAME_BYTES, PATH_BYTES},
     tree::{Device, FileType, Xattr},
+    view::{At, Control, Node, View},
 };
-
-/// Begins the names of the attributes that the kernel follows: mounted with `userxattr`, it refuses to.
-const TRUSTED: &[u8] = b"trusted.overlay.";
 
 /// A file of one of the layers.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
-    /// Which layer.
+pub(crate) struct Found {
+    /// Number of the layer in [`Layers`].
     pub layer: usize,
     pub node: Node,
     /// A directory that may hold whiteouts in the form of an attribute.
     pub holds_whiteouts: bool,
-    /// Path in its layer, where a renamed directory above makes it another than in the merged tree.
+    /// Path in the layer, where a renamed directory above makes it differ from that in the merged tree.
     pub own_path: Option<Arc<[u8]>>,
 }
 
 impl Found {
-    /// Whether both are one inode.
+    /// Whether both are the same inode.
     pub fn is(&self, other: &Self) -> bool {
-        (self.layer, self.node.volume, self.node.inode) == (other.layer, other.node.volume, other.node.inode)
+        let inode = |found: &Self| (found.layer, found.node.file_system, found.node.inode);
+        inode(self) == inode(other)
     }
 
-    /// The file in its layer; `path` is that in the merged tree.
+    /// The file in its layer, given its `path` in the merged tree.
     pub fn at<'a>(&'a self, path: &'a [u8]) -> At<'a> {
         At { path: self.own_path.as_deref().unwrap_or(path), node: &self.node }
     }
@@ -55,16 +53,16 @@ impl Found {
 
 /// A merged directory: the directories of the layers that have one, the newest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Merged {
+pub(crate) struct Merged {
     pub parts: Vec<Found>,
-    /// Attributes of the first.
+    /// Extended attributes of the first.
     pub xattrs: Vec<Xattr>,
-    /// The first hides those of lower layers.
+    /// The first hides the directories of lower layers.
     pub opaque: bool,
 }
 
 impl Merged {
-    /// Memory it holds, in bytes.
+    /// Memory in use, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let xattr = |xattr: &Xattr| size_of::<Xattr>() + xattr.name.len() + xattr.value.len();
         let parts = self.parts.iter().map(Found::memory_bytes).sum::<usize>();
@@ -72,21 +70,21 @@ impl Merged {
     }
 }
 
-/// What a name means.
+/// The meaning of a name.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Meaning {
+pub(crate) enum Meaning {
     #[default]
     Nothing,
     File(Found),
     Directory(Merged),
 }
 
-/// A name, and where it is looked for.
+/// A name, and the directories to look for it in.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'p> {
-    /// Directories that are merged, the newest first.
+pub(crate) struct Place<'p> {
+    /// The directories, the newest first.
     pub parts: &'p [Found],
-    /// The roots of the stack that they are in.
+    /// The roots of their stack.
     pub roots: &'p [Found],
     /// Path of the merged directory.
     pub directory: &'p [u8],
@@ -95,7 +93,7 @@ pub(super) struct Place<'p> {
 }
 
 impl<'p> Place<'p> {
-    /// A search for the name that has not begun.
+    /// A new search for the name.
     pub fn search(&self) -> Search<'p> {
         self.search_for(Aim::Anything)
     }
@@ -124,22 +122,22 @@ enum Aim {
 
 /// A search on its way through the layers.
 #[derive(Clone, Debug)]
-pub(super) struct Search<'p> {
-    /// A name in the directories at hand, or a path from the root of each layer.
+pub(crate) struct Search<'p> {
+    /// A name in the directories at hand, or with `from_root` a path from the root of each layer.
     sought: Cow<'p, [u8]>,
     from_root: bool,
-    /// A redirect was followed: what is sought is not what the search began with.
+    /// A redirect was followed, so `sought` is no longer what the search began with.
     moved: bool,
     aim: Aim,
-    /// The last redirect, until it has led somewhere: its layer and the path there.
+    /// The last redirect, by its layer and path there, until it has led somewhere.
     astray: Option<(usize, Vec<u8>)>,
 }
 
 /// The answer of one layer.
 enum Step {
-    /// Nothing: the layers below are asked.
+    /// The layer has no such name: the layers below decide.
     Absent,
-    /// Nothing, and layers below do not count.
+    /// The name does not exist, whatever the layers below have.
     End,
     Hit(Hit),
 }
@@ -148,14 +146,15 @@ struct Hit {
     file: Found,
     xattrs: Vec<Xattr>,
     opaque: bool,
-    /// Layers below do not count.
+    /// The layers below do not count.
     ends: bool,
 }
 
-/// What a name means in some layers, and whether layers below them have a say as well.
+/// The meaning of a name in the upper layers, before the layers below them are asked.
 #[derive(Debug)]
-pub(super) struct Partial<'p> {
+pub(crate) struct Partial<'p> {
     pub meaning: Meaning,
+    /// The layers below do not count.
     pub ended: bool,
     search: Search<'p>,
 }
@@ -166,8 +165,8 @@ impl<'p> Partial<'p> {
         matches!(self.meaning, Meaning::Nothing) && !self.ended
     }
 
-    /// The name's meaning in all layers, given its meaning `below` in the layers below. A search that a
-    /// redirect has led elsewhere is handed on.
+    /// The name's meaning in all layers. `below` returns the meaning in the layers below; it gets the search when
+    /// a redirect has led that elsewhere.
     pub fn over(self, below: impl FnOnce(Option<Search<'p>>) -> Result<Meaning>) -> Result<Meaning> {
         if self.ended {
             return Ok(self.meaning);
@@ -184,17 +183,17 @@ impl<'p> Partial<'p> {
     }
 }
 
-/// All layers of both sides, each once.
+/// The layers of one or more stacks, each once. A stack is a list of indexes into them.
 #[derive(Clone, Copy)]
-pub(super) struct Layers<'a>(pub &'a [&'a dyn Layer]);
+pub(crate) struct Layers<'a>(pub &'a [&'a dyn View]);
 
 impl Layers<'_> {
-    /// The layer that has `file`.
-    pub fn of(&self, file: &Found) -> &dyn Layer {
+    /// The layer of `file`.
+    pub fn of(&self, file: &Found) -> &dyn View {
         self.layer(file.layer)
     }
 
-    fn layer(&self, number: usize) -> &dyn Layer {
+    fn layer(&self, number: usize) -> &dyn View {
         *self.0.get(number).expect("a layer's number is its place in the list")
     }
 
@@ -204,9 +203,9 @@ impl Layers<'_> {
         for layer in stack {
             let node = self.layer(*layer).root()?;
             let mut root = Found { layer: *layer, node, holds_whiteouts: false, own_path: None };
-            // That a root is opaque or redirected means nothing to overlayfs.
-            let (xattrs, control) = self.xattrs(&root, b"")?;
-            root.holds_whiteouts = control.holds_whiteouts;
+            // overlayfs ignores that a root is opaque or redirected.
+            let (xattrs, marks) = self.xattrs(&root, b"")?;
+            root.holds_whiteouts = marks.holds_whiteouts;
             if merged.parts.is_empty() {
                 merged.xattrs = xattrs;
             }
@@ -215,15 +214,15 @@ impl Layers<'_> {
         Ok(merged)
     }
 
-    /// The attributes of `file`, which is at `path` in the merged tree.
-    pub fn xattrs(&self, file: &Found, path: &[u8]) -> Result<(Vec<Xattr>, Control)> {
+    /// The extended attributes of `file`, which is at `path` in the merged tree, and what overlayfs's own mean.
+    pub fn xattrs(&self, file: &Found, path: &[u8]) -> Result<(Vec<Xattr>, Marks)> {
         let layer = self.of(file);
         let xattrs = layer.xattrs(file.at(path))?;
-        let control = Control::read(&xattrs, layer.control_prefix());
-        Ok((xattrs, control))
+        let marks = Marks::read(&xattrs, layer.control_prefix());
+        Ok((xattrs, marks))
     }
 
-    /// Resolves the name at `place` in its parts, for a search that comes from the layers above them.
+    /// Resolves the name at `place` in its directories, for a search that comes from the layers above them.
     pub fn resolve<'p>(&self, place: Place<'p>, search: Search<'p>) -> Result<Partial<'p>> {
         let mut partial = Partial { meaning: Meaning::Nothing, ended: false, search };
         for part in place.parts {
@@ -248,16 +247,16 @@ impl Layers<'_> {
         Ok(partial)
     }
 
-    /// Resolves the name at `place` when there are no layers below.
+    /// Resolves the name at `place`, whose directories are all that there are.
     pub fn meaning<'p>(&self, place: Place<'p>, search: Search<'p>) -> Result<Meaning> {
         let partial = self.resolve(place, search)?;
         self.require_arrived(&partial.search)?;
         Ok(partial.meaning)
     }
 
-    /// The file that has the data of the file at `place`, whose metadata are those of `file`.
-    pub fn data(&self, place: Place<'_>, file: &Found, control: &Control) -> Result<Found> {
-        if file.node.file_type != FileType::Regular || control.metacopy == Metacopy::None {
+    /// The file that has the data of `file`, which is found at `place`.
+    pub fn data(&self, place: Place<'_>, file: &Found, marks: &Marks) -> Result<Found> {
+        if file.node.file_type != FileType::Regular || marks.metacopy == Metacopy::None {
             return Ok(file.clone());
         }
         let Meaning::File(data) = self.meaning(place, place.search_for(Aim::Data))? else {
@@ -271,7 +270,7 @@ impl Layers<'_> {
         Ok(data)
     }
 
-    /// Adds what one layer says.
+    /// Adds the answer of one layer.
     fn add(&self, step: Step, partial: &mut Partial<'_>) -> Result<()> {
         let Hit { file, xattrs, opaque, ends } = match step {
             Step::Absent => return Ok(()),
@@ -326,22 +325,22 @@ impl Layers<'_> {
                 return Ok(Step::End);
             }
             if !is_directory && search.aim == Aim::Anything {
-                // Whether its data are elsewhere is found out when they are asked for.
+                // Whether its data is in a lower layer matters only when it is read: see `data`.
                 search.astray = None;
                 return Ok(Step::Hit(Hit { file, xattrs: Vec::new(), opaque: false, ends: true }));
             }
-            let (xattrs, control) = self.xattrs(&file, place.path)?;
-            file.holds_whiteouts = control.holds_whiteouts;
+            let (xattrs, marks) = self.xattrs(&file, place.path)?;
+            file.holds_whiteouts = marks.holds_whiteouts;
             if is_last {
                 search.astray = None;
             }
             if is_directory {
-                ends |= control.opaque;
+                ends |= marks.opaque;
             } else {
-                ends = self.require_metacopy(&file, place.path, &control)? == Metacopy::None;
+                ends = self.require_metacopy(&file, place.path, &marks)? == Metacopy::None;
             }
-            let leads_on = if is_directory { !control.opaque } else { !ends };
-            if leads_on && let Some(target) = &control.redirect {
+            let leads_on = if is_directory { !marks.opaque } else { !ends };
+            if leads_on && let Some(target) = &marks.redirect {
                 self.require_followed(&file, place.path, target)?;
                 let rest = search.sought.get(end..).unwrap_or_default();
                 let (head, target) = match target.strip_prefix(b"/") {
@@ -367,16 +366,21 @@ impl Layers<'_> {
                 start = end + 1;
             }
             if is_last {
-                return Ok(Step::Hit(Hit { file, xattrs, opaque: control.opaque, ends }));
+                return Ok(Step::Hit(Hit { file, xattrs, opaque: marks.opaque, ends }));
             }
             inner = Some(file);
         }
     }
 
+    /// Whether the kernel follows redirects and `metacopy` of `file`: mounted with `userxattr`, it refuses to.
+    fn follows(&self, file: &Found) -> bool {
+        self.of(file).control_prefix() == Control::Trusted.prefix()
+    }
+
     /// Errors when a redirect cannot be followed.
     fn require_followed(&self, file: &Found, path: &[u8], target: &[u8]) -> Result<()> {
         let names = target.strip_prefix(b"/").unwrap_or(target);
-        let why = if self.of(file).control_prefix() != TRUSTED {
+        let why = if !self.follows(file) {
             "the kernel follows none in user.overlay."
         } else if target.len() > PATH_BYTES
             || names.split(|byte| *byte == b'/').any(|name| name.len() > NAME_BYTES)
@@ -394,11 +398,11 @@ impl Layers<'_> {
         Err(self.no_redirect(file, path, why).into())
     }
 
-    /// Errors when the attribute metacopy cannot be followed.
-    fn require_metacopy(&self, file: &Found, path: &[u8], control: &Control) -> Result<Metacopy> {
-        let why = match control.metacopy {
+    /// The attribute `metacopy` of `file`. Errors when it cannot be followed.
+    fn require_metacopy(&self, file: &Found, path: &[u8], marks: &Marks) -> Result<Metacopy> {
+        let why = match marks.metacopy {
             Metacopy::None => return Ok(Metacopy::None),
-            _ if self.of(file).control_prefix() != TRUSTED => "the kernel follows none in user.overlay.",
+            _ if !self.follows(file) => "the kernel follows none in user.overlay.",
             Metacopy::Plain => return Ok(Metacopy::Plain),
             Metacopy::Digest => "it has an fs-verity digest, which is not compared with the data",
             Metacopy::Malformed => "its value is malformed",
@@ -411,20 +415,20 @@ impl Layers<'_> {
         let Some((layer, path)) = &search.astray else { return Ok(()) };
         let why = format!("no layer below has {}", Quoted(&search.sought));
         let layer = self.layer(*layer).name().to_owned();
-        Err(ChangesError::Redirect { layer, path: path.clone(), why }.into())
+        Err(StackError::Redirect { layer, path: path.clone(), why }.into())
     }
 
-    fn no_redirect(&self, file: &Found, path: &[u8], why: &str) -> ChangesError {
+    fn no_redirect(&self, file: &Found, path: &[u8], why: &str) -> StackError {
         let layer = self.of(file).name().to_owned();
-        ChangesError::Redirect { layer, path: file.at(path).path.to_vec(), why: why.to_owned() }
+        StackError::Redirect { layer, path: file.at(path).path.to_vec(), why: why.to_owned() }
     }
 
-    fn no_data(&self, file: &Found, path: &[u8], why: impl Into<String>) -> ChangesError {
+    fn no_data(&self, file: &Found, path: &[u8], why: impl Into<String>) -> StackError {
         let layer = self.of(file).name().to_owned();
-        ChangesError::Metacopy { layer, path: file.at(path).path.to_vec(), why: why.into() }
+        StackError::Metacopy { layer, path: file.at(path).path.to_vec(), why: why.into() }
     }
 
-    /// Whether `file` says that its name is deleted.
+    /// Whether `file` is a whiteout: its name is deleted.
     fn is_whiteout(&self, directory: &Found, file: &Found, path: &[u8]) -> Result<bool> {
         let node = &file.node;
         Ok(match node.file_type {
@@ -437,13 +441,13 @@ impl Layers<'_> {
     }
 }
 
-/// How many directories at the end of both lists are the same, in layers that both stacks end in: a redirect
+/// Number of directories that both lists end in. They must be in layers that both stacks end in, because a redirect
 /// from another layer leads into different ones.
-pub(super) fn common_tail(a: &[Found], b: &[Found], ends_both: impl Fn(usize) -> bool) -> usize {
+pub(crate) fn common_tail(a: &[Found], b: &[Found], ends_both: impl Fn(usize) -> bool) -> usize {
     a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a.is(b) && ends_both(a.layer)).count()
 }
 
 /// `name` in `directory`.
-pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }

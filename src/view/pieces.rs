@@ -1,12 +1,12 @@
-//! Extents of a file read piece by piece.
+//! Reading the extents of a file piece by piece.
 
 use crate::{call::Cancel, error::Result, tree::Extent};
 
-/// Bytes read at a time.
+/// Bytes read at a time, at most.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Reads `extents` with `read`, which fills one byte at least from an offset on and tells how many, and hands each
-/// piece to `each` with its offset. `buffer` grows to what the pieces need, 256 KiB at most.
+/// Reads `extents` with `read`, and passes each piece to `each` with its offset. `read` fills at least one byte of
+/// its buffer from an offset on, and returns how many. `buffer` grows to the largest piece, at most 256 KiB.
 pub(super) fn read_in_pieces(
     extents: &[Extent],
     buffer: &mut Vec<u8>,

@@ -1,4 +1,5 @@
-//! The numbers EROFS addresses things by, kept from being added to each other by accident.
+//! EROFS addresses as newtypes: inode numbers, block addresses and block sizes cannot be added to
+//! each other.
 //!
 //! Source: Linux `fs/erofs/erofs_fs.h` and `fs/erofs/internal.h` (`erofs_iloc`, `erofs_pos`).
 
@@ -7,15 +8,15 @@ use std::fmt;
 /// Unit in which inodes are placed, in bytes; also the length of a compact inode.
 pub const SLOT_LEN: u64 = 32;
 
-/// An inode number: 32-byte slots counted from the metadata start.
+/// Inode number: 32-byte slots counted from the metadata start.
 ///
-/// Byte offsets wrap at 2^64, so a number may stand for a place before the metadata start
-/// ("negative"), and numbers that differ by a multiple of 2^59 name the same inode.
+/// Byte offsets wrap at 2^64, so a number may name a place before the metadata start ("negative").
+/// Numbers that differ by a multiple of 2^59 name the same inode.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Nid(pub u64);
 
 impl Nid {
-    /// The bit of inodes that lie in the metabox file instead of the image.
+    /// Bit set in the numbers of inodes that lie in the metabox file instead of the image.
     pub const METABOX: u64 = 1 << 63;
 
     /// Byte offset in the image, given where number 0 lies (`meta_start`, in bytes).
@@ -24,7 +25,7 @@ impl Nid {
         meta_start.wrapping_add(self.0 << 5)
     }
 
-    /// The number of the inode at byte `offset`; `None` off a slot boundary.
+    /// Number of the inode at byte `offset`; `None` off a slot boundary.
     pub fn at_byte_offset(offset: u64, meta_start: u64) -> Option<Self> {
         let distance = offset.wrapping_sub(meta_start);
         distance.is_multiple_of(SLOT_LEN).then_some(Self(distance >> 5))
@@ -48,9 +49,9 @@ impl fmt::Debug for Nid {
     }
 }
 
-/// A block address; on the unified line (all devices after each other) unless said otherwise.
+/// Block address, on the unified line (all devices after each other) unless said otherwise.
 ///
-/// The all-ones address of records is "no block" and is `None` of an `Option<Block>` here.
+/// Records spell "no block" with all ones; here that is the `None` of an `Option<Block>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Block(pub u64);
 
@@ -58,16 +59,16 @@ impl Block {
     /// One past the largest address any record can hold: 48 bits, of which all ones means none.
     pub const LIMIT: u64 = (1 << 48) - 1;
 
-    /// What fills the address of an inode without blocks in an image without 48-bit addresses: 32 bits
-    /// of ones. Never looked at.
+    /// Start block of an inode without blocks in an image without 48-bit addresses: 32 bits of
+    /// ones. The kernel does not look at it.
     pub const UNUSED: Self = Self(0xffff_ffff);
 
-    /// Reads a 32-bit address.
+    /// Reads a 32-bit address; `None` for all ones.
     pub fn from_narrow(low: u32) -> Option<Self> {
         (low != u32::MAX).then_some(Self(u64::from(low)))
     }
 
-    /// Reads an address of 48 bits in two fields.
+    /// Reads a 48-bit address from its two fields; `None` for all ones.
     pub fn from_wide(low: u32, high: u16) -> Option<Self> {
         let address = u64::from(low) | u64::from(high) << 32;
         (address != Self::LIMIT).then_some(Self(address))
@@ -101,30 +102,30 @@ impl fmt::Debug for Block {
     }
 }
 
-/// The block size, as its base-2 logarithm: 9 (512 bytes) to 16 (64 KiB).
+/// Block size as its base-2 logarithm: 9 (512 bytes) to 16 (64 KiB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockBits(u8);
 
 impl BlockBits {
-    /// 4096 bytes, which every machine mounts.
+    /// 4096 bytes. Larger blocks need pages as large, smaller ones Linux 6.4.
     pub const DEFAULT: Self = Self(12);
 
-    /// `None` outside 9 to 16.
+    /// Block size of 2^`bits` bytes; `None` outside 9 to 16.
     pub fn new(bits: u8) -> Option<Self> {
         (9..=16).contains(&bits).then_some(Self(bits))
     }
 
-    /// The logarithm.
+    /// Base-2 logarithm of the block size, 9 to 16.
     pub fn get(self) -> u8 {
         self.0
     }
 
-    /// Bytes of a block.
+    /// Block size in bytes.
     pub fn size(self) -> u64 {
         1 << self.0
     }
 
-    /// Bytes of a block, for buffers.
+    /// Block size in bytes, as the length of a buffer.
     pub fn buffer_len(self) -> usize {
         1 << self.0
     }
@@ -134,17 +135,17 @@ impl BlockBits {
         block.checked_mul(self.size())
     }
 
-    /// The block that holds byte `offset`.
+    /// Number of the block that holds byte `offset`.
     pub fn block_of(self, offset: u64) -> u64 {
         offset >> self.0
     }
 
-    /// Bytes from the start of its block to byte `offset`.
+    /// Bytes from the start of the block that holds byte `offset` to that byte.
     pub fn within(self, offset: u64) -> u64 {
         offset & (self.size() - 1)
     }
 
-    /// Blocks that `len` bytes take.
+    /// Number of blocks that `len` bytes take, rounded up.
     pub fn blocks_for(self, len: u64) -> u64 {
         len.div_ceil(self.size())
     }
@@ -160,7 +161,7 @@ mod tests {
         let nid = Nid::at_byte_offset(4096, meta_start).unwrap();
         assert_eq!(nid, Nid((1 << 59) - 7 * 128));
         assert_eq!(nid.byte_offset(meta_start), 4096);
-        // The same inode, written as a 64-bit negative number.
+        // Nid of the inode 7 blocks before the metadata start, as a 64-bit negative number.
         assert_eq!(Nid(0_u64.wrapping_sub(7 * 128)).byte_offset(meta_start), 4096);
         assert_eq!(Nid::at_byte_offset(4097, meta_start), None);
     }

@@ -20,17 +20,17 @@ use crate::{
 pub struct ChunkFormat {
     /// 0 to 31: log2 of the blocks per chunk.
     bits: u8,
-    /// Whether records are [`ChunkIndex`].
+    /// True when the array holds [`ChunkIndex`] records, false for [`BlockMapEntry`] records.
     pub indexes: bool,
-    /// Whether these hold 48-bit addresses.
+    /// True when the indexes hold 48-bit addresses. Never set without `indexes`.
     pub wide: bool,
 }
 
-/// Why a chunk format is refused.
+/// Refusal of a chunk format: `found` has unknown bits, or `wide` without `indexes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("chunk format {found:#06x} has unknown bits, or 48-bit addresses without indexes")]
 pub struct ChunkFormatError {
-    /// The 16 bits.
+    /// Chunk format as stored, 16 bits.
     pub found: u16,
 }
 
@@ -48,12 +48,13 @@ impl ChunkFormat {
     const INDEXES: u16 = 0x20;
     const WIDE: u16 = 0x40;
 
-    /// A format with 32-bit addresses; `bits` is log2 of the blocks per chunk, `None` above 31.
+    /// Format with 32-bit addresses; `bits` is log2 of the blocks per chunk. `None` above 31.
     pub fn new(bits: u8, indexes: bool) -> Option<Self> {
         (u16::from(bits) <= Self::BITS).then_some(Self { bits, indexes, wide: false })
     }
 
-    /// Reads the 16 bits.
+    /// Reads the 16 bits. Errors: [`ChunkFormatError`] for unknown bits, or wide addresses without
+    /// indexes.
     pub fn decode(field: u16) -> Result<Self, ChunkFormatError> {
         let indexes = field & Self::INDEXES != 0;
         let wide = field & Self::WIDE != 0;
@@ -65,7 +66,7 @@ impl ChunkFormat {
         Ok(Self { bits, indexes, wide })
     }
 
-    /// Spells the 16 bits.
+    /// Spells the 16 bits of the inode's union.
     pub fn encode(self) -> u16 {
         u16::from(self.bits)
             | if self.indexes { Self::INDEXES } else { 0 }
@@ -90,7 +91,7 @@ impl ChunkFormat {
 /// |      0 |    4 | startblk | unified address of the chunk; all ones: a hole |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockMapEntry {
-    /// Where the chunk starts; `None` for a hole.
+    /// First block of the chunk; `None` for a hole.
     pub start: Option<Block>,
 }
 
@@ -98,12 +99,12 @@ impl BlockMapEntry {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 4;
 
-    /// Reads one record.
+    /// Reads one record of the block map.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         Self { start: Block::from_narrow(u32::from_le_bytes(*record)) }
     }
 
-    /// Spells the record; an address above 32 bits is cut.
+    /// Spells the record; bits of the address above 32 are cut.
     pub fn encode(&self) -> [u8; Self::LEN] {
         Block::to_wide(self.start).0.to_le_bytes()
     }
@@ -118,9 +119,9 @@ impl BlockMapEntry {
 /// |      4 |    4 | startblk_lo | bits 0..31; an address of all ones is a hole, whatever the device |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkIndex {
-    /// 0, or the number of the device that `start` counts on.
+    /// Device whose blocks `start` counts; 0 for the unified line.
     pub device_id: u16,
-    /// Where the chunk starts; `None` for a hole.
+    /// First block of the chunk; `None` for a hole.
     pub start: Option<Block>,
 }
 
@@ -128,7 +129,7 @@ impl ChunkIndex {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 8;
 
-    /// Reads one record; `wide` is that of the chunk format.
+    /// Reads one record; `wide` comes from the chunk format.
     pub fn decode(record: &[u8; Self::LEN], wide: bool) -> Self {
         let low = u32::from_le_bytes(get::<4, _, _>(record));
         let high = u16::from_le_bytes(get::<0, _, _>(record));
@@ -138,7 +139,7 @@ impl ChunkIndex {
         }
     }
 
-    /// Spells the record; an address beyond the format's width is cut.
+    /// Spells the record; address bits beyond the format's width are cut.
     pub fn encode(&self, wide: bool) -> [u8; Self::LEN] {
         let mut record = [0; Self::LEN];
         let (low, high) = Block::to_wide(self.start);

@@ -8,29 +8,29 @@
 
 use crate::format::record::get;
 
-/// A compression algorithm.
+/// Compression algorithm, with the format's numbers 0 to 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
-    /// LZ4, one raw block.
+    /// Raw block without a frame.
     Lz4,
-    /// MicroLZMA.
+    /// LZMA1 without header and end mark; the first byte is the complement of the property byte.
     Lzma,
-    /// Raw DEFLATE.
+    /// Raw DEFLATE stream without zlib or gzip around it.
     Deflate,
-    /// One Zstandard frame.
+    /// One ordinary Zstandard frame.
     Zstd,
 }
 
 impl Algorithm {
-    /// Every algorithm, in the order of their numbers.
+    /// All algorithms, in the order of their numbers in the format.
     pub const ALL: [Self; 4] = [Self::Lz4, Self::Lzma, Self::Deflate, Self::Zstd];
 
-    /// The algorithm of a number; `None` above 3.
+    /// Algorithm with the format's `number`; `None` above 3.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// The algorithm's bit in the superblock.
+    /// Bit of the algorithm in `available_compr_algs` of the superblock.
     pub fn bit(self) -> u16 {
         match self {
             Self::Lz4 => 1,
@@ -40,7 +40,7 @@ impl Algorithm {
         }
     }
 
-    /// The name that texts use.
+    /// Lower-case name, as dumps and error texts show it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Lz4 => "lz4",
@@ -52,8 +52,8 @@ impl Algorithm {
 
     /// Reads the configuration record of the algorithm, whose length field is not part of `record`.
     ///
-    /// Returns the most blocks of an LZ4 pcluster, 0 for the other algorithms. Errors: what a kernel
-    /// refuses to mount.
+    /// Returns the largest LZ4 pcluster in blocks, 0 for the other algorithms. Errors: a sentence
+    /// that names the field for which a kernel refuses to mount.
     ///
     /// | algorithm | offset | size | field             | unit and meaning               |
     /// |-----------|-------:|-----:|-------------------|--------------------------------|
@@ -98,28 +98,29 @@ impl Algorithm {
     }
 }
 
-/// Most bytes of a pcluster that a kernel reads.
+/// Largest pcluster in bytes: the kernel's `Z_EROFS_PCLUSTER_MAX_SIZE`.
 pub const PCLUSTER_BYTES: u64 = 1 << 20;
-/// Most bytes that a pcluster may decode to.
+/// Most bytes a pcluster may decode to: the kernel's `Z_EROFS_PCLUSTER_MAX_DSIZE`.
 pub const DECODED_BYTES: u64 = 12 << 20;
 
-/// Bits of [`MapHeader::advise`].
+/// Bits of one file's map, see [`MapHeader::advise`].
 pub mod advise {
-    /// Layout compact: records of 2 bytes where they fit.
+    /// Compact layout: records of 2 bytes where they fit.
     pub const COMPACTED_2B: u16 = 0x01;
-    /// Layout full: extent records instead of an index.
+    /// Full layout: extent records take the place of the index. Shares its bit with
+    /// [`COMPACTED_2B`].
     pub const EXTENTS: u16 = 0x01;
     /// Pclusters of the first algorithm may be larger than a block.
     pub const BIG_PCLUSTER_1: u16 = 0x02;
-    /// So may those of the second algorithm, and plain ones.
+    /// Pclusters of the second algorithm, and plain ones, may be larger than a block.
     pub const BIG_PCLUSTER_2: u16 = 0x04;
-    /// The last pcluster lies after the map.
+    /// The last pcluster lies right after the map.
     pub const INLINE: u16 = 0x08;
-    /// Plain pclusters keep their bytes at the place they have within a block.
+    /// Plain pclusters keep their bytes at the same place within a block as in the file.
     pub const INTERLACED: u16 = 0x10;
-    /// The end of the file is a part of the packed file.
+    /// The end of the file lies in the packed file.
     pub const FRAGMENT: u16 = 0x20;
-    /// All bits with a meaning.
+    /// All bits that have a meaning; kernels refuse others.
     pub const KNOWN: u16 = 0x3f;
 }
 
@@ -133,7 +134,7 @@ pub mod advise {
 /// |      7 |    1 | clusterbits     | bits 0–3: log2 of the lcluster, less that of the block; bit 7: the whole file is a fragment, and the other 63 bits its offset |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapHeader {
-    /// The 8 bytes as one number.
+    /// All 8 bytes as one little-endian number.
     bits: u64,
 }
 
@@ -141,17 +142,17 @@ impl MapHeader {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 8;
 
-    /// Reads the head.
+    /// Reads the header from its 8 bytes.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         Self { bits: u64::from_le_bytes(*record) }
     }
 
-    /// Where the file lies in the packed file, if it lies there as a whole.
+    /// Byte of the packed file at which the file starts, if all of the file lies there.
     pub fn whole_fragment(self) -> Option<u64> {
         (self.bits >> 63 != 0).then_some(self.bits & !(1 << 63))
     }
 
-    /// Bits of [`advise`].
+    /// Feature bits of the map, see the module [`advise`].
     pub fn advise(self) -> u16 {
         let [_, _, _, _, a, b, _, _] = self.bits.to_le_bytes();
         u16::from_le_bytes([a, b])
@@ -162,54 +163,54 @@ impl MapHeader {
         self.advise() & bit != 0
     }
 
-    /// The lower half: the fragment's offset, or the number of extents.
+    /// Lower 32 bits: low half of the fragment's offset, or of the number of extents.
     pub fn low(self) -> u64 {
         self.bits & 0xffff_ffff
     }
 
-    /// Number of extent records, 48 bits.
+    /// Number of extent records, at most 48 bits.
     pub fn extents(self) -> u64 {
         self.low() | self.bits >> 48 << 32
     }
 
-    /// Bytes of the inline pcluster.
+    /// Length of the inline pcluster, in bytes.
     pub fn inline_len(self) -> u64 {
         self.bits >> 16 & 0xffff
     }
 
-    /// The numbers of both algorithms.
+    /// Algorithm numbers of first and second heads.
     pub fn algorithms(self) -> [u8; 2] {
         let [_, _, _, _, _, _, both, _] = self.bits.to_le_bytes();
         [both & 15, both >> 4]
     }
 
-    /// log2 of the lcluster, less that of the block, and the bits that have no meaning.
+    /// log2 of the lcluster less that of the block, then the bits of the byte that have no meaning.
     pub fn cluster_bits(self) -> (u8, u8) {
         let [_, _, _, _, _, _, _, bits] = self.bits.to_le_bytes();
         (bits & 15, bits & 0x70)
     }
 
-    /// Length of an extent record, in bytes.
+    /// Length of one extent record: 4, 8, 16 or 32 bytes.
     pub fn extent_len(self) -> u64 {
         4 << (self.advise() >> 1 & 3)
     }
 }
 
-/// The kind of extent that starts in an lcluster.
+/// Kind of extent that starts in an lcluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// An extent that is stored as it is.
+    /// Extent whose bytes are stored uncompressed.
     Plain,
-    /// An extent of the first algorithm.
+    /// Extent compressed with the first algorithm.
     First,
-    /// None: it continues the extent before.
+    /// No extent starts here: the one before goes on.
     Nothing,
-    /// An extent of the second algorithm.
+    /// Extent compressed with the second algorithm.
     Second,
 }
 
 impl Start {
-    /// Reads the two bits.
+    /// Reads the lowest two bits.
     pub fn of(bits: u16) -> Self {
         match bits & 3 {
             0 => Self::Plain,
@@ -220,7 +221,7 @@ impl Start {
     }
 }
 
-/// Bit of a distance that holds the number of blocks of a pcluster instead.
+/// Bit of a distance that marks the rest of it as the number of blocks of a pcluster.
 pub const BLOCK_COUNT: u16 = 0x800;
 
 /// One lcluster of a full index, little-endian, 8 bytes.
@@ -232,17 +233,17 @@ pub const BLOCK_COUNT: u16 = 0x800;
 /// |      4 |    4 | block / distances | first block; without a start: u16 lclusters back, or [`BLOCK_COUNT`] and blocks; u16 lclusters forward |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FullRecord {
-    /// Kind of the extent that starts here.
+    /// Kind of the extent that starts in the lcluster.
     pub start: Start,
-    /// The extent is a hole.
+    /// True for a hole, which has no pcluster.
     pub hole: bool,
-    /// The pcluster decodes to more than this extent.
+    /// True when the pcluster decodes to more than this extent.
     pub partial: bool,
-    /// Where in the lcluster the extent starts, in bytes.
+    /// Byte of the lcluster at which the extent starts.
     pub offset: u16,
-    /// First block of the pcluster.
+    /// First block of the pcluster, on the unified line.
     pub block: u32,
-    /// Lclusters back to a start, or the number of blocks.
+    /// Lclusters back to a start, or [`BLOCK_COUNT`] with the blocks of the pcluster.
     pub back: u16,
     /// Lclusters forward to the next start.
     pub ahead: u16,
@@ -252,7 +253,7 @@ impl FullRecord {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 8;
 
-    /// Reads one record.
+    /// Reads one record of a full index.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         let advise = u16::from_le_bytes(get::<0, _, _>(record));
         Self {
@@ -267,20 +268,20 @@ impl FullRecord {
     }
 }
 
-/// A pack of a compact index: 2 records of 16 bits or 16 of 14 bits, then the base address, 4 bytes.
+/// Pack of a compact index: 2 records of 16 bits or 16 of 14 bits, then a base address of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pack {
     bytes: [u8; Self::WIDE_LEN],
-    /// Records in it: 2 or 16.
+    /// Number of records: 2 or 16.
     records: usize,
-    /// Bits of a record's value; its two upper bits are a [`Start`].
+    /// Bits of a record's value. The two bits above them are a [`Start`].
     value_bits: u8,
 }
 
 impl Pack {
-    /// Length of a pack of 4-byte records.
+    /// Length of a pack of two records, in bytes.
     pub const NARROW_LEN: usize = 8;
-    /// Length of a pack of 2-byte records.
+    /// Length of a pack of sixteen records, in bytes.
     pub const WIDE_LEN: usize = 32;
 
     /// Takes the bytes of a pack, 8 or 32; `value_bits` is 12 to 14.
@@ -293,12 +294,12 @@ impl Pack {
         pack
     }
 
-    /// Records in the pack.
+    /// Number of records: 2 or 16.
     pub fn records(&self) -> usize {
         self.records
     }
 
-    /// The kind of extent that starts at record `index`, and the record's value.
+    /// Kind of the extent that starts at record `index`, and the value of the record.
     pub fn record(&self, index: usize) -> (Start, u16) {
         let width = if self.records == 16 { 14 } else { 16 };
         let bit = width * index;
@@ -310,11 +311,11 @@ impl Pack {
         (Start::of(start.into()), u16::from_le_bytes([a, b]))
     }
 
-    /// Lclusters from record `index`, where nothing starts, back to a start or a record that knows more;
-    /// or [`BLOCK_COUNT`] and blocks.
+    /// Lclusters back from record `index`, at which nothing starts, to a start or to a record that
+    /// leads further back; or [`BLOCK_COUNT`] and blocks.
     ///
-    /// The last record of a pack holds the distance forward, so its distance back is that of the record
-    /// before and one.
+    /// The last record of a pack holds the distance forward. One more than the distance of the
+    /// record before is its distance back.
     pub fn back(&self, index: usize) -> u16 {
         let (_, value) = self.record(index);
         if value & BLOCK_COUNT != 0 || index + 1 != self.records {
@@ -327,7 +328,8 @@ impl Pack {
         }
     }
 
-    /// Lclusters from record `index`, where nothing starts, forward to the next start; 0 for one.
+    /// Lclusters forward from record `index`, at which nothing starts, to the next start; 0 when
+    /// one starts at `index`.
     pub fn ahead(&self, index: usize) -> u16 {
         let (mut distance, mut last) = (0, 0);
         for index in index..self.records {
@@ -341,7 +343,8 @@ impl Pack {
 
     /// First block of the pcluster that starts at record `index`.
     ///
-    /// `None` where pclusters may be `big` and a distance back of this pack makes no sense.
+    /// `big` says whether pclusters may be larger than a block; then `None` where a distance back
+    /// in this pack is below 2.
     pub fn block(&self, index: usize, big: bool) -> Option<u32> {
         let mut blocks = u32::from(!big);
         let mut index = i64::try_from(index).ok()?;
@@ -363,12 +366,12 @@ impl Pack {
         }
         let at = if self.records == 16 { Self::WIDE_LEN } else { Self::NARROW_LEN } - 4;
         let base = self.bytes.get(at..).and_then(|rest| rest.first_chunk());
-        // The kernel's sum has 32 bits as well.
+        // The kernel adds in 32 bits too.
         Some(u32::from_le_bytes(*base.unwrap_or(&[0; 4])).wrapping_add(blocks))
     }
 }
 
-/// One extent record, little-endian, of which only the first 4, 8, 16 or 32 bytes may be stored.
+/// Extent record, little-endian. Only the first 4, 8, 16 or 32 bytes may be stored.
 ///
 /// | offset | size | field     | unit and meaning                                                           |
 /// |-------:|-----:|-----------|----------------------------------------------------------------------------|
@@ -380,11 +383,11 @@ impl Pack {
 /// |     20 |   12 | reserved  | 0                                                                          |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtentRecord {
-    /// The first word; of a fragment, the low half of its offset.
+    /// Encoded length and flags; for a fragment the low half of the offset in the packed file.
     pub word: u32,
-    /// First byte of the pcluster.
+    /// First byte of the pcluster, on the unified line.
     pub physical: u64,
-    /// First byte in the file.
+    /// Byte of the file at which the extent starts.
     pub logical: u64,
 }
 
@@ -393,7 +396,7 @@ impl ExtentRecord {
     pub const LEN: usize = 32;
     const UNKNOWN: u32 = 0x07e0_0000;
 
-    /// Reads a record; what is not stored is zero.
+    /// Reads a record; the caller fills bytes that are not stored with zeros.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         Self {
             word: u32::from_le_bytes(get::<0, _, _>(record)),
@@ -402,23 +405,23 @@ impl ExtentRecord {
         }
     }
 
-    /// Encoded length in bytes.
+    /// Length of the pcluster in bytes, 0 for a hole.
     pub fn encoded_len(&self) -> u64 {
         u64::from(self.word & 0x1f_ffff)
     }
 
-    /// Whether the pcluster decodes to more than this extent.
+    /// True when the pcluster decodes to more than this extent.
     pub fn partial(&self) -> bool {
         self.word >> 27 & 1 != 0
     }
 
-    /// The number of the algorithm; `None` for plain bytes.
+    /// Algorithm number; `None` for uncompressed bytes.
     pub fn algorithm(&self) -> Option<u8> {
         let [_, _, _, top] = self.word.to_le_bytes();
         (top >> 4).checked_sub(1)
     }
 
-    /// True when bits without a meaning are set.
+    /// True when bits of the word without a meaning are set.
     pub fn has_unknown_bits(&self) -> bool {
         self.word & Self::UNKNOWN != 0
     }
@@ -457,7 +460,7 @@ mod tests {
     #[test]
     fn block_counts_of_a_pack_are_added_to_its_base() {
         let mut records = [(2, 2); 16];
-        // A pcluster of 5 blocks, one of a single block, then one that starts here.
+        // One pcluster of 5 blocks, one of a single block, then the one at the last record.
         (records[0], records[1], records[2], records[3]) = ((1, 0), (2, BLOCK_COUNT | 5), (2, 2), (1, 4));
         records[4] = (1, 8);
         let packed = pack(records, 100);

@@ -16,7 +16,7 @@ use crate::format::record::{get, put};
 /// |   0x4C |   52 | reserved   | 0                                                     |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceSlot {
-    /// A name or digest, padded with NUL.
+    /// Name or digest, padded with NUL.
     pub tag: [u8; 64],
     /// Size in blocks, at most 48 bits.
     pub blocks: u64,
@@ -41,7 +41,7 @@ impl DeviceSlot {
         }
     }
 
-    /// Spells the slot; bits above 48 are cut.
+    /// Spells the slot; bits of `blocks` and `unified_start` above 48 are cut.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut record = [0; Self::LEN];
         let [b0, b1, b2, b3, b4, b5, ..] = self.blocks.to_le_bytes();

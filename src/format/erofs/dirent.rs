@@ -22,22 +22,22 @@ use crate::{
 /// |     11 |    1 | reserved  | 0                                             |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dirent {
-    /// The inode named.
+    /// Number of the inode that the record names.
     pub nid: Nid,
     /// Bytes from the start of the block to the name.
     pub name_offset: u16,
-    /// The type of the inode named.
+    /// Type of that inode, as the record claims it.
     pub file_type: FileType,
 }
 
-/// Why bytes are no directory record.
+/// Refusal of bytes that are no directory record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirentError {
-    /// Byte 10 names no type.
+    /// Byte 10 is not one of 1 to 7.
     #[error("file type {found} of a directory record is not one of 1..=7")]
     FileType {
-        /// The byte.
+        /// Byte 10 of the record.
         found: u8,
     },
 }
@@ -65,7 +65,7 @@ impl Dirent {
         })
     }
 
-    /// Spells the record.
+    /// Spells the record; the reserved byte is 0.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut record = [0; Self::LEN];
         put::<0, _, _>(&mut record, self.nid.0.to_le_bytes());

@@ -1,6 +1,7 @@
-//! An image as text: one line for each fact, in an order that makes two images comparable line by line.
+//! An image as text: one line for each fact, in an order that makes two images comparable line by
+//! line.
 //!
-//! What cannot be read is shown as its error, and the rest all the same.
+//! A part that cannot be read is shown as its error; the dump goes on after it.
 //!
 //! Described in `docs/formats/erofs.md`, "Text".
 
@@ -24,64 +25,64 @@ use crate::{
     tree::{Device, FileType, Timestamp, Xattr},
 };
 
-/// Extents listed for one file; more are counted.
+/// Extents listed per file. Further ones are only counted.
 const EXTENTS: usize = 64;
 
 /// One fact about the image as a whole.
 #[derive(Debug)]
 pub struct Fact {
-    /// The name in the text form, with hyphens. Devices and name prefixes come once each.
+    /// Name in the text form, with hyphens. Each device and each name prefix is a fact of its own.
     pub name: &'static str,
-    /// The value, whose [`Display`](fmt::Display) is the text form.
+    /// Value, whose [`Display`](fmt::Display) is the text form.
     pub value: FactValue,
 }
 
 /// The value of a [`Fact`].
 #[derive(Debug)]
 pub enum FactValue {
-    /// A number without a unit, of blocks, or of bytes.
+    /// Number of things, blocks or bytes.
     Number(u64),
-    /// Names without an order of their own. The text form of an empty list is `none`.
+    /// List of names whose order has no meaning. The text form of an empty list is `none`.
     Names(Vec<String>),
-    /// An identifier, shown as it is.
+    /// Identifier, shown without quotes or escapes.
     Id(String),
-    /// A name from the image, without the NULs behind it.
+    /// Name from the image, without the NULs that pad it.
     Text(Vec<u8>),
-    /// The checksum; `None` where the image has none.
+    /// Checksum, or the error of reading block 0; `None` where the image has none.
     Checksum(Result<Option<Checksum>, ReadError>),
-    /// A point in time.
+    /// Time of the image, absolute.
     Time(Timestamp),
-    /// A point in time that the image stores as seconds after its epoch.
+    /// Time stored as seconds after the epoch of the image.
     AfterEpoch {
-        /// The epoch.
+        /// Epoch of the image.
         epoch: Timestamp,
-        /// Seconds after it.
+        /// Seconds after the epoch, unsigned.
         seconds: u32,
     },
-    /// The compression algorithms, or why they cannot be found.
+    /// Compression algorithms, or the error of reading their configurations.
     Compression {
-        /// The superblock's field.
+        /// Value of `available_compr_algs` in the superblock.
         bits: u16,
-        /// The algorithms that it names.
+        /// Algorithms that `bits` names, or the error of reading their configurations.
         algorithms: Result<Vec<Algorithm>, ReadError>,
     },
-    /// A long prefix of extended attributes' names.
+    /// Long prefix of extended attribute names.
     XattrPrefix {
-        /// The prefix that every image knows, such as `user.`.
+        /// Prefix that every image knows, such as `user.`.
         base: Prefix,
-        /// The bytes after it.
+        /// Bytes after the base prefix.
         infix: Vec<u8>,
     },
-    /// The slot of an extra device.
+    /// Slot of an extra device.
     Device(DeviceSlot),
 }
 
-/// The checksum of a superblock.
+/// Stored and computed checksum of a superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum {
-    /// The number in the image.
+    /// Number in the superblock.
     pub stored: u32,
-    /// The number that the bytes have.
+    /// CRC-32C of the covered bytes.
     pub computed: u32,
 }
 
@@ -114,7 +115,7 @@ impl fmt::Display for FactValue {
     }
 }
 
-/// Words with spaces between, or `none`.
+/// Joins words with spaces; `none` for no words.
 fn joined<T: AsRef<str>>(words: &[T]) -> String {
     match words {
         [] => "none".to_owned(),
@@ -122,7 +123,7 @@ fn joined<T: AsRef<str>>(words: &[T]) -> String {
     }
 }
 
-/// The facts of the superblock and its tables, in the order of the record.
+/// Lists the facts of the superblock and its tables, in the order of their fields.
 pub fn facts<R: ReadAt>(image: &Image<R>) -> Vec<Fact> {
     use FactValue::Number;
     let superblock = image.superblock();
@@ -162,12 +163,12 @@ pub fn facts<R: ReadAt>(image: &Image<R>) -> Vec<Fact> {
     facts
 }
 
-/// The names of feature bits as a sentence lists them; `none` for no bit.
+/// Names of the set feature bits, joined as a sentence lists them; `none` for no bit.
 pub fn feature_names(bits: u32, table: &[(u32, &str)]) -> String {
     joined(&features(bits, table))
 }
 
-/// The names of feature bits, those without a name in hexadecimal.
+/// Names of the set feature bits; a bit without a name in hexadecimal.
 fn features(bits: u32, table: &[(u32, &str)]) -> Vec<String> {
     let mut rest = bits;
     let mut found = Vec::new();
@@ -183,7 +184,7 @@ fn features(bits: u32, table: &[(u32, &str)]) -> Vec<String> {
     found
 }
 
-/// Text without the NULs that pad it.
+/// Cuts the NULs that pad a text.
 pub fn unpadded(padded: &[u8]) -> &[u8] {
     let end = padded.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     padded.get(..end).unwrap_or_default()
@@ -199,33 +200,33 @@ fn uuid(bytes: [u8; 16]) -> String {
     text
 }
 
-/// One name of an image, as a line.
+/// Name in an image, with what it leads to; its text form is one line.
 #[derive(Debug)]
 pub struct Entry {
-    /// From the root on, with a slash in front.
+    /// Path from the root, with a slash in front.
     pub path: Vec<u8>,
-    /// The number in the directory's record.
+    /// Inode number in the directory's record.
     pub nid: Nid,
-    /// What it leads to, or why that cannot be read.
+    /// Details of the inode, or the error of reading it.
     pub inode: Result<Details, ReadError>,
 }
 
-/// What a name leads to.
+/// Inode with its attributes and data places.
 #[derive(Debug)]
 pub struct Details {
-    /// The inode.
+    /// Decoded inode and its place in the image.
     pub node: Node,
-    /// The target of a symbolic link.
+    /// Target of a symbolic link, 1 to 4095 bytes.
     pub target: Option<Vec<u8>>,
-    /// Attributes in the order of their names.
+    /// Extended attributes in the order of their names.
     pub xattrs: Vec<Xattr>,
-    /// The first extents of the data.
+    /// First extents of uncompressed data, at most 64.
     pub extents: Vec<Extent>,
-    /// The first extents of compressed data.
+    /// First extents of compressed data, at most 64.
     pub compressed: Vec<CompressedExtent>,
-    /// Extents beyond these.
+    /// Number of extents not listed.
     pub more_extents: u64,
-    /// Why the rest of the data cannot be found.
+    /// Error that ended the list of extents.
     pub data_error: Option<ReadError>,
 }
 
@@ -238,7 +239,7 @@ impl Entry {
 }
 
 impl Details {
-    /// Reads everything about `node`.
+    /// Reads attributes, target and extents of `node`.
     pub fn read<R: ReadAt>(image: &Image<R>, node: Node) -> Result<Self, ReadError> {
         let target = match node.inode.file_type {
             FileType::Symlink => Some(image.symlink_target(&node)?),
@@ -275,7 +276,7 @@ impl Details {
     }
 }
 
-/// The line for one name, and after it the error that ended its directory, if one did.
+/// The line for one name. The error that ended its directory follows, if there was one.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\" nid={}", self.path.escape_ascii(), self.nid)?;
@@ -364,7 +365,7 @@ pub fn source_text(extent: &CompressedExtent) -> String {
     }
 }
 
-/// The name of a type.
+/// Name of a file type, as dumps show it.
 pub fn type_name(file_type: FileType) -> &'static str {
     match file_type {
         FileType::Regular => "file",
@@ -377,7 +378,7 @@ pub fn type_name(file_type: FileType) -> &'static str {
     }
 }
 
-/// Gives every name from `start` on to `each`, a directory before its contents, names in order.
+/// Calls `each` for every name from `start` on: a directory before its contents, names in order.
 ///
 /// A directory is entered once, however often it is listed. Holds one block for each level.
 pub fn walk<R: ReadAt, E>(

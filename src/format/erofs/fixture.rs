@@ -20,18 +20,18 @@ pub(super) struct Fixture {
     data_cursor: u64,
 }
 
-/// An access-control list with the three entries that every one has.
+/// Access-control list with owner, group and others, which every list has.
 pub(super) const ACL: [u8; 28] = [
     2, 0, 0, 0, 1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff, 4, 0, 4, 0, 0xff, 0xff, 0xff, 0xff, 0x20, 0, 4, 0, 0xff,
     0xff, 0xff, 0xff,
 ];
 
-/// First block of file data.
+/// First block of file data in the fixture.
 pub(super) const DATA_BLOCK: u64 = 16;
-/// Where the root directory's inode lies.
+/// Byte of the root directory's inode: right behind the superblock.
 pub(super) const ROOT_AT: u64 = 1152;
 
-/// An inode of `file_type` with plausible attributes and no data.
+/// An inode of `file_type` without data, mode and owner filled in.
 pub(super) fn inode(file_type: FileType, size_bytes: u64, data: Data) -> Inode {
     Inode {
         xattr_icount: 0,
@@ -50,7 +50,7 @@ pub(super) fn inode(file_type: FileType, size_bytes: u64, data: Data) -> Inode {
     }
 }
 
-/// Directory blocks as the format wants them; `entries` are in order and hold `.` and `..`.
+/// Directory blocks in valid form; `entries` are sorted and hold `.` and `..`.
 pub(super) fn directory_blocks(bits: BlockBits, entries: &[(&[u8], Nid, FileType)]) -> Vec<u8> {
     let block = bits.buffer_len();
     let mut out = Vec::new();
@@ -77,7 +77,7 @@ pub(super) fn directory_blocks(bits: BlockBits, entries: &[(&[u8], Nid, FileType
     out
 }
 
-/// An attribute entry, padded.
+/// An attribute entry with its padding.
 pub(super) fn xattr_entry(name: &str, value: &[u8]) -> Vec<u8> {
     let (prefix, rest) = Prefix::split(name.as_bytes()).unwrap();
     let header = EntryHeader {
@@ -124,7 +124,7 @@ impl Fixture {
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Puts an inode with what follows it at byte `at`; `align` is that of what follows the attributes.
+    /// Writes an inode at byte `at`, then its attributes, then `after` aligned to `align` bytes.
     pub(super) fn node_at(&mut self, at: u64, inode: Inode, xattrs: &[u8], align: u64, after: &[u8]) -> Nid {
         let inode = Inode { xattr_icount: icount(xattrs.len() as u64).unwrap(), ..inode };
         let record = inode.encode_extended();
@@ -134,7 +134,7 @@ impl Fixture {
         Nid::at_byte_offset(at, self.superblock.meta_start()).unwrap()
     }
 
-    /// The same at the next free slot where `after` does not cross a block.
+    /// Like [`Self::node_at`], at the next free slot where `after` does not cross a block.
     pub(super) fn node(&mut self, inode: Inode, xattrs: &[u8], align: u64, after: &[u8]) -> Nid {
         let bits = self.bits();
         let mut at = self.meta_cursor;
@@ -147,7 +147,7 @@ impl Fixture {
         nid
     }
 
-    /// Puts data into the next free blocks.
+    /// Appends data in whole blocks and returns the first.
     pub(super) fn data(&mut self, bytes: &[u8]) -> Block {
         let start = self.data_cursor;
         self.data_cursor += self.bits().blocks_for(bytes.len() as u64);
@@ -155,7 +155,7 @@ impl Fixture {
         Block(start)
     }
 
-    /// A directory at byte `at`, its last block inline if it fits there.
+    /// Writes a directory at byte `at`; its last block is inline if it fits there.
     pub(super) fn directory_at(&mut self, at: u64, parent: Nid, xattrs: &[u8], children: &[Child]) -> Nid {
         let bits = self.bits();
         let own = Nid::at_byte_offset(at, self.superblock.meta_start()).unwrap();
@@ -178,7 +178,7 @@ impl Fixture {
         self.node_at(at, inode, xattrs, 1, tail)
     }
 
-    /// The finished image: whole blocks, superblock with checksum.
+    /// Finishes the image: whole blocks, checksum in the superblock.
     pub(super) fn finish(mut self) -> Vec<u8> {
         let block = self.bits().buffer_len();
         self.bytes.resize(self.bytes.len().next_multiple_of(block), 0);
@@ -190,7 +190,7 @@ impl Fixture {
     }
 }
 
-/// A child of a directory: name, inode, type.
+/// Child of a directory: name, inode, type.
 pub(super) type Child = (&'static str, Nid, FileType);
 
 /// Corrects the checksum after a change to the first block.
@@ -199,7 +199,7 @@ pub(crate) fn seal(image: &mut [u8]) {
     superblock::seal(&mut image[1024..1024 + Superblock::checksummed_len(bits)]);
 }
 
-/// Byte offsets of the inodes in [`sample`].
+/// Byte offset of each inode in [`sample`].
 #[derive(Clone, Copy)]
 pub(super) struct Sample {
     pub(super) plain: Nid,
@@ -211,12 +211,12 @@ pub(super) struct Sample {
     pub(super) device: Nid,
 }
 
-/// Bytes of the image that `sample` calls `plain`.
+/// Data of the file that `sample` calls `plain`.
 pub(super) fn plain_bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| u8::try_from(n % 255).unwrap() + 1).collect()
 }
 
-/// An image with one of everything, of the given block size: see the body.
+/// An image with blocks of 2^`bits` bytes that holds files of several types and layouts.
 pub(super) fn sample(bits: u8) -> (Vec<u8>, Sample) {
     let mut image = Fixture::new(bits);
     let block = image.bits().buffer_len();

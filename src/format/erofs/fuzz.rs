@@ -1,4 +1,4 @@
-//! The fuzz entry: what the check accepts, the reader reads.
+//! Fuzz entry: an image that the check accepts can be read to its last byte.
 //!
 //! Described in `docs/formats/erofs.md`, "Checking".
 
@@ -12,17 +12,17 @@ use super::{
 };
 use crate::tree::FileType;
 
-/// Most names of an image that is looked at closely; fuzzers find small ones.
+/// Most names of an image that is read in full. Fuzzers find small images.
 const NAMES: u64 = 256;
-/// Most bytes of a file that are read.
+/// Largest file that is read, in bytes.
 const DATA: u64 = 1 << 20;
 
-/// Fuzz entry: shows and checks `data` as an image, as it is and with its checksum put right, so that a
-/// fuzzer gets behind it. Whatever a check accepts has to be readable to the last byte.
+/// Dumps and checks `data` as an image, once as it is and once with its checksum corrected, so that
+/// a fuzzer gets past the checksum. An accepted image has to be readable to its last byte.
 ///
 /// # Panics
 ///
-/// When an accepted image cannot be read, or is not what the report says.
+/// When an accepted image cannot be read, or differs from its report.
 pub fn fuzz_image(data: &[u8]) {
     examine(data);
     let mut mended = data.to_vec();
@@ -47,7 +47,7 @@ fn examine(data: &[u8]) {
         assert!(lines > 0, "facts have values");
         if let Ok(root) = image.root() {
             let mut left = NAMES;
-            // Ends early, and says so with an error.
+            // An unreadable image ends the walk early, with an error.
             let _ = dump::walk(&image, root, b"", |entry| {
                 assert!(!entry.to_string().contains('\n'), "a name is a line");
                 left -= 1;
@@ -63,7 +63,7 @@ fn examine(data: &[u8]) {
     }
 }
 
-/// Reads all of an image that was accepted.
+/// Reads everything in an accepted image.
 fn accepted(data: &[u8], report: &Report) {
     let image = Image::open(data).expect("an accepted image opens");
     let root = image.root().expect("an accepted image has a root");

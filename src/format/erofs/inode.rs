@@ -13,7 +13,7 @@ use crate::{
     tree::{Attributes, Device, FileType, Timestamp},
 };
 
-/// An inode.
+/// Inode in either form, with the meaning of all fields.
 ///
 /// | compact | extended | size   | field          | unit and meaning                                   |
 /// |--------:|---------:|-------:|----------------|----------------------------------------------------|
@@ -34,56 +34,56 @@ use crate::{
 /// |       – |     0x30 | 16     | reserved       | 0                                                  |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
-    /// Size of the attributes, see [`super::xattr::body_len`].
+    /// Size of the attribute body in the format's own count, see [`super::xattr::body_len`].
     pub xattr_icount: u16,
-    /// What it is.
+    /// Type from the upper bits of i_mode.
     pub file_type: FileType,
-    /// Owner, permissions and time. Nanoseconds beyond a second are cut to its end.
+    /// Owner, permissions and time. Nanoseconds from a full second on are cut to 999 999 999.
     pub attributes: Attributes,
-    /// Number of names.
+    /// Link count: names of a file; 2 and the subdirectories of a directory.
     pub nlink: u32,
-    /// Logical size in bytes.
+    /// Length of the data in bytes, holes included.
     pub size_bytes: u64,
-    /// The number that 32-bit programs see.
+    /// Number that programs with a 32-bit `ino_t` see.
     pub ino: u32,
-    /// A directory without a `.` record.
+    /// True for a directory without a `.` record.
     pub dot_omitted: bool,
-    /// Where the data lies, or the device number.
+    /// Place of the data, or the device number.
     pub data: Data,
 }
 
-/// The data layout with what the inode's union says about it.
+/// Data layout, with the meaning that it gives the inode's union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Data {
-    /// Consecutive blocks.
+    /// Consecutive blocks, the last one padded.
     Plain {
-        /// The first block; `None` reads as zeros.
+        /// First block; `None` for a hole, which reads as zeros.
         start: Option<Block>,
     },
-    /// Consecutive blocks, and the part of the last one after the inode.
+    /// Consecutive whole blocks. The rest of the data stands after the inode and its attributes.
     Inline {
-        /// The first whole block; without a meaning when the size is below a block.
+        /// First whole block. Without a meaning when the data is shorter than a block.
         start: Option<Block>,
     },
-    /// Chunks, each with an address of its own.
+    /// Chunks of one size, each with an address.
     Chunks(ChunkFormat),
-    /// Compressed with a full index (also with extent records).
+    /// Compressed with a full index or with extent records.
     CompressedFull {
-        /// Blocks of compressed data.
+        /// Blocks of compressed data, as `st_blocks` counts them.
         blocks: u64,
     },
     /// Compressed with a compact index.
     CompressedCompact {
-        /// Blocks of compressed data.
+        /// Blocks of compressed data, as `st_blocks` counts them.
         blocks: u64,
     },
-    /// A character or block device.
+    /// Device number of a character or block device.
     Device(Device),
-    /// A fifo or socket.
+    /// Fifo or socket, which has no data.
     None,
 }
 
-/// The form of a record.
+/// Form of an inode record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// 32 bytes.
@@ -92,59 +92,59 @@ pub enum Form {
     Extended,
 }
 
-/// A data layout as i_format numbers it.
+/// Data layout as numbered in i_format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// Consecutive blocks.
+    /// Consecutive blocks, number 0.
     Plain,
-    /// Compressed, full index or extent records.
+    /// Compressed with a full index or extent records, number 1.
     CompressedFull,
-    /// Consecutive blocks with an inline tail.
+    /// Consecutive blocks and an inline tail, number 2.
     Inline,
-    /// Compressed, compact index.
+    /// Compressed with a compact index, number 3.
     CompressedCompact,
-    /// Chunks.
+    /// Chunk-based, number 4.
     Chunks,
 }
 
-/// The time that compact inodes count from, kept in the superblock.
+/// Time from which compact inodes count, kept in the superblock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeBase {
-    /// Seconds since 1970.
+    /// Seconds since 1970, signed.
     pub epoch: i64,
-    /// Nanoseconds of every compact inode.
+    /// Nanoseconds of the times of all compact inodes.
     pub nanoseconds: u32,
 }
 
-/// Why bytes are no inode.
+/// Refusal of bytes that are no inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InodeError {
-    /// Unknown format bits or data layout.
+    /// Unknown format bits, or a data layout above 4.
     #[error("inode format {found:#06x} has unknown bits or an unknown data layout")]
     Format {
-        /// i_format.
+        /// Value of i_format.
         found: u16,
     },
-    /// The mode has no known file type.
+    /// Type bits of the mode that name no file type.
     #[error("inode mode {found:#o} names no file type")]
     Mode {
-        /// i_mode.
+        /// Value of i_mode.
         found: u16,
     },
-    /// The size is negative as the signed number it is.
+    /// Size of 2^63 or more: negative to the kernel.
     #[error("inode size {found:#x} is above 2^63 - 1")]
     Size {
-        /// i_size.
+        /// Value of i_size.
         found: u64,
     },
-    /// The chunk format is not known.
+    /// Chunk format with unknown bits, or wide addresses without indexes.
     #[error(transparent)]
     Chunk(#[from] ChunkFormatError),
-    /// Fewer bytes than the record has.
+    /// Bytes end inside the record.
     #[error("{len} bytes hold no inode")]
     Short {
-        /// Bytes given.
+        /// Number of bytes given.
         len: usize,
     },
 }
@@ -167,6 +167,8 @@ impl Classify for InodeError {
 const EXTENDED: u16 = 1;
 const LAYOUT_SHIFT: u16 = 1;
 const LAYOUT_MASK: u16 = 7;
+// One bit with two meanings: a directory without `.`, or a file with one link whose count holds
+// address bits.
 const SHORT: u16 = 1 << 4;
 const FORMAT_KNOWN: u16 = 0x1f;
 
@@ -202,7 +204,7 @@ impl Layout {
         })
     }
 
-    /// The number in i_format.
+    /// Value of the layout bits in i_format.
     fn number(self) -> u16 {
         match self {
             Self::Plain => 0,
@@ -213,7 +215,7 @@ impl Layout {
         }
     }
 
-    /// The name that texts use.
+    /// Lower-case name, as dumps show it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -226,7 +228,7 @@ impl Layout {
 }
 
 impl Data {
-    /// The layout that stores it; special files are plain.
+    /// Layout for this data; devices, fifos and sockets use `Plain`.
     pub fn layout(&self) -> Layout {
         match self {
             Self::Plain { .. } | Self::Device(_) | Self::None => Layout::Plain,
@@ -263,7 +265,7 @@ impl Data {
         })
     }
 
-    /// i_u and the upper address part.
+    /// Spells i_u and the upper 16 bits of an address.
     fn encode(&self) -> (u32, u16) {
         match self {
             Self::Plain { start } | Self::Inline { start } => Block::to_wide(*start),
@@ -312,7 +314,7 @@ impl Inode {
                 mode,
                 uid: u32::from(u16::from_le_bytes(get::<0x18, _, _>(record))),
                 gid: u32::from(u16::from_le_bytes(get::<0x1A, _, _>(record))),
-                // The kernel's sum wraps as well.
+                // The kernel adds with wrap-around too.
                 mtime: timestamp(base.epoch.wrapping_add(i64::from(later)), base.nanoseconds),
             },
             nlink: u32::from(nlink),
@@ -323,7 +325,7 @@ impl Inode {
         })
     }
 
-    /// Reads an extended record.
+    /// Reads an extended record. Errors: [`InodeError`] for a field without a meaning.
     pub fn decode_extended(record: &[u8; Self::EXTENDED_LEN]) -> Result<Self, InodeError> {
         let layout = Layout::of(get::<0x00, _, _>(record))?;
         let (file_type, mode) = split_mode(u16::from_le_bytes(get::<0x04, _, _>(record)))?;
@@ -356,8 +358,8 @@ impl Inode {
 
     /// Spells the extended record, which can hold every inode.
     ///
-    /// "No block" is spelled with all 48 bits; where an image without 48-bit addresses has nothing to
-    /// point at, its writers put [`Block::UNUSED`].
+    /// "No block" is spelled with all 48 bits. Where an image has no 48-bit addresses, its writer
+    /// passes [`Block::UNUSED`] instead.
     pub fn encode_extended(&self) -> [u8; Self::EXTENDED_LEN] {
         let mut record = [0; Self::EXTENDED_LEN];
         let (low, high) = self.data.encode();
@@ -379,8 +381,8 @@ impl Inode {
 
     /// Spells the compact record; `None` when a field does not fit it.
     ///
-    /// Times other than `base` itself are stored relative to it, which kernels before 6.15 ignore: a
-    /// writer for older ones compares first.
+    /// Times other than `base` are stored relative to it, and kernels before 6.15 ignore that
+    /// field: a writer for older kernels compares first.
     pub fn encode_compact(&self, base: TimeBase) -> Option<[u8; Self::COMPACT_LEN]> {
         let mtime = self.attributes.mtime;
         if mtime.nanoseconds != base.nanoseconds {
@@ -392,7 +394,7 @@ impl Inode {
         let (low, nb, short) = match wide {
             (low, 0) if low != u32::MAX => (low, nlink, self.dot_omitted),
             (u32::MAX, 0 | u16::MAX) => (u32::MAX, nlink, self.dot_omitted),
-            // The address takes the place of the link count.
+            // The upper address bits take the place of the link count.
             (low, high) if self.nlink == 1 && self.file_type != FileType::Directory => (low, high, true),
             _ => return None,
         };
@@ -430,7 +432,7 @@ fn timestamp(seconds: i64, nanoseconds: u32) -> Timestamp {
     Timestamp { seconds, nanoseconds: nanoseconds.min(999_999_999) }
 }
 
-/// The 32 bits that stand for a device number, as in the kernel's `new_encode_dev`.
+/// Encodes a device number in 32 bits, as the kernel's `new_encode_dev` does.
 fn number_of_device(Device { major, minor }: Device) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }

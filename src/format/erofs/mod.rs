@@ -1,8 +1,8 @@
 //! EROFS images: the read-only file system that the kernel mounts as a layer.
 //!
 //! One module per on-disk record ([`superblock`], [`inode`], [`dirent`], [`xattr`], [`chunk`],
-//! [`compression`], [`device`]), each spelled as bytes and as values; [`reader`] finds them in an image and
-//! [`check`] decides whether a kernel should see it, [`dump`] shows it as text.
+//! [`compression`], [`device`]) converts between bytes and values. [`reader`] finds the records in
+//! an image, [`check`] decides whether a kernel should see it, [`dump`] shows it as text.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/erofs_fs.h` and
 //! `Documentation/filesystems/erofs.rst`.

@@ -47,53 +47,54 @@ use crate::{
 /// |   0x88 |    8 | reserved               | 0                                                    |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// As stored; [`seal`] fills it in.
+    /// Stored checksum; [`seal`] fills it in.
     pub checksum: u32,
     /// Bits of [`compat`].
     pub feature_compat: u32,
-    /// Block size.
+    /// Block size as a logarithm.
     pub block_bits: BlockBits,
-    /// 16-byte slots after the first 128 bytes.
+    /// Number of 16-byte slots after the first 128 bytes.
     pub extension_slots: u8,
-    /// The root directory. Above 16 bits only with [`incompat::WIDE`].
+    /// Inode number of the root directory. Above 16 bits only with [`incompat::WIDE`].
     pub root: Nid,
-    /// Whether the root is stored in the 64-bit field, and with it 48 bits of the block count.
+    /// True when the root is stored in the 64-bit field, which makes the block count 48 bits wide.
     pub wide_root: bool,
-    /// Number of inodes.
+    /// Number of inodes, which `statfs` returns as files.
     pub inos: u64,
-    /// Seconds since 1970.
+    /// Base of compact inodes' times, in seconds since 1970.
     pub epoch: i64,
-    /// Nanoseconds of compact inodes' times.
+    /// Nanoseconds of compact inodes' times, below 10^9.
     pub fixed_nsec: u32,
     /// Blocks of the image itself, extra devices not counted.
     pub blocks: u64,
-    /// Block at which nid 0 lies.
+    /// Block at which inode number 0 lies.
     pub meta_block: u32,
     /// Block at which shared xattr 0 lies.
     pub xattr_block: u32,
-    /// All zero for none.
+    /// Identifier of the image; all zero for none.
     pub uuid: [u8; 16],
-    /// Padded with NUL.
+    /// Name of the volume, padded with NUL.
     pub volume_name: [u8; 16],
     /// Bits of [`incompat`].
     pub feature_incompat: u32,
-    /// Algorithms in use; 0 for an uncompressed image.
+    /// Bit per algorithm in use, see [`super::compression::Algorithm::bit`]; 0 for an uncompressed
+    /// image.
     pub compression: u16,
     /// Number of device slots.
     pub extra_devices: u16,
     /// First device slot, in units of [`super::device::DeviceSlot::LEN`] from byte 0.
     pub device_slot_offset: u16,
-    /// 0 in every image a kernel mounts.
+    /// log2 of a directory block, less that of a block. Kernels mount images with 0 only.
     pub directory_block_bits: u8,
     /// Number of long xattr name prefixes.
     pub xattr_prefix_count: u8,
-    /// Where they lie, in 4-byte units.
+    /// Start of the long prefixes, in 4-byte units from byte 0.
     pub xattr_prefix_start: u32,
-    /// Inode of the fragments, with [`incompat::FRAGMENTS`].
+    /// Inode number of the packed file that holds the fragments, with [`incompat::FRAGMENTS`].
     pub packed_nid: u64,
-    /// Not zero: the xattr name filter is off.
+    /// Switches the xattr name filter off when not zero.
     pub xattr_filter_reserved: u8,
-    /// Long prefix of the content fingerprint, with [`compat::ISHARE_XATTRS`].
+    /// Number of the long prefix of the content fingerprint, with [`compat::ISHARE_XATTRS`].
     pub ishare_prefix_id: u8,
     /// Seconds after `epoch` at which the image was made.
     pub build_time: u32,
@@ -101,11 +102,11 @@ pub struct Superblock {
 
 /// Feature bits that readers ignore when they do not know them.
 pub mod compat {
-    /// The checksum is valid.
+    /// The checksum field is valid.
     pub const SB_CHKSUM: u32 = 0x01;
-    /// Times are modification times.
+    /// Inode times are modification times.
     pub const MTIME: u32 = 0x02;
-    /// The xattr name filter is filled in everywhere.
+    /// Every attribute body has its name filter filled in.
     pub const XATTR_FILTER: u32 = 0x04;
     /// Shared xattrs lie in the metabox.
     pub const SHARED_EA_IN_METABOX: u32 = 0x08;
@@ -126,23 +127,23 @@ pub mod compat {
 
 /// Feature bits that a reader must know.
 pub mod incompat {
-    /// Compressed data is right-aligned.
+    /// Compressed data is right-aligned in its pcluster.
     pub const ZERO_PADDING: u32 = 0x001;
     /// Compression configurations, or pclusters larger than a block.
     pub const COMPR_CFGS: u32 = 0x002;
-    /// Chunk-based files.
+    /// Chunk-based files exist.
     pub const CHUNKED_FILE: u32 = 0x004;
     /// Extra devices, or a second compression algorithm in a file.
     pub const DEVICE_TABLE: u32 = 0x008;
-    /// Compressed tails inline.
+    /// Compressed tails lie after their inodes.
     pub const ZTAILPACKING: u32 = 0x010;
     /// Fragments, or extents shared between compressed files.
     pub const FRAGMENTS: u32 = 0x020;
-    /// Long xattr name prefixes.
+    /// Long xattr name prefixes exist.
     pub const XATTR_PREFIXES: u32 = 0x040;
-    /// 48-bit addresses and what came with them.
+    /// 48-bit addresses, extent records, and times in compact inodes: 48BIT, Linux 6.15.
     pub const WIDE: u32 = 0x080;
-    /// Metadata inside an inode.
+    /// Metadata lies inside an inode: METABOX, Linux 6.17.
     pub const METABOX: u32 = 0x100;
     /// Names of the bits, lowest first.
     pub const NAMES: [(u32, &str); 9] = [
@@ -156,24 +157,24 @@ pub mod incompat {
         (WIDE, "48bit"),
         (METABOX, "metabox"),
     ];
-    /// All bits with a meaning.
+    /// All bits that have a meaning; kernels refuse others.
     pub const KNOWN: u32 = 0x1ff;
 }
 
-/// Why bytes are no superblock.
+/// Refusal of bytes that are no superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SuperblockError {
-    /// Another file, or none.
+    /// The first four bytes are not the magic number.
     #[error("magic {found:#010x} is not EROFS's 0xe0f5e1e2")]
     Magic {
-        /// The first four bytes.
+        /// Bytes 1024 to 1027 of the file, little-endian.
         found: u32,
     },
-    /// A block size no kernel has.
+    /// Block size outside 512 bytes to 64 KiB.
     #[error("block size 2^{bits} is not within 2^9 to 2^16 bytes")]
     BlockSize {
-        /// The logarithm found.
+        /// Logarithm in the superblock.
         bits: u8,
     },
 }
@@ -191,9 +192,9 @@ impl Classify for SuperblockError {
 }
 
 impl Superblock {
-    /// The first four bytes.
+    /// First four bytes of a superblock, little-endian.
     pub const MAGIC: u32 = 0xE0F5_E1E2;
-    /// Byte at which the superblock lies.
+    /// Byte of the image at which the superblock starts.
     pub const OFFSET: u64 = 1024;
     /// Length of the encoded record without extension slots, in bytes.
     pub const LEN: usize = 128;
@@ -202,7 +203,7 @@ impl Superblock {
     /// Offset of the checksum in the record, in bytes.
     const CHECKSUM_AT: usize = 4;
 
-    /// A superblock without features, inodes or blocks.
+    /// Superblock with defaults: no features, inodes or blocks.
     pub fn new(block_bits: BlockBits) -> Self {
         Self {
             checksum: 0,
@@ -233,7 +234,7 @@ impl Superblock {
         }
     }
 
-    /// Reads a superblock; the checksum is not verified here.
+    /// Reads a superblock. [`checksum`] verifies it separately, over more bytes than the record.
     ///
     /// Errors: [`SuperblockError`] when the magic or the block size is not one of EROFS.
     pub fn decode(record: &[u8; Self::LEN]) -> Result<Self, SuperblockError> {
@@ -285,8 +286,8 @@ impl Superblock {
         })
     }
 
-    /// Spells the record. A root or block count that does not fit its field is cut: the writer
-    /// keeps the root within 16 bits and the blocks within 32, or sets `wide_root`.
+    /// Spells the record. A root or block count too large for its field is cut: the writer keeps
+    /// the root within 16 bits and the blocks within 32, or sets `wide_root`.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut record = [0; Self::LEN];
         let [r0, r1, ..] = self.root.0.to_le_bytes();
@@ -318,12 +319,12 @@ impl Superblock {
         record
     }
 
-    /// Byte at which nid 0 lies.
+    /// Byte of the image at which nid 0 lies.
     pub fn meta_start(&self) -> u64 {
         u64::from(self.meta_block) << self.block_bits.get()
     }
 
-    /// Byte at which shared xattr 0 lies.
+    /// Byte of the image at which shared xattr 0 lies.
     pub fn xattr_start(&self) -> u64 {
         u64::from(self.xattr_block) << self.block_bits.get()
     }
@@ -346,8 +347,8 @@ impl Superblock {
     }
 }
 
-/// The checksum of `covered`, the bytes from the superblock on: CRC-32C that starts with all ones and is
-/// not inverted at the end, with the checksum field itself taken as zero.
+/// Checksum of `covered`, the bytes from the superblock on: CRC-32C that starts with all ones and
+/// is not inverted at the end. The checksum field counts as zero.
 pub fn checksum(covered: &[u8]) -> u32 {
     let (head, rest) = covered.split_at(covered.len().min(Superblock::CHECKSUM_AT));
     let (field, tail) = rest.split_at(rest.len().min(4));
@@ -356,8 +357,8 @@ pub fn checksum(covered: &[u8]) -> u32 {
     !crc32c::crc32c_append(crc, tail)
 }
 
-/// Writes the checksum into `covered`, the [`Superblock::checksummed_len`] bytes from the superblock on.
-/// Everything in them has to be final.
+/// Writes the checksum into `covered`, the [`Superblock::checksummed_len`] bytes from the
+/// superblock on. All other bytes in them have to be final.
 pub fn seal(covered: &mut [u8]) {
     let sum = checksum(covered).to_le_bytes();
     if let Some(field) = covered.get_mut(Superblock::CHECKSUM_AT..).and_then(|rest| rest.first_chunk_mut()) {

@@ -17,9 +17,9 @@ use crate::format::record::{get, put};
 /// |      5 |    7 | reserved       | 0                                                     |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyHeader {
-    /// Bits of absent names; means something only with the feature `xattr_filter`.
+    /// Bits of names that no attribute has. Valid only with the feature `xattr_filter`.
     pub name_filter: u32,
-    /// Number of ids that follow.
+    /// Number of shared ids after the header.
     pub shared_count: u8,
 }
 
@@ -35,7 +35,7 @@ impl BodyHeader {
         Self { name_filter: u32::from_le_bytes(get::<0, _, _>(record)), shared_count }
     }
 
-    /// Spells the header.
+    /// Spells the header; the reserved bytes are 0.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut record = [0; Self::LEN];
         put::<0, _, _>(&mut record, self.name_filter.to_le_bytes());
@@ -44,9 +44,9 @@ impl BodyHeader {
     }
 }
 
-/// Length in bytes of the attributes that an inode with this i_xattr_icount has.
+/// Length in bytes of an attribute body with this i_xattr_icount.
 ///
-/// A count of 1 is a header alone, which kernels refuse.
+/// A count of 1 is a header without attributes, which kernels refuse.
 pub fn body_len(icount: u16) -> u64 {
     match icount {
         0 => 0,
@@ -54,8 +54,8 @@ pub fn body_len(icount: u16) -> u64 {
     }
 }
 
-/// The i_xattr_icount of a body of `len` bytes, header included; `None` when the length is no
-/// multiple of 4, below a header, or above 12 + 4 · 65534.
+/// i_xattr_icount of a body of `len` bytes, header included. `None` when the length is no multiple
+/// of 4, shorter than a header, or above 12 + 4 · 65534.
 pub fn icount(len: u64) -> Option<u16> {
     if len == 0 {
         return Some(0);
@@ -67,7 +67,7 @@ pub fn icount(len: u64) -> Option<u16> {
     u16::try_from(entries / UNIT + 1).ok()
 }
 
-/// What attribute bodies, entries and shared ids are counted in, in bytes.
+/// Unit of attribute bodies, entries and shared ids, in bytes.
 pub const UNIT: u64 = 4;
 
 /// The head of an entry, inline or shared, little-endian, 4 bytes; name and value follow, then zeros up
@@ -80,30 +80,31 @@ pub const UNIT: u64 = 4;
 /// |      2 |    2 | e_value_size | bytes of the value                    |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryHeader {
-    /// Bytes of the name without its prefix.
+    /// Length of the name without its prefix, in bytes.
     pub name_len: u8,
-    /// A [`Prefix`], or [`LONG_PREFIX`] plus the number of a long one.
+    /// Number of a [`Prefix`], or [`LONG_PREFIX`] plus the number of a long one.
     pub name_index: u8,
-    /// Bytes of the value.
+    /// Length of the value in bytes.
     pub value_size: u16,
 }
 
-/// Bit of a name index that names a long prefix.
+/// Bit of a name index that selects a long prefix.
 pub const LONG_PREFIX: u8 = 0x80;
 
 impl EntryHeader {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 4;
-    /// Four zero bytes in an inode's own attributes: space that is reserved, and no attribute.
+    /// Four zero bytes in an inode's own attributes: reserved space, as `mkfs.erofs
+    /// --root-xattr-isize` leaves it.
     pub const RESERVED: Self = Self { name_len: 0, name_index: 0, value_size: 0 };
 
-    /// Reads the head.
+    /// Reads the head from its 4 bytes.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         let [name_len, name_index, v0, v1] = *record;
         Self { name_len, name_index, value_size: u16::from_le_bytes([v0, v1]) }
     }
 
-    /// Spells the head.
+    /// Spells the head as 4 bytes.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let [v0, v1] = self.value_size.to_le_bytes();
         [self.name_len, self.name_index, v0, v1]
@@ -116,38 +117,38 @@ impl EntryHeader {
     }
 }
 
-/// The length of an entry, in bytes.
+/// Length of an entry with and without padding, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryLen {
     /// Head, name and value.
     pub exact: u64,
-    /// The same with the zeros after it.
+    /// Head, name and value, with zeros up to a multiple of 4.
     pub padded: u64,
 }
 
-/// The name prefixes that need no table.
+/// Name prefix that needs no table in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Prefix {
-    /// `user.`
+    /// `user.`, number 1.
     User,
-    /// `system.posix_acl_access`, the whole name.
+    /// `system.posix_acl_access`, the whole name, number 2.
     AclAccess,
-    /// `system.posix_acl_default`, the whole name.
+    /// `system.posix_acl_default`, the whole name, number 3.
     AclDefault,
-    /// `trusted.`
+    /// `trusted.`, number 4.
     Trusted,
-    /// `lustre.`, which no Linux kernel reads.
+    /// `lustre.`, number 5, which no Linux kernel reads.
     Lustre,
-    /// `security.`
+    /// `security.`, number 6.
     Security,
 }
 
 impl Prefix {
-    /// Every prefix, in the order of their numbers.
+    /// All prefixes, in the order of their numbers.
     pub const ALL: [Self; 6] =
         [Self::User, Self::AclAccess, Self::AclDefault, Self::Trusted, Self::Lustre, Self::Security];
 
-    /// The number in an entry.
+    /// Number of the prefix in an entry, 1 to 6.
     pub fn index(self) -> u8 {
         match self {
             Self::User => 1,
@@ -159,12 +160,12 @@ impl Prefix {
         }
     }
 
-    /// The prefix of a number; `None` for others than 1 to 6.
+    /// Prefix with the number `index`; `None` outside 1 to 6.
     pub fn from_index(index: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|prefix| prefix.index() == index)
     }
 
-    /// The bytes that the number stands for.
+    /// Bytes that the number stands for.
     pub fn as_bytes(self) -> &'static [u8] {
         match self {
             Self::User => b"user.",
@@ -176,12 +177,12 @@ impl Prefix {
         }
     }
 
-    /// True when the prefix is the whole name.
+    /// True for the two prefixes that are whole names, with nothing after them.
     pub fn is_whole_name(self) -> bool {
         matches!(self, Self::AclAccess | Self::AclDefault)
     }
 
-    /// Splits a full name; `None` for names that EROFS cannot store.
+    /// Splits a full name into prefix and rest; `None` for names that EROFS cannot store.
     pub fn split(name: &[u8]) -> Option<(Self, &[u8])> {
         Self::ALL.into_iter().find_map(|prefix| {
             let rest = name.strip_prefix(prefix.as_bytes())?;
@@ -190,16 +191,17 @@ impl Prefix {
     }
 }
 
-/// The bit of the name filter for a name: its base prefix and what follows that.
+/// Bit of the name filter for a name, given its base prefix and the rest of the name.
 ///
-/// Absence is a set bit, so a writer starts with all ones and clears this bit for each attribute.
+/// A set bit means absence: a writer starts with all ones and clears this bit for each attribute.
 pub fn filter_bit(base_index: u8, after_base: &[u8]) -> u32 {
     1 << (xxh32(after_base, FILTER_SEED.wrapping_add(u32::from(base_index))) % 32)
 }
 
+// The kernel's `EROFS_XATTR_FILTER_SEED`.
 const FILTER_SEED: u32 = 0x25BB_E08F;
 
-/// The head of a long prefix, little-endian, 3 bytes; `infix_len` bytes follow, and the next one is
+/// Head of a long prefix, little-endian, 3 bytes. `infix_len` bytes follow; the next head is
 /// aligned to 4.
 ///
 /// | offset | size | field      | unit and meaning                      |
@@ -208,9 +210,9 @@ const FILTER_SEED: u32 = 0x25BB_E08F;
 /// |      2 |    1 | base_index | a [`Prefix`]                          |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LongPrefixHeader {
-    /// The number of a [`Prefix`].
+    /// Number of a [`Prefix`], 1 to 6.
     pub base_index: u8,
-    /// Bytes between the base prefix and the rest of the name.
+    /// Length of the bytes between the base prefix and the rest of the name.
     pub infix_len: u16,
 }
 
@@ -218,7 +220,7 @@ impl LongPrefixHeader {
     /// Length of the encoded record, in bytes.
     pub const LEN: usize = 3;
 
-    /// Reads the head; `None` when its length does not even cover the index.
+    /// Reads the head; `None` when its length does not cover the index byte.
     pub fn decode(record: &[u8; Self::LEN]) -> Option<Self> {
         let [l0, l1, base_index] = *record;
         let infix_len = u16::from_le_bytes([l0, l1]).checked_sub(1)?;

@@ -1,4 +1,4 @@
-//! The second pass: every inode once, in the order of the disk.
+//! The second pass: reads every inode once, in the order of the disk.
 //!
 //! Described in `docs/formats/erofs.md`, "Checking".
 
@@ -23,32 +23,32 @@ use crate::{
     tree::{Device, FileType},
 };
 
-/// Where a device's number stands above the block's in the set of data: blocks have 48 bits.
+/// Bits by which a device number is shifted in the set of data. Block numbers take the 48 bits
+/// below.
 const DEVICE_SHIFT: u32 = 48;
 
-/// Bit of the format that means a directory without `.`, or a link count of 1.
+/// Bit of i_format: a directory without `.`, or a file with a link count of 1.
 const SHORT_FORM: u8 = 0x10;
 
-/// Largest size of a file, in bytes: the kernel's number of blocks is rounded up in a signed 64-bit number.
+/// Largest size of a file, in bytes: the kernel rounds it up to blocks in a signed 64-bit number.
 const LARGEST_FILE: u64 = i64::MAX as u64 - 4095;
 
-/// The state of the second pass.
 pub(super) struct Inodes<'i, R> {
     image: &'i Image<R>,
     policy: &'i Policy,
     tree: Tree,
     report: Report,
-    /// Bytes of metadata in use, tables included.
+    /// Metadata in use, in bytes of the image, tables included.
     metadata: Ranges,
-    /// Blocks of file data, the device in the upper 16 bits.
+    /// File data in use, in blocks; the device number in the upper 16 bits.
     data: Ranges,
-    /// Bytes of the image's own file that compressed extents take which are not whole blocks.
+    /// Compressed extents in the image's own file that are not whole blocks, in bytes.
     encoded: Ranges,
     xattrs: XattrCheck,
-    /// Where the inode before ended.
+    /// Byte after the previous inode's body.
     end: u64,
     chunked: bool,
-    /// Symbolic link targets, one after the other.
+    /// Buffer for the target of a symbolic link.
     target: Vec<u8>,
 }
 
@@ -69,7 +69,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         }
     }
 
-    /// Reads every inode, then looks for bytes in use twice.
+    /// Reads every inode, then looks for bytes that are in use twice.
     pub(super) fn check(mut self, notes: &mut Notes) -> Result<Report, CheckError> {
         let mut records = std::mem::take(&mut self.tree.records);
         records.sort_unstable();
@@ -93,7 +93,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         Ok(self.report)
     }
 
-    /// Checks one inode, of which `records` are all the records.
+    /// Checks one inode; `records` are all directory records that name it.
     fn inode(&mut self, records: &[Record], notes: &mut Notes) -> Result<(), CheckError> {
         let Some(record) = records.first() else { return Ok(()) };
         let position = record.position();
@@ -120,7 +120,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         self.content(&node, &raw, notes)
     }
 
-    /// Checks what an inode says about itself, and what follows it.
+    /// Checks an inode and the bytes that follow it.
     fn content(
         &mut self,
         node: &Node,
@@ -147,7 +147,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
     fn fields(&self, node: &Node, raw: &[u8; Inode::EXTENDED_LEN]) -> Result<(), CheckError> {
         let fault = |rule, detail| Err(CheckError::inode(rule, node.nid, detail));
         let [f0, ..] = *raw;
-        // Kernels that do not know these forms know no 48-bit images either.
+        // These forms came with 48-bit addresses; kernels without the one do not know the other.
         if f0 & SHORT_FORM != 0 && !self.image.superblock().has_incompat(incompat::WIDE) {
             return fault(Rule::Format, format!("format {f0:#04x} in an image without 48-bit addresses"));
         }
@@ -204,7 +204,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
             Ok(Layout::Plain | Layout::Inline) => {
                 notes.lint(Rule::Special, Some(node.nid), || "a special file has a size or a layout".into());
             }
-            // The kernel reads the device's number as a chunk format, or asks for an algorithm.
+            // The kernel takes the device number for a chunk format, or looks for an algorithm.
             _ => return Err(CheckError::inode(Rule::Layout, node.nid, "a special file with data")),
         }
         Ok(node.xattr_end())
@@ -276,7 +276,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         }
         match node.inode.file_type {
             FileType::Symlink => self.symlink(node)?,
-            // Its blocks were noted by the first pass.
+            // The first pass noted the blocks of directories.
             FileType::Directory => return Ok(end),
             _ => {}
         }
@@ -313,7 +313,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         Ok(())
     }
 
-    /// Notes the bytes of an inode with all that follows it, up to `end`.
+    /// Notes the bytes of an inode and of everything after it, up to byte `end`.
     fn body(&mut self, node: &Node, end: u64, notes: &mut Notes) -> Result<(), CheckError> {
         if end > super::superblock::declared_bytes(self.image) {
             let detail = format!("it ends at byte {end}, behind the blocks that the superblock declares");
@@ -326,7 +326,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         let padding = padding.get_mut(..len).unwrap_or_default();
         self.image.read_at(end, padding, "padding")?;
         if padding.iter().all(|byte| *byte == 0) {
-            // Nothing is there, so it may count as used; that joins inodes that follow each other.
+            // Counting zero padding as used joins inodes that follow each other into one stretch.
             self.metadata.extend_last(end, slot_end);
         } else {
             notes.lint(Rule::Padding, Some(node.nid), || {
@@ -337,7 +337,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         Ok(())
     }
 
-    /// Notes the bytes of the shared attributes that are in use.
+    /// Notes the bytes of the shared attributes in use.
     fn shared_xattrs(&mut self) -> Result<(), CheckError> {
         for id in self.xattrs.shared_ids() {
             let entry = self.image.shared_xattr(id)?;
@@ -367,7 +367,7 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         if let Some(block) = directories.sort().or_else(|| directories.meets(&metadata)) {
             return Err(twice("directory block", block));
         }
-        // Extents that share a pcluster, or its first or last block, are nothing unusual.
+        // Compressed files may share a pcluster, or its first or last block.
         let _shared = self.encoded.sort();
         let encoded = self.encoded.in_units(self.image.superblock().block_bits.get());
         if let Some(block) = encoded.meets(&metadata).or_else(|| encoded.meets(directories)) {
@@ -403,12 +403,12 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
     }
 }
 
-/// Block `block` of `device` in the set of data.
+/// Key of block `block` of `device` in the set of data.
 fn data_key(device: u16, block: u64) -> u64 {
     u64::from(device) << DEVICE_SHIFT | block
 }
 
-/// Lints the fields of a record that have to be zero, and its time.
+/// Lints reserved fields of an inode and its nanoseconds.
 fn reserved(node: &Node, raw: &[u8; Inode::EXTENDED_LEN], notes: &mut Notes) {
     let (reserved, nanoseconds): (&[u8], [u8; 4]) = match node.form {
         Form::Compact => (raw.get(0x1C..0x20).unwrap_or_default(), [0; 4]),

@@ -1,13 +1,14 @@
-//! Checking an image before a kernel sees it: is it well-formed, a tree, free of overlaps, and does it
-//! stay within what a layer may contain?
+//! Checks an image before a kernel sees it: well-formed, a tree, free of overlaps, and within what
+//! the policy allows.
 //!
-//! Two passes. The first walks the directories breadth first and notes every record as eight bytes: where
-//! its inode lies and which type it claims. Sorted, the notes are the inodes in the order of the disk with
-//! their number of names, and the second pass reads each once, in that order, and notes which blocks it
-//! uses. Nothing is recursive; memory is some 40 bytes for each record, and bounded by the policy.
+//! Two passes. The first walks the directories breadth first and notes every record as eight bytes:
+//! the place of its inode and the type it claims. Sorted, the notes list the inodes in the order of
+//! the disk, each with its number of names. The second pass reads each inode once, in that order,
+//! and notes the blocks it uses. Nothing is recursive. Memory is some 40 bytes for each record, and
+//! the policy bounds it.
 //!
-//! Described in `docs/formats/erofs.md`, "Checking". The rules are those the kernel relies on (Linux
-//! `fs/erofs/`, `fs/overlayfs/`), and then some.
+//! Described in `docs/formats/erofs.md`, "Checking". The rules are those that the kernel relies on
+//! (Linux `fs/erofs/`, `fs/overlayfs/`), and stricter ones.
 
 mod inodes;
 mod ranges;
@@ -29,33 +30,34 @@ use super::{
 };
 use crate::format::ReadAt;
 
-/// What an image is held to.
+/// Limits and permissions that an image is checked against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// How deep to look.
+    /// Depth of the check: superblock only, or everything.
     pub level: Level,
-    /// Largest block size as its logarithm: that of the page of the machine that will mount it.
+    /// log2 of the largest block size: that of a page on the machine that mounts the image.
     pub max_block_bits: u8,
-    /// Compatible features that may be set.
+    /// Compatible feature bits that may be set.
     pub compat: u32,
-    /// Incompatible features that may be set.
+    /// Incompatible feature bits that may be set.
     pub incompat: u32,
-    /// Whether data may lie on extra devices.
+    /// True when data may lie on extra devices.
     pub devices: bool,
-    /// Whether attributes may steer overlayfs in every way it knows.
+    /// True when attributes may steer overlayfs: redirect, metacopy, and any value of `opaque` and
+    /// `origin`.
     pub overlay_control: bool,
-    /// Most directory records.
+    /// Most directory records, `.` and `..` not counted.
     pub max_nodes: u64,
-    /// Most memory that the check may hold, in bytes.
+    /// Most memory that the check holds, in bytes.
     pub max_memory_bytes: u64,
 }
 
 /// How deep a check looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// The superblock, its tables and the root inode.
+    /// Superblock, tables and root inode only.
     Superblock,
-    /// Everything.
+    /// Every inode, directory and attribute.
     Strict,
 }
 
@@ -63,9 +65,9 @@ const LAYER_COMPAT: u32 = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILT
 const LAYER_INCOMPAT: u32 = incompat::KNOWN & !incompat::METABOX;
 
 impl Policy {
-    /// The rules for a layer from a stranger, and for our own output: no extra devices, no metadata
-    /// in compressed form, no reference into other layers. Which kernel an image needs is not decided
-    /// here: one that is too old does not mount it.
+    /// Policy for a layer from a stranger and for our own output: no extra devices, no metabox, no
+    /// references into other layers. It does not ask which kernel an image needs: one that is too
+    /// old does not mount it.
     pub fn layer() -> Self {
         let limits = crate::limits::Limits::default();
         Self {
@@ -80,58 +82,59 @@ impl Policy {
         }
     }
 
-    /// The rules for any image: sound, whoever made it for whatever purpose.
+    /// Policy for looking at images of any origin: sound, but with devices, all known features,
+    /// blocks up to 64 KiB, and attributes that steer overlayfs.
     pub fn any() -> Self {
         Self { max_block_bits: 16, compat: u32::MAX, devices: true, overlay_control: true, ..Self::layer() }
     }
 }
 
-/// What an acceptable image holds.
+/// Counts and sizes of an image that passed the check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Directory records but `.` and `..`: the names of the image.
+    /// Directory records except `.` and `..`.
     pub names: u64,
-    /// Inodes, the root included.
+    /// Inodes, the root included; an inode with several names counts once.
     pub inodes: u64,
-    /// Of these: directories.
+    /// Directories, the root included.
     pub directories: u64,
-    /// Of these: regular files.
+    /// Regular files, each inode once.
     pub files: u64,
-    /// Of these: symbolic links.
+    /// Symbolic links, each inode once.
     pub symlinks: u64,
-    /// Of these: whiteouts, character devices 0:0.
+    /// Whiteouts: character devices 0:0.
     pub whiteouts: u64,
-    /// Of these: other devices, fifos and sockets.
+    /// Fifos, sockets, and devices that are no whiteouts.
     pub specials: u64,
-    /// Compressed ones among the files. Their maps were checked, their data was not decoded.
+    /// Compressed files. Their maps were checked, their data was not decoded.
     pub compressed: u64,
     /// Logical size of all regular files, in bytes.
     pub file_bytes: u64,
-    /// Size that the superblock declares, in bytes.
+    /// Size that the superblock declares, in bytes. The file may be longer.
     pub image_bytes: u64,
-    /// What could be better.
+    /// Broken rules that do not refuse the image.
     pub lints: Vec<Lint>,
 }
 
 /// A broken rule that does not refuse the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lint {
-    /// The rule.
+    /// Lint that was broken; other rules refuse the image instead.
     pub rule: Rule,
-    /// How often it is broken.
+    /// How often it was broken.
     pub count: u64,
-    /// The first time: what was found.
+    /// Details of the first case.
     pub first: String,
 }
 
 /// Checks the image in `file`.
 ///
-/// Errors: [`CheckError`] with the first rule found broken.
+/// Errors: [`CheckError`] for the first rule that is broken.
 pub fn verify<R: ReadAt>(file: R, policy: &Policy) -> Result<Report, CheckError> {
     verify_image(&Image::open(file)?, policy)
 }
 
-/// Checks an open image, whose devices may be files of their own.
+/// Checks an open image, whose devices may be separate files. Errors: as [`verify`].
 pub fn verify_image<R: ReadAt>(image: &Image<R>, policy: &Policy) -> Result<Report, CheckError> {
     let mut notes = Notes::default();
     let tables = superblock::check(image, policy, &mut notes)?;
@@ -147,14 +150,14 @@ pub fn verify_image<R: ReadAt>(image: &Image<R>, policy: &Policy) -> Result<Repo
     Ok(report)
 }
 
-/// The lints found so far, one entry for each rule.
+/// Lints found so far, one entry for each rule.
 #[derive(Debug, Default)]
 struct Notes {
     lints: BTreeMap<Rule, Lint>,
 }
 
 impl Notes {
-    /// Notes a lint; `detail` is asked for only the first time.
+    /// Counts a lint. `detail` is called for the first case of a rule only.
     fn lint(&mut self, rule: Rule, nid: Option<Nid>, detail: impl FnOnce() -> String) {
         let note = || {
             let first = match nid {

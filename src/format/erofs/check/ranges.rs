@@ -1,16 +1,16 @@
-//! Which stretches of an image are in use, and whether any is in use twice.
+//! Sets of stretches in use, with a test whether any place is in use twice.
 //!
 //! Described in `docs/formats/erofs.md`, "Checking".
 
-/// Half-open stretches, in the order they were found; neighbours that are found one after the other
-/// become one, so that files laid out in order cost next to nothing.
+/// Half-open stretches in the order they were added. A stretch that continues the one before is
+/// joined to it, so files laid out in order need little memory.
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
     list: Vec<(u64, u64)>,
 }
 
 impl Ranges {
-    /// Adds `start..end`; an empty stretch is none.
+    /// Adds `start..end`, unless it is empty.
     pub(super) fn add(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
@@ -21,7 +21,7 @@ impl Ranges {
         }
     }
 
-    /// Extends the stretch added last from `end` to `until`, if it ends there.
+    /// Extends the stretch added last to `until`, if it ends at `end`.
     pub(super) fn extend_last(&mut self, end: u64, until: u64) {
         if let Some(last) = self.list.last_mut()
             && last.1 == end
@@ -30,12 +30,12 @@ impl Ranges {
         }
     }
 
-    /// Memory held, in bytes.
+    /// Memory held by the list, in bytes.
     pub(super) fn memory_bytes(&self) -> u64 {
         (self.list.capacity() * size_of::<(u64, u64)>()) as u64
     }
 
-    /// Sorts the stretches and returns the first place that is in two of them.
+    /// Sorts the stretches and returns the first place that two of them cover.
     pub(super) fn sort(&mut self) -> Option<u64> {
         self.list.sort_unstable();
         self.list.windows(2).find_map(|pair| match pair {
@@ -44,7 +44,7 @@ impl Ranges {
         })
     }
 
-    /// Places that are in more than one of the sorted stretches; each counts once.
+    /// Number of places that several of the sorted stretches cover.
     pub(super) fn shared(&self) -> u64 {
         let (mut covered, mut shared_until, mut shared) = (0_u64, 0_u64, 0_u64);
         for (start, end) in &self.list {
@@ -59,14 +59,15 @@ impl Ranges {
         shared
     }
 
-    /// The first place that is both in these and in `other`; both are sorted.
+    /// First place that is both in this set and in `other`; both are sorted.
     pub(super) fn meets(&self, other: &Self) -> Option<u64> {
         let (mut own, mut others) = (self.list.iter().peekable(), other.list.iter().peekable());
         while let (Some(a), Some(b)) = (own.peek(), others.peek()) {
             if a.0.max(b.0) < a.1.min(b.1) {
                 return Some(a.0.max(b.0));
             }
-            // Stretches may overlap within one set, yet none that ends first can meet a later one.
+            // Stretches of one set may overlap, but the one that ends first cannot meet a later
+            // one.
             if a.1 <= b.1 {
                 own.next();
             } else {
@@ -76,7 +77,7 @@ impl Ranges {
         None
     }
 
-    /// The same stretches in units of `1 << bits` bytes, each unit once; these are sorted.
+    /// Converts to units of 2^`bits` bytes, each unit once. The stretches are sorted.
     pub(super) fn in_units(&self, bits: u8) -> Self {
         let mut units = Self::default();
         for (start, end) in &self.list {

@@ -1,4 +1,4 @@
-//! The rules an image is held to beyond being readable, each with its stable reason id.
+//! Rules for images beyond being readable, each with a stable reason id.
 //!
 //! Listed with their reasons in `docs/formats/erofs.md`.
 
@@ -9,8 +9,8 @@ use crate::{
 
 macro_rules! rules {
     ($($(#[$doc:meta])* $name:ident = $reason:literal,)*) => {
-        /// A rule. Breaking a lint is legal for the kernel but not what a good writer does; breaking any
-        /// other refuses the image.
+        /// Rule for images. A broken lint is legal for the kernel but not what a good writer does.
+        /// Any other broken rule refuses the image.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Rule {
@@ -18,10 +18,10 @@ macro_rules! rules {
         }
 
         impl Rule {
-            /// Every rule.
+            /// All rules, in the order of the table in the document.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The stable reason id.
+            /// Reason id, which never changes between versions.
             pub fn reason(self) -> &'static str {
                 match self {
                     $(Self::$name => $reason,)*
@@ -34,56 +34,57 @@ macro_rules! rules {
 rules! {
     /// The file is shorter than the blocks the superblock declares.
     Blocks = "erofs.superblock.blocks",
-    /// The block size is not one that the policy allows.
+    /// The block size is larger than the policy allows.
     BlockSize = "erofs.policy.block-size",
     /// A feature bit is not on the policy's list.
     Feature = "erofs.policy.feature",
     /// A field of the superblock contradicts its features.
     Field = "erofs.superblock.field",
-    /// The image refers to extra devices and the policy refuses that.
+    /// The image refers to extra devices, which the policy refuses.
     Devices = "erofs.policy.devices",
     /// A device overlaps the image or ends outside its file.
     DeviceRange = "erofs.device.range",
-    /// A directory has no `.`, or one that leads elsewhere.
+    /// A directory without `.`, or whose `.` leads elsewhere.
     Dot = "erofs.directory.dot",
-    /// A directory has no `..`, or one that does not lead to its parent.
+    /// A directory without `..`, or whose `..` does not lead to its parent.
     DotDot = "erofs.directory.dotdot",
     /// A directory is listed twice, or below itself.
     Twice = "erofs.directory.twice",
-    /// Directories nest too deep.
+    /// Directories nest deeper than 4096 levels.
     Depth = "erofs.directory.depth",
-    /// The inode is in a short form that came with 48-bit addresses, which the image does not have.
+    /// The inode has a short form that came with 48-bit addresses, which the image does not have.
     Format = "erofs.inode.format",
-    /// The size is one whose blocks a kernel cannot count.
+    /// The size is above 2^63 - 4096: the kernel cannot count its blocks.
     Size = "erofs.inode.size",
-    /// The owner or group is one that means "none".
+    /// The owner or group is 2^32 - 1, which stands for none.
     Owner = "erofs.inode.owner",
-    /// A directory, symbolic link or special file is stored as no writer stores one.
+    /// A directory, symbolic link or special file has a data layout or a hole that no writer gives it.
     Layout = "erofs.inode.layout",
-    /// The packed file is no regular file.
+    /// The packed file is not a regular file.
     Packed = "erofs.packed",
     /// A record's type is not that of its inode, or two records disagree.
     EntryType = "erofs.dirent.mismatch",
     /// An inline file ends on a block boundary, where readers disagree.
     WholeTail = "erofs.inode.whole-tail",
-    /// Two uses of the same bytes.
+    /// Some bytes are in use twice.
     Overlap = "erofs.overlap",
-    /// Something lies outside the blocks that the superblock or the device slot declares.
+    /// Bytes in use lie outside the blocks that the superblock or the device slot declares.
     Undeclared = "erofs.undeclared",
-    /// The name filter denies an attribute that is there.
+    /// The name filter denies an attribute that exists.
     XattrFilter = "erofs.xattr.filter",
-    /// An attribute is there twice.
+    /// One attribute name occurs twice on an inode.
     XattrTwice = "erofs.xattr.twice",
-    /// An attribute that files of this type cannot have: listed, but not to be read.
+    /// An attribute that files of this type cannot have: the kernel lists it but does not return
+    /// it.
     XattrType = "erofs.xattr.type",
-    /// An access-control list or capability that a kernel does not read.
+    /// The kernel cannot read an access-control list or capability.
     XattrValue = "erofs.xattr.value",
-    /// An attribute steers overlayfs in a way that the policy refuses.
+    /// An attribute steers overlayfs in a way the policy refuses.
     Overlay = "erofs.policy.overlay",
 
-    /// Lint: the link count is not the number of names.
+    /// Lint: the link count differs from the number of names.
     Links = "erofs.lint.links",
-    /// Lint: the superblock's number of inodes is wrong.
+    /// Lint: the superblock counts other inodes than were found.
     Inos = "erofs.lint.inos",
     /// Lint: reserved bytes are not zero.
     Reserved = "erofs.lint.reserved",
@@ -91,7 +92,7 @@ rules! {
     Padding = "erofs.lint.padding",
     /// Lint: bytes after the names of a directory block, or reserved ones of a record, are not zero.
     Fill = "erofs.lint.directory-fill",
-    /// Lint: nanoseconds above a second.
+    /// Lint: nanoseconds of a time are 10^9 or more.
     Time = "erofs.lint.time",
     /// Lint: a special file with a size or a data layout.
     Special = "erofs.lint.special",
@@ -103,54 +104,54 @@ rules! {
     FlatHole = "erofs.lint.flat-hole",
     /// Lint: a feature bit that nothing uses, or a use without its bit.
     Unused = "erofs.lint.feature",
-    /// Lint: an attribute whose prefix no kernel reads.
+    /// Lint: an attribute prefix that no kernel reads.
     Prefix = "erofs.lint.xattr-prefix",
     /// Lint: compressed data, which was not decoded.
     Unchecked = "erofs.lint.unchecked",
 }
 
 impl Rule {
-    /// True for rules that only advise.
+    /// True for rules that never refuse an image.
     pub fn is_lint(self) -> bool {
         self >= Self::Links
     }
 }
 
-/// Why an image is refused.
+/// Refusal of an image, or failure to read it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
-    /// It cannot even be read.
+    /// The reader cannot read the image.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A rule about the whole image is broken.
+    /// A rule for the image as a whole is broken.
     #[error("{detail}")]
     Image {
-        /// The rule.
+        /// Rule for the whole image; never a lint.
         rule: Rule,
-        /// What was found.
+        /// Values that were compared.
         detail: String,
     },
-    /// A rule about one inode is broken.
+    /// A rule for one inode is broken.
     #[error("inode {nid}: {detail}")]
     Inode {
-        /// The rule.
+        /// Rule for one inode; never a lint.
         rule: Rule,
-        /// The inode.
+        /// Number of the inode that breaks it.
         nid: Nid,
-        /// What was found.
+        /// Values that were compared.
         detail: String,
     },
-    /// More records than the policy allows.
+    /// The image has more directory records than the policy allows.
     #[error("the image has more than {limit} directory records")]
     Nodes {
-        /// The limit.
+        /// Most records that the policy allows.
         limit: u64,
     },
-    /// The check would need more memory than the policy allows.
+    /// The check needs more memory than the policy allows.
     #[error("checking the image takes more than {limit} bytes of memory")]
     Memory {
-        /// The limit in bytes.
+        /// Most memory that the policy allows, in bytes.
         limit: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! The superblock and the tables it points at: sizes, features, devices.
+//! Checks of the superblock and the tables it points at: sizes, features, devices.
 //!
 //! Source: Linux `fs/erofs/super.c`.
 
@@ -16,16 +16,16 @@ use crate::{
     tree::FileType,
 };
 
-/// Features that mean compressed data.
+/// Incompatible features that say an image holds compressed data.
 const COMPRESSION: u32 = incompat::ZERO_PADDING | incompat::COMPR_CFGS | incompat::ZTAILPACKING;
 
-/// Bytes of the image itself that the superblock declares.
+/// Size of the image itself, in bytes, as the superblock declares it.
 pub(super) fn declared_bytes<R: ReadAt>(image: &Image<R>) -> u64 {
-    // At most 48 and 16 bits.
+    // Block counts have at most 48 bits, block sizes at most 16.
     image.superblock().blocks << image.superblock().block_bits.get()
 }
 
-/// Checks the superblock against the policy and returns the bytes that it and its tables take.
+/// Checks the superblock against the policy. Returns the bytes of the superblock and its tables.
 pub(super) fn check<R: ReadAt>(
     image: &Image<R>,
     policy: &Policy,
@@ -42,7 +42,7 @@ pub(super) fn check<R: ReadAt>(
     }
     devices(image)?;
     let mut ranges = Ranges::default();
-    // The first kilobyte belongs to boot loaders: nothing else may lie there.
+    // Bytes 0 to 1023 belong to boot loaders: nothing else may lie there.
     let extensions = usize::from(superblock.extension_slots) * Superblock::SLOT_LEN;
     ranges.add(0, Superblock::OFFSET + (Superblock::LEN + extensions) as u64);
     if superblock.has_incompat(incompat::DEVICE_TABLE) {
@@ -73,7 +73,7 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
         ));
     }
     let refused = superblock.feature_incompat & !policy.incompat;
-    // The bit has two meanings; a second compression algorithm is the other.
+    // One bit stands for a device table and for a second compression algorithm.
     if superblock.has_incompat(incompat::DEVICE_TABLE) && superblock.extra_devices > 0 && !policy.devices {
         return Err(CheckError::image(
             Rule::Devices,
@@ -87,7 +87,8 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
             return Err(CheckError::image(Rule::Feature, format!("features not allowed: {found}")));
         }
     }
-    // Kernels that know prefixes read the table, whatever the bit says, and others do not.
+    // Kernels that know prefixes read the table whatever the bit says; older kernels do not know
+    // it.
     let prefixes = superblock.xattr_prefix_count;
     if prefixes > 0 && !superblock.has_incompat(incompat::XATTR_PREFIXES) {
         let detail = format!("{prefixes} xattr prefixes without the feature");
@@ -105,12 +106,12 @@ fn features(superblock: &Superblock, policy: &Policy) -> Result<(), CheckError> 
     Ok(())
 }
 
-/// Devices lie beside the image on the line of addresses, and within their files.
+/// Checks that devices neither overlap the image on the unified line nor end outside their files.
 fn devices<R: ReadAt>(image: &Image<R>) -> Result<(), CheckError> {
     let superblock = image.superblock();
     for (id, slot) in (1_u16..).zip(image.slots()) {
         let in_file = image.has_device_files();
-        // Without a place on the line, a device needs a file of its own.
+        // A device without a place on the line needs a separate file.
         let on_line = slot.unified_start != 0 || !in_file;
         if on_line && slot.unified_start < superblock.blocks {
             return Err(CheckError::image(

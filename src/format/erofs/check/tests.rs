@@ -22,7 +22,7 @@ use crate::{
 
 const BLOCK: u64 = 4096;
 
-/// The reason of the refusal, or "fine".
+/// Reason id of the refusal, or "fine".
 fn verdict(bytes: &[u8], policy: &Policy) -> String {
     match verify(bytes, policy) {
         Ok(_) => "fine".into(),
@@ -30,7 +30,7 @@ fn verdict(bytes: &[u8], policy: &Policy) -> String {
     }
 }
 
-/// The sample with bytes changed at `at`.
+/// The sample image with the bytes at `at` replaced.
 fn with(at: u64, change: &[u8]) -> Vec<u8> {
     let (mut bytes, _) = sample(12);
     let at = usize::try_from(at).unwrap();
@@ -39,7 +39,7 @@ fn with(at: u64, change: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Byte of a superblock field.
+/// Byte of the image for a byte of the superblock.
 fn field(offset: u64) -> u64 {
     Superblock::OFFSET + offset
 }
@@ -52,7 +52,7 @@ fn lints(bytes: &[u8]) -> Vec<Rule> {
     verify(bytes, &Policy::any()).unwrap().lints.into_iter().map(|lint| lint.rule).collect()
 }
 
-/// An image whose root holds what `fill` puts there.
+/// An image whose root lists the children that `fill` creates.
 fn image(fill: impl FnOnce(&mut Fixture) -> Vec<Child>) -> Vec<u8> {
     let mut image = Fixture::new(12);
     let children = fill(&mut image);
@@ -154,7 +154,7 @@ fn devices_stay_beside_the_image_and_inside_their_file() {
 #[test]
 fn inodes_are_held_to_their_format() {
     let (_, Sample { plain, tail, link, chunks, device, directory, .. }) = sample(12);
-    // After 20 bytes of attributes, aligned to 8.
+    // Chunk records follow 20 bytes of attributes, aligned to 8.
     let first_chunk = at(chunks) + 64 + 24;
     for (place, change, reason) in [
         (at(plain), &[0x0b, 0][..], "erofs.inode.format"),
@@ -236,22 +236,23 @@ fn maps_of_compressed_files_are_held_to_what_the_kernel_does_with_them() {
         (&[(map + 4, &[0x06])], "erofs.compressed.header"),
         (&[(map + 4, &[0x08])], "erofs.compressed.header"),
         (&[(map + 4, &[0x20])], "erofs.compressed.header"),
-        // The end, then the whole of it, in a packed file that is not there.
+        // A fragment at the end of the file, then as all of it, in a packed file that does not
+        // exist.
         (&[(features, &[0x21]), (map + 4, &[0x20])], "erofs.compressed.fragment"),
         (&[(map + 7, &[0x80])], "erofs.compressed.fragment"),
-        // An inline pcluster of nothing, then one that does not fit its block.
+        // An empty inline pcluster, then one that does not fit its block.
         (&[(features, &[0x11]), (map + 4, &[0x08])], "erofs.compressed.inline"),
         (&[(features, &[0x11]), (map, &[0, 0, 0, 0x10, 0x08])], "erofs.compressed.inline"),
         // The file does not start with its first record; one starts outside its lcluster.
         (&[(packs, &[1])], "erofs.compressed.map"),
         (&[(packs + 1, &[0x20])], "erofs.compressed.map"),
-        // Back beyond the start, to itself, or a number of blocks.
+        // A distance back beyond the start of the file, then 0, then a block count.
         (&[(packs + 8, &[5, 0x20])], "erofs.compressed.map"),
         (&[(packs + 8, &[0, 0x20])], "erofs.compressed.map"),
         (&[(packs + 8, &[2, 0x28])], "erofs.compressed.map"),
         // 24676 bytes of one plain block.
         (&[(packs + 3, &[0])], "erofs.compressed.size"),
-        // Blocks behind the end, of the superblock, of inodes.
+        // Blocks beyond the image, of the superblock, and of inodes.
         (&[(packs + 4, &[0xff, 0xff])], "erofs.bounds"),
         (&[(packs + 4, &[0xff, 0xff, 0xff, 0xff])], "erofs.overlap"),
     ] {
@@ -304,7 +305,7 @@ fn name_prefixes_need_their_feature() {
     };
     assert_eq!(verdict(&prefixes(incompat::XATTR_PREFIXES), &Policy::layer()), "fine");
     assert_eq!(verdict(&prefixes(0), &Policy::any()), "erofs.superblock.field");
-    // A kernel reads the table whatever the feature says, and does not mount this one.
+    // The kernel reads the table whatever the feature bit says, and does not mount this image.
     assert_eq!(verdict(&with(field(0x5B), &[1]), &Policy::any()), "erofs.xattr.prefix");
 }
 
@@ -323,7 +324,7 @@ fn the_packed_file_is_one_that_the_kernel_finds() {
         assert_eq!(verdict(&packed(1 << 40), &policy), "erofs.bounds");
         assert_eq!(verdict(&packed(whiteout.0), &policy), "erofs.packed");
     }
-    // It is listed as well.
+    // The packed file is listed in a directory too.
     assert_eq!(verdict(&packed(plain.0), &Policy::layer()), "erofs.overlap");
 }
 
@@ -374,7 +375,7 @@ fn attributes_that_the_kernel_lists_but_does_not_read_are_refused() {
         (vec![2, 0, 0, 0], "erofs.xattr.value"),
         ([&[1], &full[1..]].concat(), "erofs.xattr.value"),
         ([&full[..], &[0]].concat(), "erofs.xattr.value"),
-        // Without a mask, out of order, with a permission that is none, of nobody.
+        // Lists without a mask, out of order, with an unknown permission, with an id of 2^32 - 1.
         (list(&[owner.clone(), user.clone(), group.clone(), others.clone()]), "erofs.xattr.value"),
         (list(&[user, owner.clone(), group.clone(), mask.clone(), others.clone()]), "erofs.xattr.value"),
         (list(&[entry(1, 8, none), group.clone(), others.clone()]), "erofs.xattr.value"),
@@ -422,7 +423,7 @@ fn directory_blocks_are_held_to_their_format() {
         (names + 1, b"/", "erofs.dirent.name"),
         (names + 1, &[0], "erofs.dirent.name"),
         (names, b"~", "erofs.dirent.order"),
-        // "chunks" becomes "..", twice the same name.
+        // "chunks" becomes "..", so that name occurs twice.
         (names + 6, b"x", "erofs.dirent.order"),
         (names + 6, b"-", "erofs.directory.dot"),
         (names + 9, b"xhunkt", "erofs.dirent.order"),
@@ -442,7 +443,7 @@ fn directory_blocks_are_held_to_their_format() {
     long_name[root + 64 + 24 + 1..root + 64 + 24 + 301].fill(b'.');
     seal(&mut long_name);
     assert_eq!(verdict(&long_name, &Policy::layer()), "erofs.dirent.name");
-    // Nothing but the two records is no directory either, when one is missing.
+    // Two records alone do not make a directory when one of the dots is missing.
     let mut no_dot = empty;
     no_dot[root + 8..root + 10].copy_from_slice(&14_u16.to_le_bytes());
     no_dot[root + 64 + 8..root + 64 + 10].copy_from_slice(&12_u16.to_le_bytes());
@@ -711,7 +712,7 @@ fn what_is_merely_unusual_is_a_lint() {
     ] {
         let mut bytes = with(place, change);
         if rule == Rule::FlatHole {
-            // Only all 48 bits are no block.
+            // An address is "no block" only when all 48 bits are set.
             let high = usize::try_from(at(plain)).unwrap() + 6;
             bytes[high..high + 2].fill(0xff);
         }
@@ -754,7 +755,7 @@ fn every_rule_has_a_reason_of_its_own() {
     assert_eq!(reasons.len(), Rule::ALL.len());
 }
 
-/// The ids in the document's tables; `.x` after `a.b.c` stands for `a.b.x`.
+/// Reason ids in the document's tables; `.x` after `a.b.c` stands for `a.b.x`.
 #[test]
 fn every_rule_is_documented() {
     let document = include_str!("../../../../docs/formats/erofs.md");
@@ -784,7 +785,7 @@ fn nodes_and_memory_are_bounded() {
 
 #[test]
 fn directories_that_share_blocks_are_not_walked_forever() {
-    // Without a "." of their own, directories of one parent could share their blocks.
+    // Without a record `.`, two directories of one parent could share their blocks.
     let bytes = image(|image| {
         image.superblock.feature_incompat |= incompat::WIDE;
         let root = image.superblock.root;
@@ -822,7 +823,7 @@ proptest! {
     }
 }
 
-/// With PLYWOOD_WRITE_CORPUS set it writes them instead, which is what to do when the records change.
+/// With PLYWOOD_WRITE_CORPUS set it writes them instead. Set it after a change of the records.
 #[test]
 fn the_inputs_of_the_fuzz_target_are_refused_for_what_they_are_named_after() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/erofs_image");

@@ -1,4 +1,4 @@
-//! The first pass: directories, breadth first.
+//! The first pass: walks the directories breadth first.
 //!
 //! Described in `docs/formats/erofs.md`, "Checking".
 
@@ -18,18 +18,18 @@ use crate::{
     tree::FileType,
 };
 
-/// What the walk over the directories found.
+/// Result of the walk over the directories.
 #[derive(Debug)]
 pub(super) struct Tree {
-    /// One for each record and one for the root.
+    /// Every directory record, and one for the root.
     pub(super) records: Vec<Record>,
-    /// Blocks of directory data.
+    /// Blocks of directory data, to be checked for overlaps.
     pub(super) blocks: Ranges,
 }
 
-/// A record of a directory: the slot of its inode, counted from byte 0, and the type it claims.
+/// Directory record in 8 bytes: the slot of its inode, counted from byte 0, and the type it claims.
 ///
-/// Sorted by slot, so that records of one inode stand together.
+/// Sorted by slot, so that the records of one inode are neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Record(u64);
 
@@ -44,11 +44,11 @@ impl Record {
             FileType::Socket => 5,
             FileType::Symlink => 6,
         };
-        // A position has 64 bits, its slot 59: room for the type.
+        // A byte position has 64 bits and a slot 59, which leaves room for the type.
         Self((position / SLOT_LEN) << 3 | number)
     }
 
-    /// Byte of the image at which the inode starts.
+    /// Byte of the image at which the named inode starts.
     pub(super) fn position(self) -> u64 {
         (self.0 >> 3) * SLOT_LEN
     }
@@ -59,7 +59,7 @@ impl Record {
     }
 }
 
-/// A directory to be walked.
+/// Directory that is still to be walked.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     position: u64,
@@ -68,7 +68,7 @@ struct Pending {
 }
 
 impl Tree {
-    /// Walks every directory below `root`.
+    /// Walks every directory from `root` on.
     pub(super) fn walk<R: ReadAt>(
         image: &Image<R>,
         policy: &Policy,
@@ -85,8 +85,8 @@ impl Tree {
         while let Some(directory) = pending.pop_front() {
             let found = pending.len();
             let node = tree.directory(image, policy, directory, &mut pending, notes)?;
-            // Without overlaps, all directories together are smaller than the image; with them, one
-            // block could be walked a million times.
+            // Directories that do not overlap are together smaller than the image. If they overlap,
+            // one block could be walked a million times.
             directory_bytes = directory_bytes.saturating_add(node.inode.size_bytes);
             if directory_bytes > image.size_bytes() {
                 return Err(CheckError::inode(
@@ -167,7 +167,7 @@ impl Tree {
         }
         let links = (pending.len() - subdirectories) as u64 + 2;
         let nlink = u64::from(node.inode.nlink);
-        // 1 stands for "too many to count".
+        // The kernel's convention for more links than can be counted is 1.
         if nlink != links && !(nlink == 1 && links > u64::from(u16::MAX)) {
             notes.lint(Rule::Links, Some(nid), || format!("link count {nlink} of a directory with {links}"));
         }
@@ -178,10 +178,11 @@ impl Tree {
         Ok(node)
     }
 
-    /// Checks that the directories found last, from `found` on, are different ones and not the root.
+    /// Checks that the directories found from index `found` on are different, and none is the root.
     ///
-    /// `..` leads to one parent only, so a directory with two parents, or a loop, shows there; what is
-    /// left is one parent that lists a directory twice, which would be walked twice at every level.
+    /// Each `..` leads to one parent, so a directory with two parents, and a loop, is found there.
+    /// The case left is one parent that lists a directory twice; walking both would double the work
+    /// at every level.
     fn each_once<R: ReadAt>(
         image: &Image<R>,
         root: &Node,
@@ -202,7 +203,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Notes the blocks of a directory, which are the image's own and in one piece.
+    /// Notes the blocks of a directory. They lie in the image's own file, in one piece.
     fn data<R: ReadAt>(&mut self, image: &Image<R>, node: &Node) -> Result<(), CheckError> {
         let fault = |rule, detail: &str| Err(CheckError::inode(rule, node.nid, detail));
         if !matches!(node.inode.data.layout(), Layout::Plain | Layout::Inline) {

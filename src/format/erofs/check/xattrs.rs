@@ -1,4 +1,5 @@
-//! Extended attributes: every name once and findable, and none that reaches into other layers.
+//! Checks of extended attributes: every name once, findable through the filter, and none that
+//! reaches into other layers.
 //!
 //! Source: Linux `fs/erofs/xattr.c`, `fs/overlayfs/overlayfs.h`.
 
@@ -18,13 +19,13 @@ use crate::{
     tree::{FileType, xattr},
 };
 
-/// What the check of attributes keeps from inode to inode.
+/// State of the attribute check, kept from inode to inode.
 pub(super) struct XattrCheck {
-    /// Whether the image promises name filters.
+    /// True when the superblock promises name filters.
     filtered: bool,
-    /// Shared entries in use.
+    /// Ids of the shared entries in use.
     shared: HashSet<u32>,
-    /// Names of the current inode, one after the other, and where each is.
+    /// Names of the current inode, joined, and the range of each.
     names: Vec<u8>,
     spans: Vec<(usize, usize)>,
     name: Vec<u8>,
@@ -41,20 +42,20 @@ impl XattrCheck {
         }
     }
 
-    /// Memory held, in bytes.
+    /// Memory held by the check, in bytes.
     pub(super) fn memory_bytes(&self) -> u64 {
-        // An entry of the set takes its key and one byte of control.
+        // A set entry takes its key and one control byte.
         (self.shared.capacity() * (size_of::<u32>() + 1) + self.names.capacity()) as u64
     }
 
-    /// The ids of all shared entries in use, ascending.
+    /// Ids of all shared entries in use, ascending.
     pub(super) fn shared_ids(&mut self) -> Vec<u32> {
         let mut ids: Vec<u32> = std::mem::take(&mut self.shared).into_iter().collect();
         ids.sort_unstable();
         ids
     }
 
-    /// Checks the attributes of one inode; true when it has any.
+    /// Checks the attributes of one inode. Returns true when it has any.
     pub(super) fn check<R: ReadAt>(
         &mut self,
         image: &Image<R>,
@@ -98,7 +99,7 @@ impl XattrCheck {
         Ok(!self.spans.is_empty())
     }
 
-    /// Refuses attributes that a kernel lists but does not read: copying such a file fails.
+    /// Refuses attributes that a kernel lists but does not return: copying such a file would fail.
     fn readable<R: ReadAt>(
         &self,
         image: &Image<R>,
@@ -106,7 +107,7 @@ impl XattrCheck {
         entry: &XattrEntry,
     ) -> Result<(), CheckError> {
         let file_type = node.inode.file_type;
-        // Of the others only the name counts.
+        // For other attributes only the name matters.
         let value = match self.name.as_slice() {
             b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default" => {
                 image.xattr_value(entry)?
@@ -115,7 +116,7 @@ impl XattrCheck {
         };
         let (rule, detail) = match xattr::is_settable(&self.name, &value, file_type) {
             Ok(true) => return Ok(()),
-            // A list without entries, or of another version.
+            // The list has no entries, or another version.
             Ok(false) if !value.is_empty() && file_type != FileType::Symlink => {
                 (Rule::XattrValue, format!("no kernel reads {} with {} bytes", self.text(), value.len()))
             }
@@ -125,10 +126,10 @@ impl XattrCheck {
         Err(CheckError::inode(rule, node.nid, detail))
     }
 
-    /// Refuses attributes by which overlayfs would follow a layer's word into another layer.
+    /// Refuses attributes by which a layer could make overlayfs look into another layer.
     ///
-    /// What a layer may say is that a directory hides those below, and, without naming any, that it has
-    /// whiteouts in it.
+    /// Two are allowed on directories: an opaque mark, which hides lower layers, and an empty
+    /// origin, which only says that the directory holds whiteouts.
     fn overlay<R: ReadAt>(
         &self,
         image: &Image<R>,
@@ -172,7 +173,7 @@ impl XattrCheck {
     }
 }
 
-/// Lints the zeros after an entry of the inode's own.
+/// Lints the padding after an inode's own entry.
 fn padding<R: ReadAt>(
     image: &Image<R>,
     node: &Node,

@@ -1,4 +1,4 @@
-//! File data: which bytes of which device a file consists of, and reading them.
+//! File data: maps a file to bytes of devices, and reads it.
 //!
 //! Source: Linux `fs/erofs/data.c`, `erofs_map_blocks`.
 
@@ -16,52 +16,54 @@ use crate::format::{
     },
 };
 
-/// A stretch of a file that is in one piece.
+/// Stretch of a file whose bytes are consecutive on one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Byte offset in the file.
     pub offset: u64,
     /// Length in bytes, not zero. The last block of a file is cut at the file's end.
     pub len: u64,
-    /// Where its bytes are.
+    /// Place of the bytes, or that they are a hole.
     pub place: Place,
 }
 
-/// Where the bytes of an extent are.
+/// Place of an extent's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere: they are zeros.
+    /// Hole: all bytes are zero.
     Hole,
-    /// In blocks of a device.
+    /// Blocks of a device.
     Blocks {
-        /// 0 is the image's own file.
+        /// Number of the device; 0 for the image's own file.
         device: u16,
         /// Byte offset in the device's file, a multiple of the block size.
         offset: u64,
     },
-    /// After the inode, in the image's own file.
+    /// Tail after the inode, in the image's own file.
     Inline {
-        /// Byte offset.
+        /// Byte offset in the image's own file.
         offset: u64,
     },
 }
 
-/// The extents of a file in order, neighbours joined; an iterator that stops after its first error.
+/// Iterator over the extents of a file, in order, neighbours joined. It stops after the first
+/// error.
 #[derive(Debug)]
 pub struct Extents<'i, R> {
     image: &'i Image<R>,
     node: Node,
-    /// Byte of the file that comes next.
+    /// Byte of the file at which the next extent starts.
     position: u64,
-    /// Read, but perhaps longer than known so far.
+    /// Extent that was read but may be longer than known so far.
     ahead: Option<Extent>,
     failed: bool,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// The extents of a regular file, directory or symbolic link from byte `offset` on.
+    /// Iterates over the extents of a regular file, directory or symbolic link from byte `offset`
+    /// on.
     ///
-    /// Items are errors when the data is compressed or lies outside its device.
+    /// An item is an error when the data is compressed or lies outside its device.
     pub fn extents(&self, node: &Node, offset: u64) -> Extents<'_, R> {
         Extents { image: self, node: *node, position: offset, ahead: None, failed: false }
     }
@@ -104,7 +106,7 @@ impl<R: ReadAt> Image<R> {
         Ok(())
     }
 
-    /// The extent that starts at byte `offset` of the file; `None` at or after its end.
+    /// Extent that starts at byte `offset` of the file; `None` at or after the end of the file.
     pub(in crate::format::erofs) fn extent_at(
         &self,
         node: &Node,
@@ -120,10 +122,10 @@ impl<R: ReadAt> Image<R> {
             Data::Chunks(format) => self.chunk_at(node, format, offset)?,
             Data::Plain { start } => (size - offset, self.blocks_at(start, offset, size)?),
             Data::Inline { start } => {
-                // Like the kernel: the last block is the tail, even if it is whole.
+                // The kernel takes the last block for the tail, even if it is whole.
                 let body = (bits.blocks_for(size) - 1) << bits.get();
                 if offset < body {
-                    // Not a hole: the kernel looks for holes in plain files only.
+                    // No hole: the kernel looks for holes in plain files only.
                     let Some(start) = start else { return Err(self.outside("file data", u64::MAX, body)) };
                     (body - offset, self.blocks_at(Some(start), offset, body)?)
                 } else {
@@ -137,7 +139,8 @@ impl<R: ReadAt> Image<R> {
         Ok(Some(Extent { offset, len, place }))
     }
 
-    /// The place of byte `offset` in the run of blocks at `start` that holds the file up to `end`.
+    /// Place of byte `offset` in the run of blocks from `start` on, which holds the file up to byte
+    /// `end`.
     fn blocks_at(&self, start: Option<Block>, offset: u64, end: u64) -> Result<Place, ReadError> {
         let Some(start) = start else { return Ok(Place::Hole) };
         let stretch = self.devices.unified(self.superblock.block_bits, start);
@@ -146,7 +149,7 @@ impl<R: ReadAt> Image<R> {
         Ok(Place::Blocks { device: stretch.device, offset: stretch.offset + offset })
     }
 
-    /// Checks that `len` bytes, rounded up to blocks, are inside the device.
+    /// Refuses a stretch whose `len` bytes, rounded up to blocks, end outside the device.
     fn inside(&self, stretch: Option<Stretch>, len: u64) -> Result<(), ReadError> {
         let bits = self.superblock.block_bits;
         let (device, offset) = stretch.map_or((0, u64::MAX), |stretch| (stretch.device, stretch.offset));
@@ -177,7 +180,7 @@ impl<R: ReadAt> Image<R> {
         let chunk_bits = bits.get() + format.bits();
         let index = offset >> chunk_bits;
         let chunk_start = index << chunk_bits;
-        // Chunks end at the end of the file.
+        // The last chunk ends with the file.
         let chunk_len = (1_u64 << chunk_bits).min(node.inode.size_bytes - chunk_start);
         let (array, len) = self.chunk_array(node, format)?;
         let within = offset - chunk_start;
@@ -208,7 +211,7 @@ impl<R: ReadAt> Image<R> {
         Ok((chunk_len - within, place))
     }
 
-    /// Where the chunk array of a file starts, and its length in bytes; it is inside the image.
+    /// Byte offset and length in bytes of a file's chunk array, which is inside the image.
     pub(in crate::format::erofs) fn chunk_array(
         &self,
         node: &Node,

@@ -1,4 +1,5 @@
-//! Where a block address leads: the image's own file, a device in it, or a device's own file.
+//! Device addressing: whether a block lies in the image's own file, on a device inside it, or in a
+//! separate file.
 //!
 //! Source: Linux `fs/erofs/data.c`, `erofs_map_dev`.
 
@@ -8,23 +9,23 @@ use crate::format::{
     erofs::{Block, BlockBits, device::DeviceSlot},
 };
 
-/// The files of an image.
+/// Files that make up an image.
 #[derive(Debug)]
 pub(super) struct Devices<R> {
     primary: R,
     slots: Vec<DeviceSlot>,
-    /// One per slot, or none: then all devices lie in the primary file.
+    /// One file per slot; empty when all devices lie in the primary file.
     files: Vec<R>,
-    /// The slots that are on the unified line, as (first block, blocks, number), by first block.
+    /// Slots on the unified line as (first block, blocks, number), sorted by first block.
     line: Vec<(u64, u64, u16)>,
 }
 
 /// A stretch of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stretch {
-    /// The device whose file it is; 0 for the primary.
+    /// Number of the device that the file holds; 0 for the primary.
     pub(super) device: u16,
-    /// Byte offset in that file.
+    /// Byte offset in the file.
     pub(super) offset: u64,
 }
 
@@ -68,7 +69,7 @@ impl<R: ReadAt> Devices<R> {
         !self.files.is_empty()
     }
 
-    /// Whether the blocks `start..end` of the file of `device` are within the slot of a device.
+    /// True when the blocks `start..end` of the file of `device` lie inside the slot of one device.
     pub(super) fn declare(&self, device: u16, start: u64, end: u64) -> bool {
         if device == 0 {
             let after = self.line.partition_point(|(first, ..)| *first <= start);
@@ -79,12 +80,12 @@ impl<R: ReadAt> Devices<R> {
         slot.is_some_and(|slot| end <= slot.blocks)
     }
 
-    /// Number of devices, the primary not counted.
+    /// Number of extra devices; the primary is not counted.
     pub(super) fn count(&self) -> u16 {
         u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
     }
 
-    /// The file that holds `device`.
+    /// File that holds `device`; `None` without that device.
     pub(super) fn file(&self, device: u16) -> Option<&R> {
         match usize::from(device).checked_sub(1) {
             None => Some(&self.primary),
@@ -97,9 +98,9 @@ impl<R: ReadAt> Devices<R> {
         self.file(device).map(ReadAt::size_bytes)
     }
 
-    /// Where `blocks` blocks from the unified address `start` on lie; `None` past the end of numbers.
+    /// Place of `blocks` blocks from the unified address `start` on; `None` past 2^64 bytes.
     ///
-    /// Like the kernel, only the start decides which device it is.
+    /// The start alone selects the device, as in the kernel.
     pub(super) fn unified(&self, bits: BlockBits, start: Block) -> Option<Stretch> {
         if self.files.is_empty() {
             return Some(Stretch { device: 0, offset: bits.offset(start.0)? });
@@ -113,7 +114,7 @@ impl<R: ReadAt> Devices<R> {
         }
     }
 
-    /// Where block `start` of device `id`, from 1, lies; `None` without that device.
+    /// Place of block `start` of device `id`, counted from 1; `None` without that device.
     pub(super) fn on_device(&self, bits: BlockBits, id: u16, start: Block) -> Option<Stretch> {
         let slot = self.slots.get(usize::from(id).checked_sub(1)?)?;
         if self.files.is_empty() {

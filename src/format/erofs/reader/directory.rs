@@ -1,4 +1,4 @@
-//! Directories: iterating over the records in order, and finding one by its name.
+//! Directories: iterates over the records in order, and finds one by name.
 //!
 //! Source: Linux `fs/erofs/dir.c`, `fs/erofs/namei.c`.
 
@@ -22,11 +22,11 @@ use crate::{
 /// One record of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirEntry<'d> {
-    /// The name, 1 to 255 bytes without slash or NUL; `.` and `..` are names as well.
+    /// Name of 1 to 255 bytes without slash or NUL. `.` and `..` are records too.
     pub name: &'d [u8],
-    /// The inode named.
+    /// Number of the inode that the record names.
     pub nid: Nid,
-    /// Its type, as the record says.
+    /// Type that the record claims for the inode.
     pub file_type: FileType,
 }
 
@@ -37,29 +37,29 @@ impl DirEntry<'_> {
     }
 }
 
-/// A walk over one directory, in the order of names, which is checked. Holds one block.
+/// Iterator over one directory. It checks that names ascend, and holds one block.
 #[derive(Debug)]
 pub struct Directory<'i, R> {
     image: &'i Image<R>,
     node: Node,
     block: Vec<u8>,
-    /// Number of the block held, counted from 1; 0 before the first.
+    /// Number of the current block, counted from 1; 0 before the first.
     blocks_read: u64,
-    /// Records of the block held, and which comes next.
+    /// Number of records in the current block, then the index of the next one.
     records: usize,
     next: usize,
-    /// Where the next name starts.
+    /// Byte of the block at which the next name starts.
     name_start: usize,
-    /// The last name of the block before.
+    /// Last name of the block before, for the check of the order.
     before: Vec<u8>,
-    /// Where the name given out last is in the block.
+    /// Range in the block of the name returned last.
     last: Option<(usize, usize)>,
-    /// Reserved bytes of the records so far, and bytes after the last name of finished blocks, that are
-    /// not zero.
+    /// Number of bytes that are not zero among reserved bytes of records and after the last name of
+    /// a block.
     dirty_bytes: u64,
 }
 
-/// A record that was checked, and where its name is in the block held.
+/// Checked record, and the range of its name in the current block.
 #[derive(Clone, Copy)]
 struct Record {
     dirent: Dirent,
@@ -67,7 +67,7 @@ struct Record {
 }
 
 impl<R: ReadAt> Image<R> {
-    /// Starts a walk over the directory `node`.
+    /// Starts an iteration over the directory `node`.
     ///
     /// Errors: [`NodeFault::NotDirectory`], [`NodeFault::Compressed`].
     pub fn directory(&self, node: &Node) -> Result<Directory<'_, R>, ReadError> {
@@ -89,12 +89,12 @@ impl<R: ReadAt> Image<R> {
         })
     }
 
-    /// Finds `name` in the directory `node` by bisection; `None` when it is not there.
+    /// Finds `name` in the directory `node` by bisection; `None` when it has no such name.
     ///
     /// Errors: [`ReadError::Directory`] when a block on the way is malformed.
     pub fn lookup(&self, node: &Node, name: &[u8]) -> Result<Option<(Nid, FileType)>, ReadError> {
         let mut directory = self.directory(node)?;
-        // The last block whose first name is not above the wanted one.
+        // Looks for the last block whose first name is not above `name`.
         let (mut low, mut high) = (0, directory.blocks());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -117,8 +117,9 @@ impl<R: ReadAt> Image<R> {
         Ok(None)
     }
 
-    /// Finds the inode at `path` below the root; empty components and `.` mean nothing, `..` leads up,
-    /// links are not followed. `None` when there is none, or a component is no directory.
+    /// Finds the inode at `path` below the root. Empty components and `.` are skipped, `..` leads
+    /// to the parent, symbolic links are not followed. `None` when a component does not exist or is
+    /// no directory.
     pub fn find(&self, path: &[u8]) -> Result<Option<Node>, ReadError> {
         let mut node = self.root()?;
         for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
@@ -135,7 +136,7 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl<R: ReadAt> Directory<'_, R> {
-    /// The next record; `None` after the last.
+    /// Next record; `None` after the last.
     ///
     /// Errors: [`ReadError::Directory`] when the block is malformed or the names do not ascend.
     pub fn next_entry(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
@@ -143,7 +144,7 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(next.map(|record| self.view(record)))
     }
 
-    /// The next record that is neither `.` nor `..`.
+    /// Next record except `.` and `..`; `None` after the last. Errors: as [`Self::next_entry`].
     pub fn next_child(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
         while let Some(record) = self.advance()? {
             if !self.view(record).is_dot() {
@@ -153,8 +154,8 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(None)
     }
 
-    /// How many bytes that should be zero are not: reserved ones in records walked over, and those after
-    /// the names of finished blocks.
+    /// Number of bytes that should be zero but are not: reserved bytes of the records read so far,
+    /// and bytes after the names of finished blocks.
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty_bytes
     }
@@ -163,7 +164,7 @@ impl<R: ReadAt> Directory<'_, R> {
         self.image.superblock.block_bits.blocks_for(self.node.inode.size_bytes)
     }
 
-    /// Reads block `index` and checks how its records begin.
+    /// Reads block `index` and checks its first name offset.
     fn load(&mut self, index: u64) -> Result<(), ReadError> {
         let bits = self.image.superblock.block_bits;
         let offset = index << bits.get();
@@ -182,7 +183,8 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(())
     }
 
-    /// Reads record `index`, whose name starts at `start`, and returns it with the end of the name.
+    /// Decodes record `index`, whose name starts at byte `start`. Returns the record, its name and
+    /// the end of the name.
     fn record(&self, index: usize, start: usize) -> Result<(Dirent, &[u8], usize), ReadError> {
         let len = self.block.len();
         let at = index * Dirent::LEN;

@@ -1,10 +1,10 @@
-//! Reading an EROFS image: inodes, directories, attributes and file data, from any device of blocks.
+//! Reads an EROFS image: inodes, directories, attributes and file data, from any source of blocks.
 //!
 //! Everything uncompressed is read, wherever it lies: plain, inline and chunk-based data, holes, extra
 //! devices, block sizes from 512 bytes to 64 KiB, inodes before the metadata start. The bytes may be
-//! hostile: no read panics, recurses, or holds more than a block and the attributes of one inode. What
-//! is structurally wrong is an error here; what is merely not acceptable for a layer is found by
-//! [`super::check`].
+//! The bytes may be hostile: no read panics, recurses, or holds more than a block and the
+//! attributes of one inode. Structural faults are errors here. Features that are sound but not
+//! acceptable in a layer are for [`super::check`] to refuse.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/` (`super.c`, `inode.c`, `data.c`, `dir.c`,
 //! `namei.c`, `xattr.c`).
@@ -40,48 +40,49 @@ use crate::format::ReadAt;
 
 /// An opened image over `R`, the file or files that hold it.
 ///
-/// Reads of metadata go through a window of at most 1 MiB inside, so an image belongs to one thread at
-/// a time; open it once for each.
+/// Reads of metadata go through an inner window of at most 1 MiB. An image therefore belongs to one
+/// thread; open one for each thread.
 #[derive(Debug)]
 pub struct Image<R> {
     devices: Devices<R>,
     superblock: Superblock,
-    /// Size of the primary file in bytes, asked for once.
+    /// Size of the primary file in bytes, read once when the image is opened.
     size_bytes: u64,
     prefixes: Vec<LongPrefix>,
     window: RefCell<Window>,
 }
 
-/// An inode and where it lies.
+/// Inode and its place in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its number.
+    /// Inode number that led here.
     pub nid: Nid,
-    /// Its record.
+    /// Fields of the record, in either form.
     pub inode: Inode,
-    /// The form of the record.
+    /// Form of the record, 32 or 64 bytes.
     pub form: Form,
     /// Byte of the image at which the record starts.
     pub position: u64,
 }
 
 impl Node {
-    /// Byte of the image at which its attributes start.
+    /// Byte of the image at which the attributes start, right after the record.
     pub fn xattr_start(&self) -> u64 {
         self.position + self.form.record_len()
     }
 
-    /// Byte of the image after its attributes, where an inline tail starts.
+    /// Byte of the image after the attributes, at which an inline tail starts.
     pub fn xattr_end(&self) -> u64 {
         self.xattr_start() + xattr::body_len(self.inode.xattr_icount)
     }
 }
 
-/// Incompatible features that do not stop the reader from finding every uncompressed file.
+/// Incompatible features with which every uncompressed file is still found: all but METABOX, whose
+/// inodes lie in a file that may be compressed.
 const READABLE: u32 = incompat::KNOWN & !incompat::METABOX;
 
 impl<R: ReadAt> Image<R> {
-    /// Opens an image that lies in one file, its devices, if it has any, included.
+    /// Opens an image that lies in one file, together with the devices it may have.
     ///
     /// Errors: [`ReadError`] when the superblock, the device table or the name prefixes are malformed,
     /// the checksum is wrong or a feature is not supported.
@@ -154,7 +155,7 @@ impl<R: ReadAt> Image<R> {
         Ok(())
     }
 
-    /// The superblock.
+    /// Superblock, as decoded when the image was opened.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
     }
@@ -164,7 +165,7 @@ impl<R: ReadAt> Image<R> {
         self.size_bytes
     }
 
-    /// The device slots, in order; the first is device 1.
+    /// Device slots in order; the first is device 1.
     pub fn slots(&self) -> &[DeviceSlot] {
         self.devices.slots()
     }
@@ -176,20 +177,20 @@ impl<R: ReadAt> Image<R> {
         self.devices.size_bytes(device)
     }
 
-    /// Whether the devices are files of their own.
+    /// True when the devices are separate files.
     pub fn has_device_files(&self) -> bool {
         self.devices.has_files()
     }
 
-    /// Whether the blocks `start..end` of `device`'s file are ones that the superblock, or a slot of the
-    /// device table, declares.
+    /// True when the superblock, or a slot of the device table, declares the blocks `start..end` of
+    /// the file of `device`.
     pub(super) fn declares(&self, device: u16, start: u64, end: u64) -> bool {
         (device == 0 && end <= self.superblock.blocks) || self.devices.declare(device, start, end)
     }
 
-    /// The stored and the computed checksum; `None` when the image says it has none.
+    /// Stored and computed checksum; `None` when the image has no checksum.
     ///
-    /// Errors: [`ReadError::Outside`] when the first block is not there.
+    /// Errors: [`ReadError::Outside`] when the file ends inside the first block.
     pub fn checksum(&self) -> Result<Option<(u32, u32)>, ReadError> {
         if !self.superblock.has_compat(compat::SB_CHKSUM) {
             return Ok(None);
@@ -199,7 +200,7 @@ impl<R: ReadAt> Image<R> {
         Ok(Some((self.superblock.checksum, superblock::checksum(&covered))))
     }
 
-    /// The root directory.
+    /// Reads the inode of the root directory. Errors: as [`Self::node`].
     pub fn root(&self) -> Result<Node, ReadError> {
         let root = self.node(self.superblock.root)?;
         if root.inode.file_type != crate::tree::FileType::Directory {
@@ -208,12 +209,12 @@ impl<R: ReadAt> Image<R> {
         Ok(root)
     }
 
-    /// The inode `nid`.
+    /// Reads the inode `nid`.
     ///
     /// Errors: [`ReadError`] when it lies outside the image or its record has no meaning.
     pub fn node(&self, nid: Nid) -> Result<Node, ReadError> {
-        // Also where the rest of the number would lead to an inode: kernels since 6.17 look for this one in
-        // the metabox, which readable images do not have.
+        // Refused even where the rest of the number leads to an inode: kernels since 6.17 look for
+        // this inode in the metabox, which readable images do not have.
         if nid.in_metabox() {
             return Err(ReadError::Node { nid, fault: NodeFault::Metabox });
         }
@@ -221,7 +222,8 @@ impl<R: ReadAt> Image<R> {
         self.node_at(nid, position).map(|(node, _)| node)
     }
 
-    /// The inode `nid` at byte `position`, and the bytes of its record, of which the first 32 or 64 count.
+    /// Reads the inode `nid` at byte `position`. Returns the bytes of its record too, of which the
+    /// first 32 or 64 count.
     pub(super) fn node_at(
         &self,
         nid: Nid,
@@ -234,7 +236,7 @@ impl<R: ReadAt> Image<R> {
         if form == Form::Extended {
             self.read_at(position + Inode::COMPACT_LEN as u64, rest, "inode")?;
         }
-        // A compact record cannot cross a block: both it and its place are 32 bytes.
+        // A compact record cannot cross a block: its length and its alignment are both 32 bytes.
         let base = TimeBase { epoch: self.superblock.epoch, nanoseconds: self.superblock.fixed_nsec };
         let (inode, form) =
             Inode::decode(&record, base).map_err(|source| ReadError::Inode { nid, source })?;
@@ -246,7 +248,7 @@ impl<R: ReadAt> Image<R> {
         Ok((node, record))
     }
 
-    /// The target of a symbolic link, 1 to 4095 bytes without NUL.
+    /// Reads the target of a symbolic link: 1 to 4095 bytes without NUL.
     pub fn symlink_target(&self, node: &Node) -> Result<Vec<u8>, ReadError> {
         let fault = |fault| ReadError::Node { nid: node.nid, fault };
         if node.inode.file_type != crate::tree::FileType::Symlink {
@@ -298,7 +300,7 @@ impl<R: ReadAt> Image<R> {
         Ok(slots)
     }
 
-    /// Whether a file's data can be read, by its layout.
+    /// Refuses a file whose layout is compressed.
     pub(super) fn uncompressed(node: &Node) -> Result<(), ReadError> {
         match node.inode.data.layout() {
             Layout::CompressedFull | Layout::CompressedCompact => {

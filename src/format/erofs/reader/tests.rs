@@ -31,7 +31,7 @@ fn contents(image: &Image<&[u8]>, node: &Node) -> Vec<u8> {
     bytes
 }
 
-/// The example image that `docs/formats/erofs.md` spells out.
+/// Reads the example image that `docs/formats/erofs.md` spells out.
 #[test]
 fn the_documented_example_reads_as_documented() {
     let mut bytes = vec![0; 8192];
@@ -248,7 +248,7 @@ fn devices_read_the_same_in_files_of_their_own_and_in_one() {
     );
     let error = Image::open_with_devices(image.as_slice(), vec![&devices[0][..]]).unwrap_err();
     assert!(matches!(error, ReadError::DeviceCount { slots: 2, given: 1 }));
-    // Without its devices, a file on them is outside.
+    // Without its devices, the file's data is outside the image.
     let alone = open(&image);
     let mut bytes = [0; 1];
     let error = alone.read_data(&alone.node(flat).unwrap(), 0, &mut bytes).unwrap_err();
@@ -348,7 +348,7 @@ fn what_is_no_image_says_why() {
     assert_eq!(with(0x0D, 200), "superblock field sb_extslots is 200, more than fits the first page");
 }
 
-/// Reads everything an image has, as far as it can be read.
+/// Reads everything in an image, as far as it is readable.
 fn walk(bytes: &[u8]) {
     let Ok(image) = Image::open_despite_checksum(bytes, Vec::new()) else { return };
     let Ok(root) = image.root() else { return };

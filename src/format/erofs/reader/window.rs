@@ -1,8 +1,8 @@
-//! A few recently read stretches of an image, so that records of some bytes cost no read each.
+//! Cache of recently read stretches, so that records of some bytes do not cost a read each.
 //!
-//! Metadata is read in pieces of 12 to 64 bytes. Reads that follow each other grow their stretch, reads
-//! that jump stay at one page: a walk in the order of the disk becomes large reads, a walk all over it
-//! reads little that it does not need.
+//! Metadata is read in pieces of 12 to 64 bytes. Reads that follow each other grow their stretch;
+//! reads that jump stay at one page. A walk in the order of the disk becomes large reads, and a
+//! walk in any other order reads little that it does not need.
 //!
 //! Described in `docs/formats/erofs.md`, "Reading".
 
@@ -12,19 +12,19 @@ use crate::format::ReadAt;
 
 /// Smallest read, in bytes.
 const PAGE: u64 = 4096;
-/// Largest read, in bytes; larger requests go past the window.
+/// Largest read, in bytes. Larger requests bypass the window.
 const LARGEST: u64 = 64 << 10;
-/// Stretches kept. A walk needs one for the directory, one for the inodes, one for shared attributes;
-/// the rest serve metadata that is out of order.
+/// Stretches kept. A walk needs one each for directory, inodes and shared attributes; the others
+/// serve metadata that lies out of order.
 const STRETCHES: usize = 16;
 
-/// The stretches; at most 1 MiB.
+/// Cached stretches, together at most 1 MiB.
 #[derive(Debug)]
 pub(super) struct Window {
     stretches: Vec<Stretch>,
-    /// Counts uses, to find the stretch that was not used for longest.
+    /// Counts uses, to find the least recently used stretch.
     clock: u64,
-    /// Where the last read from the image ended, and how long it was.
+    /// End of the last read from the image, and its length in bytes.
     last: (u64, u64),
 }
 
@@ -40,7 +40,7 @@ impl Window {
         Self { stretches: Vec::new(), clock: 0, last: (u64::MAX, 0) }
     }
 
-    /// Fills `buf` from byte `offset` of `source`.
+    /// Fills `buf` from byte `offset` of `source`, from the cache where possible.
     pub(super) fn read(
         &mut self,
         source: &impl ReadAt,
@@ -73,7 +73,7 @@ impl Window {
         Some(index)
     }
 
-    /// Reads the stretch that holds `offset` and returns its index.
+    /// Reads a stretch that starts at or before `offset` and returns its index.
     fn fill(&mut self, source: &impl ReadAt, offset: u64) -> io::Result<usize> {
         let start = offset - offset % PAGE;
         let (end, len) = self.last;
@@ -92,7 +92,7 @@ impl Window {
         };
         let stretch = self.stretches.get_mut(index).ok_or(io::ErrorKind::UnexpectedEof)?;
         stretch.bytes.resize(usize::try_from(len).map_err(io::Error::other)?, 0);
-        // Never left holding half of an old and half of a new stretch.
+        // A failed read leaves the stretch empty, never half old and half new.
         stretch.start = start;
         if let Err(error) = source.read_exact_at(start, &mut stretch.bytes) {
             stretch.bytes.clear();
@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts its reads.
+    /// A source that counts its reads.
     struct Counted(Vec<u8>, Cell<u32>);
 
     impl ReadAt for Counted {

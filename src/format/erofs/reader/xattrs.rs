@@ -1,4 +1,5 @@
-//! Extended attributes: walking the entries of an inode, inline and shared, and their full names.
+//! Extended attributes: iterates over the entries of an inode, inline and shared, and builds their
+//! full names.
 //!
 //! Source: Linux `fs/erofs/xattr.c`.
 
@@ -19,52 +20,53 @@ use crate::{
     tree::Xattr,
 };
 
-/// One attribute, found but not yet read.
+/// Attribute whose head was read, but neither name nor value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XattrEntry {
-    /// Its head.
+    /// Head of the entry: lengths and prefix.
     pub header: EntryHeader,
-    /// Byte of the image at which it starts.
+    /// Byte of the image at which the entry starts.
     pub position: u64,
-    /// The id of a shared entry; `None` for one in the inode's own body.
+    /// Id of a shared entry; `None` for an entry in the inode's own body.
     pub shared: Option<u32>,
 }
 
-/// What a full name consists of.
+/// Base prefix of a full name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XattrName {
-    /// The prefix without a table.
+    /// Prefix with a number in the format.
     pub base: Prefix,
-    /// Bytes of it.
+    /// Length of that prefix in the full name, in bytes.
     pub base_len: usize,
 }
 
-/// A long name prefix.
+/// Entry of the table of long name prefixes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LongPrefix {
     base: Prefix,
     infix: Vec<u8>,
-    /// Byte of the image at which it starts, if that is where it is, and its length.
+    /// Byte of the image at which the prefix starts, and its length; `None` when it lies in the
+    /// packed file.
     place: Option<(u64, u64)>,
 }
 
-/// A walk over the attributes of one inode: the shared ones, then its own.
+/// Iterator over the attributes of one inode: first the shared ones, then those in its body.
 #[derive(Debug)]
 pub struct Xattrs<'i, R> {
     image: &'i Image<R>,
     nid: Nid,
-    /// The filter of the body; all zeros without attributes.
+    /// Name filter of the body; all zeros without attributes.
     name_filter: u32,
-    /// Ids not read yet.
+    /// Number of shared ids that are still to be read.
     shared_left: u8,
-    /// Next byte of the body, and its end.
+    /// Next byte of the body, then its end.
     position: u64,
     start: u64,
     end: u64,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// Starts a walk over the attributes of `node`.
+    /// Starts an iteration over the attributes of `node`.
     ///
     /// Errors: [`ReadError::Xattr`] when the body's header is wrong.
     pub fn xattr_entries(&self, node: &Node) -> Result<Xattrs<'_, R>, ReadError> {
@@ -99,9 +101,9 @@ impl<R: ReadAt> Image<R> {
         Ok(walk)
     }
 
-    /// All attributes of `node` with their values, in the order of the image.
+    /// Reads all attributes of `node` with their values, in the order of the image.
     ///
-    /// At most 255 shared values and a body of 256 KiB are held.
+    /// Holds at most 255 shared values and a body of 256 KiB.
     pub fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>, ReadError> {
         let mut walk = self.xattr_entries(node)?;
         let mut xattrs = Vec::new();
@@ -113,7 +115,7 @@ impl<R: ReadAt> Image<R> {
         Ok(xattrs)
     }
 
-    /// The value of the attribute `name` of `node`.
+    /// Value of the attribute `name` of `node`; `None` without that attribute.
     pub fn xattr(&self, node: &Node, name: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
         let mut walk = self.xattr_entries(node)?;
         let mut found = Vec::new();
@@ -126,7 +128,7 @@ impl<R: ReadAt> Image<R> {
         Ok(None)
     }
 
-    /// Puts the full name of an entry into `name`, replacing what it holds.
+    /// Replaces the bytes in `name` by the full name of an entry.
     ///
     /// Errors: [`XattrFault::Index`], [`XattrFault::Name`].
     pub fn xattr_name(
@@ -163,7 +165,7 @@ impl<R: ReadAt> Image<R> {
         Ok(XattrName { base, base_len })
     }
 
-    /// The value of an entry.
+    /// Reads the value of an entry. Errors: [`ReadError::Outside`] when it ends outside the image.
     pub fn xattr_value(&self, entry: &XattrEntry) -> Result<Vec<u8>, ReadError> {
         let mut value = vec![0; usize::from(entry.header.value_size)];
         let head = EntryHeader::LEN as u64 + u64::from(entry.header.name_len);
@@ -171,7 +173,7 @@ impl<R: ReadAt> Image<R> {
         Ok(value)
     }
 
-    /// The shared entry `id`, which is inside the image as a whole.
+    /// Shared entry `id`, of which every byte is inside the image.
     pub(in crate::format::erofs) fn shared_xattr(&self, id: u32) -> Result<XattrEntry, ReadError> {
         let position = self.superblock.xattr_start() + UNIT * u64::from(id);
         let mut record = [0; EntryHeader::LEN];
@@ -184,24 +186,24 @@ impl<R: ReadAt> Image<R> {
         Ok(XattrEntry { header, position, shared: Some(id) })
     }
 
-    /// The long name prefixes as (base prefix, infix) in order.
+    /// Long name prefixes as (base prefix, infix), in the order of their numbers.
     pub fn name_prefixes(&self) -> impl Iterator<Item = (Prefix, &[u8])> {
         self.prefixes.iter().map(|prefix| (prefix.base, prefix.infix.as_slice()))
     }
 
-    /// Where the long prefixes that lie in the image itself are: byte and length.
+    /// Byte offset and length of each long prefix that lies in the image itself.
     pub(in crate::format::erofs) fn prefix_places(&self) -> impl Iterator<Item = (u64, u64)> {
         self.prefixes.iter().filter_map(|prefix| prefix.place)
     }
 
-    /// Reads the table of long prefixes.
+    /// Reads the table of long name prefixes.
     pub(super) fn long_prefixes(&self) -> Result<Vec<LongPrefix>, ReadError> {
         let mut prefixes = Vec::new();
-        // Like the kernel, whatever the feature bit says: the number alone decides.
+        // The number alone decides, whatever the feature bit says, as in the kernel.
         if self.superblock.xattr_prefix_count == 0 {
             return Ok(prefixes);
         }
-        // They share the fragments' file unless the image says otherwise.
+        // Without this feature they lie in the packed file, if there is one.
         let in_image = self.superblock.has_compat(compat::PLAIN_XATTR_PFX)
             || !self.superblock.has_incompat(incompat::FRAGMENTS)
             || self.superblock.packed_nid == 0;
@@ -234,15 +236,15 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl<R: ReadAt> Xattrs<'_, R> {
-    /// The next attribute; `None` after the last. Reserved space is passed over.
+    /// Next attribute; `None` after the last. Reserved space is skipped.
     ///
-    /// Errors: [`ReadError::Xattr`] when an entry goes beyond the body, [`ReadError::Outside`] when a
-    /// shared one is not in the image.
+    /// Errors: [`ReadError::Xattr`] when an entry ends beyond the body, [`ReadError::Outside`] when
+    /// a shared entry is not inside the image.
     pub fn next_entry(&mut self) -> Result<Option<XattrEntry>, ReadError> {
         loop {
-            // Four zero bytes are an entry without prefix, name and value: the kernel lists only entries
-            // whose prefix it knows, and so steps over them to the next. mkfs.erofs reserves space for
-            // later attributes this way.
+            // Four zero bytes are an entry without prefix, name and value. The kernel lists only
+            // entries whose prefix it knows, so it skips them. mkfs.erofs reserves space for later
+            // attributes this way.
             match self.next_stored()? {
                 Some(entry) if entry.shared.is_none() && entry.header == EntryHeader::RESERVED => {}
                 entry => return Ok(entry),
@@ -262,7 +264,7 @@ impl<R: ReadAt> Xattrs<'_, R> {
             return Ok(None);
         }
         let mut record = [0; EntryHeader::LEN];
-        // The body is a multiple of 4 bytes, and so is what came before.
+        // Body lengths and entry lengths are multiples of 4 bytes, so 4 bytes are left here.
         self.image.read_at(self.position, &mut record, "xattr entry")?;
         let header = EntryHeader::decode(&record);
         let position = self.position;
@@ -275,7 +277,7 @@ impl<R: ReadAt> Xattrs<'_, R> {
         Ok(Some(XattrEntry { header, position, shared: None }))
     }
 
-    /// The name filter of the body; means something only with the feature `xattr_filter`.
+    /// Name filter of the body. Valid only with the feature `xattr_filter`.
     pub fn name_filter(&self) -> u32 {
         self.name_filter
     }

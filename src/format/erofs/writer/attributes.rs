@@ -1,9 +1,9 @@
 //! Attribute bodies of inodes, and the attributes that inodes share.
 //!
-//! Inodes are written as they come, so nobody knows how many will have an attribute. The first that has it
-//! stores it itself; with the second it moves to the shared area, and from then on an inode names it
-//! by number. The area is written after all files, and numbers count from its beginning, so they are
-//! known before its place is.
+//! Inodes are written as they come, before it is known how many will have an attribute. The first
+//! inode with an attribute stores it inline. With the second the attribute moves to the shared
+//! area, and from then on inodes name it by number. The area is written after all files. Numbers
+//! count from its beginning, so they are known before its place is.
 //!
 //! Source: `docs/formats/erofs.md`, "How an image is written"; Linux `fs/erofs/xattr.c`.
 
@@ -21,33 +21,35 @@ use crate::{
     tree::Xattr,
 };
 
-/// Largest area of shared attributes that is built unasked, in bytes: it waits in memory.
+/// Largest area of shared attributes, in bytes. It stays in memory until the end of the image;
+/// beyond it only forced entries are shared.
 const AREA: usize = 8 << 20;
-/// Most shared attributes of one inode: the count is one byte.
+/// Most shared attributes of one inode: the count is stored in one byte.
 const MOST_SHARED: usize = 255;
-/// Entries of this length are as short as their number.
+/// Length of entries that are not shared, in bytes: their number would be as long.
 const NOT_WORTH_SHARING: usize = BodyHeader::ID_LEN;
 
-/// The shared area, and which attributes were seen once.
+/// Shared area, and the attributes that one inode has had so far.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    /// Hashes of entries. If two entries had one hash the second would be shared too early, which
-    /// costs its user four bytes.
+    /// Hashes of entries. If two entries had one hash, the second would be shared too early, which
+    /// costs its inode four bytes.
     seen: HashSet<u64>,
-    /// Byte offsets in the area.
+    /// Byte offsets of entries in the area.
     table: HashTable<u32>,
     area: Vec<u8>,
 }
 
-/// Fixed keys: what is shared must not depend on the process. A layer that finds collisions gains
-/// nothing, see [`Shared::seen`] and the comparison in [`Shared::find`].
+/// Hashes with fixed keys: the same layer must give the same image in every process. A layer that
+/// finds collisions gains nothing, see [`Shared::seen`] and the comparison in [`Shared::find`].
 fn hash(entry: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(entry);
     hasher.finish()
 }
 
-/// One entry, spelled: head, name after the prefix, value, padding.
+/// Appends one entry to `out`: head, name after the prefix, value, padding. Returns its bit of the
+/// name filter.
 fn encode(xattr: &Xattr, out: &mut Vec<u8>) -> Result<u32, WriterError> {
     let cannot = || WriterError::Xattr { name: Quoted(&xattr.name).to_string(), value: xattr.value.len() };
     let (prefix, rest) = Prefix::split(&xattr.name).ok_or_else(cannot)?;
@@ -72,7 +74,7 @@ impl Shared {
         self.table.find(hash, is_it).copied()
     }
 
-    /// Counts a user of `entry`: with the second, it is shared. `force` shares it with the first.
+    /// Counts an inode with `entry` and shares it from the second on; `force` shares it at once.
     fn note(&mut self, entry: &[u8], force: bool) -> Result<(), WriterError> {
         let hash = hash(entry);
         if entry.len() <= NOT_WORTH_SHARING || self.find(hash, entry).is_some() {
@@ -91,7 +93,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Counts the attributes of an inode that is written later. `force` shares all of them.
+    /// Counts the attributes of an inode before it is written. `force` shares all of them at once.
     pub fn note_all<'a>(
         &mut self,
         xattrs: impl IntoIterator<Item = &'a Xattr>,
@@ -106,8 +108,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The body of an inode with `xattrs`, sorted by name, appended to `out`; what is shared by now is
-    /// named by number. Returns the inode's count.
+    /// Appends the body of an inode with `xattrs`, sorted by name, to `out`. Attributes shared by
+    /// now are named by number. Returns the inode's i_xattr_icount.
     pub fn body<'a>(
         &self,
         xattrs: impl IntoIterator<Item = &'a Xattr>,
@@ -140,12 +142,12 @@ impl Shared {
         icount((out.len() - start) as u64).ok_or(WriterError::XattrSum { len: out.len() - start })
     }
 
-    /// The area as it is to be written; number 0 is its first byte.
+    /// Bytes of the area; number 0 is the first byte.
     pub fn area(&self) -> &[u8] {
         &self.area
     }
 
-    /// Memory held, in bytes.
+    /// Memory held by area and tables, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let tables =
             self.seen.capacity() * (size_of::<u64>() + 1) + self.table.capacity() * (size_of::<u32>() + 1);
@@ -153,7 +155,7 @@ impl Shared {
     }
 }
 
-/// The entry at the start of `stored`, with its padding.
+/// Cuts the first entry, with its padding, out of `stored`.
 fn first_entry(stored: &[u8]) -> &[u8] {
     let len = stored.first_chunk().map_or(0, |head| EntryHeader::decode(head).entry_len().padded);
     usize::try_from(len).ok().and_then(|len| stored.get(..len)).unwrap_or_default()

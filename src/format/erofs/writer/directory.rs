@@ -8,8 +8,8 @@ use crate::{
     tree::FileType,
 };
 
-/// Names of a directory with `.` and `..` at their places among them. Names that begin with a byte below the
-/// dot sort before, and `.-` sorts between the two.
+/// Inserts `.` and `..` into the names of a directory at their sorted places. Names that begin with
+/// a byte below the dot sort before them, and `.-` sorts between the two.
 pub(super) fn with_dots<'a, T>(
     children: impl Iterator<Item = (&'a [u8], T)>,
     own: T,
@@ -24,7 +24,7 @@ pub(super) fn with_dots<'a, T>(
     })
 }
 
-/// Where the block boundaries of a directory fall.
+/// Size of a directory and its block boundaries, found without writing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
     bits: BlockBits,
@@ -37,7 +37,7 @@ impl Extent {
         Self { bits, full_blocks: 0, used: 0 }
     }
 
-    /// Adds a name; true when it begins a new block.
+    /// Adds a name. Returns true when it begins a new block.
     pub fn add(&mut self, name_len: usize) -> bool {
         let len = Dirent::LEN + name_len;
         let full = self.used + len > self.bits.buffer_len();
@@ -49,13 +49,13 @@ impl Extent {
         full
     }
 
-    /// Exact size of the directory so far, in bytes.
+    /// Exact size of the directory, in bytes.
     pub fn size_bytes(&self) -> u64 {
         (self.full_blocks << self.bits.get()) + self.used as u64
     }
 }
 
-/// Spells one block after the other.
+/// Encoder of directory blocks, one block at a time.
 #[derive(Debug)]
 pub(super) struct Blocks {
     extent: Extent,
@@ -68,7 +68,7 @@ impl Blocks {
         Self { extent: Extent::new(bits), records: Vec::new(), names: Vec::new() }
     }
 
-    /// Adds the next name. When it does not fit, the block so far is appended to `out`, padded.
+    /// Adds the next name. When it does not fit, appends the padded current block to `out` first.
     pub fn add(&mut self, name: &[u8], nid: Nid, file_type: FileType, out: &mut Vec<u8>) {
         if self.extent.add(name.len()) {
             let len = out.len() + self.extent.bits.buffer_len();
@@ -80,7 +80,7 @@ impl Blocks {
         self.names.extend_from_slice(name);
     }
 
-    /// Appends the last block to `out`, without padding, and begins the next directory.
+    /// Appends the last block to `out`, without padding, and starts over for the next directory.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         self.close(out);
         self.extent = Extent::new(self.extent.bits);

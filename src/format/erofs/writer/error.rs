@@ -10,72 +10,73 @@ use crate::{
     tree::TreeError,
 };
 
-/// Why an image cannot be written.
+/// Failure to write an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriterError {
     /// An entry has no place in the tree.
     #[error("entry {path}: {source}")]
     Tree {
-        /// The entry's name.
+        /// Name of the entry in the layer.
         path: String,
-        /// Why.
+        /// Reason for which the tree refuses it.
         source: TreeError,
     },
-    /// The sink does not take the bytes.
+    /// Writing to the sink failed.
     #[error("cannot write the image: {0}")]
     Sink(#[from] io::Error),
-    /// Addresses are 32 bits.
+    /// The image needs more blocks than 32-bit addresses reach.
     #[error("an image of {blocks} blocks has more than 2^32 - 1")]
     ImageBlocks {
-        /// Blocks needed so far.
+        /// Blocks that the image would need.
         blocks: u64,
     },
-    /// A file that the kernel cannot count the blocks of.
+    /// A file is so large that the kernel cannot count its blocks.
     #[error("a file of {size_bytes} bytes is larger than {}", limits::FILE_BYTES)]
     FileSize {
         /// Size of the file, in bytes.
         size_bytes: u64,
     },
-    /// Sparse files whose holes cannot be left out.
+    /// Holes of sparse files cost more chunk arrays and zeros than allowed.
     #[error("holes of sparse files cost {bytes} bytes, more than {}", limits::SPARSE_OVERHEAD_BYTES)]
     SparseOverhead {
-        /// What they cost so far, in bytes.
+        /// Cost so far, in bytes.
         bytes: u64,
     },
-    /// More metadata than 32 bits of inode slots address.
+    /// The metadata needs more inode slots than 32 bits count.
     #[error("inodes take more than 128 GiB")]
     Inodes,
-    /// An attribute that EROFS cannot store.
+    /// EROFS cannot store an attribute: its prefix, name or value.
     #[error("extended attribute {name} with a value of {value} bytes cannot be stored")]
     Xattr {
-        /// Its name.
+        /// Name of the attribute.
         name: String,
         /// Length of its value in bytes.
         value: usize,
     },
-    /// The attributes of one inode do not fit.
+    /// The attributes of one inode are longer than a body can be.
     #[error("extended attributes of one inode take {len} bytes, more than EROFS stores")]
     XattrSum {
-        /// Length in bytes.
+        /// Length of all attributes, in bytes.
         len: usize,
     },
-    /// The root directory has too many attributes for the first block, even when all are shared.
+    /// The root directory has too many attributes for the first block, even with all of them
+    /// shared.
     #[error("{count} extended attributes do not fit beside the root directory's inode")]
     RootXattrs {
-        /// How many it has.
+        /// Number of attributes of the root.
         count: usize,
     },
-    /// Names and numbers take too much memory.
+    /// Names and numbers need more memory than allowed.
     #[error("the layer's metadata exceeds {limit} bytes of memory")]
     Memory {
-        /// The limit in bytes.
+        /// Largest memory allowed, in bytes.
         limit: u64,
     },
-    /// The caller broke the order of calls, or gave more or less data than it announced.
+    /// The caller broke the order of calls, or passed more or less data than announced.
     #[error("writer called out of order: {0}")]
     Order(&'static str),
-    /// A number that cannot be as large as it is.
+    /// A number exceeds a bound that other checks should have kept.
     #[error("writer lost count: {0}")]
     Count(std::num::TryFromIntError),
 }

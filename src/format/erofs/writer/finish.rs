@@ -1,7 +1,7 @@
 //! The end of an image: link counts, directories, shared attributes, and the first block.
 //!
-//! Directories name inodes that are written after them, so they are laid out once without being
-//! written, and then written in the same order.
+//! Directories name inodes that are written after them. So all directories are first laid out
+//! without being written, and then written in the same order.
 //!
 //! Source: `docs/formats/erofs.md`, "How an image is written"; overlayfs, Linux
 //! `Documentation/filesystems/overlayfs.rst`, for the attributes that make deletions work.
@@ -26,16 +26,16 @@ use crate::{
     tree::{DirectoryId, FileType, Node, Tree, Xattr},
 };
 
-/// Byte offset of the link count in an extended inode.
+/// Byte offset of i_nlink in an extended inode.
 const NLINK_AT: u64 = 0x2C;
 
-/// A directory's place in the image.
+/// Place of a directory in the image.
 #[derive(Clone, Copy, Debug, Default)]
 struct Planned {
-    /// Exact size in bytes.
+    /// Exact size of the directory in bytes.
     size_bytes: u64,
     slot: Slot,
-    /// Its first block, counted from the first block of all directories.
+    /// First block, counted from the first block of all directories.
     body: u32,
     nlink: u32,
     has_whiteouts: bool,
@@ -45,7 +45,7 @@ struct Planned {
 /// All directories, breadth first.
 struct Directories {
     order: Vec<DirectoryId>,
-    /// By number of directory.
+    /// Places, by number of the directory.
     planned: Vec<Planned>,
     opaque: Xattr,
     origin: Xattr,
@@ -60,17 +60,17 @@ impl Directories {
         self.planned.get_mut(directory.index()).expect("every directory was walked")
     }
 
-    /// The attributes a directory has in the image, sorted by name.
+    /// Attributes of a directory in the image, sorted by name.
     fn xattrs<'a>(&'a self, tree: &'a Tree<Place>, directory: DirectoryId) -> Vec<&'a Xattr> {
         let mut xattrs: Vec<&Xattr> = tree.xattrs(directory).collect();
-        // Only the deletions of this layer decide about these two, whatever came with an entry.
+        // Only this layer's deletions decide about these two attributes; an entry cannot set them.
         xattrs.retain(|xattr| xattr.name != self.opaque.name && xattr.name != self.origin.name);
         let before = xattrs.len();
         if tree.is_opaque(directory) {
             xattrs.push(&self.opaque);
         }
-        // Without it overlayfs would list a directory that is in one lower layer only as it is, and
-        // the whiteouts in it as broken names.
+        // Overlayfs lists a directory that exists in one lower layer only without looking at its
+        // entries: without this attribute the whiteouts in it would appear as broken names.
         if self.get(directory).has_whiteouts {
             xattrs.push(&self.origin);
         }
@@ -82,7 +82,7 @@ impl Directories {
 }
 
 impl<S: Sink> Writer<S> {
-    /// Completes the image: everything that is not file data, and the superblock last.
+    /// Completes the image: metadata, directories, shared attributes, and the superblock last.
     pub fn finish(mut self) -> Result<(S, Summary), WriterError> {
         if matches!(self.open, super::Open::File(_)) {
             return Err(WriterError::Order("the image ended before the last file"));
@@ -126,8 +126,8 @@ impl<S: Sink> Writer<S> {
         let records_end = plan.finish();
         self.metadata.follow(plan)?;
 
-        // Directory blocks lie behind the records and the shared attributes, and are written side by
-        // side with the records.
+        // Directory blocks lie after the records and the shared attributes, but are written
+        // together with the records.
         let area_blocks = bits.blocks_for(self.shared.area().len() as u64);
         let bodies_start = records_end + area_blocks;
         let end = bodies_start + bodies;
@@ -173,7 +173,7 @@ impl<S: Sink> Writer<S> {
         let Self { tree, metadata, stream, sink, .. } = self;
         let mut linked: Vec<(Slot, u32)> =
             tree.hard_linked().map(|(place, nlink)| (place.slot, nlink)).collect();
-        // In the order they lie in.
+        // In the order of the disk.
         linked.sort_unstable_by_key(|(slot, _)| slot.0);
         for (slot, nlink) in linked {
             metadata.patch(stream, sink, slot, NLINK_AT, &nlink.to_le_bytes())?;
@@ -181,7 +181,7 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
-    /// Walks the tree: sorts every directory, measures it, and counts.
+    /// Walks the tree, sorts and measures every directory, and counts inodes and names.
     fn walk(&mut self, summary: &mut Summary) -> Result<Directories, WriterError> {
         let slots = self.tree.directory_slots();
         let limit = self.options.max_metadata_bytes;
@@ -232,7 +232,7 @@ impl<S: Sink> Writer<S> {
         Ok(directories)
     }
 
-    /// Inode and attributes of the root, which have to fit behind the superblock.
+    /// Encodes inode and attributes of the root, which have to fit behind the superblock.
     fn root_head(&mut self, directories: &Directories) -> Result<(Vec<u8>, u16), WriterError> {
         let room = head_len(self.bits()) - Superblock::OFFSET - Superblock::LEN as u64;
         let xattrs = directories.xattrs(&self.tree, DirectoryId::ROOT);
@@ -251,7 +251,7 @@ impl<S: Sink> Writer<S> {
         Err(WriterError::RootXattrs { count: xattrs.len() })
     }
 
-    /// Writes the records and blocks of all directories; returns the root's inline tail.
+    /// Writes records and blocks of all directories. Returns the inline tail of the root.
     fn write_directories(
         &mut self,
         directories: &Directories,
@@ -345,7 +345,7 @@ impl<S: Sink> Writer<S> {
         nid.ok_or(WriterError::Order("a directory has no place"))
     }
 
-    /// Writes superblock and root directory, which make the rest an image.
+    /// Writes superblock and root directory. Without them the file is no image.
     fn write_first_block(
         &mut self,
         superblock: &Superblock,
@@ -365,10 +365,10 @@ impl<S: Sink> Writer<S> {
     }
 }
 
-/// Whether a tail fits behind the root's inode and attributes: inside the first block or blocks, and
-/// without crossing from one to the next.
+/// True when a tail fits behind the root's inode and attributes: inside the first block or blocks,
+/// and without crossing from one to the next.
 fn root_has_room(head: u64, tail: u64, block_size: u64) -> bool {
     let start = Superblock::OFFSET + Superblock::LEN as u64 + head;
-    // A tail lies in the block in which what stands before it ends.
+    // An inline tail starts and ends in one block, that in which the bytes before it end.
     (start - 1) / block_size == (start + tail - 1) / block_size
 }

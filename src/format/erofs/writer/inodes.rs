@@ -1,7 +1,8 @@
-//! Records of files as their entries come: what is stored beside the inode, and what gets blocks.
+//! Inodes of files, written as their entries come; decides what is stored beside the inode and what
+//! in blocks.
 //!
-//! Every inode is an extended one. Compact ones hold no time of their own, and the link count of a file may
-//! outgrow theirs after it was written; what they would save is below 0.5 % of a layer.
+//! Every inode is extended. Compact inodes store no time, and the link count of a file may outgrow
+//! theirs after it was written. They would save less than 0.5 % of a layer.
 //!
 //! Source: `docs/formats/erofs.md`, "How an image is written".
 
@@ -20,7 +21,7 @@ use crate::{
 };
 
 impl<S: Sink> Writer<S> {
-    /// Begins the record of an inode in `self.head`, with room for its attributes' sharing decided.
+    /// Begins a record in `self.head` with the attributes of an inode. Returns its i_xattr_icount.
     pub(super) fn begin_record(&mut self, xattrs: &[Xattr]) -> Result<u16, WriterError> {
         self.head.clear();
         self.tail.clear();
@@ -30,7 +31,7 @@ impl<S: Sink> Writer<S> {
         }
         let mut sorted: Vec<&Xattr> = xattrs.iter().collect();
         sorted.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        // Shared from the second user on: the first has it inline.
+        // The first inode with an attribute stores it inline; from the second on it is shared.
         self.shared.note_all(sorted.iter().copied(), false)?;
         self.shared.body(sorted, &mut self.head)
     }
@@ -41,7 +42,7 @@ impl<S: Sink> Writer<S> {
         }
     }
 
-    /// Adds `self.head` and `self.tail` to the metadata.
+    /// Adds `self.head` and `self.tail` to the metadata as one record.
     pub(super) fn add_record(&mut self) -> Result<Slot, WriterError> {
         let Self { metadata, stream, sink, head, tail, .. } = self;
         if (head.len() + tail.len()) as u64 > self.options.image.block_bits.size() {
@@ -50,12 +51,12 @@ impl<S: Sink> Writer<S> {
         metadata.add(stream, sink, head, tail)
     }
 
-    /// Whether a tail of `len` bytes can stand behind `self.head`.
+    /// True when a tail of `len` bytes fits into one block with `self.head`.
     fn has_room_for(&self, len: u64) -> bool {
         self.head.len() as u64 + len <= self.bits().size()
     }
 
-    /// Writes the inode of a file that has no data blocks, or begins a regular one.
+    /// Writes the inode of a file without data blocks, or begins a regular file.
     pub(super) fn file(&mut self, id: FileId, entry: &Entry) -> Result<(), WriterError> {
         match &entry.body {
             Body::Regular { size_bytes, extents } => self.regular(id, entry, *size_bytes, extents.as_deref()),
@@ -131,7 +132,8 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
-    /// Gives a regular file its blocks and, but for what follows with its data, its record.
+    /// Allocates the blocks of a regular file. Writes its record too, unless a tail follows with
+    /// the data.
     fn regular(
         &mut self,
         id: FileId,
@@ -197,7 +199,7 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
-    /// Counts what holes cost that cannot be left out.
+    /// Charges the cost of holes to the limit of the image: zeros inside chunks, and chunk arrays.
     fn charge_holes(&mut self, more: u64) -> Result<(), WriterError> {
         self.hole_bytes = self.hole_bytes.saturating_add(more);
         let bytes = self.hole_bytes;
@@ -208,9 +210,10 @@ impl<S: Sink> Writer<S> {
         }
     }
 
-    /// Gives a chunk-based file its blocks, and writes its record if that is longer than a block.
+    /// Allocates the blocks of a chunk-based file, and writes its record if that is longer than a
+    /// block.
     fn chunked(&mut self, place: &mut Place, chunks: &Chunks) -> Result<(), WriterError> {
-        // Entries of the array, in bytes of a piece of it.
+        // Records of the chunk array that are written at a time: 64 KiB.
         const PIECE: usize = (64 << 10) / BlockMapEntry::LEN;
         let bits = self.bits();
         let record_len = self.head.len() as u64 + chunks.array_len();
@@ -218,11 +221,11 @@ impl<S: Sink> Writer<S> {
         place.data_blocks = u32::try_from(chunks.blocks()).map_err(WriterError::internal)?;
         if record_len <= bits.size() {
             place.data_start = self.stream.allocate(chunks.blocks())?;
-            // Inodes and attributes are multiples of 4 bytes, which is how the array is aligned.
+            // Inodes and attributes are multiples of 4 bytes, the alignment of the array.
             self.head.extend(chunks.array(place.data_start).flatten());
             return Ok(());
         }
-        // Arrays may take megabytes: they are not gathered, but written in front of the data.
+        // Arrays may take megabytes, so they are not held but written before the data.
         let block = self.stream.allocate(bits.blocks_for(record_len))?;
         place.data_start = self.stream.allocate(chunks.blocks())?;
         place.slot = self.metadata.add_placed(block)?;

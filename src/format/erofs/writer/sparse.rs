@@ -1,8 +1,8 @@
-//! Files with holes: which chunk size stores them best, and where their data goes.
+//! Files with holes: chooses the chunk size that stores them best, and maps their data.
 //!
-//! A chunk that holds any data is stored whole, one without is a hole. Small chunks store fewer zeros,
-//! large ones need a shorter array; the size with the smallest sum wins. Readers since Linux 5.15
-//! take every size.
+//! A chunk that holds any data is stored whole; a chunk without data is a hole. Small chunks store
+//! fewer zeros, large chunks need a shorter array. The size with the smallest sum wins. Readers
+//! since Linux 5.15 take every size.
 //!
 //! Source: Linux `fs/erofs/erofs_fs.h`, `struct erofs_inode_chunk_info`; `fs/erofs/data.c`.
 
@@ -15,32 +15,32 @@ use crate::{
     tree::Extent,
 };
 
-/// Longest array that is considered, in bytes.
+/// Longest array considered, in bytes: longer ones exceed the limit for a whole image.
 const LONGEST_ARRAY: u64 = limits::SPARSE_OVERHEAD_BYTES;
 
-/// How a sparse file is stored.
+/// Chunk layout of a sparse file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chunks {
     bits: BlockBits,
-    /// log2 of the chunk size in bytes.
+    /// Base-2 logarithm of the chunk size in bytes.
     chunk_bits: u32,
     size_bytes: u64,
-    /// Stretches of chunks with data, ascending and apart.
+    /// Runs of chunks with data, ascending and not adjacent.
     runs: Vec<Run>,
 }
 
-/// Consecutive chunks with data.
+/// Run of consecutive chunks with data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
-    /// Number of the first chunk.
+    /// Number of its first chunk.
     first: u64,
     chunks: u64,
-    /// Blocks of the file's data before it.
+    /// Blocks of data before the run.
     blocks_before: u64,
 }
 
-/// Calls `each` for every stretch of chunks of 2^`chunk_bits` bytes that have data: first chunk and one
-/// past the last.
+/// Calls `each` for every run of chunks of 2^`chunk_bits` bytes that hold data, with the number of
+/// the first chunk and of the one after the last.
 fn stretches(extents: &[Extent], chunk_bits: u32, mut each: impl FnMut(u64, u64)) {
     let mut open: Option<(u64, u64)> = None;
     for extent in extents.iter().filter(|extent| extent.len > 0) {
@@ -61,8 +61,8 @@ fn stretches(extents: &[Extent], chunk_bits: u32, mut each: impl FnMut(u64, u64)
 }
 
 impl Chunks {
-    /// The best way to store a file of `size_bytes` with data at `extents`, which ascend and lie
-    /// within the size; `None` when no hole is worth an array.
+    /// Chooses the chunk size for a file of `size_bytes` with data at `extents`, which ascend and
+    /// lie within the size. `None` when no hole is worth an array.
     pub fn plan(bits: BlockBits, size_bytes: u64, extents: &[Extent]) -> Option<Self> {
         let all = bits.blocks_for(size_bytes);
         let dense = all << bits.get();
@@ -100,7 +100,7 @@ impl Chunks {
         self.chunk_bits - u32::from(self.bits.get())
     }
 
-    /// Blocks of data.
+    /// Blocks that the data takes.
     pub fn blocks(&self) -> u64 {
         let all = self.bits.blocks_for(self.size_bytes);
         self.runs.last().map_or(0, |run| {
@@ -110,22 +110,22 @@ impl Chunks {
         })
     }
 
-    /// Bytes of the image that the file takes, without inode and attributes.
+    /// Bytes of data blocks and array. Inode and attributes are not counted.
     pub fn stored_bytes(&self) -> u64 {
         (self.blocks() << self.bits.get()) + self.array_len()
     }
 
-    /// The chunk format of the inode.
+    /// Chunk format for the inode.
     pub fn format(&self) -> Option<ChunkFormat> {
         ChunkFormat::new(u8::try_from(self.log_blocks()).ok()?, false)
     }
 
-    /// Length of the array, in bytes.
+    /// Length of the chunk array, in bytes.
     pub fn array_len(&self) -> u64 {
         (((self.size_bytes - 1) >> self.chunk_bits) + 1) * BlockMapEntry::LEN as u64
     }
 
-    /// The records of the array when the data begins at `start`.
+    /// Encodes the records of the array, with the data from block `start` on.
     pub fn array(&self, start: u32) -> impl Iterator<Item = [u8; BlockMapEntry::LEN]> {
         let chunks = self.array_len() / BlockMapEntry::LEN as u64;
         let mut runs = self.runs.iter().peekable();
@@ -141,13 +141,13 @@ impl Chunks {
         })
     }
 
-    /// Where byte `offset` of the file lies in its data, and how many bytes from there on are
-    /// together; `None` in a hole.
+    /// Maps byte `offset` of the file to the byte of its data, with the number of bytes that are
+    /// consecutive from there; `None` in a hole.
     pub fn locate(&self, offset: u64) -> Option<(u64, u64)> {
         let chunk = offset >> self.chunk_bits;
         let run = self.runs.get(self.runs.partition_point(|run| run.first <= chunk).checked_sub(1)?)?;
         let start = run.first << self.chunk_bits;
-        // The last chunk of a file near 2^63 bytes may end beyond it, but not beyond 2^64.
+        // The last chunk of a file near 2^63 bytes may end beyond 2^63, but never beyond 2^64.
         let len = (run.chunks << self.chunk_bits).checked_sub(offset - start).filter(|len| *len > 0)?;
         Some(((run.blocks_before << self.bits.get()) + (offset - start), len))
     }
@@ -219,7 +219,7 @@ mod tests {
                     prop_assert!(together > 0 && place >> 12 < chunks.blocks());
                     prop_assert!(last.is_none_or(|last| place > last));
                     last = Some(place);
-                    // The array says the same.
+                    // The array gives the same block.
                     let start = blocks[usize::try_from(offset >> chunks.chunk_bits).unwrap()];
                     prop_assert!(start != u32::MAX);
                     let within = offset & ((1 << chunks.chunk_bits) - 1);

@@ -1,4 +1,4 @@
-//! The writer's way to its sink: blocks are given out in ascending order, small writes are gathered.
+//! Writes to the sink: allocates blocks in ascending order, and gathers small writes.
 //!
 //! Source: `docs/formats/erofs.md`, "How an image is written".
 
@@ -7,29 +7,33 @@ use std::io;
 use super::WriterError;
 use crate::format::{Sink, erofs::BlockBits};
 
-/// Gathered bytes go to the sink when there are this many.
+/// Number of gathered bytes at which they go to the sink.
 const GATHERED: usize = 1 << 20;
-/// Writes of this size go to the sink as they are: copying them would cost more than a call saves.
+/// Writes of at least this many bytes go to the sink directly: copying them would cost more than a
+/// call saves.
 const DIRECT: usize = GATHERED / 2;
-/// Zeros up to this many between two writes are gathered too; larger gaps are left to the sink.
+/// Longest gap of zeros between two writes that is gathered too, in bytes. Larger gaps are left to
+/// the sink.
 const GAP: u64 = 64 << 10;
-/// Discarded bytes of at least this many are left to the sink as well: the block that file systems have.
+/// Shortest discarded stretch that is left to the sink as a hole, in bytes: the block size of
+/// common file systems.
 const HOLE: u64 = 4096;
 
-/// Gives out blocks and writes to them, in one direction.
+/// Allocator of blocks with its write buffer.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// First block that is not given out.
+    /// First block that is not allocated.
     next: u64,
     window: Window,
 }
 
-/// Bytes on their way to the sink.
+/// Write buffer in front of the sink.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     start: u64,
     gathered: Vec<u8>,
-    /// First byte and end of what was discarded since the last flush, and was here at least in part.
+    /// Stretches (first byte, end) discarded since the last flush that were in the buffer at least
+    /// in part.
     discarded: Vec<(u64, u64)>,
 }
 
@@ -60,9 +64,9 @@ impl Window {
         if self.gathered.len() >= GATHERED { self.flush(sink) } else { Ok(()) }
     }
 
-    /// Hands everything gathered to the sink.
+    /// Writes everything gathered to the sink.
     pub fn flush(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        // Zeros in place of what was discarded would occupy the disk again.
+        // Writing zeros over discarded bytes would occupy the disk again.
         self.discarded.sort_unstable();
         self.discarded.dedup_by(|next, hole| {
             let joins = next.0 <= hole.1;
@@ -89,7 +93,7 @@ impl Window {
         Ok(())
     }
 
-    /// The part of `len` bytes from `offset` on that is still here.
+    /// Buffered part of `len` bytes from `offset` on; `None` when none of it is buffered.
     fn held(&mut self, offset: u64, len: u64) -> Option<&mut [u8]> {
         let start = offset.max(self.start);
         let end = (offset + len).min(self.end());
@@ -97,20 +101,21 @@ impl Window {
         self.gathered.get_mut(usize::try_from(start - self.start).ok()?..)?.get_mut(..len)
     }
 
-    /// Makes bytes written before read as zeros.
+    /// Makes bytes written earlier read as zeros.
     fn discard(&mut self, sink: &mut impl Sink, offset: u64, len: u64) -> io::Result<()> {
         if let Some(held) = self.held(offset, len) {
             held.fill(0);
             self.discarded.push((offset, offset + len));
         }
-        // The whole range even if a part of it is still here: punching half a block frees nothing.
+        // The whole stretch, even if a part of it is buffered: punching half a block frees nothing.
         if offset < self.start { sink.discard(offset, len) } else { Ok(()) }
     }
 
-    /// Changes bytes written before.
+    /// Changes bytes written earlier, whether buffered or in the sink.
     fn patch(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if offset < self.start && self.end() > self.start && offset + bytes.len() as u64 > self.start {
-            // Half of it is still here: only a caller that patches across records would get here.
+            // Part of the stretch is buffered, part is written. Only a patch across records gets
+            // here.
             self.flush(sink)?;
         }
         match self.held(offset, bytes.len() as u64) {
@@ -124,17 +129,17 @@ impl Window {
 }
 
 impl Stream {
-    /// A stream whose first block is `next`.
+    /// Stream whose first block is `next`.
     pub fn new(next: u64) -> Self {
         Self { next, window: Window::default() }
     }
 
-    /// First block that is not given out.
+    /// First block that is not allocated.
     pub fn next_block(&self) -> u64 {
         self.next
     }
 
-    /// Gives out `blocks` blocks and returns the first.
+    /// Allocates `blocks` blocks and returns the first.
     ///
     /// Errors: [`WriterError::ImageBlocks`] when an address would need more than 32 bits.
     pub fn allocate(&mut self, blocks: u64) -> Result<u32, WriterError> {
@@ -146,12 +151,13 @@ impl Stream {
         Ok(start)
     }
 
-    /// Writes `bytes` at byte `offset`, inside blocks given out and not before the end of the last write.
+    /// Writes `bytes` at byte `offset`, inside allocated blocks and not before the end of the last
+    /// write.
     pub fn write(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> Result<(), WriterError> {
         Ok(self.window.write(sink, offset, bytes)?)
     }
 
-    /// Writes `bytes` into new blocks and returns the first.
+    /// Writes `bytes` into newly allocated blocks and returns the first.
     pub fn append(
         &mut self,
         sink: &mut impl Sink,
@@ -163,17 +169,17 @@ impl Stream {
         Ok(start)
     }
 
-    /// Makes bytes written before read as zeros.
+    /// Makes bytes written earlier read as zeros.
     pub fn discard(&mut self, sink: &mut impl Sink, offset: u64, len: u64) -> Result<(), WriterError> {
         Ok(self.window.discard(sink, offset, len)?)
     }
 
-    /// Changes bytes written before.
+    /// Changes bytes written earlier, whether buffered or in the sink.
     pub fn patch(&mut self, sink: &mut impl Sink, offset: u64, bytes: &[u8]) -> Result<(), WriterError> {
         Ok(self.window.patch(sink, offset, bytes)?)
     }
 
-    /// Hands everything gathered to the sink.
+    /// Writes everything gathered to the sink.
     pub fn flush(&mut self, sink: &mut impl Sink) -> Result<(), WriterError> {
         Ok(self.window.flush(sink)?)
     }
@@ -183,7 +189,7 @@ impl Stream {
 mod tests {
     use super::*;
 
-    /// Counts what reaches it.
+    /// A sink that counts what it is given.
     #[derive(Default)]
     struct Counted {
         image: Vec<u8>,
@@ -261,7 +267,7 @@ mod tests {
         window.flush(&mut sink).unwrap();
         assert_eq!((sink.writes, sink.discards, sink.image.len()), (1, 0, 25_480));
         assert!(sink.image[..20_480].iter().all(|byte| *byte == 0) && sink.image[20_480..] == [3; 5000]);
-        // Half of a block is written already: all of it is given back.
+        // Half of a block is written already: the whole block is given back.
         window.write(&mut sink, 28_672, &[4; 2000]).unwrap();
         window.flush(&mut sink).unwrap();
         window.write(&mut sink, 30_672, &[4; 9000]).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of whole images.
+//! Tests of the writer on whole images.
 
 use std::{collections::BTreeMap, io};
 
@@ -28,7 +28,7 @@ fn regular(path: &str, data: &[u8]) -> (Entry, Vec<u8>) {
     (entry(path, Body::Regular { size_bytes: data.len() as u64, extents: None }), data.to_vec())
 }
 
-/// An image of `entries`, their data handed over in slices of `step` bytes.
+/// Writes an image of `entries`, with their data handed over in slices of `step` bytes.
 fn write_in_steps(options: &Options, entries: &[(Entry, Vec<u8>)], step: usize) -> (Vec<u8>, Summary) {
     let mut writer = Writer::new(Vec::new(), options.clone());
     for (entry, data) in entries {
@@ -87,7 +87,8 @@ fn golden_a_file_and_a_whiteout() {
     assert_eq!((summary.nodes, summary.whiteouts, summary.names), (3, 1, 2));
 }
 
-/// A sink that keeps small writes only, by page: large ones are the data of files of one byte.
+/// A sink that keeps small writes by page. Large writes are file data, all bytes of which are one
+/// value.
 #[derive(Default)]
 struct Pages {
     pages: BTreeMap<u64, Vec<u8>>,
@@ -152,7 +153,7 @@ fn nothing_of_what_was_replaced_is_left_in_the_image() {
     let secret = b"a secret of sixteen bytes";
     let large = secret.repeat(400_000 / secret.len());
     let filler = vec![b'.'; 700_000];
-    // Once while all of it is still at hand, once after it went to the sink.
+    // Once while all of the data is buffered, once after it went to the sink.
     for fill in [0, 700_000] {
         let entries = [
             with_xattr(regular("d/small", secret), "user.secret", secret),
@@ -166,7 +167,7 @@ fn nothing_of_what_was_replaced_is_left_in_the_image() {
         ];
         let (image, summary) = write(&entries);
         assert_eq!(occurrences(&image, secret), 0, "after {fill} bytes");
-        // Neither data nor a name: every byte that is left has a use.
+        // The image holds neither data nor a name: every byte left has a use.
         let report = verify(image.as_slice(), &Policy::layer()).unwrap();
         assert_eq!((report.inodes, report.lints, summary.nodes), (4, vec![], 4));
         let (without, _) =
@@ -186,7 +187,7 @@ fn the_second_user_of_an_attribute_shares_it() {
         verify(image.as_slice(), &Policy::layer()).unwrap();
         occurrences(&image, label)
     };
-    // Files are written before anybody knows of others: the first keeps its own.
+    // The first file is written before a second is known, and keeps its attribute inline.
     assert_eq!([1, 2, 3, 50].map(|count| users(count, |path| regular(path, b""))), [1, 2, 2, 2]);
     assert_eq!([1, 2, 3, 50].map(|count| users(count, directory)), [1, 1, 1, 1]);
 }

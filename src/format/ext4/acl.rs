@@ -3,25 +3,25 @@
 //! Source: Linux `fs/ext4/acl.h`, `fs/ext4/acl.c` (`ext4_acl_from_disk`);
 //! `include/uapi/linux/posix_acl.h`, `posix_acl_xattr.h`.
 
-/// What is wrong with a list.
+/// Fault of a stored access control list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AclFault {
-    /// Another form.
+    /// Version other than 1, the only one that ext4 stores.
     #[error("has version {found}, not 1")]
     Version {
-        /// As found.
+        /// Version of the list.
         found: u32,
     },
-    /// An entry that is cut, or names nobody.
+    /// Entry that is cut off, or whose tag is unknown.
     #[error("has an entry with tag {tag:#x} that is cut or unknown")]
     Entry {
-        /// Its tag.
+        /// Tag of the entry; 0 when it is cut off inside the tag.
         tag: u16,
     },
 }
 
-/// Whom an entry is about.
+/// Tags of entries, numbered as in `posix_acl.h`.
 mod tag {
     pub const OWNER: u16 = 0x01;
     pub const USER: u16 = 0x02;
@@ -31,14 +31,15 @@ mod tag {
     pub const OTHER: u16 = 0x20;
 }
 
-/// The value of `system.posix_acl_*` as the kernel shows it; empty for a list without entries.
+/// Converts a stored list to the value of `system.posix_acl_*` as the kernel shows it; empty for a
+/// list without entries.
 ///
 /// | form   | head              | entry for one user or group | other entries          |
 /// |--------|-------------------|-----------------------------|------------------------|
 /// | stored | u32 version 1     | u16 tag, u16 bits, u32 id   | u16 tag, u16 bits      |
 /// | shown  | u32 version 2     | u16 tag, u16 bits, u32 id   | the same, id all ones  |
 ///
-/// Errors: [`AclFault`].
+/// Errors: [`AclFault`] for another version, or an entry that is cut off or has an unknown tag.
 ///
 /// ```
 /// use plywood::format::ext4::acl::to_xattr;

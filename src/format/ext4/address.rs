@@ -1,10 +1,11 @@
-//! The numbers ext4 addresses things by, kept from being added to each other by accident.
+//! ext4 addresses as newtypes: block numbers, inode numbers and block sizes cannot be added to each
+//! other.
 //!
 //! Source: Linux `fs/ext4/ext4.h` (`ext4_fsblk_t`, `EXT4_BLOCK_SIZE_BITS`, the reserved inode numbers).
 
 use std::fmt;
 
-/// A block of the file system, counted from its first byte.
+/// Block of the file system, counted from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Block(pub u64);
 
@@ -14,12 +15,12 @@ impl fmt::Display for Block {
     }
 }
 
-/// The number of an inode, from 1.
+/// Inode number, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InodeNumber(pub u32);
 
 impl InodeNumber {
-    /// The root directory.
+    /// Inode of the root directory, which the format reserves.
     pub const ROOT: Self = Self(2);
 }
 
@@ -29,42 +30,42 @@ impl fmt::Display for InodeNumber {
     }
 }
 
-/// The size of a block as a power of two: 1 KiB to 64 KiB.
+/// Block size as its base-2 logarithm: 10 (1 KiB) to 16 (64 KiB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockBits(u8);
 
 impl BlockBits {
-    /// Bits of the smallest block, 1 KiB.
+    /// Logarithm of the smallest block, 1 KiB.
     pub const MIN: u8 = 10;
-    /// Bits of the largest block, 64 KiB.
+    /// Logarithm of the largest block, 64 KiB.
     pub const MAX: u8 = 16;
 
-    /// `None` outside [`Self::MIN`]..=[`Self::MAX`].
+    /// Block size of 2^`bits` bytes; `None` outside [`Self::MIN`]..=[`Self::MAX`].
     pub fn new(bits: u8) -> Option<Self> {
         (Self::MIN..=Self::MAX).contains(&bits).then_some(Self(bits))
     }
 
-    /// The power of two.
+    /// Base-2 logarithm of the block size, 10 to 16.
     pub fn get(self) -> u32 {
         self.0.into()
     }
 
-    /// Bytes of a block.
+    /// Block size in bytes.
     pub fn size(self) -> u64 {
         1 << self.0
     }
 
-    /// Bytes of a block, as the length of a buffer.
+    /// Block size in bytes, as the length of a buffer.
     pub fn buffer_len(self) -> usize {
         1 << self.0
     }
 
-    /// Bytes after the start of its block at which `offset` lies.
+    /// Bytes from the start of the block that holds byte `offset` to that byte.
     pub fn within(self, offset: u64) -> u64 {
         offset & (self.size() - 1)
     }
 
-    /// Blocks that `len` bytes take.
+    /// Number of blocks that `len` bytes take, rounded up.
     pub fn blocks_for(self, len: u64) -> u64 {
         (len >> self.0) + u64::from(self.within(len) != 0)
     }

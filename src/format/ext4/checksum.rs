@@ -1,25 +1,26 @@
-//! The three checksums of ext4 and its journal, in the forms the kernel keeps: without the usual
-//! inversion at the end.
+//! The three checksums of ext4 and its journal, in the kernel's forms: without the usual inversion
+//! at the end.
 //!
 //! Source: Linux `fs/ext4/ext4.h` (`ext4_chksum`), `lib/crc16.c`, `lib/crc/crc32.c` (`crc32_be`).
 
-/// What every CRC-32C of a file system starts from.
+/// Start value of every CRC-32C of a file system.
 pub const START: u32 = !0;
 
-/// CRC-32C of `bytes`, going on from `seed`; neither is inverted.
+/// Continues a CRC-32C from `seed` over `bytes`. Neither end is inverted.
 pub fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
-/// CRC-16 (polynomial 0x8005, reflected) of `bytes`, going on from `seed`: the older group descriptors.
+/// Continues a CRC-16 (polynomial 0x8005, reflected) from `seed` over `bytes`. Older group
+/// descriptors have it.
 pub fn crc16(seed: u16, bytes: &[u8]) -> u16 {
     bytes.iter().fold(seed, |crc, byte| {
         (0..8).fold(crc ^ u16::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0xA001 } else { 0 })
     })
 }
 
-/// CRC-32 (polynomial 0x04C11DB7, highest bit first) of `bytes`, going on from `seed`: whole transactions
-/// of journals with the first form of checksums.
+/// Continues a CRC-32 (polynomial 0x04C11DB7, highest bit first) from `seed` over `bytes`. It
+/// covers whole transactions in journals with the first form of checksums.
 pub fn crc32_be(seed: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(seed, |crc, byte| {
         let [index, ..] = crc.to_be_bytes();
@@ -27,7 +28,7 @@ pub fn crc32_be(seed: u32, bytes: &[u8]) -> u32 {
     })
 }
 
-/// What eight zero bits after each byte make of a CRC.
+/// CRC-32 of each single byte, started from 0.
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut index = 0;
@@ -50,7 +51,8 @@ const TABLE: [u32; 256] = {
 mod tests {
     use super::*;
 
-    /// The catalogue's check values of "123456789": CRC-32/ISCSI, CRC-16/ARC and CRC-32/MPEG-2.
+    /// Check values of "123456789" in the CRC catalogue: CRC-32/ISCSI, CRC-16/ARC and
+    /// CRC-32/MPEG-2.
     #[test]
     fn check_values_are_those_of_the_catalogue() {
         let input = b"123456789";

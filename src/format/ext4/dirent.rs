@@ -1,5 +1,5 @@
-//! ext4 directory records: names of variable length that chain through a block, and what stands at its
-//! end.
+//! ext4 directory records: names of variable length chained through a block, and the checksum at
+//! its end.
 //!
 //! Source: Linux `fs/ext4/ext4.h`, `struct ext4_dir_entry_2`, `struct ext4_dir_entry_tail`;
 //! `fs/ext4/dir.c` (`__ext4_check_dir_entry`), `fs/ext4/namei.c` (`struct dx_root`, `struct dx_tail`),
@@ -21,126 +21,126 @@ use crate::{limits::NAME_BYTES, tree::FileType};
 pub struct Dirent<'b> {
     /// Byte of the block at which the record starts.
     pub offset: usize,
-    /// The inode named.
+    /// Number of the inode that the record names.
     pub inode: InodeNumber,
-    /// The name, 1 to 255 bytes without slash or NUL.
+    /// Name of 1 to 255 bytes without slash or NUL.
     pub name: &'b [u8],
-    /// Its type, if the record says one.
+    /// Type that the record claims for the inode; `None` without the feature FILETYPE.
     pub file_type: Option<FileType>,
 }
 
-/// Length of a record without its name, in bytes.
+/// Length of a record in front of its name, in bytes.
 pub const HEAD: usize = 8;
 
-/// What is wrong with a directory block.
+/// Fault of a directory or of one of its blocks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirentFault {
-    /// A record that does not end where one can.
+    /// A record ends off 4 bytes, inside its head, or beyond the block.
     #[error("the record at byte {offset}, {len} bytes long, does not fit the block of {room}")]
     Length {
-        /// Where it starts.
+        /// Byte of the block at which the record starts.
         offset: usize,
-        /// Its length.
+        /// Length of the record in bytes.
         len: usize,
-        /// Bytes of the block.
+        /// Bytes left in the block.
         room: usize,
     },
-    /// A name that does not fit its record, or of no bytes.
+    /// A name is empty or longer than its record.
     #[error("the record at byte {offset}, {len} bytes long, has a name of {name_len}")]
     Name {
-        /// Where the record starts.
+        /// Byte of the block at which the record starts.
         offset: usize,
-        /// Its length.
+        /// Length of the record in bytes.
         len: usize,
-        /// Length of the name.
+        /// Length of the name in bytes.
         name_len: usize,
     },
-    /// A name with a slash or NUL.
+    /// A name holds a slash or NUL.
     #[error("name {name} holds a slash or NUL")]
     NameByte {
-        /// The name, quoted.
+        /// Name with quotes and escapes.
         name: String,
     },
-    /// A byte that names no type.
+    /// The type byte of a record is none of 1 to 7.
     #[error("file type {found} of the record at byte {offset} is not one of 1..=7")]
     FileType {
-        /// Where the record starts.
+        /// Byte of the block at which the record starts.
         offset: usize,
-        /// The byte.
+        /// Type byte of the record.
         found: u8,
     },
-    /// A type that is not that of the inode.
+    /// The record's type differs from the inode's.
     #[error("name {name} is a {found:?}, by its record, but inode {inode} is a {is:?}")]
     WrongType {
-        /// The name, quoted.
+        /// Name with quotes and escapes.
         name: String,
-        /// By the record.
+        /// Type that the record claims.
         found: FileType,
-        /// The inode named.
+        /// Number of the named inode.
         inode: InodeNumber,
-        /// What the inode is.
+        /// Type in the mode of the inode.
         is: FileType,
     },
-    /// A directory that does not lead back to where it was found.
+    /// `..` of a directory does not lead to the directory that names it.
     #[error("its parent is {found}, not {want}, where it was found")]
     Parent {
-        /// By the directory.
+        /// Inode that `..` names.
         found: InodeNumber,
-        /// Where it was found.
+        /// Inode of the directory that was read.
         want: InodeNumber,
     },
-    /// A directory that does not begin with its parent.
+    /// The first records of a directory hold no `..`.
     #[error("it does not begin with `..`")]
     NoParent,
-    /// One name twice.
+    /// One name occurs twice in a directory.
     #[error("{name} is there twice")]
     Repeated {
-        /// The name, quoted.
+        /// Name with quotes and escapes.
         name: String,
     },
-    /// One directory under two names.
+    /// One directory has two names.
     #[error("directory {inode} is there twice")]
     Linked {
-        /// The directory named.
+        /// Inode of that directory.
         inode: InodeNumber,
     },
-    /// More names than are remembered.
+    /// The directory has more names than the index may hold.
     #[error("it has more than {} names", crate::limits::DIRECTORY_NAMES)]
     Names,
-    /// The block has no checksum, or another one.
+    /// The block has no checksum, or a wrong one.
     #[error("its checksum {stored:?} is not the computed {computed:#010x}")]
     Checksum {
-        /// In the block.
+        /// Checksum in the block; `None` without one.
         stored: Option<u32>,
-        /// Of its bytes.
+        /// Checksum of the block's bytes.
         computed: u32,
     },
-    /// The size is not one that a directory has.
+    /// The size is no multiple of the block size, or above 2^32 bytes or the file system.
     #[error("{size_bytes} bytes are not a size of a directory")]
     Size {
-        /// In bytes.
+        /// Size of the directory in bytes.
         size_bytes: u64,
     },
-    /// A directory in its inode that has no parent in front of its records.
+    /// The size of a directory in its inode is below 60 bytes, or above the data in the inode.
     #[error("{size_bytes} bytes in the inode are too few")]
     Inline {
-        /// In bytes.
+        /// Size of the directory in bytes.
         size_bytes: u64,
     },
 }
 
-/// A walk over the records of one block.
+/// Iterator over the records of one block.
 #[derive(Clone, Copy, Debug)]
 pub struct Dirents<'b> {
     block: &'b [u8],
     offset: usize,
-    /// Whether the records hold types.
+    /// True when the records hold types: feature FILETYPE.
     typed: bool,
 }
 
 impl<'b> Dirents<'b> {
-    /// Starts at byte `offset` of `block`, which is a whole block, or a part of an inode.
+    /// Starts at byte `offset` of `block`, which is a whole block or a part of an inode.
     pub fn new(block: &'b [u8], offset: usize, typed: bool) -> Self {
         Self { block, offset, typed }
     }
@@ -150,9 +150,10 @@ impl<'b> Dirents<'b> {
         self.offset
     }
 
-    /// The next record in use; `None` after the last.
+    /// Next record in use; `None` after the last. Records with inode 0 are skipped.
     ///
-    /// Errors: [`DirentFault`].
+    /// Errors: [`DirentFault::Length`], [`DirentFault::Name`], [`DirentFault::NameByte`],
+    /// [`DirentFault::FileType`].
     pub fn next_used(&mut self) -> Result<Option<Dirent<'b>>, DirentFault> {
         while self.offset < self.block.len() {
             let record = self.block.get(self.offset..).unwrap_or_default();
@@ -164,7 +165,7 @@ impl<'b> Dirents<'b> {
                 return Err(DirentFault::Length { offset, len: record.len(), room });
             };
             let len = record_len(u16::from_le_bytes([*l0, *l1]), room);
-            // 12 bytes: the shortest name, padded.
+            // The shortest record has 12 bytes: a head and a padded name.
             if len < 12 || !len.is_multiple_of(4) || len > record.len() {
                 return Err(DirentFault::Length { offset, len, room });
             }
@@ -185,7 +186,7 @@ impl<'b> Dirents<'b> {
                 let name = crate::error::Quoted(name).to_string();
                 return Err(DirentFault::NameByte { name });
             }
-            // Without types the byte is the high half of the name's length, and 0.
+            // Without FILETYPE this byte is the high half of the name's length, which is 0.
             let file_type = match (self.typed, *kind) {
                 (false, _) | (true, 0) => None,
                 (true, found) => Some(file_type(found).ok_or(DirentFault::FileType { offset, found })?),
@@ -196,7 +197,8 @@ impl<'b> Dirents<'b> {
     }
 }
 
-/// A length as records of blocks of 64 KiB spell it: it would not fit.
+/// Decodes a record's length. In blocks of 64 KiB the value 65536 does not fit its 16 bits and is
+/// spelled as 0 or 65535.
 fn record_len(field: u16, room: usize) -> usize {
     let len = usize::from(field);
     match room {
@@ -219,7 +221,7 @@ fn file_type(byte: u8) -> Option<FileType> {
     })
 }
 
-/// Where the checksum of a directory block lies, and what it covers.
+/// Checksum of a directory block, and the bytes that it covers.
 ///
 /// | block | checksum | covers |
 /// |-------|----------|--------|
@@ -227,19 +229,19 @@ fn file_type(byte: u8) -> Option<FileType> {
 /// | hash tree | 4 bytes, behind 4 reserved ones, behind the last entry that fits | the entries in use, and all before; the reserved bytes; four zeros |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail {
-    /// As stored.
+    /// Checksum that is stored in the block.
     pub stored: u32,
-    /// Bytes covered from the start of the block on.
+    /// Number of bytes covered from the start of the block on.
     pub covered: usize,
-    /// What is covered after those.
+    /// Bytes that are covered after those.
     pub then: Option<[u8; 4]>,
 }
 
 impl Tail {
-    /// Length of the record that holds the checksum.
+    /// Length of the record that holds the checksum, in bytes.
     const LEN: usize = 12;
 
-    /// The checksum of a block of records; `None` when it has none.
+    /// Finds the checksum of a block of records; `None` when the block has none.
     pub fn of_records(block: &[u8]) -> Option<Self> {
         let (covered, tail) = block.split_last_chunk::<{ Self::LEN }>()?;
         let [0, 0, 0, 0, 12, 0, 0, 0xDE, c0, c1, c2, c3] = tail else { return None };
@@ -247,14 +249,15 @@ impl Tail {
         Some(Self { stored, covered: covered.len(), then: None })
     }
 
-    /// The checksum of a block of a hash tree; `None` when it is not one.
+    /// Finds the checksum of a block of a hash tree; `None` for any other block.
     pub fn of_index(block: &[u8], bits: BlockBits) -> Option<Self> {
         let word = |at: usize| Some(u16::from_le_bytes(*block.get(at..)?.first_chunk()?));
         let size = bits.buffer_len();
         let counts = match record_len(word(4)?, size) {
-            // A node: one unused record over all of the block, then the entries.
+            // An inner node starts with one unused record over all of the block, then its entries.
             len if len == size => 8,
-            // The root: `.`, `..` over the rest of the block, eight bytes about the tree.
+            // The root starts with `.`, then `..` over the rest of the block, then eight bytes
+            // about the tree.
             12 if record_len(word(12 + 4)?, size) == size - 12 && block.get(29) == Some(&8) => 32,
             _ => return None,
         };
@@ -271,7 +274,7 @@ impl Tail {
         })
     }
 
-    /// Computes the checksum, given what the blocks of the directory start from.
+    /// Computes the checksum of the block. `seed` is that of the directory's inode.
     pub fn compute(&self, seed: u32, block: &[u8]) -> u32 {
         let crc = super::checksum::crc32c(seed, block.get(..self.covered).unwrap_or_default());
         match self.then {

@@ -1,14 +1,14 @@
 //! Extent trees: the 12-byte header of a node, and its entries of 12 bytes.
 //!
-//! A node is in the 60 bytes of an inode, or a block with a checksum behind its last entry. How nodes
-//! make a tree is the reader's part.
+//! A node lies in the 60 bytes of an inode, or in a block with a checksum behind its last entry.
+//! The reader puts nodes together to a tree.
 //!
 //! Source: Linux `fs/ext4/ext4_extents.h`; `fs/ext4/extents.c`, `__ext4_ext_check`,
 //! `Documentation/filesystems/ext4/ifork.rst`.
 
 use super::Block;
 
-/// The head of a node, little-endian, 12 bytes.
+/// Header of a node, little-endian, 12 bytes.
 ///
 /// | offset | size | field         | unit and meaning                         |
 /// |-------:|-----:|---------------|------------------------------------------|
@@ -19,15 +19,15 @@ use super::Block;
 /// |      8 |    4 | eh_generation | not used                                 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Entries in use.
+    /// Number of entries in use.
     pub entries: u16,
-    /// Levels below.
+    /// Levels below this node; 0 for a leaf.
     pub depth: u16,
-    /// Entries that fit.
+    /// Number of entries that fit the node.
     pub max: u16,
 }
 
-/// An entry of a node above the leaves, little-endian, 12 bytes.
+/// Entry of a node above the leaves, little-endian, 12 bytes.
 ///
 /// | offset | size | field      | unit and meaning                       |
 /// |-------:|-----:|------------|----------------------------------------|
@@ -37,13 +37,13 @@ pub struct Header {
 /// |     10 |    2 | ei_unused  |                                        |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Index {
-    /// First block of the file that it is about.
+    /// First block of the file that the node below covers.
     pub first: u32,
-    /// The node below.
+    /// Block that holds the node below.
     pub node: Block,
 }
 
-/// An entry of a leaf, little-endian, 12 bytes.
+/// Entry of a leaf, little-endian, 12 bytes.
 ///
 /// | offset | size | field       | unit and meaning                                          |
 /// |-------:|-----:|-------------|-----------------------------------------------------------|
@@ -53,78 +53,79 @@ pub struct Index {
 /// |      8 |    4 | ee_start_lo | first block of the file system                            |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
-    /// First block of the file.
+    /// First block of the file that the extent covers.
     pub first: u32,
-    /// Blocks, at most 32768.
+    /// Length in blocks, at most 32768.
     pub len: u16,
-    /// First block of the file system; `None`: given out but never written, and read as zeros.
+    /// First block in the file system; `None` for blocks that were allocated but never written,
+    /// which read as zeros.
     pub start: Option<Block>,
 }
 
-/// What is wrong with a node.
+/// Fault of a node or of one of its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExtentFault {
-    /// Not a node.
+    /// The node does not start with the magic number.
     #[error("magic number {found:#06x} is not 0xf30a")]
     Magic {
-        /// As found.
+        /// Number in the place of the magic number.
         found: u16,
     },
-    /// On another level than its place says.
+    /// The node is on another level than its parent says.
     #[error("its depth is {found}, not {want}")]
     Depth {
-        /// As found.
+        /// Depth in the node.
         found: u16,
-        /// What is wanted, at most.
+        /// Depth that the parent leaves, or 5 for the root, which may have less.
         want: u16,
     },
-    /// More entries than fit.
+    /// The entries do not fit the node.
     #[error("{entries} of at most {max} entries do not fit {len} bytes")]
     Entries {
-        /// In use.
+        /// Entries in use.
         entries: u16,
-        /// That fit, by the node.
+        /// Entries that fit, according to the node.
         max: u16,
-        /// Bytes of the node.
+        /// Length of the node in bytes.
         len: usize,
     },
-    /// The checksum does not match.
+    /// The stored checksum is not that of the bytes.
     #[error("its checksum {stored:#010x} is not the computed {computed:#010x}")]
     Checksum {
-        /// In the node.
+        /// Checksum that is stored in the node.
         stored: u32,
-        /// Of its bytes.
+        /// Checksum of the node's bytes.
         computed: u32,
     },
-    /// An extent without blocks.
+    /// An extent covers no blocks.
     #[error("extent {index} has no blocks")]
     Empty {
-        /// Its place in the node.
+        /// Index of the entry in the node.
         index: usize,
     },
-    /// Entries that do not ascend, overlap, or are about blocks that are another node's.
+    /// An entry does not ascend, overlaps the one before, or covers blocks of another node.
     #[error("entry {index} is about block {first} of the file, outside {low}..{high}")]
     Order {
-        /// Its place in the node.
+        /// Index of the entry in the node.
         index: usize,
-        /// First block of the file that it is about.
+        /// First block of the file that the entry covers.
         first: u64,
-        /// Lowest block that it could be about.
+        /// Lowest block that it may cover.
         low: u64,
-        /// One after the last block that it could be about.
+        /// Block after the last that it may cover.
         high: u64,
     },
 }
 
 impl Header {
-    /// Length of a header, and of an entry, in bytes.
+    /// Length of a header and of an entry, in bytes.
     pub const LEN: usize = 12;
-    /// Deepest tree: more levels are never needed for 2^32 blocks.
+    /// Deepest tree, the kernel's `EXT4_MAX_EXTENT_DEPTH`: 2^32 blocks never need more levels.
     pub const MAX_DEPTH: u16 = 5;
     const MAGIC: u16 = 0xF30A;
 
-    /// Reads the head of `node` and checks that its entries fit.
+    /// Reads the header of `node` and checks that its entries fit the node.
     ///
     /// Errors: [`ExtentFault::Magic`], [`ExtentFault::Entries`].
     pub fn decode(node: &[u8]) -> Result<Self, ExtentFault> {
@@ -141,12 +142,12 @@ impl Header {
         Ok(Self { entries, max, depth: u16::from_le_bytes([d0, d1]) })
     }
 
-    /// Where the checksum of a node that is a block lies, in bytes: behind the last entry that fits.
+    /// Byte of a node block at which its checksum lies: after the last entry that fits.
     pub fn checksum_offset(&self) -> usize {
         Self::LEN * (1 + usize::from(self.max))
     }
 
-    /// The entries in use, as they are.
+    /// Encoded entries in use, in order.
     pub fn records<'n>(&self, node: &'n [u8]) -> impl Iterator<Item = &'n [u8; Self::LEN]> {
         let (records, _) = node.as_chunks::<{ Self::LEN }>();
         records.iter().skip(1).take(self.entries.into())
@@ -154,7 +155,7 @@ impl Header {
 }
 
 impl Index {
-    /// Reads one entry.
+    /// Reads one entry of a node above the leaves.
     pub fn decode(record: &[u8; Header::LEN]) -> Self {
         let [f0, f1, f2, f3, l0, l1, l2, l3, h0, h1, ..] = *record;
         Self {
@@ -165,10 +166,10 @@ impl Index {
 }
 
 impl Leaf {
-    /// Most blocks of an extent that was written.
+    /// Most blocks of a written extent. Larger lengths mark unwritten ones.
     pub const MAX_LEN: u16 = 1 << 15;
 
-    /// Reads one entry.
+    /// Reads one entry of a leaf.
     pub fn decode(record: &[u8; Header::LEN]) -> Self {
         let [f0, f1, f2, f3, n0, n1, h0, h1, l0, l1, l2, l3] = *record;
         let len = u16::from_le_bytes([n0, n1]);

@@ -5,11 +5,11 @@
 
 use super::checksum::{START, crc32c};
 
-/// Bytes of a block.
+/// Length of a block, in bytes.
 pub(super) const BLOCK: usize = 1024;
-/// Blocks of the file system.
+/// Number of blocks in the file system.
 pub(super) const BLOCKS: u32 = 27;
-/// Bytes of an inode.
+/// Length of an inode, in bytes.
 const INODE_LEN: usize = 256;
 const INODES: u32 = 16;
 const INODE_TABLE: usize = 3;
@@ -17,7 +17,7 @@ const UUID: [u8; 16] = *b"plywood ext4 uid";
 const JOURNAL_UUID: [u8; 16] = *b"plywood jbd2 uid";
 const GENERATION: u32 = 7;
 
-/// The inodes.
+/// Numbers of the fixture's inodes.
 pub(super) mod ino {
     pub const ROOT: u32 = 2;
     pub const UPPER: u32 = 3;
@@ -34,12 +34,12 @@ pub(super) mod ino {
     pub const FIFO: u32 = 14;
 }
 
-/// The blocks.
+/// Numbers of the fixture's blocks.
 pub(super) mod at {
     pub const ROOT: usize = 7;
     pub const UPPER: usize = 8;
     pub const LEAF: usize = 9;
-    /// Two blocks of the file, the second after a hole.
+    /// First data block of the file. The other one comes after a hole.
     pub const FILE: usize = 10;
     pub const FILE_END: usize = 11;
     pub const NUMBERS: usize = 12;
@@ -50,18 +50,18 @@ pub(super) mod at {
     pub const JOURNAL: usize = 17;
 }
 
-/// Blocks of the journal, and what they are.
+/// Block numbers inside the journal.
 pub(super) mod log {
     pub const LEN: usize = 9;
     pub const DESCRIPTOR: usize = 1;
-    /// Of the file's first block, escaped.
+    /// Copy of the file's first block, escaped.
     pub const COPY: usize = 2;
-    /// Of the file's last block, which the second transaction revokes.
+    /// Copy of the file's last block, which the second transaction revokes.
     pub const REVOKED_COPY: usize = 3;
     pub const COMMIT: usize = 4;
     pub const REVOCATIONS: usize = 5;
     pub const SECOND_COMMIT: usize = 6;
-    /// Numbers of the transactions.
+    /// Number of the first transaction; the second has the next.
     pub const FIRST: u32 = 5;
 }
 
@@ -71,27 +71,27 @@ pub(super) struct Fixture {
     pub bytes: Vec<u8>,
 }
 
-/// Where byte `offset` of inode `number` is.
+/// Byte of the image for byte `offset` of inode `number`.
 pub(super) fn inode_at(number: u32, offset: usize) -> usize {
     INODE_TABLE * BLOCK + (usize::try_from(number).unwrap() - 1) * INODE_LEN + offset
 }
 
-/// Where byte `offset` of `block` is.
+/// Byte of the image for byte `offset` of `block`.
 pub(super) fn block_at(block: usize, offset: usize) -> usize {
     block * BLOCK + offset
 }
 
-/// Where byte `offset` of block `block` of the journal is.
+/// Byte of the image for byte `offset` of block `block` of the journal.
 pub(super) fn log_at(block: usize, offset: usize) -> usize {
     block_at(at::JOURNAL + block, offset)
 }
 
-/// Where byte `offset` of the superblock is.
+/// Byte of the image for byte `offset` of the superblock.
 pub(super) fn super_at(offset: usize) -> usize {
     1024 + offset
 }
 
-/// The bytes of the file in its three blocks, the one between the others a hole.
+/// Data of the file: three blocks, of which the middle one is a hole.
 pub(super) fn file_data() -> Vec<u8> {
     let mut data = vec![b'f'; BLOCK];
     data.extend([0; BLOCK]);
@@ -100,8 +100,8 @@ pub(super) fn file_data() -> Vec<u8> {
 }
 
 impl Fixture {
-    /// One of everything, with all checksums. With `dirty`, the first four bytes of the file are only in
-    /// the journal.
+    /// An image with every record the reader knows, all checksums valid. With `dirty`, the first
+    /// four bytes of the file are only in the journal.
     pub fn new(dirty: bool) -> Self {
         let blocks = usize::try_from(BLOCKS).unwrap();
         let mut fixture = Self { bytes: vec![0; blocks * BLOCK] };
@@ -140,7 +140,8 @@ impl Fixture {
             (0x28, INODES),
             (0x4C, 1),
             (0x58, u32::try_from(INODE_LEN).unwrap()),
-            // A journal; types, extents, large attributes, inline data; sparse copies, checksums.
+            // HAS_JOURNAL, then FILETYPE, EXTENTS, EA_INODE, INLINE_DATA, then SPARSE_SUPER,
+            // METADATA_CSUM.
             (0x5C, 0x4),
             (0x60, 0x2 | 0x40 | 0x400 | 0x8000 | if dirty { 0x4 } else { 0 }),
             (0x64, 0x1 | 0x400),
@@ -195,14 +196,14 @@ impl Fixture {
 
     fn files(&mut self) {
         let data = file_data();
-        // One level above the leaf.
+        // An extent tree with one level above the leaf.
         self.inode(ino::FILE, 0o100_644, data.len(), 0x8_0000, &index(&[(0, at::LEAF)]));
         self.put(block_at(at::LEAF, 0), &leaf(84, &[(0, 1, at::FILE), (2, 1, at::FILE_END)]));
         self.put(block_at(at::FILE, 0), &data[..BLOCK]);
         self.put(block_at(at::FILE_END, 0), &data[2 * BLOCK..]);
         self.le32(inode_at(ino::FILE, 0x68), u32::try_from(at::XATTRS).unwrap());
         self.xattr_block();
-        // Twelve holes, then by number.
+        // Twelve holes, then the numbers of map blocks.
         let mut map = vec![0; 60];
         map[48] = u8::try_from(at::NUMBERS).unwrap();
         self.inode(ino::MAP, 0o104_755, 13 * BLOCK, 0, &map);
@@ -221,7 +222,7 @@ impl Fixture {
         self.le32(inode_at(ino::VALUE, 0x08), crc32c(seed(), &value));
     }
 
-    /// `system.data`, and `user.a` = `1`.
+    /// Puts `system.data`, and `user.a` = `1`, into the inode.
     fn xattrs_in_inode(&mut self) {
         let at = |offset: usize| inode_at(ino::SMALL, 0xA0 + offset);
         self.le32(at(0), 0xEA02_0000);
@@ -231,7 +232,8 @@ impl Fixture {
         self.put(at(4 + 82), b"ssssssssss");
     }
 
-    /// `user.large`, in an inode, a default list, and `trusted.b` = `two`.
+    /// Fills the attribute block: `user.large` in an inode, a default access control list,
+    /// `trusted.b` = `two`.
     fn xattr_block(&mut self) {
         let at = |offset| block_at(at::XATTRS, offset);
         self.le32(at(0), 0xEA02_0000);
@@ -260,7 +262,7 @@ impl Fixture {
             (0x14, 1),
             (0x18, log::FIRST),
             (0x1C, u32::from(dirty)),
-            // Revocations, checksums of the third form.
+            // REVOKE and CSUM_V3.
             (0x28, 0x11),
         ] {
             self.be32(log_at(0, offset), value);
@@ -271,7 +273,7 @@ impl Fixture {
             return;
         }
         header(self, log::DESCRIPTOR, 1, log::FIRST);
-        // Escaped, followed by a uuid; then the last one, without.
+        // The first tag is escaped and followed by a uuid; the second is the last and has none.
         self.be32(log_at(log::DESCRIPTOR, 12), u32::try_from(at::FILE).unwrap());
         self.be32(log_at(log::DESCRIPTOR, 16), 1);
         self.be32(log_at(log::DESCRIPTOR, 44), u32::try_from(at::FILE_END).unwrap());
@@ -291,7 +293,7 @@ impl Fixture {
         &self.bytes[block * BLOCK..][..BLOCK]
     }
 
-    /// Puts all checksums right, of the structure that is described here.
+    /// Recomputes all checksums, given the structure as this fixture lays it out.
     pub fn seal(&mut self) {
         self.seal_journal();
         for (block, number) in [(at::ROOT, ino::ROOT), (at::UPPER, ino::UPPER)] {
@@ -349,7 +351,7 @@ impl Fixture {
     }
 }
 
-/// What checksums of metadata start from.
+/// Checksum seed of the fixture's metadata.
 pub(super) fn seed() -> u32 {
     crc32c(START, &UUID)
 }
@@ -358,13 +360,13 @@ fn inode_seed(number: u32) -> u32 {
     crc32c(crc32c(seed(), &number.to_le_bytes()), &GENERATION.to_le_bytes())
 }
 
-/// The head of a node.
+/// Encodes the header of a node.
 fn node(entries: usize, max: u16, depth: u16) -> Vec<u8> {
     let fields = [0xF30A, u16::try_from(entries).unwrap(), max, depth, 0, 0];
     fields.into_iter().flat_map(u16::to_le_bytes).collect()
 }
 
-/// A leaf: first block of the file, length, first block.
+/// Encodes a leaf; entries are (first block of the file, length, first block).
 fn leaf(max: u16, extents: &[(u32, u16, usize)]) -> Vec<u8> {
     let mut bytes = node(extents.len(), max, 0);
     for (first, len, start) in extents {
@@ -376,12 +378,12 @@ fn leaf(max: u16, extents: &[(u32, u16, usize)]) -> Vec<u8> {
     bytes
 }
 
-/// A leaf in an inode.
+/// Encodes a leaf in an inode.
 fn extents(extents: &[(u32, u16, usize)]) -> Vec<u8> {
     leaf(4, extents)
 }
 
-/// A node above leaves, in an inode.
+/// Encodes a node above the leaves, in an inode.
 fn index(entries: &[(u32, usize)]) -> Vec<u8> {
     let mut bytes = node(entries.len(), 4, 1);
     for (first, block) in entries {
@@ -392,7 +394,7 @@ fn index(entries: &[(u32, usize)]) -> Vec<u8> {
     bytes
 }
 
-/// Directory records over `len` bytes, with room for a checksum.
+/// Encodes directory records over `len` bytes, with room for a checksum.
 fn records(entries: &[(u32, &str, u8)], len: usize, checksum: bool) -> Vec<u8> {
     let end = if checksum { len - 12 } else { len };
     let mut bytes = Vec::new();
@@ -412,7 +414,7 @@ fn records(entries: &[(u32, &str, u8)], len: usize, checksum: bool) -> Vec<u8> {
     bytes
 }
 
-/// An attribute's record.
+/// Encodes the record of an attribute.
 fn xattr(index: u8, name: &str, offset: u16, len: u32, inode: u32) -> Vec<u8> {
     let mut bytes = vec![u8::try_from(name.len()).unwrap(), index];
     bytes.extend(offset.to_le_bytes());

@@ -1,4 +1,4 @@
-//! The fuzz entry: whatever can be read of an image adds up.
+//! Fuzz entry: everything readable in an image is consistent.
 //!
 //! Described in `docs/formats/ext4.md`, "Errors".
 
@@ -8,21 +8,21 @@ use super::{
 };
 use crate::tree::FileType;
 
-/// Most names of an image that are looked at; fuzzers find small ones.
+/// Most names of an image that are read. Fuzzers find small images.
 const NAMES: u64 = 256;
-/// Most bytes of a file that are read.
+/// Most bytes read of each file.
 const DATA: u64 = 1 << 20;
-/// Most extents of a file that are looked at.
+/// Most extents read of each file.
 const EXTENTS: usize = 4096;
 
-/// Fuzz entry: reads all of `data` as a file system, as it is and without its checksums, so that a fuzzer
-/// gets behind them.
+/// Reads all of `data` as a file system, once as it is and once without its checksums, so that a
+/// fuzzer gets past them.
 ///
 /// # Panics
 ///
-/// When what is read contradicts itself.
+/// When two ways to read the same thing differ.
 pub fn fuzz_image(data: &[u8]) {
-    // Ends early, and says so with an error.
+    // A malformed image ends the walk with an error, which is no finding.
     let _ = read_all(data);
     let mut mended = data.to_vec();
     drop_checksums(&mut mended);
@@ -39,9 +39,9 @@ fn drop_checksums(image: &mut [u8]) {
     }
 }
 
-/// Walks the whole tree; the number of names in it, at most 256.
+/// Walks the whole tree. Returns the number of names, at most 256.
 ///
-/// Errors: the first that a walk meets.
+/// Errors: the first one of the walk.
 pub fn read_all(data: &[u8]) -> Result<u64, ReadError> {
     let image = Image::open(data)?;
     let mut open = vec![image.root()?];

@@ -1,4 +1,4 @@
-//! Group descriptors: where the inodes of a group lie.
+//! Group descriptors, which hold the place of each group's inode table.
 //!
 //! Source: Linux `fs/ext4/ext4.h`, `struct ext4_group_desc`; `fs/ext4/super.c`, `ext4_group_desc_csum` and
 //! `descriptor_loc`.
@@ -8,7 +8,8 @@ use super::{
     superblock::{Superblock, incompat, ro_compat},
 };
 
-/// One group descriptor, little-endian, 32 bytes, or with 64BIT 64 and more; the fields that are read.
+/// Group descriptor, little-endian, 32 bytes, or with 64BIT 64 and more; only the fields that are
+/// read.
 ///
 /// | offset | size | field             | unit and meaning                                     |
 /// |-------:|-----:|-------------------|------------------------------------------------------|
@@ -18,25 +19,25 @@ use super::{
 /// |   0x28 |    4 | bg_inode_table_hi | bits 32..63                                          |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// First block of the inode table.
+    /// First block of the group's inode table.
     pub inode_table: Block,
 }
 
-/// The checksum of a descriptor does not match.
+/// The checksum of a descriptor is not that of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("checksum {stored:#06x} is not the computed {computed:#06x}")]
 pub struct GroupChecksum {
-    /// In the descriptor.
+    /// Checksum that is stored in the descriptor.
     pub stored: u16,
-    /// Of its bytes.
+    /// Checksum of the descriptor's bytes, cut to 16 bits.
     pub computed: u16,
 }
 
 impl Group {
-    /// Offset of the checksum.
+    /// Byte of the descriptor at which the checksum lies.
     const CHECKSUM: usize = 0x1E;
 
-    /// Reads descriptor `number`; `record` has the length that the superblock gives.
+    /// Reads descriptor `number`. `record` has the length that the superblock gives.
     ///
     /// Errors: [`GroupChecksum`].
     pub fn decode(record: &[u8], number: u64, superblock: &Superblock) -> Result<Self, GroupChecksum> {
@@ -52,7 +53,7 @@ impl Group {
     }
 
     fn checksum(record: &[u8], number: u64, superblock: &Superblock) -> Option<u16> {
-        // The superblock has no more groups than inodes, which are 32 bits.
+        // There are no more groups than inodes, whose number has 32 bits.
         let number = u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
         let (head, rest) = record.split_at_checked(Self::CHECKSUM)?;
         let after = rest.get(2..)?;
@@ -69,12 +70,13 @@ impl Group {
         }
     }
 
-    /// The block that holds descriptor `number`, and where in it the descriptor starts, in bytes.
+    /// Block that holds descriptor `number`, and the byte of that block at which the descriptor
+    /// starts.
     pub fn place(number: u64, superblock: &Superblock) -> (Block, usize) {
         let bits = superblock.block_bits;
         let per_block = bits.size() / u64::from(superblock.descriptor_len);
         let (index, slot) = (number / per_block, number % per_block);
-        // Both are below a block.
+        // Both factors are smaller than a block.
         let offset = usize::try_from(slot * u64::from(superblock.descriptor_len)).unwrap_or_default();
         let first = Superblock::OFFSET / bits.size();
         let spread =
@@ -91,7 +93,7 @@ impl Group {
     }
 }
 
-/// The `N` bytes at `offset`; zeros outside the record, which has at least 32 bytes.
+/// Reads `N` bytes at `offset`; zeros outside the record, which has at least 32 bytes.
 fn field<const N: usize>(record: &[u8], offset: usize) -> [u8; N] {
     record.get(offset..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }

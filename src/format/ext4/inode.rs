@@ -1,7 +1,7 @@
 //! ext4 inodes: records of 128 bytes and more.
 //!
-//! What the 60 bytes of i_block mean is told by [`Inode::content`]; what follows the fixed fields,
-//! attributes in the inode, is found by the reader.
+//! [`Inode::content`] decides the meaning of the 60 bytes of i_block. The attributes after the
+//! fixed fields are for the reader to find.
 //!
 //! Source: Linux `fs/ext4/ext4.h`, `struct ext4_inode`; `fs/ext4/inode.c` (`__ext4_iget`,
 //! `ext4_inode_csum`), `Documentation/filesystems/ext4/inodes.rst`.
@@ -16,7 +16,7 @@ use crate::{
     tree::{Attributes, Device, FileType, Timestamp},
 };
 
-/// An inode, little-endian; the fields that are read. Those from 0x80 on are there as far as
+/// Inode, little-endian; only the fields that are read. Fields from 0x80 on exist as far as
 /// i_extra_isize reaches.
 ///
 /// | offset | size | field            | unit and meaning                                          |
@@ -30,7 +30,7 @@ use crate::{
 /// |   0x1C |    4 | i_blocks_lo      | what it takes, in 512-byte units                          |
 /// |   0x20 |    4 | i_flags          | [`flag`]                                                  |
 /// |   0x28 |   60 | i_block          | block map, extents, data, or a device number              |
-/// |   0x64 |    4 | i_generation     | told apart from earlier users of the number               |
+/// |   0x64 |    4 | i_generation     | sets it apart from earlier users of the number            |
 /// |   0x68 |    4 | i_file_acl_lo    | block of extended attributes; 0: none                     |
 /// |   0x6C |    4 | i_size_high      | bits 32..63, of regular files                             |
 /// |   0x74 |    2 | l_i_blocks_high  | bits 32..47                                               |
@@ -44,104 +44,106 @@ use crate::{
 /// |   0x8C |    4 | i_atime_extra    |                                                           |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
-    /// What it is.
+    /// Type from the upper bits of i_mode.
     pub file_type: FileType,
-    /// Owner, permissions and time. Nanoseconds beyond a second are cut to its end.
+    /// Owner, permissions and time. Nanoseconds from a full second on are cut to 999 999 999.
     pub attributes: Attributes,
     /// Number of names; 1 for a directory with more subdirectories than can be counted.
     pub links: u16,
-    /// Logical size in bytes.
+    /// Length of the data in bytes, holes included.
     pub size_bytes: u64,
     /// Bits of [`flag`].
     pub flags: u32,
-    /// Told apart from earlier users of the number.
+    /// Distinguishes this inode from earlier users of the number.
     pub generation: u32,
-    /// The block of extended attributes.
+    /// Block with extended attributes; `None` without one.
     pub xattr_block: Option<Block>,
-    /// Access time's seconds: the hash of the value, in the inode of a large attribute.
+    /// Seconds of the access time. In the inode of a large attribute they are the hash of the
+    /// value.
     pub atime_low: u32,
-    /// i_block as it is.
+    /// Bytes of i_block, undecoded.
     pub payload: [u8; Self::PAYLOAD_LEN],
-    /// Bytes of fixed fields after the first 128; attributes in the inode follow. 0: there are none.
+    /// Length of the fixed fields after the first 128 bytes, after which attributes follow; 0 for
+    /// none.
     pub extra_len: u16,
-    /// What it takes, in 512-byte units, or in blocks with the flag HUGE_FILE.
+    /// Space that the inode takes, in 512-byte units, or in blocks with the flag HUGE_FILE.
     sectors: u64,
     ea_inodes: bool,
     cluster_sectors: u64,
 }
 
-/// Bits of i_flags.
+/// Bits of i_flags that a reader needs.
 pub mod flag {
-    /// The content is encrypted.
+    /// The data is encrypted.
     pub const ENCRYPT: u32 = 0x800;
     /// The directory has a hash tree.
     pub const INDEX: u32 = 0x1000;
     /// i_block holds the root of an extent tree.
     pub const EXTENTS: u32 = 0x8_0000;
-    /// It is the value of a large attribute.
+    /// The inode's data is the value of a large attribute.
     pub const EA_INODE: u32 = 0x20_0000;
-    /// The data is in the inode.
+    /// The data lies in the inode.
     pub const INLINE_DATA: u32 = 0x1000_0000;
-    /// The directory ignores case.
+    /// The directory compares names without case.
     pub const CASEFOLD: u32 = 0x4000_0000;
 }
 
-/// What i_block is.
+/// Meaning of the 60 bytes of i_block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// The root of an extent tree.
+    /// Root of an extent tree.
     Extents,
-    /// Twelve blocks and three levels of maps.
+    /// Twelve block numbers and three levels of block maps.
     BlockMap,
-    /// The beginning of the data; the rest is an attribute.
+    /// Start of the data. The rest is the attribute `system.data`.
     Inline,
-    /// The target of a short symbolic link.
+    /// Target of a short symbolic link.
     Target,
-    /// A device number.
+    /// Device number of a character or block device.
     Device(Device),
-    /// Nothing: a fifo or socket.
+    /// Without a meaning: fifo or socket.
     None,
 }
 
-/// Why bytes are no inode.
+/// Refusal of bytes that are no inode, or of an inode that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InodeError {
-    /// The checksum does not match.
+    /// The stored checksum is not that of the bytes.
     #[error("its checksum {stored:#010x} is not the computed {computed:#010x}")]
     Checksum {
-        /// In the inode.
+        /// Checksum that is stored in the inode.
         stored: u32,
-        /// Of its bytes.
+        /// Checksum of the inode's bytes.
         computed: u32,
     },
-    /// It names no file.
+    /// The inode has no names: it is not in use.
     #[error("it is not in use")]
     Free,
-    /// The mode names no type.
+    /// The type bits of the mode name no file type.
     #[error("mode {mode:#o} names no type of file")]
     Mode {
-        /// The mode.
+        /// Value of i_mode.
         mode: u16,
     },
-    /// More fixed fields than the inode is long.
+    /// The fixed fields are longer than the inode.
     #[error("{found} bytes of extra fields are not a multiple of 4 within {room}")]
     Extra {
-        /// i_extra_isize.
+        /// Value of i_extra_isize.
         found: u16,
-        /// Bytes after the first 128.
+        /// Length of the inode after the first 128 bytes.
         room: usize,
     },
-    /// More bytes than a file can have.
+    /// The size is 2^63 bytes or more.
     #[error("its size of {found} bytes is above 2^63")]
     Size {
-        /// In bytes.
+        /// Size that was found, in bytes.
         found: u64,
     },
-    /// Not readable without a key.
+    /// The data is encrypted and not readable without a key.
     #[error("it is encrypted, which is not supported")]
     Encrypted,
-    /// Names in it are not bytes.
+    /// The directory compares names without case.
     #[error("it is a directory that ignores case, which is not supported")]
     Casefold,
 }
@@ -149,7 +151,8 @@ pub enum InodeError {
 impl Classify for InodeError {
     fn kind(&self) -> Kind {
         match self {
-            // Not `NotImplemented`: what a container makes of its files must not choose who reads them.
+            // Not `NotImplemented`: containers make such files and must not choose which differ
+            // reads them.
             Self::Encrypted | Self::Casefold => Kind::Conflict,
             _ => Kind::Malformed,
         }
@@ -173,12 +176,13 @@ impl Inode {
     pub const LEN: usize = 128;
     /// Length of i_block, in bytes.
     pub const PAYLOAD_LEN: usize = 60;
-    /// Bytes of fixed fields that are there when an inode says 0 and has room for them.
+    /// Fixed fields of an inode that has room for them but says 0, in bytes: the kernel's own
+    /// `struct ext4_inode` after the first 128.
     const USUAL_EXTRA: u16 = 32;
 
-    /// Reads inode `number`; `record` is as long as the superblock says.
+    /// Reads inode `number`. `record` has the length that the superblock gives.
     ///
-    /// Errors: [`InodeError`].
+    /// Errors: [`InodeError`] for a wrong checksum, an unused inode, or a field without a meaning.
     pub fn decode(record: &[u8], number: InodeNumber, superblock: &Superblock) -> Result<Self, InodeError> {
         let Some((fixed, rest)) = record.split_first_chunk::<{ Self::LEN }>() else {
             return Err(InodeError::Extra { found: 0, room: 0 });
@@ -244,7 +248,7 @@ impl Inode {
         })
     }
 
-    /// What i_block is.
+    /// Meaning of i_block, by type and flags.
     pub fn content(&self) -> Content {
         let has = |flag| self.flags & flag != 0;
         match self.file_type {
@@ -257,17 +261,18 @@ impl Inode {
         }
     }
 
-    /// The kernel's own rule: a link that takes no block but that of its attributes.
+    /// True for a link whose only blocks are those of its attributes. The kernel decides in the
+    /// same way.
     fn is_short_link(&self) -> bool {
         if self.ea_inodes {
-            // Values of attributes count as well, so the size has to decide.
+            // Attribute values in inodes count as blocks too, so the size decides.
             return (1..Self::PAYLOAD_LEN as u64).contains(&self.size_bytes);
         }
         let xattr_sectors = if self.xattr_block.is_some() { self.cluster_sectors } else { 0 };
         self.sectors == xattr_sectors
     }
 
-    /// What the checksums of blocks that belong to the inode start from.
+    /// Start value for the checksums of blocks that belong to the inode.
     pub fn checksum_seed(&self, number: InodeNumber, superblock: &Superblock) -> u32 {
         seed(number, self.generation, superblock)
     }
@@ -291,7 +296,7 @@ fn verify(
     }
     let mut stored = u32::from(u16::from_le_bytes(get::<0x7C, _, _>(fixed)));
     let mut mask = 0xFFFF;
-    // The high half counts as zero, if there is one.
+    // The high half of the checksum counts as zero, if the inode has one.
     if let Some(([e0, e1, c0, c1], after)) = rest.split_first_chunk() {
         crc = checksum::crc32c(crc, &[*e0, *e1]);
         if extra >= 4 {
@@ -307,22 +312,22 @@ fn verify(
     if stored == computed { Ok(()) } else { Err(InodeError::Checksum { stored, computed }) }
 }
 
-/// The field i_mtime_extra, if the inode has it.
+/// Reads i_mtime_extra; 0 for an inode without the field.
 fn mtime_extra(rest: &[u8], extra: u16) -> u32 {
-    // An inode with room that says it has no further fields has the usual ones, all zero.
+    // The kernel too gives an inode with room and i_extra_isize 0 the usual fields, all zero.
     let extra = if extra == 0 { Inode::USUAL_EXTRA } else { extra };
     let field = rest.get(..usize::from(extra).min(rest.len())).and_then(|fields| fields.get(8..12));
     field.and_then(|field| field.first_chunk()).map_or(0, |field| u32::from_le_bytes(*field))
 }
 
 fn time(low: u32, extra: u32) -> Timestamp {
-    // Signed, then moved on by 2^32 seconds for each step of the epoch.
+    // Signed seconds, plus 2^32 for each step of the epoch bits.
     let base = i64::from(i32::from_le_bytes(low.to_le_bytes()));
     let seconds = base + (i64::from(extra & 3) << 32);
     Timestamp { seconds, nanoseconds: (extra >> 2).min(999_999_999) }
 }
 
-/// The device number: the old form, 8 and 8 bits, in the first word, or the new one in the second.
+/// Decodes a device number: 8 and 8 bits in the first word, or 12 and 20 bits in the second.
 fn device(payload: &[u8; Inode::PAYLOAD_LEN]) -> Device {
     let old = u32::from_le_bytes(get::<0, _, _>(payload));
     if old != 0 {

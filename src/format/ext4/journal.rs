@@ -1,6 +1,6 @@
 //! The journal: copies of blocks on their way to their places, in transactions.
 //!
-//! Everything here is big-endian. How transactions follow each other is the reader's part.
+//! All numbers are big-endian. The reader decides how transactions follow each other.
 //!
 //! Source: Linux `include/linux/jbd2.h`; `fs/jbd2/recovery.c`, `fs/jbd2/journal.c`,
 //! `Documentation/filesystems/ext4/journal.rst`; for fast commits `fs/ext4/fast_commit.h`.
@@ -11,7 +11,7 @@ use crate::{
     format::record::get,
 };
 
-/// What the journal's own blocks start with, big-endian, 12 bytes.
+/// Header of the journal's own blocks, big-endian, 12 bytes.
 ///
 /// | offset | size | field       | unit and meaning                                                 |
 /// |-------:|-----:|-------------|------------------------------------------------------------------|
@@ -20,34 +20,35 @@ use crate::{
 /// |      8 |    4 | h_sequence  | number of the transaction                                        |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the block is.
+    /// Kind of block that follows the header.
     pub kind: BlockKind,
-    /// The transaction it belongs to.
+    /// Number of the transaction that the block belongs to.
     pub sequence: u32,
 }
 
-/// What a block of the journal is.
+/// Kind of a journal block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockKind {
     /// Tags of the blocks that follow.
     Descriptor,
-    /// The end of a transaction.
+    /// End of a transaction.
     Commit,
-    /// The superblock, first version.
+    /// Superblock in its first version, without features.
     SuperblockV1,
-    /// The superblock, with features.
+    /// Superblock with features.
     SuperblockV2,
-    /// Blocks whose earlier copies do not count.
+    /// Numbers of blocks whose earlier copies do not count.
     Revoke,
 }
 
 impl Header {
     /// Length of the record, in bytes.
     pub const LEN: usize = 12;
-    /// The magic number.
+    /// First four bytes of every journal block, big-endian.
     pub const MAGIC: u32 = 0xC03B_3998;
 
-    /// Reads the head of a block; `None` when it is none of the journal's own.
+    /// Reads the header of a block; `None` for a block without the magic number or of an unknown
+    /// kind.
     pub fn decode(block: &[u8]) -> Option<Self> {
         let record = block.first_chunk::<{ Self::LEN }>()?;
         let kind = match u32::from_be_bytes(get::<4, _, _>(record)) {
@@ -81,130 +82,130 @@ impl Header {
 /// |   0xFC |    4 | s_checksum         | CRC-32C of all 1024 bytes, itself as zero                 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Blocks of the journal.
+    /// Length of the journal, in blocks.
     pub blocks: u32,
     /// First block of the log.
     pub first: u32,
-    /// One after the last block of the log.
+    /// Block after the last one of the log.
     pub end: u32,
-    /// Number of the first transaction.
+    /// Number of the first transaction in the log.
     pub sequence: u32,
-    /// Block at which it starts; `None` when the log is empty.
+    /// Block at which the first transaction starts; `None` for an empty log.
     pub start: Option<u32>,
     /// Bits of [`incompat`].
     pub feature_incompat: u32,
-    /// Whether commit blocks have a CRC-32 of all blocks of the transaction.
+    /// True when commit blocks hold a CRC-32 of all blocks of the transaction.
     pub sums_transactions: bool,
-    /// What checksums of blocks start from.
+    /// Start value of the checksums of blocks.
     pub checksum_seed: u32,
-    /// First block of fast commits.
+    /// First block of fast commits; `None` without room for any.
     pub fast_commits: Option<u32>,
 }
 
-/// Features of a journal that its reader has to know.
+/// Features of a journal that a reader must know.
 pub mod incompat {
-    /// There are revocations.
+    /// Revocation blocks exist.
     pub const REVOKE: u32 = 0x1;
     /// Block numbers have 64 bits.
     pub const WIDE: u32 = 0x2;
     /// A transaction's blocks may be written after its commit.
     pub const ASYNC_COMMIT: u32 = 0x4;
-    /// Blocks have checksums; tags the low half of theirs.
+    /// Blocks have checksums. Tags hold the low half of those of copies.
     pub const CSUM_V2: u32 = 0x8;
-    /// Blocks have checksums; tags have room for theirs.
+    /// Blocks have checksums. Tags hold those of copies in full.
     pub const CSUM_V3: u32 = 0x10;
-    /// There are fast commits.
+    /// Fast commits exist.
     pub const FAST_COMMIT: u32 = 0x20;
 
-    /// All of them.
+    /// All bits that are read. Journals with others are refused.
     pub const KNOWN: u32 = REVOKE | WIDE | ASYNC_COMMIT | CSUM_V2 | CSUM_V3 | FAST_COMMIT;
 }
 
-/// Why a journal cannot be replayed.
+/// Refusal or failure to replay a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// Block 0 is no superblock.
+    /// Block 0 of the journal is no superblock.
     #[error("it does not start with a superblock")]
     Magic,
-    /// A checksum does not match.
+    /// The stored checksum is not that of the bytes.
     #[error("the checksum {stored:#010x} of {what}, block {block}, is not the computed {computed:#010x}")]
     Checksum {
-        /// What the block is.
+        /// Kind of the block, in words.
         what: &'static str,
-        /// Block of the journal.
+        /// Block of the journal, counted from its superblock.
         block: u32,
-        /// As stored.
+        /// Checksum that is stored in the journal.
         stored: u32,
-        /// Of the bytes covered.
+        /// Checksum of the covered bytes.
         computed: u32,
     },
-    /// A field that no kernel takes.
+    /// A field of the superblock has a value that no kernel accepts.
     #[error("superblock field {field} is {found}, not {want}")]
     Field {
-        /// Its name.
+        /// Name of the field, as the kernel spells it.
         field: &'static str,
-        /// Its value.
+        /// Value that was found in the field.
         found: u64,
-        /// What is wanted.
+        /// Values that are accepted, in words.
         want: &'static str,
     },
-    /// Features that are not known.
+    /// Incompatible features that are unknown.
     #[error("its features {bits:#x} are not known")]
     Feature {
-        /// The bits.
+        /// Bits of the unknown features.
         bits: u32,
     },
-    /// Fast commits that would have to be replayed.
+    /// Fast commits follow the last transaction and would have to be replayed.
     #[error("it holds fast commits of transaction {sequence}, which are not supported")]
     FastCommit {
-        /// The transaction they follow.
+        /// Number of the transaction after which they come.
         sequence: u32,
     },
-    /// On a device of its own.
+    /// The journal lies on another device.
     #[error("it is on a device of its own, and has to be replayed")]
     External,
-    /// A tag or a revocation about a block that does not exist.
+    /// A tag or a revocation names a block outside the file system.
     #[error("{what} {block} is about block {target} of {blocks}")]
     Target {
-        /// What is about it.
+        /// Kind of the record, in words.
         what: &'static str,
-        /// Block of the journal that says so.
+        /// Block of the journal that holds the record.
         block: u32,
-        /// The block of the file system.
+        /// Block of the file system that it names.
         target: Block,
-        /// Blocks of the file system.
+        /// Number of blocks in the file system.
         blocks: u64,
     },
-    /// A log that bites its tail.
+    /// The log runs through all its blocks without an end.
     #[error("its transactions are longer than its {blocks} blocks")]
     Endless {
-        /// Blocks of the log.
+        /// Number of blocks in the log.
         blocks: u32,
     },
-    /// More bytes of revocations than the block has.
+    /// A block of revocations claims more bytes than it has.
     #[error("the revocations in block {block} take {found} bytes")]
     Revocations {
-        /// Block of the journal.
+        /// Block of the journal, counted from its superblock.
         block: u32,
-        /// As found.
+        /// Bytes that its header claims.
         found: u32,
     },
-    /// More blocks than are remembered.
+    /// The journal holds copies of, or revokes, more blocks than the index may hold.
     #[error("it holds more than {} blocks", crate::limits::JOURNAL_ENTRIES)]
     Entries,
-    /// Other bytes than a moment before.
+    /// A block differs from what the scan for the end found: the journal is being written.
     #[error("block {block} is no longer one of transaction {sequence}")]
     Changed {
-        /// Block of the journal.
+        /// Block of the journal, counted from its superblock.
         block: u32,
-        /// The transaction.
+        /// Number of the transaction that was expected.
         sequence: u32,
     },
-    /// A hole, or fewer blocks than the superblock says.
+    /// The journal's file has a hole, or fewer blocks than its superblock says.
     #[error("its block {block} is not there")]
     Hole {
-        /// Block of the journal.
+        /// Block of the journal, counted from its superblock.
         block: u32,
     },
 }
@@ -239,12 +240,13 @@ impl Classify for JournalError {
 impl Superblock {
     /// Length of the record, in bytes.
     pub const LEN: usize = 1024;
-    /// Fewest blocks that are left to the log when fast commits get theirs.
+    /// Fewest blocks left to the log when fast commits get theirs: the kernel's
+    /// `JBD2_MIN_JOURNAL_BLOCKS`.
     const LEAST_LOG: u32 = 1024;
 
-    /// Reads the record, given the size of the file system's blocks.
+    /// Reads the superblock. `block_len` is the block size of the file system in bytes.
     ///
-    /// Errors: [`JournalError`].
+    /// Errors: [`JournalError`] for a wrong magic number, checksum or field, or unknown features.
     pub fn decode(record: &[u8; Self::LEN], block_len: u64) -> Result<Self, JournalError> {
         let header = Header::decode(record).ok_or(JournalError::Magic)?;
         let featured = match header.kind {
@@ -289,7 +291,7 @@ impl Superblock {
         })
     }
 
-    /// One after the last block of the log, and the first block of fast commits behind it.
+    /// Block after the last one of the log, then the first block of fast commits behind it.
     fn log_end(record: &[u8; Self::LEN], blocks: u32, features: u32) -> (u32, Option<u32>) {
         if features & incompat::FAST_COMMIT == 0 {
             return (blocks, None);
@@ -300,7 +302,7 @@ impl Superblock {
         };
         match blocks.checked_sub(fast) {
             Some(end) if end >= Self::LEAST_LOG => (end, end.checked_add(1)),
-            // No room: the kernel then has none.
+            // Without room for both, the kernel uses no fast commits.
             _ => (blocks, None),
         }
     }
@@ -319,17 +321,17 @@ impl Superblock {
         Ok(())
     }
 
-    /// Whether all bits of `features`, of [`incompat`], are set.
+    /// True when all bits of `features`, of [`incompat`], are set.
     pub fn has(&self, features: u32) -> bool {
         self.feature_incompat & features == features
     }
 
-    /// Whether blocks have checksums of their own.
+    /// True when blocks have checksums of their own: CSUM_V2 or CSUM_V3.
     pub fn has_checksums(&self) -> bool {
         self.feature_incompat & (incompat::CSUM_V2 | incompat::CSUM_V3) != 0
     }
 
-    /// The block that follows in the log, which is a ring.
+    /// Block after `block` in the log, which is a ring.
     pub fn after(&self, block: u32) -> u32 {
         match block.checked_add(1) {
             Some(next) if next < self.end => next,
@@ -337,19 +339,20 @@ impl Superblock {
         }
     }
 
-    /// Bytes at the end of descriptors and revocations that are their checksum.
+    /// Length of the checksum at the end of descriptors and revocations, in bytes; 0 without
+    /// checksums.
     fn tail_len(&self) -> usize {
         if self.has_checksums() { 4 } else { 0 }
     }
 
-    /// The stored and the computed checksum of a descriptor or of revocations, whose last 4 bytes it is.
+    /// Stored and computed checksum of a descriptor or of revocations, from its last 4 bytes.
     pub fn tail_checksum(&self, block: &[u8]) -> Option<(u32, u32)> {
         let (covered, stored) = block.split_last_chunk().filter(|_| self.has_checksums())?;
         let crc = checksum::crc32c(self.checksum_seed, covered);
         Some((u32::from_be_bytes(*stored), checksum::crc32c(crc, &[0; 4])))
     }
 
-    /// The stored and the computed checksum of a copy, to which the tag belongs.
+    /// Stored and computed checksum of the copy that `tag` describes.
     pub fn copy_checksum(&self, tag: &Tag, sequence: u32, copy: &[u8]) -> Option<(u32, u32)> {
         if !self.has_checksums() {
             return None;
@@ -361,7 +364,7 @@ impl Superblock {
     }
 }
 
-/// What a descriptor says of one of the copies that follow it, big-endian.
+/// Tag in a descriptor, which describes one of the copies that follow it, big-endian.
 ///
 /// | first form, and v2 | v3 | size  | field          | unit and meaning                                  |
 /// |-------------------:|---:|------:|----------------|---------------------------------------------------|
@@ -373,15 +376,15 @@ impl Superblock {
 /// |                  – |  – |    16 | uuid           | without flag 2                                    |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
-    /// The block copied.
+    /// Block of the file system that was copied.
     pub target: Block,
-    /// Whether the first four bytes of the copy were the magic number, and are zero instead.
+    /// True when the copy began with the journal's magic number, which is zeroed in the journal.
     pub escaped: bool,
-    /// All of it, or the low half.
+    /// CRC-32C of the copy, or the low half of it.
     pub checksum: u32,
 }
 
-/// A walk over the tags of a descriptor.
+/// Iterator over the tags of a descriptor.
 #[derive(Clone, Copy, Debug)]
 pub struct Tags<'b> {
     rest: &'b [u8],
@@ -391,7 +394,7 @@ pub struct Tags<'b> {
 }
 
 impl<'b> Tags<'b> {
-    /// Starts at the first tag of `block`.
+    /// Starts at the first tag of the descriptor `block`.
     pub fn new(block: &'b [u8], journal: &Superblock) -> Self {
         let end = block.len().saturating_sub(journal.tail_len());
         Self {
@@ -423,7 +426,7 @@ impl Iterator for Tags<'_> {
                 _ => (flags, 0, checksum, rest),
             }
         };
-        // v2 was meant to widen the checksum, and only widened the tags.
+        // Version 2 was meant to widen the checksum, but only made tags longer.
         let gap = if self.second && !self.third { 2 } else { 0 };
         let skipped = gap + if flags & 2 == 0 { 16 } else { 0 };
         let last = flags & 8 != 0;
@@ -433,7 +436,7 @@ impl Iterator for Tags<'_> {
     }
 }
 
-/// The end of a transaction, big-endian, after the [`Header`].
+/// Commit block, which ends a transaction, big-endian, after the [`Header`].
 ///
 /// | offset | size | field         | unit and meaning                                         |
 /// |-------:|-----:|---------------|----------------------------------------------------------|
@@ -443,11 +446,11 @@ impl Iterator for Tags<'_> {
 /// |   0x30 |    8 | h_commit_sec  | seconds since 1970                                       |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// Kind and size of the transaction's checksum.
+    /// Kind and length in bytes of the transaction's checksum.
     pub checksum_form: (u8, u8),
-    /// The checksum.
+    /// Checksum of the transaction, or of this block.
     pub checksum: u32,
-    /// Seconds since 1970.
+    /// Time of the commit, in seconds since 1970.
     pub seconds: u64,
 }
 
@@ -455,7 +458,7 @@ impl Commit {
     /// Length of the record, in bytes.
     pub const LEN: usize = 0x38;
 
-    /// Reads the record.
+    /// Reads the commit from its block.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         let [kind, size] = get::<0x0C, _, _>(record);
         Self {
@@ -465,7 +468,7 @@ impl Commit {
         }
     }
 
-    /// The checksum that the whole commit block has with checksums of blocks.
+    /// Computes the CRC-32C of a commit block; `None` when blocks have no checksums.
     pub fn block_checksum(journal: &Superblock, block: &[u8]) -> Option<u32> {
         if !journal.has_checksums() {
             return None;
@@ -476,7 +479,7 @@ impl Commit {
     }
 }
 
-/// The blocks that a block of revocations names, big-endian.
+/// Iterates over the blocks that a block of revocations names, big-endian.
 ///
 /// | offset | size  | field    | unit and meaning                         |
 /// |-------:|------:|----------|------------------------------------------|
@@ -484,7 +487,7 @@ impl Commit {
 /// |     12 |     4 | r_count  | bytes in use, these 16 included          |
 /// |     16 | 4 / 8 |          | block of the file system; 8 with WIDE    |
 ///
-/// Errors: the count, when it goes beyond the block.
+/// Errors: the number of bytes that it claims, when they go beyond the block.
 pub fn revocations<'b>(block: &'b [u8], journal: &Superblock) -> Result<impl Iterator<Item = Block>, u32> {
     let field = block.get(Header::LEN..).and_then(|rest| rest.first_chunk());
     let count = field.map_or(0, |field| u32::from_be_bytes(*field));
@@ -497,7 +500,7 @@ pub fn revocations<'b>(block: &'b [u8], journal: &Superblock) -> Result<impl Ite
         .map(|record| Block(record.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte)))))
 }
 
-/// Whether the first block of fast commits holds some that follow transaction `sequence` − 1.
+/// True when the first fast-commit block holds fast commits that follow transaction `sequence` − 1.
 ///
 /// | offset | size | field       | unit and meaning (little-endian)       |
 /// |-------:|-----:|-------------|----------------------------------------|

@@ -1,8 +1,8 @@
 //! ext4 file systems, read only: the writable layer of a container in block mode.
 //!
-//! One module per on-disk record ([`superblock`], [`group`], [`inode`], [`extent`], [`dirent`], [`xattr`],
-//! [`acl`], [`journal`]); [`reader`] finds them in an image, with what its journal still holds put in
-//! their place. Nothing here writes.
+//! One module per on-disk record ([`superblock`], [`group`], [`inode`], [`extent`], [`dirent`],
+//! [`xattr`], [`acl`], [`journal`]). [`reader`] finds the records in an image, and reads blocks
+//! that are still in the journal from there. Nothing here writes.
 //!
 //! Described in `docs/formats/ext4.md`. Source: Linux `Documentation/filesystems/ext4/`, `fs/ext4/ext4.h`
 //! and `include/linux/jbd2.h`.

@@ -1,6 +1,7 @@
 //! The ext4 superblock: 1024 bytes at byte 1024, its feature bits and its checksum.
 //!
-//! Decoding settles what no reader can do without: geometry that adds up, and features that are known.
+//! Decoding refuses geometry that does not add up and features that are unknown: no reader can do
+//! without.
 //!
 //! Source: Linux `fs/ext4/ext4.h`, `struct ext4_super_block`; `fs/ext4/super.c`,
 //! `Documentation/filesystems/ext4/super.rst`.
@@ -11,7 +12,7 @@ use crate::{
     format::record::get,
 };
 
-/// The superblock, little-endian, 1024 bytes; the fields that are read.
+/// Superblock, little-endian, 1024 bytes; only the fields that are read.
 ///
 /// | offset | size | field               | unit and meaning                                        |
 /// |-------:|-----:|---------------------|---------------------------------------------------------|
@@ -41,21 +42,21 @@ use crate::{
 /// |  0x3FC |    4 | s_checksum          | CRC-32C of the bytes before, with METADATA_CSUM         |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Number of inodes.
+    /// Number of inodes, the reserved ones included.
     pub inodes: u32,
-    /// Number of blocks.
+    /// Number of blocks in the file system.
     pub blocks: u64,
-    /// The block that group 0 starts with.
+    /// First block of group 0: 1 with blocks of 1 KiB, else 0.
     pub first_data_block: u32,
-    /// Size of a block.
+    /// Block size as a logarithm.
     pub block_bits: BlockBits,
-    /// Bytes that are given out at least: a block, or with BIGALLOC more.
+    /// Smallest allocation in bytes: a block, or with BIGALLOC a cluster of blocks.
     pub cluster_len: u64,
-    /// Blocks of a group.
+    /// Number of blocks in a group.
     pub blocks_per_group: u32,
-    /// Inodes of a group.
+    /// Number of inodes in a group.
     pub inodes_per_group: u32,
-    /// Bytes of an inode: a power of two from 128 to the block size.
+    /// Length of an inode in bytes: a power of two from 128 to the block size.
     pub inode_len: u16,
     /// Bits of [`compat`].
     pub feature_compat: u32,
@@ -63,68 +64,69 @@ pub struct Superblock {
     pub feature_incompat: u32,
     /// Bits of [`ro_compat`].
     pub feature_ro_compat: u32,
-    /// Names the file system.
+    /// Identifier of the file system.
     pub uuid: [u8; 16],
-    /// Padded with NUL.
+    /// Name of the volume, padded with NUL.
     pub volume_name: [u8; 16],
-    /// The inode of the journal; `None` without one, or for one on a device of its own.
+    /// Inode of the journal; `None` without a journal, or when it lies on another device.
     pub journal: Option<InodeNumber>,
-    /// Bytes of a group descriptor: a power of two from 32 to 1024.
+    /// Length of a group descriptor in bytes: a power of two from 32 to 1024.
     pub descriptor_len: u16,
-    /// First descriptor block that lies in its own group.
+    /// First descriptor block that lies in its own group, with META_BG.
     pub first_meta_group: u32,
-    /// Groups with copies of the superblock, with SPARSE_SUPER2.
+    /// Groups that hold copies of the superblock, with SPARSE_SUPER2.
     pub backup_groups: [u32; 2],
-    /// What the checksums of other records start from.
+    /// Start value for the checksums of other records.
     pub checksum_seed: u32,
 }
 
 /// Features that readers may ignore.
 pub mod compat {
-    /// There is a journal.
+    /// The file system has a journal.
     pub const HAS_JOURNAL: u32 = 0x4;
-    /// Copies of the superblock in two groups only.
+    /// Only two groups hold copies of the superblock.
     pub const SPARSE_SUPER2: u32 = 0x200;
     /// The journal may hold fast commits.
     pub const FAST_COMMIT: u32 = 0x400;
 }
 
-/// Features that a reader has to know.
+/// Features that a reader must know.
 pub mod incompat {
-    /// Compressed files; never came to be.
+    /// Files may be compressed. Mainline Linux never implemented it.
     pub const COMPRESSION: u32 = 0x1;
-    /// Directory records hold a file type.
+    /// Directory records hold file types.
     pub const FILETYPE: u32 = 0x2;
-    /// The journal has to be replayed.
+    /// The journal has to be replayed before reading.
     pub const RECOVER: u32 = 0x4;
-    /// Not a file system: a journal of one.
+    /// The device is a journal for another file system.
     pub const JOURNAL_DEV: u32 = 0x8;
     /// Group descriptors are spread over the groups.
     pub const META_BG: u32 = 0x10;
-    /// Files may use extents.
+    /// Files may use extent trees.
     pub const EXTENTS: u32 = 0x40;
-    /// 64-bit block numbers, larger group descriptors.
+    /// Block numbers have 64 bits, and group descriptors are larger: 64BIT.
     pub const WIDE: u32 = 0x80;
-    /// Guarded against being mounted twice.
+    /// Multiple-mount protection is on.
     pub const MMP: u32 = 0x100;
-    /// Bitmaps and inode tables lie anywhere.
+    /// Bitmaps and inode tables may lie in other groups.
     pub const FLEX_BG: u32 = 0x200;
-    /// Large attribute values have inodes of their own.
+    /// Large attribute values may lie in inodes of their own.
     pub const EA_INODE: u32 = 0x400;
-    /// Directory records carry data; never came to be.
+    /// Directory records may carry data. Mainline Linux never implemented it.
     pub const DIRDATA: u32 = 0x1000;
-    /// The seed of checksums is stored.
+    /// The seed of checksums is stored instead of computed from the UUID.
     pub const CSUM_SEED: u32 = 0x2000;
-    /// Directories above 2 GiB, or with a deeper hash tree.
+    /// Directories may be above 2 GiB, or have a deeper hash tree.
     pub const LARGEDIR: u32 = 0x4000;
-    /// Small files and directories lie in their inodes.
+    /// Small files and directories may lie in their inodes.
     pub const INLINE_DATA: u32 = 0x8000;
     /// Files may be encrypted.
     pub const ENCRYPT: u32 = 0x1_0000;
-    /// Directories may ignore case.
+    /// Directories may compare names without case.
     pub const CASEFOLD: u32 = 0x2_0000;
 
-    /// What is read. Encrypted files and directories that ignore case are refused one by one.
+    /// Incompatible features that are read. Encrypted files and directories without case are
+    /// refused one by one.
     pub const READABLE: u32 = FILETYPE
         | RECOVER
         | META_BG
@@ -140,56 +142,56 @@ pub mod incompat {
         | CASEFOLD;
 }
 
-/// Features that a program which only reads may ignore.
+/// Features that a program may ignore if it only reads.
 pub mod ro_compat {
-    /// Copies of the superblock in some groups only.
+    /// Only some groups hold copies of the superblock.
     pub const SPARSE_SUPER: u32 = 0x1;
-    /// Group descriptors have a CRC-16.
+    /// Group descriptors hold a CRC-16.
     pub const GDT_CSUM: u32 = 0x10;
-    /// Blocks are given out in clusters; files still map blocks.
+    /// Space is allocated in clusters. Files still map blocks.
     pub const BIGALLOC: u32 = 0x200;
-    /// Every record has a CRC-32C.
+    /// Every metadata record holds a CRC-32C.
     pub const METADATA_CSUM: u32 = 0x400;
 }
 
-/// Why bytes are no superblock that can be read.
+/// Refusal of bytes as a superblock, or of the file system that it describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SuperblockError {
-    /// Another format.
+    /// The record does not have the magic number.
     #[error("magic number {found:#06x} is not 0xef53")]
     Magic {
-        /// As found.
+        /// Number in the place of the magic number.
         found: u16,
     },
-    /// The checksum does not match.
+    /// The stored checksum is not that of the bytes.
     #[error("superblock checksum {stored:#010x} is not the computed {computed:#010x}")]
     Checksum {
-        /// In the superblock.
+        /// Checksum that is stored in the superblock.
         stored: u32,
-        /// Of the bytes covered.
+        /// Checksum of the covered bytes.
         computed: u32,
     },
-    /// A field that no kernel mounts.
+    /// A field has a value that no kernel mounts.
     #[error("superblock field {field} is {found}, not {want}")]
     Field {
-        /// Its name.
+        /// Name of the field, as the kernel spells it.
         field: &'static str,
-        /// Its value.
+        /// Value that was found in the field.
         found: u64,
-        /// What is wanted.
+        /// Values that are accepted, in words.
         want: &'static str,
     },
-    /// A feature that is not supported.
+    /// A known feature that is not supported.
     #[error("the file system uses {name}, which is not supported")]
     Feature {
-        /// Its name.
+        /// Name of the feature, as mke2fs spells it.
         name: &'static str,
     },
-    /// Features that nobody knew when this was written.
+    /// Incompatible features with bits that have no name here.
     #[error("incompatible features {bits:#x} are not known")]
     Unknown {
-        /// The bits.
+        /// Bits of the unknown features.
         bits: u32,
     },
 }
@@ -197,7 +199,7 @@ pub enum SuperblockError {
 impl Classify for SuperblockError {
     fn kind(&self) -> Kind {
         match self {
-            // Another differ may mount it.
+            // Another differ may mount the file system.
             Self::Feature { .. } | Self::Unknown { .. } => Kind::NotImplemented,
             _ => Kind::Malformed,
         }
@@ -216,14 +218,14 @@ impl Classify for SuperblockError {
 impl Superblock {
     /// Length of the record, in bytes.
     pub const LEN: usize = 1024;
-    /// Where it lies, in bytes.
+    /// Byte of the image at which the superblock starts.
     pub const OFFSET: u64 = 1024;
     /// Offset of the magic number in the record, in bytes.
     pub const MAGIC_OFFSET: u64 = 0x38;
-    /// The magic number.
+    /// Number that marks an ext2, ext3 or ext4 superblock.
     pub const MAGIC: u16 = 0xEF53;
 
-    /// Reads the record. Errors: [`SuperblockError`].
+    /// Reads the superblock. Errors: [`SuperblockError`].
     pub fn decode(record: &[u8; Self::LEN]) -> Result<Self, SuperblockError> {
         let magic = u16::from_le_bytes(get::<0x38, _, _>(record));
         if magic != Self::MAGIC {
@@ -233,7 +235,7 @@ impl Superblock {
         let features = |bits: [u8; 4]| if revised { u32::from_le_bytes(bits) } else { 0 };
         let feature_incompat = features(get::<0x60, _, _>(record));
         let feature_ro_compat = features(get::<0x64, _, _>(record));
-        // First, so that what else is wrong is not mistaken for a feature.
+        // Checked first, so that damage is not reported as an unknown feature.
         if feature_ro_compat & ro_compat::METADATA_CSUM != 0 {
             verify(record)?;
         }
@@ -250,7 +252,7 @@ impl Superblock {
             .ok_or_else(|| field("s_log_block_size", log.into(), "0 to 6"))?;
         let clustered = feature_ro_compat & ro_compat::BIGALLOC != 0;
         let cluster_log = u32::from_le_bytes(get::<0x1C, _, _>(record));
-        // The kernel allows 2^30 bytes at most.
+        // The kernel allows clusters of up to 2^30 bytes.
         if clustered && !(log..=20).contains(&cluster_log) {
             return Err(field("s_log_cluster_size", cluster_log.into(), "from that of the block to 20"));
         }
@@ -292,11 +294,12 @@ impl Superblock {
         Ok(superblock)
     }
 
-    /// Checks the geometry, so that later arithmetic on it cannot fail.
+    /// Checks the geometry, on which later arithmetic relies.
     fn adds_up(&self) -> Result<(), SuperblockError> {
         let field = |field, found, want| Err(SuperblockError::Field { field, found, want });
         let bits = self.block_bits;
-        // A group has one block of bitmap for each: bits of a block. Clusters multiply blocks.
+        // A group has one bitmap block for blocks or clusters and one for inodes, so as many as a
+        // block has bits.
         let clustered = self.feature_ro_compat & ro_compat::BIGALLOC != 0;
         if self.blocks_per_group == 0 || !clustered && u64::from(self.blocks_per_group) > 8 * bits.size() {
             return field("s_blocks_per_group", self.blocks_per_group.into(), "1 to 8 times the block size");
@@ -327,18 +330,18 @@ impl Superblock {
         Ok(())
     }
 
-    /// Number of groups.
+    /// Number of groups, the last one perhaps shorter.
     pub fn groups(&self) -> u64 {
         (self.blocks - u64::from(self.first_data_block)).div_ceil(self.blocks_per_group.into())
     }
 
-    /// First block of a group.
+    /// First block of the group `group`.
     pub fn group_start(&self, group: u64) -> Block {
         let distance = group.saturating_mul(self.blocks_per_group.into());
         Block(distance.saturating_add(self.first_data_block.into()))
     }
 
-    /// Whether a group starts with a copy of the superblock.
+    /// True when the group starts with a copy of the superblock.
     pub fn has_copy(&self, group: u64) -> bool {
         let power_of = |base: u64| {
             let mut rest = group;
@@ -356,17 +359,17 @@ impl Superblock {
         }
     }
 
-    /// Whether all bits of `features`, of [`incompat`], are set.
+    /// True when all bits of `features`, of [`incompat`], are set.
     pub fn has_incompat(&self, features: u32) -> bool {
         self.feature_incompat & features == features
     }
 
-    /// Whether records have a CRC-32C.
+    /// True when records hold a CRC-32C: METADATA_CSUM.
     pub fn has_checksums(&self) -> bool {
         self.feature_ro_compat & ro_compat::METADATA_CSUM != 0
     }
 
-    /// Size of the file system in bytes.
+    /// Size of the file system, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.blocks << self.block_bits.get()
     }

@@ -1,4 +1,4 @@
-//! Extended attributes: the records that lie behind an inode's fields or in a block of their own.
+//! Extended attributes: the records that follow an inode's fields or lie in a block of their own.
 //!
 //! Source: Linux `fs/ext4/xattr.h`; `fs/ext4/xattr.c` (`check_xattrs`, `ext4_xattr_block_csum`),
 //! `Documentation/filesystems/ext4/attributes.rst`.
@@ -6,10 +6,10 @@
 use super::{Block, InodeNumber, checksum};
 use crate::format::record::get;
 
-/// What attributes in an inode, and in a block, start with.
+/// First four bytes of the attributes in an inode or a block, little-endian.
 pub const MAGIC: u32 = 0xEA02_0000;
 
-/// The head of a block of attributes, little-endian, 32 bytes.
+/// Header of a block of attributes, little-endian, 32 bytes.
 ///
 /// | offset | size | field      | unit and meaning                                        |
 /// |-------:|-----:|------------|---------------------------------------------------------|
@@ -21,13 +21,14 @@ pub const MAGIC: u32 = 0xEA02_0000;
 /// |   0x14 |   12 | h_reserved |                                                         |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockHeader {
-    /// 1.
+    /// Number of blocks, always 1.
     pub blocks: u32,
-    /// With METADATA_CSUM.
+    /// CRC-32C of the block, with METADATA_CSUM.
     pub checksum: u32,
 }
 
-/// One attribute, little-endian, 16 bytes, the name, and padding to 4 bytes. Four zeros end the list.
+/// Record of one attribute, little-endian, 16 bytes, then the name and padding to 4 bytes. Four
+/// zeros end the list.
 ///
 /// | offset | size | field        | unit and meaning                                                |
 /// |-------:|-----:|--------------|-----------------------------------------------------------------|
@@ -39,36 +40,37 @@ pub struct BlockHeader {
 /// |     12 |    4 | e_hash       | of name and value                                               |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Bytes of the name.
+    /// Length of the name after the prefix, in bytes.
     pub name_len: u8,
-    /// How the full name begins.
+    /// Number of the prefix, see [`Prefix`].
     pub name_index: u8,
-    /// Where the value is.
+    /// Byte of the value, counted from the start of the block or from the first record.
     pub value_offset: u16,
-    /// The inode that is the value.
+    /// Inode that holds the value; `None` when the value is in the list.
     pub value_inode: Option<InodeNumber>,
-    /// Bytes of the value.
+    /// Length of the value in bytes.
     pub value_len: u32,
-    /// Of name and value.
+    /// Hash of name and value.
     pub hash: u32,
 }
 
-/// How the full name of an attribute begins, by its number.
+/// Prefix of an attribute's full name, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prefix {
-    /// 1, 4, 6: a name follows.
+    /// Namespace, after which a name follows: numbers 1, 4 and 6.
     Namespace(&'static [u8]),
-    /// 2, 3: an access control list, spelled otherwise than the kernel shows it.
+    /// Access control list, stored in another form than the kernel shows: numbers 2 and 3.
     Acl(&'static [u8]),
-    /// 7: what belongs to the file system itself, and is not shown: data of small files.
+    /// Data of the file system itself, which is not shown: number 7.
     System,
 }
 
 impl Prefix {
-    /// The name of the attribute that is the rest of an inode's data, after [`Prefix::System`].
+    /// Name after [`Prefix::System`] of the attribute that holds the rest of an inode's data.
     pub const DATA: &'static [u8] = b"data";
 
-    /// `None` for numbers that the kernel does not show: Lustre's, Hurd's, encryption's, and others.
+    /// Prefix with the number `index`. `None` for those that the kernel does not show: Lustre's,
+    /// Hurd's, encryption's, and others.
     pub fn from_index(index: u8) -> Option<Self> {
         Some(match index {
             1 => Self::Namespace(b"user."),
@@ -82,85 +84,86 @@ impl Prefix {
     }
 }
 
-/// What is wrong with extended attributes.
+/// Fault in the extended attributes of an inode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum XattrFault {
-    /// Not attributes.
+    /// The block does not start with the magic number.
     #[error("the block starts with {found:#010x}, not 0xea020000")]
     Magic {
-        /// As found.
+        /// Number in the place of the magic number.
         found: u32,
     },
-    /// More than a block.
+    /// The attributes take more than one block.
     #[error("they claim {found} blocks, not 1")]
     Blocks {
-        /// As found.
+        /// Number of blocks in the header.
         found: u32,
     },
-    /// The checksum does not match.
+    /// The stored checksum is not that of the bytes.
     #[error("their checksum {stored:#010x} is not the computed {computed:#010x}")]
     Checksum {
-        /// In the block.
+        /// Checksum that is stored in the block.
         stored: u32,
-        /// Of its bytes.
+        /// Checksum of the block's bytes.
         computed: u32,
     },
-    /// A record, or its name, beyond the end.
+    /// A record or its name ends beyond the list.
     #[error("the record at byte {offset} does not fit {len}")]
     Bounds {
-        /// Where it starts.
+        /// Byte of the list at which the record starts.
         offset: usize,
-        /// Bytes of all records and values.
+        /// Length of the list in bytes.
         len: usize,
     },
-    /// A value beyond the end, or among the records.
+    /// A value is above 64 KiB, ends beyond the list, or overlaps the records.
     #[error("a value of {len} bytes at byte {offset} is outside {low}..{high}")]
     Value {
-        /// Where it starts.
+        /// Byte of the list at which the value starts.
         offset: usize,
-        /// Its length in bytes.
+        /// Length of the value in bytes.
         len: u32,
-        /// Where the records end.
+        /// Byte after the last record.
         low: usize,
-        /// Where the attributes end.
+        /// Byte after the list.
         high: usize,
     },
-    /// A name that the kernel would not take.
+    /// A name that the kernel refuses: empty, too long, with a NUL, or after a prefix that is a
+    /// whole name.
     #[error("a name of {len} bytes after prefix {index} is not acceptable")]
     Name {
-        /// The prefix's number.
+        /// Number of the prefix in the record.
         index: u8,
-        /// Bytes after it.
+        /// Length of the name after the prefix, in bytes.
         len: usize,
     },
-    /// One name twice.
+    /// One name occurs twice on an inode.
     #[error("{name} is there twice")]
     Repeated {
-        /// The name, quoted.
+        /// Name with quotes and escapes.
         name: String,
     },
-    /// An access control list that has no meaning.
+    /// An access control list is malformed.
     #[error("its access control list {0}")]
     Acl(super::acl::AclFault),
-    /// A value in an inode that is none.
+    /// The inode of a value is not a value, or not this one.
     #[error("the value in inode {inode}: {fault}")]
     ValueInode {
-        /// The inode.
+        /// Number of that inode.
         inode: InodeNumber,
-        /// What is wrong.
+        /// Reason for which it is no value.
         fault: &'static str,
     },
-    /// More bytes than one file may have.
+    /// All attributes together are longer than one file may have.
     #[error("they take more than {} bytes", crate::limits::XATTR_SUM_BYTES)]
     Sum,
 }
 
 impl BlockHeader {
-    /// Length of the head, in bytes.
+    /// Length of the encoded header, in bytes.
     pub const LEN: usize = 32;
 
-    /// Reads the head of a block. Errors: [`XattrFault::Magic`], [`XattrFault::Blocks`].
+    /// Reads the header of a block. Errors: [`XattrFault::Magic`], [`XattrFault::Blocks`].
     pub fn decode(record: &[u8; Self::LEN]) -> Result<Self, XattrFault> {
         let magic = u32::from_le_bytes(get::<0x00, _, _>(record));
         if magic != MAGIC {
@@ -173,7 +176,7 @@ impl BlockHeader {
         Ok(Self { blocks, checksum: u32::from_le_bytes(get::<0x10, _, _>(record)) })
     }
 
-    /// Computes the checksum of a whole block, given the file system's seed and the block's number.
+    /// Computes the checksum of a whole block from the file system's seed and the block's number.
     pub fn checksum(seed: u32, number: Block, block: &[u8]) -> u32 {
         let (head, rest) = block.split_at_checked(0x10).unwrap_or_default();
         let after = rest.get(4..).unwrap_or_default();
@@ -186,7 +189,7 @@ impl Entry {
     /// Length of a record without its name, in bytes.
     pub const LEN: usize = 16;
 
-    /// Reads one record.
+    /// Reads one record without its name.
     pub fn decode(record: &[u8; Self::LEN]) -> Self {
         let [name_len, name_index] = get::<0, _, _>(record);
         let inode = u32::from_le_bytes(get::<4, _, _>(record));
@@ -200,7 +203,7 @@ impl Entry {
         }
     }
 
-    /// Bytes to the next record.
+    /// Length of the record with name and padding, in bytes.
     pub fn record_len(&self) -> usize {
         (Self::LEN + usize::from(self.name_len)).next_multiple_of(4)
     }

@@ -1,7 +1,7 @@
-//! Blocks of a file system as they are after its journal was replayed: some in their places, some still
-//! in the journal.
+//! Blocks of a file system after its journal was replayed: most in their places, some still in the
+//! journal.
 //!
-//! Blocks of metadata are kept for a while, data is not.
+//! Keeps metadata blocks for a while, but no data.
 //!
 //! Described in `docs/formats/ext4.md`, "Journal".
 
@@ -13,31 +13,31 @@ use crate::format::{
     ext4::{Block, BlockBits, journal::Header},
 };
 
-/// Most bytes of blocks that are kept.
+/// Most bytes of metadata blocks that are kept.
 const KEPT_BYTES: u64 = 1 << 20;
 
-/// A copy of a block in the journal.
+/// Copy of a block in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Copy {
-    /// Where the copy is.
+    /// Block of the image that holds the copy.
     pub(super) place: Block,
-    /// Whether its first four bytes are to be the journal's magic number.
+    /// True when the journal's magic number has to replace the first four bytes.
     pub(super) escaped: bool,
 }
 
-/// The image, by blocks.
+/// Image, addressed by blocks.
 #[derive(Debug)]
 pub(super) struct Blocks<R> {
     file: R,
     bits: BlockBits,
-    /// Blocks of the file system, all within the file.
+    /// Number of blocks in the file system. All of them lie within the file.
     count: u64,
-    /// Blocks whose newest bytes are in the journal.
+    /// Blocks whose newest bytes are in the journal, with the places of these.
     copies: BTreeMap<Block, Copy>,
     kept: RefCell<Kept>,
 }
 
-/// Blocks that were read, newest use last.
+/// Metadata blocks that were read, most recently used last.
 #[derive(Debug, Default)]
 struct Kept {
     blocks: Vec<(Block, Arc<[u8]>)>,
@@ -48,7 +48,7 @@ impl<R: ReadAt> Blocks<R> {
         Self { file, bits, count, copies: BTreeMap::new(), kept: RefCell::default() }
     }
 
-    /// Puts copies from the journal in the place of the blocks they are of.
+    /// Lets copies in the journal take the place of the blocks that they replace.
     pub(super) fn overlay(&mut self, copies: BTreeMap<Block, Copy>) {
         self.copies = copies;
         self.kept.get_mut().blocks.clear();
@@ -58,12 +58,12 @@ impl<R: ReadAt> Blocks<R> {
         self.copies.len()
     }
 
-    /// Takes another number of blocks, all within the file.
+    /// Changes the number of blocks, all of which lie within the file.
     pub(super) fn set_count(&mut self, count: u64) {
         self.count = count;
     }
 
-    /// Checks that `len` blocks from `start` on exist.
+    /// Refuses `len` blocks from `start` on when some of them lie outside the file system.
     pub(super) fn contains(&self, start: Block, len: u64, what: &'static str) -> Result<(), ReadError> {
         match start.0.checked_add(len) {
             Some(end) if end <= self.count => Ok(()),
@@ -71,7 +71,7 @@ impl<R: ReadAt> Blocks<R> {
         }
     }
 
-    /// One block of metadata.
+    /// Reads one block of metadata.
     pub(super) fn read(&self, block: Block, what: &'static str) -> Result<Arc<[u8]>, ReadError> {
         self.contains(block, 1, what)?;
         let mut kept = self.kept.borrow_mut();
@@ -92,16 +92,17 @@ impl<R: ReadAt> Blocks<R> {
         Ok(bytes)
     }
 
-    /// Fills `buf` with data from byte `skip` of block `start` on, and of those that follow.
+    /// Fills `buf` with data, from byte `skip` of block `start` on and across the blocks that
+    /// follow.
     pub(super) fn read_run(&self, start: Block, skip: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let len = self.bits.blocks_for(skip.saturating_add(buf.len() as u64));
         self.contains(start, len, "file data")?;
         let end = Block(start.0 + len);
         let (mut next, mut skip, mut rest) = (start, skip, buf);
-        // Up to each copy the image itself, then the copy.
+        // The image up to each copy, then that copy.
         for (number, copy) in self.copies.range(start..end) {
             let before = (number.0 - next.0) << self.bits.get();
-            // Only the first block is skipped in; a copy of it has nothing before it.
+            // Bytes are skipped in the first block only, and nothing comes before a copy of that.
             let before = usize::try_from(before.saturating_sub(skip)).unwrap_or(usize::MAX);
             let (plain, after) = rest.split_at_mut(before.min(rest.len()));
             if !plain.is_empty() {
@@ -116,7 +117,7 @@ impl<R: ReadAt> Blocks<R> {
         self.read_file(next, skip, rest)
     }
 
-    /// A part of one block.
+    /// Fills `buf` from byte `skip` of one block.
     fn fill(&self, block: Block, skip: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         match self.copies.get(&block) {
             Some(copy) => self.fill_copy(*copy, skip, buf),
@@ -134,12 +135,12 @@ impl<R: ReadAt> Blocks<R> {
         Ok(())
     }
 
-    /// Bytes of the file as they are.
+    /// Fills `buf` with bytes of the image, ignoring copies in the journal.
     fn read_file(&self, block: Block, skip: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         if buf.is_empty() {
             return Ok(());
         }
-        // Blocks were checked to be within the file.
+        // The caller has checked that the block lies within the file.
         let offset = (block.0 << self.bits.get()) + skip;
         let len = buf.len() as u64;
         self.file.read_exact_at(offset, buf).map_err(|source| ReadError::Io { offset, len, source })

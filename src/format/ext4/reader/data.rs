@@ -1,4 +1,4 @@
-//! File data: where the bytes of a file are, and reading them.
+//! File data: maps a file to blocks, and reads it.
 //!
 //! Source: Linux `fs/ext4/inode.c` (`ext4_map_blocks`), `fs/ext4/inline.c` (`ext4_read_inline_data`).
 
@@ -15,49 +15,50 @@ use crate::format::{
     },
 };
 
-/// A stretch of a file that is in one piece.
+/// Stretch of a file whose bytes are consecutive in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Byte offset in the file.
     pub offset: u64,
     /// Length in bytes, not zero. The last block of a file is cut at the file's end.
     pub len: u64,
-    /// Where its bytes are.
+    /// Place of the bytes, or that they are a hole.
     pub place: Place,
 }
 
-/// Where the bytes of an extent are.
+/// Place of an extent's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere: they are zeros. The same for blocks that were given out and never written.
+    /// Hole, or blocks that were allocated but never written: all bytes are zero.
     Hole,
-    /// In consecutive blocks, of which newer copies may be in the journal.
+    /// Consecutive blocks, some of which may have newer copies in the journal.
     Blocks {
-        /// The block that the first byte is in.
+        /// Block that holds the first byte.
         start: Block,
     },
-    /// In the inode and its attributes.
+    /// Data in the inode and its attributes.
     Inline,
 }
 
-/// The extents of a file in order, neighbours joined; an iterator that stops after its first error.
+/// Iterator over the extents of a file, in order, neighbours joined. It stops after the first
+/// error.
 #[derive(Debug)]
 pub struct Extents<'i, R> {
     image: &'i Image<R>,
     map: Map,
     node: Node,
-    /// Byte of the file that comes next.
+    /// Byte of the file at which the next extent starts.
     position: u64,
-    /// Read, but perhaps longer than known so far.
+    /// Extent that was read but may be longer than known so far.
     ahead: Option<Extent>,
     failed: bool,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// The extents of a regular file, directory or symbolic link from the block that byte `offset` is in
-    /// on; the first is cut to start at `offset`.
+    /// Iterates over the extents of a regular file, directory or symbolic link, from the block that
+    /// holds byte `offset` on. The first extent is cut to start at `offset`.
     ///
-    /// Items are errors when the map of the file is malformed.
+    /// An item is an error when the map of the file is malformed.
     pub fn extents(&self, node: &Node, offset: u64) -> Extents<'_, R> {
         let map = Map::new(*node);
         Extents { image: self, map, node: *node, position: offset, ahead: None, failed: false }
@@ -70,7 +71,7 @@ impl<R: ReadAt> Image<R> {
         self.extents(node, offset).read(offset, buf)
     }
 
-    /// The data of a file that is in its inode; bytes of the file beyond it are zeros.
+    /// Data of a file that lies in its inode. The file may be longer; its other bytes are zeros.
     pub(super) fn inline_data(&self, node: &Node) -> Result<Vec<u8>, ReadError> {
         let mut data = node.inode.payload.to_vec();
         if node.inode.size_bytes > Inode::PAYLOAD_LEN as u64 {
@@ -81,11 +82,12 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl<R: ReadAt> Extents<'_, R> {
-    /// Fills `buf` with the file's bytes from `offset` on, forgetting where the iteration was.
+    /// Fills `buf` with the file's bytes from `offset` on. The position of the iteration is lost.
     ///
-    /// Reads that follow each other are quicker with one `Extents` than with [`Image::read_data`].
+    /// Consecutive reads through one `Extents` are faster than [`Image::read_data`], because the
+    /// map of the file is kept.
     ///
-    /// Errors: as for [`Image::read_data`].
+    /// Errors: as [`Image::read_data`].
     pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let len = buf.len() as u64;
         let size_bytes = self.node.inode.size_bytes;
@@ -105,7 +107,7 @@ impl<R: ReadAt> Extents<'_, R> {
                 Place::Inline => {
                     let data = self.image.inline_data(&self.node)?;
                     let start = usize::try_from(next).unwrap_or(usize::MAX);
-                    // As long as a moment ago, unless the image changes meanwhile.
+                    // The data is as long as before, unless the image is being changed.
                     let data = data.get(start..).unwrap_or_default();
                     let (there, beyond) = now.split_at_mut(data.len().min(now.len()));
                     there.copy_from_slice(data.get(..there.len()).unwrap_or_default());
@@ -118,7 +120,7 @@ impl<R: ReadAt> Extents<'_, R> {
         Ok(())
     }
 
-    /// The extent that starts at byte `offset` of the file; `None` at or after its end.
+    /// Extent that starts at byte `offset` of the file; `None` at or after the end of the file.
     fn at(&mut self, offset: u64) -> Result<Option<Extent>, ReadError> {
         let size = self.node.inode.size_bytes;
         if offset >= size {
@@ -128,13 +130,13 @@ impl<R: ReadAt> Extents<'_, R> {
             Content::Extents | Content::BlockMap => {
                 let bits = self.image.superblock.block_bits;
                 let run = self.map.find(self.image, offset >> bits.get())?;
-                // Runs end at 2^32 blocks at most.
+                // Runs end at block 2^32 at most.
                 let len = (run.end << bits.get()).min(size) - offset;
                 (len, run.start.map_or(Place::Hole, |start| Place::Blocks { start }))
             }
             Content::Target => (size - offset, Place::Inline),
             Content::Inline => {
-                // A file that grew without being written to stays where it is.
+                // A file that grew without being written to still lies in its inode.
                 let stored = (self.image.inline_data(&self.node)?.len() as u64).min(size);
                 match stored.checked_sub(offset) {
                     None | Some(0) => (size - offset, Place::Hole),
@@ -148,8 +150,7 @@ impl<R: ReadAt> Extents<'_, R> {
         Ok(Some(Extent { offset, len, place }))
     }
 
-    /// The first byte from `offset` on that is not in a hole; `None` when there
-    /// is only a hole.
+    /// First byte from `offset` on that is not in a hole; `None` when only a hole follows.
     pub(super) fn next_data(&mut self, mut offset: u64) -> Result<Option<u64>, ReadError> {
         while let Some(extent) = self.at(offset)? {
             if extent.place != Place::Hole {
@@ -160,7 +161,7 @@ impl<R: ReadAt> Extents<'_, R> {
         Ok(None)
     }
 
-    /// The next extent that is joined with none after it.
+    /// Next extent, joined with all that continue it.
     fn joined(&mut self) -> Result<Option<Extent>, ReadError> {
         let bits = self.image.superblock.block_bits;
         let mut whole = match self.ahead.take() {

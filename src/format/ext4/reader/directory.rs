@@ -1,7 +1,8 @@
-//! Directories: iterating over the records in the order of the blocks, and finding one by its name.
+//! Directories: iterates over the records in the order of the blocks, and finds one by name.
 //!
-//! A hash tree is not used: its blocks hold no records in use, and are read past. So the order is none,
-//! and finding a name takes as long as listing; [`super::Names`] is quicker for more than one.
+//! Hash trees are not used: their blocks look like unused records and are skipped. So records come
+//! in no particular order, and finding a name takes as long as listing the directory.
+//! [`super::Names`] is faster for more than one name.
 //!
 //! Source: Linux `fs/ext4/dir.c` (`ext4_readdir`), `fs/ext4/namei.c` (`ext4_dirblock_csum_verify`,
 //! `ext4_dx_csum_verify`), `fs/ext4/inline.c` (`ext4_read_inline_dir`).
@@ -25,14 +26,14 @@ use crate::{
     tree::FileType,
 };
 
-/// One record of a directory.
+/// Record of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirEntry<'d> {
-    /// The name, 1 to 255 bytes without slash or NUL; `.` and `..` are names as well.
+    /// Name of 1 to 255 bytes without slash or NUL. `.` and `..` are records too.
     pub name: &'d [u8],
-    /// The inode named.
+    /// Number of the inode that the record names.
     pub inode: InodeNumber,
-    /// Its type, if the record says one.
+    /// Type that the record claims for the inode; `None` without the feature FILETYPE.
     pub file_type: Option<FileType>,
 }
 
@@ -43,32 +44,32 @@ impl DirEntry<'_> {
     }
 }
 
-/// A walk over one directory. Holds one block.
+/// Iterator over one directory, which holds one block.
 #[derive(Debug)]
 pub struct Directory<'i, R> {
     image: &'i Image<R>,
     node: Node,
     data: Extents<'i, R>,
-    /// The block held, and where the next record of it starts.
+    /// Bytes of the current block, then the byte at which its next record starts.
     block: Vec<u8>,
     offset: usize,
-    /// Blocks read, or for a directory in its inode the parts of it.
+    /// Number of blocks read so far, or of parts when the directory lies in its inode.
     blocks_read: u64,
-    /// A directory in its inode, whole.
+    /// All of a directory that lies in its inode.
     inline: Option<Vec<u8>>,
 }
 
-/// A record that was checked.
+/// Record that was checked.
 #[derive(Clone, Copy)]
 enum Record {
-    /// The parent of a directory in its inode.
+    /// Parent of a directory that lies in its inode.
     Parent(InodeNumber),
-    /// One of the block held, and where in it the name is.
+    /// Record of the current block, with the range of its name in the block.
     Entry(InodeNumber, Option<FileType>, (usize, usize)),
 }
 
 impl<R: ReadAt> Image<R> {
-    /// Starts a walk over the directory `node`.
+    /// Starts an iteration over the directory `node`.
     ///
     /// Errors: [`NodeFault::NotDirectory`], [`DirentFault::Size`].
     pub fn directory(&self, node: &Node) -> Result<Directory<'_, R>, ReadError> {
@@ -102,8 +103,8 @@ impl<R: ReadAt> Image<R> {
         Ok(directory)
     }
 
-    /// Finds `name` in the directory `node` by looking at every record before it; `None` when it is not
-    /// there.
+    /// Finds `name` in the directory `node` by reading every record before it; `None` without that
+    /// name.
     ///
     /// Errors: [`ReadError::Directory`] when a block on the way is malformed.
     pub fn lookup(
@@ -120,8 +121,9 @@ impl<R: ReadAt> Image<R> {
         Ok(None)
     }
 
-    /// The inode that a record of `directory` names. It has to be of the type that the record says, and a
-    /// directory, which has one parent, has to lead back: so directories are a tree, and walks of it end.
+    /// Inode that a record of `directory` names. It has to have the type that the record claims,
+    /// and a directory has to lead back to `directory`. So directories form a tree, and walks of it
+    /// end.
     ///
     /// Errors: [`DirentFault::WrongType`], [`DirentFault::Parent`], and those of [`Self::node`].
     pub fn named(&self, directory: InodeNumber, entry: &DirEntry<'_>) -> Result<Node, ReadError> {
@@ -144,12 +146,12 @@ impl<R: ReadAt> Image<R> {
         Ok(node)
     }
 
-    /// The directory that holds the directory `node`; the root is its own.
+    /// Inode of the directory that holds the directory `node`; the root holds itself.
     ///
     /// Errors: [`DirentFault::NoParent`].
     pub fn parent(&self, node: &Node) -> Result<InodeNumber, ReadError> {
         let mut directory = self.directory(node)?;
-        // `.`, if there is one, and `..` come first.
+        // `.` comes first, if it exists, then `..`.
         for _ in 0..2 {
             match directory.next_entry()? {
                 Some(DirEntry { name: b"..", inode, .. }) => return Ok(inode),
@@ -160,8 +162,9 @@ impl<R: ReadAt> Image<R> {
         Err(directory.fault(DirentFault::NoParent))
     }
 
-    /// Finds the inode at `path` below the root; empty components and `.` mean nothing, `..` leads up,
-    /// links are not followed. `None` when there is none, or a component is no directory.
+    /// Finds the inode at `path` below the root. Empty components and `.` are skipped, `..` leads
+    /// to the parent, symbolic links are not followed. `None` when a component does not exist or is
+    /// no directory.
     pub fn find(&self, path: &[u8]) -> Result<Option<Node>, ReadError> {
         let mut node = self.root()?;
         for name in path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")) {
@@ -180,7 +183,8 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl<R: ReadAt> Directory<'_, R> {
-    /// The next record; `None` after the last. A directory in its inode has no `.`, and `..` first.
+    /// Next record; `None` after the last. A directory in its inode has no `.` and begins with
+    /// `..`.
     ///
     /// Errors: [`ReadError::Directory`] when the block is malformed.
     pub fn next_entry(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
@@ -188,7 +192,7 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(next.map(|record| self.view(record)))
     }
 
-    /// The next record that is neither `.` nor `..`.
+    /// Next record except `.` and `..`; `None` after the last. Errors: as [`Self::next_entry`].
     pub fn next_child(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
         while let Some(record) = self.advance()? {
             if !self.view(record).is_dot() {
@@ -225,12 +229,12 @@ impl<R: ReadAt> Directory<'_, R> {
         }))
     }
 
-    /// The number of the block that the last record was in.
+    /// Number of the block that holds the last record.
     pub(super) fn block_number(&self) -> u64 {
         self.blocks_read.saturating_sub(1)
     }
 
-    /// Goes on with the first record of block `number`.
+    /// Moves to the first record of block `number`.
     pub(super) fn seek(&mut self, number: u64) -> Result<(), ReadError> {
         self.blocks_read = number;
         self.block.clear();
@@ -238,7 +242,7 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(())
     }
 
-    /// The next record of the same block.
+    /// Next record of the current block; `None` after its last.
     pub(super) fn next_in_block(&mut self) -> Result<Option<DirEntry<'_>>, ReadError> {
         let next = self.advance_in_block()?;
         Ok(next.map(|record| self.view(record)))
@@ -253,11 +257,11 @@ impl<R: ReadAt> Directory<'_, R> {
         }
     }
 
-    /// Reads the next block that is there and checks it; false after the last.
+    /// Reads and checks the next block that is not a hole. Returns false after the last.
     fn load(&mut self) -> Result<bool, ReadError> {
         self.offset = 0;
         if let Some(data) = &self.inline {
-            // Records do not go on from the inode into the attribute.
+            // No record extends from the inode into the attribute.
             let part = match self.blocks_read {
                 0 => data.get(4..Inode::PAYLOAD_LEN),
                 1 => data.get(Inode::PAYLOAD_LEN..),
@@ -270,7 +274,7 @@ impl<R: ReadAt> Directory<'_, R> {
         }
         let bits = self.image.superblock.block_bits;
         let next = self.blocks_read << bits.get();
-        // The kernel passes over holes, too.
+        // The kernel skips holes too.
         let Some(start) = self.data.next_data(next)? else { return Ok(false) };
         self.blocks_read = (start >> bits.get()) + 1;
         self.block.resize(bits.buffer_len(), 0);
@@ -279,7 +283,7 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(true)
     }
 
-    /// Checks the checksum of the block held.
+    /// Verifies the checksum of the current block.
     fn verify(&self) -> Result<(), ReadError> {
         let superblock = &self.image.superblock;
         if !superblock.has_checksums() {
@@ -289,7 +293,8 @@ impl<R: ReadAt> Directory<'_, R> {
         let index = if indexed { Tail::of_index(&self.block, superblock.block_bits) } else { None };
         let records = Tail::of_records(&self.block);
         let seed = self.node.inode.checksum_seed(self.node.number, superblock);
-        // Both may seem to be there; names that look like entries of a tree are names all the same.
+        // Both forms may seem to be present, because names may look like entries of a tree. One has
+        // to match.
         let mut wrong = DirentFault::Checksum { stored: None, computed: 0 };
         for tail in [index, records].into_iter().flatten() {
             let computed = tail.compute(seed, &self.block);

@@ -1,4 +1,4 @@
-//! Why a file system cannot be read, each failure with the place it was found at.
+//! Errors of reading a file system, each with the place at which it was found.
 //!
 //! Reasons are listed in `docs/formats/ext4.md`, "Errors".
 
@@ -12,96 +12,96 @@ use crate::{
     },
 };
 
-/// Why a file system, or a part of it, cannot be read.
+/// Failure to read a file system or a part of it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The file below failed.
+    /// Reading the image failed.
     #[error("reading {len} bytes at byte {offset} of the image failed")]
     Io {
-        /// Byte offset.
+        /// Byte of the image at which the read started.
         offset: u64,
-        /// Bytes wanted.
+        /// Number of bytes requested.
         len: u64,
-        /// The failure.
+        /// Error of the image's reader.
         source: io::Error,
     },
-    /// Too short for what the superblock says, or for one.
+    /// The file is shorter than the file system, or than a superblock.
     #[error("{size_bytes} bytes are too few for a file system of {want}")]
     Truncated {
-        /// Size of the file.
+        /// Size of the file in bytes.
         size_bytes: u64,
-        /// What is needed.
+        /// Size needed, in bytes.
         want: u64,
     },
-    /// No superblock that can be read.
+    /// No superblock, or one that describes nothing readable.
     #[error(transparent)]
     Superblock(#[from] SuperblockError),
     /// The journal cannot be replayed.
     #[error("journal: {0}")]
     Journal(#[from] JournalError),
-    /// Something lies outside the file system.
+    /// A block number lies outside the file system.
     #[error("{what} at block {block}, {len} blocks long, is outside the {blocks} blocks")]
     Outside {
-        /// What it is.
+        /// Kind of the block, in words.
         what: &'static str,
-        /// Its first block.
+        /// First block of the stretch.
         block: Block,
-        /// Its length in blocks.
+        /// Length in blocks.
         len: u64,
-        /// Blocks of the file system.
+        /// Number of blocks in the file system.
         blocks: u64,
     },
-    /// A group descriptor is malformed.
+    /// A group descriptor has a wrong checksum.
     #[error("group {group}: {source}")]
     Group {
-        /// Its number.
+        /// Number of the group.
         group: u64,
-        /// What is wrong.
+        /// Stored and computed checksum.
         source: GroupChecksum,
     },
-    /// An inode number that does not exist.
+    /// An inode number does not exist: 0, or above the number of inodes.
     #[error("inode {number} is not within 1 to {inodes}")]
     Number {
-        /// The number.
+        /// Number that was looked for.
         number: InodeNumber,
-        /// Inodes of the file system.
+        /// Number of inodes in the file system.
         inodes: u32,
     },
-    /// An inode without a meaning.
+    /// The record of an inode cannot be used.
     #[error("inode {number}: {source}")]
     Inode {
-        /// Its number.
+        /// Number of the inode.
         number: InodeNumber,
-        /// What is wrong.
+        /// Fault of the record.
         source: InodeError,
     },
-    /// A rule about one inode is broken.
+    /// A rule for one inode is broken.
     #[error("inode {number}: {fault}")]
     Node {
-        /// Its number.
+        /// Number of the inode.
         number: InodeNumber,
-        /// What is wrong.
+        /// Rule that is broken.
         fault: NodeFault,
     },
-    /// An extent tree is malformed.
+    /// A node of an extent tree is malformed.
     #[error("extents of inode {number}, {place}: {fault}")]
     Extent {
         /// Number of the inode.
         number: InodeNumber,
-        /// The node: a block, or in the inode.
+        /// Place of the node.
         place: Place,
-        /// What is wrong.
+        /// Fault of the node.
         fault: ExtentFault,
     },
-    /// A directory is malformed.
+    /// A directory or one of its blocks is malformed.
     #[error("directory {number}, block {block}: {fault}")]
     Directory {
-        /// Number of its inode.
+        /// Inode number of the directory.
         number: InodeNumber,
         /// Block of the directory, from 0.
         block: u64,
-        /// What is wrong.
+        /// Fault of the directory.
         fault: DirentFault,
     },
     /// The extended attributes of an inode are malformed.
@@ -109,17 +109,17 @@ pub enum ReadError {
     Xattr {
         /// Number of the inode.
         number: InodeNumber,
-        /// What is wrong.
+        /// Fault of the attributes.
         fault: XattrFault,
     },
 }
 
-/// Where a node of an extent tree is.
+/// Place of a node of an extent tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the inode.
+    /// Root of the tree, in the inode.
     Inode,
-    /// A block of its own.
+    /// Block below the root.
     Block(Block),
 }
 
@@ -132,42 +132,42 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What is wrong with an inode beyond its record.
+/// Rule that an inode breaks although its record is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeFault {
-    /// Not a directory.
+    /// The inode is no directory.
     #[error("it is not a directory")]
     NotDirectory,
-    /// Not a symbolic link.
+    /// The inode is no symbolic link.
     #[error("it is not a symbolic link")]
     NotSymlink,
-    /// It has no data.
+    /// The inode has no data: device, fifo or socket.
     #[error("it is a special file without data")]
     NoData,
-    /// A read beyond the end.
+    /// A read ends beyond the file.
     #[error("{len} bytes at byte {offset} are beyond its {size_bytes}")]
     End {
-        /// Byte offset.
+        /// Byte of the file at which the read starts.
         offset: u64,
-        /// Bytes wanted.
+        /// Number of bytes requested.
         len: u64,
-        /// Size in bytes.
+        /// Size of the file in bytes.
         size_bytes: u64,
     },
-    /// More data than blocks can be numbered for.
+    /// The file is larger than its map can address.
     #[error("{size_bytes} bytes are more blocks than a file can have")]
     TooLarge {
-        /// Size in bytes.
+        /// Size of the file in bytes.
         size_bytes: u64,
     },
-    /// The target of a symbolic link has no acceptable length.
+    /// The target of a symbolic link is empty or longer than 4095 bytes.
     #[error("a symbolic link of {len} bytes is not within 1 to 4095")]
     LinkLength {
-        /// Its length in bytes.
+        /// Length of the target in bytes.
         len: u64,
     },
-    /// The target of a symbolic link has a NUL.
+    /// The target of a symbolic link holds a NUL.
     #[error("the symbolic link has a NUL in it")]
     LinkNul,
 }

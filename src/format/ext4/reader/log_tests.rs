@@ -1,4 +1,4 @@
-//! Logs put together block by block: in which order transactions count, and where a log ends.
+//! Tests of logs put together block by block: which transactions count, and where the log ends.
 
 use super::*;
 use crate::{
@@ -9,17 +9,18 @@ use crate::{
     },
 };
 
-/// One thing in a log: the number of the transaction, and what is said in it.
+/// Step of a log, with the number of its transaction.
 enum Step {
-    /// A descriptor and its copies: the block each is of, and the byte that the copy is full of.
+    /// Descriptor and copies: for each the block it replaces, and the byte that fills it.
     Copies(u32, &'static [(usize, u8)]),
     Revoke(u32, usize),
-    /// The end of a transaction, and its time.
+    /// Commit with its time.
     Commit(u32, u64),
 }
 use Step::{Commit, Copies, Revoke};
 
-/// The sample with a log of these steps from transaction 5 on, and the blocks of the journal each begins at.
+/// Writes these steps as a log from transaction 5 on. Returns the journal block at which each
+/// begins.
 fn logged(steps: &[Step]) -> (Fixture, Vec<usize>) {
     let mut fixture = Fixture::new(true);
     fixture.put(log_at(1, 0), &[0; 8 * BLOCK]);
@@ -37,7 +38,7 @@ fn logged(steps: &[Step]) -> (Fixture, Vec<usize>) {
                 for (index, (target, byte)) in copies.iter().enumerate() {
                     let copy = [*byte; BLOCK];
                     fixture.put(log_at(next + 1 + index, 0), &copy);
-                    // No uuid follows; the last one says so.
+                    // No tag is followed by a uuid; the last one is marked as last.
                     let flags = if index + 1 == copies.len() { 2 | 8 } else { 2 };
                     let checksum = crc32c(crc32c(seed, &sequence.to_be_bytes()), &copy);
                     let target = u32::try_from(*target).unwrap();
@@ -63,7 +64,7 @@ fn logged(steps: &[Step]) -> (Fixture, Vec<usize>) {
     (fixture, places)
 }
 
-/// The first byte of the file's last block, or why the image cannot be opened.
+/// First byte of the file's last block, or the reason for which the image cannot be opened.
 fn last_block(fixture: &Fixture) -> Result<u8, &'static str> {
     let image = Image::open(&fixture.bytes[..]).map_err(|error| error.reason())?;
     let node = image.node(InodeNumber(ino::FILE)).unwrap();
@@ -110,7 +111,7 @@ fn a_damaged_descriptor_is_the_end_of_the_log_only_when_its_commit_is_older() {
 #[test]
 fn a_copy_behind_a_block_in_its_place_is_read_from_its_start() {
     let (mut fixture, _) = logged(&[Copies(5, &[(END, b'q')]), Commit(5, 100)]);
-    // Both blocks of the file in one extent.
+    // One extent for both blocks of the file.
     fixture.put(block_at(at::LEAF, 2), &[1]);
     fixture.put(block_at(at::LEAF, 12 + 4), &[2]);
     fixture.put(super_at(0x64), &[1, 0]);
@@ -118,7 +119,7 @@ fn a_copy_behind_a_block_in_its_place_is_read_from_its_start() {
     (0..).zip(&mut copy).for_each(|(n, byte): (usize, _)| *byte = n.to_le_bytes()[0]);
     fixture.put(log_at(2, 0), &copy);
     fixture.be32(log_at(0, 0x28), 1);
-    // The form of tags without checksums.
+    // Tag in the form without checksums.
     fixture.be32(log_at(1, 16), 2 | 8);
     let image = Image::open(&fixture.bytes[..]).unwrap();
     let node = image.node(InodeNumber(ino::FILE)).unwrap();
@@ -137,7 +138,7 @@ fn a_superblock_in_the_journal_has_to_fit_the_file_and_bounds_what_is_read() {
         let (mut fixture, _) = logged(&[Copies(5, &[(1, 0)]), Commit(5, 100)]);
         let mut newer = fixture.bytes[super_at(0)..][..BLOCK].to_vec();
         newer[4..8].copy_from_slice(&blocks.to_le_bytes());
-        // Without checksums in either.
+        // Features without checksums, in both copies of the superblock.
         newer[0x64..0x66].copy_from_slice(&[1, 0]);
         fixture.put(super_at(0x64), &[1, 0]);
         fixture.put(log_at(2, 0), &newer);

@@ -1,8 +1,7 @@
-//! Which block of the file system a block of a file is, by extent tree or by block map.
+//! Maps blocks of a file to blocks of the file system, by extent tree or by block map.
 //!
-//! Both come down to the same: a stretch of the file, and the runs of blocks in it. One stretch, that of
-//! a leaf, is kept; the way to it is walked again for the next, at most five nodes long and always
-//! downwards.
+//! Both give runs of blocks in a stretch of the file. The stretch of one leaf is kept. Finding the
+//! next stretch walks down from the root again, through at most five nodes.
 //!
 //! Source: Linux `fs/ext4/extents.c` (`ext4_find_extent`), `fs/ext4/indirect.c` (`ext4_block_to_path`).
 
@@ -19,29 +18,29 @@ use crate::format::{
     },
 };
 
-/// Blocks of a file in one piece.
+/// Run of consecutive blocks of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
-    /// First block of the file.
+    /// First block of the file in the run.
     pub(super) first: u64,
-    /// One after the last.
+    /// Block of the file after the run.
     pub(super) end: u64,
-    /// First block of the file system; `None`: a hole.
+    /// First block of the file system; `None` for a hole.
     pub(super) start: Option<Block>,
 }
 
-/// Finds runs, the next one quickly.
+/// Finder of runs, which keeps the runs of the last leaf.
 #[derive(Debug)]
 pub(super) struct Map {
     node: Node,
-    /// The stretch of the file that `runs` is about.
+    /// Stretch of the file that `runs` covers: first block, then the block after it.
     first: u64,
     end: u64,
-    /// Data in the stretch, ascending.
+    /// Runs with data in the stretch, ascending.
     runs: Vec<Run>,
 }
 
-/// Blocks of a file that can be numbered.
+/// Blocks of a file that 32 bits can number.
 const LIMIT: u64 = 1 << 32;
 
 impl Map {
@@ -49,7 +48,7 @@ impl Map {
         Self { node, first: 0, end: 0, runs: Vec::new() }
     }
 
-    /// The run that block `at` of the file is in, from `at` on.
+    /// Run that holds block `at` of the file, cut to start at `at`.
     pub(super) fn find<R: ReadAt>(&mut self, image: &Image<R>, at: u64) -> Result<Run, ReadError> {
         if at >= LIMIT {
             let size_bytes = self.node.inode.size_bytes;
@@ -59,7 +58,7 @@ impl Map {
             });
         }
         if !(self.first..self.end).contains(&at) {
-            // Nothing is kept if this fails.
+            // An error leaves no runs behind.
             (self.first, self.end) = (0, 0);
             self.runs.clear();
             (self.first, self.end) = match self.node.inode.content() {
@@ -78,7 +77,8 @@ impl Map {
         })
     }
 
-    /// Goes down the tree to the leaf that is about block `at`; returns the stretch it is about.
+    /// Walks down the extent tree to the leaf that covers block `at`. Returns the stretch that the
+    /// leaf covers.
     fn by_extents<R: ReadAt>(&mut self, image: &Image<R>, at: u64) -> Result<(u64, u64), ReadError> {
         let number = self.node.number;
         let fault = |place, fault| ReadError::Extent { number, place, fault };
@@ -106,7 +106,7 @@ impl Map {
                 return Ok((low, high));
             }
             let chosen = choose(node, &header, at, (low, high)).map_err(|error| fault(place, error))?;
-            // Before the first entry there is a hole.
+            // A hole comes before the first entry.
             let Some((index, first, end)) = chosen else {
                 let end =
                     header.records(node).next().map_or(high, |record| Index::decode(record).first.into());
@@ -120,7 +120,7 @@ impl Map {
         }
     }
 
-    /// Keeps the extents of a leaf, all of them between `low` and `high`.
+    /// Keeps the extents of a leaf, which have to lie between `low` and `high`.
     fn leaf<R: ReadAt>(
         &mut self,
         image: &Image<R>,
@@ -138,7 +138,7 @@ impl Map {
                 return Err(LeafError::Fault(ExtentFault::Order { index, first, low, high }));
             }
             low = first + len;
-            // What was never written reads like a hole.
+            // Unwritten blocks read as a hole.
             if let Some(start) = leaf.start {
                 image.blocks.contains(start, len, "file data").map_err(LeafError::Read)?;
                 self.runs.push(Run { first, end: low, start: Some(start) });
@@ -147,9 +147,10 @@ impl Map {
         Ok(())
     }
 
-    /// Goes down the maps to the block numbers about block `at`; returns the stretch they are about.
+    /// Walks down the block maps to the numbers that cover block `at`. Returns the stretch that
+    /// they cover.
     fn by_map<R: ReadAt>(&mut self, image: &Image<R>, at: u64) -> Result<(u64, u64), ReadError> {
-        /// Blocks that the inode itself numbers.
+        /// Blocks whose numbers are in the inode.
         const DIRECT: u64 = 12;
         let payload = self.node.inode.payload;
         let (slots, _) = payload.as_chunks::<4>();
@@ -159,7 +160,7 @@ impl Map {
             return Ok((0, DIRECT));
         }
         let bits = image.superblock.block_bits;
-        // Numbers of a block are a power of two, and so is what each map is about.
+        // A block holds a power of two of numbers, so each map covers a power of two of blocks.
         let width = bits.get() - 2;
         let mut first = DIRECT;
         let mut found = None;
@@ -226,7 +227,8 @@ enum LeafError {
     Read(ReadError),
 }
 
-/// The entry about block `at`, with the stretch that it is about; checks that all entries ascend.
+/// Chooses the entry that covers block `at`, with the stretch that it covers. Checks that all
+/// entries ascend.
 fn choose(
     node: &[u8],
     header: &Header,
@@ -262,7 +264,7 @@ fn verify(node: &[u8], header: &Header, seed: u32) -> Result<(), ExtentFault> {
 }
 
 impl Inode {
-    /// Whether the data is in blocks, which a [`Map`] finds.
+    /// True when the data is in blocks, which a [`Map`] finds.
     pub(super) fn has_blocks(&self) -> bool {
         matches!(self.content(), Content::Extents | Content::BlockMap)
     }

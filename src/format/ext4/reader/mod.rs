@@ -1,8 +1,9 @@
-//! Reading an ext4 file system: inodes, directories, attributes and file data, from any image of blocks.
+//! Reads an ext4 file system: inodes, directories, attributes and file data, from any source of
+//! blocks.
 //!
 //! An image that was not unmounted is read as the kernel would show it after replaying the journal;
-//! nothing is written for that. The bytes may be hostile: no read panics, recurses, or holds more than a
-//! few blocks, the attributes of one inode, and an index of the journal.
+//! nothing is written. The bytes may be hostile: no read panics, recurses, or holds more than a few
+//! blocks, the attributes of one inode, and an index of the journal.
 //!
 //! Described in `docs/formats/ext4.md`. Source: Linux `fs/ext4/` (`super.c`, `inode.c`, `extents.c`,
 //! `indirect.c`, `inline.c`, `dir.c`, `namei.c`, `xattr.c`, `symlink.c`) and `fs/jbd2/recovery.c`.
@@ -40,8 +41,8 @@ use crate::{format::ReadAt, limits::LINK_TARGET_BYTES, tree::FileType};
 
 /// An opened file system over `R`, the file that holds it.
 ///
-/// Blocks of metadata, at most 1 MiB of them, are kept inside, so an image belongs to one thread at a
-/// time; open it once for each.
+/// Keeps at most 1 MiB of metadata blocks. An image therefore belongs to one thread; open one for
+/// each thread.
 #[derive(Debug)]
 pub struct Image<R> {
     blocks: Blocks<R>,
@@ -49,20 +50,19 @@ pub struct Image<R> {
     replayed: Option<Replayed>,
 }
 
-/// An inode and its number.
+/// Inode and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its number.
+    /// Inode number.
     pub number: InodeNumber,
-    /// Its record.
+    /// Decoded record of the inode.
     pub inode: Inode,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// Opens a file system, and finds out what its journal still holds.
+    /// Opens a file system, and indexes the blocks that are still in its journal.
     ///
-    /// Errors: [`ReadError`] when the superblock or the journal is malformed, or uses what is not
-    /// supported.
+    /// Errors: [`ReadError`] when superblock or journal are malformed, or use unsupported features.
     pub fn open(file: R) -> Result<Self, ReadError> {
         let size_bytes = file.size_bytes();
         let want = Superblock::OFFSET + Superblock::LEN as u64;
@@ -87,17 +87,17 @@ impl<R: ReadAt> Image<R> {
         Ok(image)
     }
 
-    /// The superblock, with what the journal holds of it.
+    /// Superblock, in its newest copy.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
     }
 
-    /// What was found in the journal; `None` for a file system that was unmounted.
+    /// Result of replaying the journal; `None` for a file system that was unmounted.
     pub fn replayed(&self) -> Option<Replayed> {
         self.replayed
     }
 
-    /// The root directory.
+    /// Reads the inode of the root directory. Errors: as [`Self::node`].
     pub fn root(&self) -> Result<Node, ReadError> {
         let root = self.node(InodeNumber::ROOT)?;
         if root.inode.file_type != FileType::Directory {
@@ -106,9 +106,10 @@ impl<R: ReadAt> Image<R> {
         Ok(root)
     }
 
-    /// Inode `number`.
+    /// Reads inode `number`.
     ///
-    /// Errors: [`ReadError`] when there is no such inode, it is not in use, or its record has no meaning.
+    /// Errors: [`ReadError`] when there is no such inode, it is not in use, or its record has no
+    /// meaning.
     pub fn node(&self, number: InodeNumber) -> Result<Node, ReadError> {
         let (block, range) = self.record(number)?;
         let record = block.get(range).unwrap_or_default();
@@ -117,7 +118,7 @@ impl<R: ReadAt> Image<R> {
         Ok(Node { number, inode })
     }
 
-    /// The block that holds inode `number`, and the bytes of its record.
+    /// Block that holds inode `number`, and the range of its record in the block.
     fn record(&self, number: InodeNumber) -> Result<(Arc<[u8]>, std::ops::Range<usize>), ReadError> {
         let superblock = &self.superblock;
         let index = number
@@ -131,7 +132,7 @@ impl<R: ReadAt> Image<R> {
         let bits = superblock.block_bits;
         let block = Block(table.0.saturating_add(offset >> bits.get()));
         let block = self.blocks.read(block, "inode table")?;
-        // Below a block.
+        // The offset is smaller than a block.
         let start = usize::try_from(bits.within(offset)).unwrap_or_default();
         Ok((block, start..start + usize::from(superblock.inode_len)))
     }
@@ -144,7 +145,7 @@ impl<R: ReadAt> Image<R> {
             .map_err(|source| ReadError::Group { group, source })
     }
 
-    /// The target of a symbolic link, 1 to 4095 bytes without NUL.
+    /// Reads the target of a symbolic link: 1 to 4095 bytes without NUL.
     pub fn symlink_target(&self, node: &Node) -> Result<Vec<u8>, ReadError> {
         let fault = |fault| ReadError::Node { number: node.number, fault };
         if node.inode.file_type != FileType::Symlink {

@@ -1,6 +1,6 @@
-//! An index of one directory: where each name is, so that finding one reads one block.
+//! Index of one directory: which block holds each name, so that finding one reads one block.
 //!
-//! Source: none; it stands in for the hash tree, which only the kernel's directories have.
+//! Source: none; it replaces the directory's own hash tree, which not every directory has.
 
 use std::{
     collections::HashSet,
@@ -18,21 +18,22 @@ use crate::{
     tree::FileType,
 };
 
-/// Which block of a directory each of its names is in; 16 bytes for a name.
+/// Index of a directory's names, 16 bytes for each.
 #[derive(Clone, Debug)]
 pub struct Names {
     node: Node,
-    /// Keyed at random, so that nobody can choose names that are slow to find.
+    /// Random keys, so that nobody can choose names that are slow to find.
     hasher: RandomState,
-    /// Hash of the name and block of the directory, ascending.
+    /// Hash of the name, and the directory block that holds it; sorted.
     places: Vec<(u64, u32)>,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// Reads the directory `node` as a whole. No name is in it twice, and no directory under two names.
+    /// Reads all of the directory `node`. Refuses a name that occurs twice and a directory with two
+    /// names.
     ///
-    /// Errors: [`DirentFault::Repeated`], [`DirentFault::Linked`], [`DirentFault::Names`], and those of a
-    /// walk.
+    /// Errors: [`DirentFault::Repeated`], [`DirentFault::Linked`], [`DirentFault::Names`], and
+    /// those of an iteration.
     pub fn names(&self, node: &Node) -> Result<Names, ReadError> {
         let mut directory = self.directory(node)?;
         let mut names = Names { node: *node, hasher: RandomState::new(), places: Vec::new() };
@@ -63,19 +64,19 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl Names {
-    /// How many names there are.
+    /// Number of names in the directory.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Whether there is none.
+    /// True when the directory is empty.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// Finds `name`; `image` is the one that the directory was read from.
+    /// Finds `name`. `image` is the one that the directory was read from.
     ///
-    /// Errors: [`ReadError::Directory`] when a block has changed and is malformed.
+    /// Errors: [`ReadError::Directory`] when the block has changed since and is malformed.
     pub fn lookup<R: ReadAt>(
         &self,
         image: &Image<R>,
@@ -96,7 +97,7 @@ impl Names {
         Ok(None)
     }
 
-    /// Checks that names of the same hash are different names.
+    /// Checks that names with the same hash differ.
     fn all_differ<R: ReadAt>(&self, image: &Image<R>, places: &[(u64, u32)]) -> Result<(), ReadError> {
         let mut directory = image.directory(&self.node)?;
         let mut seen: HashSet<Box<[u8]>> = HashSet::new();

@@ -1,6 +1,7 @@
-//! Replaying the journal into an index: which blocks have a newer copy in it, and where.
+//! Replays the journal into an index of the blocks that have a newer copy in it.
 //!
-//! Three walks over the log, as the kernel does them: where it ends, what is revoked, what is left.
+//! Walks the log three times, as the kernel does: to find its end, the revoked blocks, and the
+//! copies that count.
 //!
 //! Described in `docs/formats/ext4.md`, "Journal". Source: Linux `fs/jbd2/recovery.c` (`do_one_pass`).
 
@@ -22,48 +23,49 @@ use crate::{
     limits::JOURNAL_ENTRIES,
 };
 
-/// What was found in a journal.
+/// Counts from the replay of a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// Transactions that were finished.
+    /// Number of transactions with a commit.
     pub transactions: u32,
-    /// Blocks that are read from the journal.
+    /// Number of blocks that are read from the journal.
     pub blocks: usize,
-    /// Blocks whose copies in some transactions do not count.
+    /// Number of blocks that a transaction revokes.
     pub revoked: usize,
 }
 
-/// The log, walked block by block.
+/// Log of the journal, read block by block.
 struct Log<'i, R> {
     image: &'i Image<R>,
     journal: Journal,
     map: Map,
-    /// The block read last.
+    /// Bytes of the block read last.
     block: Vec<u8>,
-    /// Its number in the journal.
+    /// Journal block number of that block.
     at: u32,
     next: u32,
-    /// Blocks passed since the start.
+    /// Blocks passed since the start, to detect a log without an end.
     passed: u32,
-    /// The transaction whose blocks are expected.
+    /// Number of the transaction whose blocks are expected next.
     sequence: u32,
 }
 
-/// Where the finished transactions end.
+/// Search for the end of the finished transactions.
 struct Scan<'l, 'i, R> {
     log: &'l mut Log<'i, R>,
-    /// A transaction that is not finished, though its commit may be there.
+    /// Transaction that is not finished although its commit may be there.
     end: Option<u32>,
-    /// A checksum that did not match: old blocks, or damage, as the time of the next commit tells.
+    /// Checksum that did not match. The time of the next commit decides: earlier means old blocks,
+    /// later damage.
     suspect: Option<JournalError>,
-    /// Time of the last commit.
+    /// Time of the last commit, in seconds since 1970.
     seconds: u64,
-    /// Of the transaction so far.
+    /// CRC-32 of the transaction so far.
     sum: u32,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// Reads the journal, and from then on blocks that are in it from there.
+    /// Replays the journal: blocks with a copy in it are read from there afterwards.
     pub(super) fn replay(&mut self, size_bytes: u64) -> Result<(), ReadError> {
         let Some(number) = self.superblock.journal else { return Err(JournalError::External.into()) };
         let node = self.node(number)?;
@@ -88,7 +90,7 @@ impl<R: ReadAt> Image<R> {
         Ok(())
     }
 
-    /// Takes the superblock from the journal, if it is there.
+    /// Decodes the superblock again when the journal holds a copy of it.
     fn reread(&mut self, size_bytes: u64) -> Result<(), ReadError> {
         let bits = self.superblock.block_bits;
         let block = self.blocks.read(Block(Superblock::OFFSET >> bits.get()), "superblock")?;
@@ -123,7 +125,7 @@ impl<'i, R: ReadAt> Log<'i, R> {
         Ok(Self { image, journal, map, block, at: 0, next: 0, passed: 0, sequence })
     }
 
-    /// Goes back to the start of the log.
+    /// Returns to the start of the log.
     fn begin(&mut self, start: u32) {
         (self.next, self.passed, self.sequence) = (start, 0, self.journal.sequence);
     }
@@ -134,7 +136,7 @@ impl<'i, R: ReadAt> Log<'i, R> {
         self.image.blocks.read_run(place, 0, &mut self.block)
     }
 
-    /// Moves on by a block, and returns the number of the one passed.
+    /// Moves on by one block. Returns the number of the block passed.
     fn pass(&mut self) -> Result<u32, ReadError> {
         let blocks = self.journal.end - self.journal.first;
         if self.passed > blocks {
@@ -146,7 +148,8 @@ impl<'i, R: ReadAt> Log<'i, R> {
         Ok(passed)
     }
 
-    /// Reads the next block; `None` when it does not belong to the transaction.
+    /// Reads the next block. Returns its kind, or `None` when it does not belong to the
+    /// transaction.
     fn next_block(&mut self) -> Result<Option<BlockKind>, ReadError> {
         let at = self.pass()?;
         self.read(at)?;
@@ -154,7 +157,8 @@ impl<'i, R: ReadAt> Log<'i, R> {
         Ok(header.map(|header| header.kind))
     }
 
-    /// The same in a transaction that is known to be finished.
+    /// Like [`Self::next_block`], in a transaction that is known to be finished: other blocks there
+    /// are an error.
     fn next_known(&mut self, end: u32) -> Result<Option<BlockKind>, ReadError> {
         if reached(self.sequence, end) {
             return Ok(None);
@@ -170,7 +174,7 @@ impl<'i, R: ReadAt> Log<'i, R> {
         self.sequence = self.sequence.wrapping_add(1);
     }
 
-    /// What is wrong with the checksum of the descriptor or the revocations read last.
+    /// Fault in the checksum of the descriptor or the revocations read last, if there is one.
     fn tail_fault(&self, what: &'static str) -> Option<JournalError> {
         let (stored, computed) = self.journal.tail_checksum(&self.block)?;
         (stored != computed).then_some(JournalError::Checksum { what, block: self.at, stored, computed })
@@ -186,7 +190,7 @@ impl<'i, R: ReadAt> Log<'i, R> {
         Ok(())
     }
 
-    /// The blocks that are revoked, each with the last transaction that does so.
+    /// Blocks that are revoked, each with the last transaction that revokes it.
     fn revoked(&mut self, start: u32, end: u32) -> Result<BTreeMap<Block, u32>, ReadError> {
         let mut revoked = BTreeMap::new();
         self.begin(start);
@@ -212,7 +216,7 @@ impl<'i, R: ReadAt> Log<'i, R> {
         Ok(revoked)
     }
 
-    /// The last copy of each block that is not revoked, by the block it is of.
+    /// Last copy of each block that no later transaction revokes, by the block that it replaces.
     fn copies(
         &mut self,
         start: u32,
@@ -233,7 +237,8 @@ impl<'i, R: ReadAt> Log<'i, R> {
                     let (descriptor, journal, at) = (self.block.clone(), self.journal, self.at);
                     for tag in Tags::new(&descriptor, &journal) {
                         let copy_at = self.pass()?;
-                        // A later transaction's copy counts, its own is older.
+                        // A revocation applies to copies in its own transaction and in earlier
+                        // ones.
                         let revoked = revoked.get(&tag.target);
                         if revoked.is_some_and(|until| reached(*until, self.sequence)) {
                             continue;
@@ -263,7 +268,7 @@ impl<'i, R: ReadAt> Log<'i, R> {
 }
 
 impl<R: ReadAt> Scan<'_, '_, R> {
-    /// Number of the first transaction that is not finished.
+    /// Returns the number of the first transaction that is not finished.
     fn run(mut self, start: u32) -> Result<u32, ReadError> {
         self.log.begin(start);
         while let Some(kind) = self.log.next_block()? {
@@ -299,12 +304,12 @@ impl<R: ReadAt> Scan<'_, '_, R> {
         Ok(())
     }
 
-    /// Whether the log may go on behind the commit read last.
+    /// Handles the commit read last. Returns false when the log ends before it.
     fn commit(&mut self) -> Result<bool, ReadError> {
         let journal = self.log.journal;
         let record = self.log.block.first_chunk().copied().unwrap_or([0; Commit::LEN]);
         let commit = Commit::decode(&record);
-        // What an earlier user of the blocks left is older than what was committed before.
+        // Blocks of an earlier use of the log have a commit time before that of the last commit.
         let stale = commit.seconds < self.seconds;
         if let Some(fault) = self.suspect {
             return if stale { Ok(false) } else { Err(fault.into()) };
@@ -318,7 +323,8 @@ impl<R: ReadAt> Scan<'_, '_, R> {
         let mut wrong = None;
         if journal.sums_transactions {
             if self.end.is_some() {
-                // The one before was not cut off by a crash: another was written after it.
+                // A crash did not cut off the transaction before, because this one was written
+                // after it.
                 return Err(fault(commit.checksum, self.sum).into());
             }
             let unused = commit.checksum_form == (0, 0) && commit.checksum == 0;
@@ -346,13 +352,13 @@ impl<R: ReadAt> Scan<'_, '_, R> {
     }
 }
 
-/// Where block `at` of the journal is.
+/// Block of the file system that holds block `at` of the journal.
 fn place<R: ReadAt>(image: &Image<R>, map: &mut Map, at: u32) -> Result<Block, ReadError> {
     let run = map.find(image, at.into())?;
     run.start.ok_or_else(|| JournalError::Hole { block: at }.into())
 }
 
-/// Whether transaction `sequence` is `end` or comes after it; the numbers wrap.
+/// True when transaction `sequence` is `end` or a later one. Numbers wrap at 2^32.
 fn reached(sequence: u32, end: u32) -> bool {
     sequence.wrapping_sub(end) < 1 << 31
 }

@@ -33,7 +33,7 @@ fn xattrs(image: &Image<&[u8]>, path: &str) -> Vec<(String, Vec<u8>)> {
     image.xattrs(&find(image, path)).unwrap().into_iter().map(named).collect()
 }
 
-/// The reason of the first error that reading everything meets.
+/// Reason id of the first error of reading everything.
 fn verdict(bytes: &[u8]) -> &'static str {
     read_all(bytes).map_or_else(|error| error.reason(), |_| "ok")
 }
@@ -134,7 +134,7 @@ fn the_first_byte_of_a_small_file_behind_its_inode_is_in_its_attribute() {
 
 #[test]
 fn holes_of_a_block_map_end_where_the_next_map_begins() {
-    // Nothing by number, nothing in the first map, and in the second one nothing but its second part.
+    // A hole in the inode, a hole in the first map, and in the second map only its second part.
     let mut fixture = Fixture::new(false);
     let second = 12 + 256 + 256;
     fixture.le32(inode_at(ino::MAP, 0x04), u32::try_from((second + 1) * BLOCK).unwrap());
@@ -158,7 +158,7 @@ fn holes_of_a_block_map_end_where_the_next_map_begins() {
 fn one_name_in_the_inode_and_in_the_block_is_refused() {
     let mut fixture = Fixture::new(false);
     let place = |offset: usize| inode_at(ino::FILE, 0xA0 + offset);
-    // trusted.b = two, as in the block.
+    // trusted.b = two, which the block has too.
     fixture.le32(place(0), 0xEA02_0000);
     fixture.put(place(4), &[1, 4, 60, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, b'b']);
     fixture.put(place(64), b"two");
@@ -180,7 +180,7 @@ fn an_access_control_list_without_entries_is_none() {
 
 #[test]
 fn values_that_are_shared_inodes_are_limited_in_their_sum() {
-    // Four names of 60 KiB each that are one inode: 244 KiB and a few bytes of names.
+    // Four names of 60 KiB each, all of one inode: 244 KiB and a few bytes of names.
     for (len, fits) in [(60 << 10, false), (59 << 10, true)] {
         let mut fixture = Fixture::new(false);
         let value = vec![0; usize::try_from(len).unwrap()];
@@ -209,7 +209,7 @@ fn the_journal_is_read_in_the_place_of_its_blocks() {
     want[..4].copy_from_slice(&[0xC0, 0x3B, 0x39, 0x98]);
     want[4..BLOCK].fill(b'j');
     assert_eq!(data(&image, "upper/file"), want);
-    // Parts of a copy, with and without the bytes that were escaped.
+    // Parts of a copy, with the escaped bytes and without them.
     let node = find(&image, "upper/file");
     for (offset, len) in [(0, 2), (2, 4), (3, 1), (4, 3), (1000, 100), (1023, 1030)] {
         let mut buf = vec![0; len];
@@ -222,7 +222,7 @@ fn the_journal_is_read_in_the_place_of_its_blocks() {
 #[test]
 fn a_transaction_without_its_end_does_not_count() {
     for (changed, transactions, blocks) in [
-        // The revocation is gone, so the other copy counts.
+        // Without the revocation, the other copy counts too.
         (log::SECOND_COMMIT, 1, 2),
         (log::COMMIT, 0, 0),
         (log::DESCRIPTOR, 0, 0),
@@ -239,22 +239,22 @@ fn a_transaction_without_its_end_does_not_count() {
 
 #[test]
 fn what_an_earlier_log_left_is_its_end() {
-    // Revocations that do not match, and the commit after them is older than the one before.
+    // A wrong checksum of revocations, before a commit that is older than the last one.
     let mut fixture = Fixture::new(true);
     fixture.put(log_at(log::SECOND_COMMIT, 0x30), &99_u64.to_be_bytes());
     fixture.seal();
     fixture.put(log_at(log::REVOCATIONS, 100), &[1]);
     let image = open(&fixture);
     assert_eq!(image.replayed(), Some(Replayed { transactions: 1, blocks: 2, revoked: 0 }));
-    // The same with a commit that does not match.
+    // A wrong checksum of a commit that is older than the last one.
     let mut fixture = Fixture::new(true);
     fixture.put(log_at(log::SECOND_COMMIT, 0x30), &99_u64.to_be_bytes());
     assert_eq!(open(&fixture).replayed(), Some(Replayed { transactions: 1, blocks: 2, revoked: 0 }));
-    // When it is newer, it is damage.
+    // In a newer commit it is damage.
     let mut fixture = Fixture::new(true);
     fixture.put(log_at(log::SECOND_COMMIT, 0x30), &102_u64.to_be_bytes());
     assert_eq!(verdict(&fixture.bytes), "ext4.journal.checksum");
-    // And when commits do not wait for the rest, it is the last.
+    // With ASYNC_COMMIT it is the last commit.
     fixture.be32(log_at(0, 0x28), 0x15);
     let damaged = fixture.clone();
     fixture.seal();
@@ -265,7 +265,7 @@ fn what_an_earlier_log_left_is_its_end() {
 #[test]
 fn the_superblock_is_among_the_copies() {
     let mut fixture = Fixture::new(true);
-    // One block fewer, and still room for all.
+    // One block fewer, which still has room for everything.
     let mut newer = fixture.bytes[super_at(0)..][..BLOCK].to_vec();
     newer[4..8].copy_from_slice(&(BLOCKS - 1).to_le_bytes());
     let crc = crate::format::ext4::checksum::crc32c(!0, &newer[..0x3FC]);
@@ -284,7 +284,7 @@ fn fast_commits_are_refused_only_when_they_would_count() {
     let with = |sequence: u32| {
         let mut fixture = Fixture::new(true);
         fixture.be32(log_at(0, 0x28), 0x31);
-        // Too few blocks for a log of 1024 and fast commits: there are none.
+        // Too few blocks for a log of 1024 blocks and fast commits: there are none of the latter.
         fixture.be32(log_at(0, 0x54), 1);
         fixture.put(log_at(log::LEN - 1, 0), &[9, 0, 8, 0, 0, 0, 0, 0]);
         fixture.le32(log_at(log::LEN - 1, 8), sequence);
@@ -312,10 +312,10 @@ fn fast_commits_are_refused_only_when_they_would_count() {
     assert!(!is_fast_commit(&[9, 0], 7));
 }
 
-/// A change to the sample, sealed again unless it is about a checksum, and what it is refused for.
+/// Change to the sample: `reason@name`, the byte at which it is made, and the new bytes.
 type Damage = (&'static str, usize, &'static [u8]);
 
-/// Places in the sample; the reason, what is changed, where and to what.
+/// Changes after which all checksums are recomputed.
 fn damages() -> Vec<Damage> {
     let inode = inode_at;
     let file = |offset| inode(ino::FILE, offset);
@@ -415,7 +415,7 @@ fn journal_damages() -> Vec<Damage> {
     ]
 }
 
-/// Checksums, each with a byte that it covers.
+/// Changes of bytes that a checksum covers, which is not recomputed.
 fn unsealed() -> Vec<Damage> {
     vec![
         ("ext4.superblock.checksum@name", super_at(0x78), &[1]),
@@ -434,7 +434,7 @@ fn unsealed() -> Vec<Damage> {
     ]
 }
 
-/// With PLYWOOD_WRITE_CORPUS set it writes them instead, which is what to do when the sample changes.
+/// With PLYWOOD_WRITE_CORPUS set it writes them instead. Set it after a change of the sample.
 #[test]
 fn the_inputs_of_the_fuzz_target_are_refused_for_what_they_are_named_after() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/ext4_image");
@@ -443,7 +443,7 @@ fn the_inputs_of_the_fuzz_target_are_refused_for_what_they_are_named_after() {
     let mut put = |name: &str, bytes: &[u8]| {
         let reason = name.split('@').next().unwrap();
         assert_eq!(verdict(bytes), reason, "{name}");
-        // One for each reason is kept.
+        // Keeps one input for each reason.
         if reason != "ok" && !shown.insert(reason.to_owned()) {
             return;
         }
@@ -477,7 +477,7 @@ fn the_inputs_of_the_fuzz_target_are_refused_for_what_they_are_named_after() {
     };
     put("ext4.inode.encrypted@flag", &damaged(inode_at(ino::FILE, 0x21), &[8]));
     put("ext4.inode.casefold@flag", &damaged(inode_at(ino::UPPER, 0x23), &[0x40]));
-    // A log of descriptors only, one after the other: no transaction ever ends.
+    // A log of descriptors only: no transaction ever ends.
     let mut endless = Fixture::new(true);
     endless.be32(log_at(0, 0x28), 1);
     for block in 1..log::LEN {

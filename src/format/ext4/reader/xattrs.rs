@@ -19,19 +19,19 @@ use crate::{
     tree::{FileType, Xattr},
 };
 
-/// Largest value of an attribute, in bytes: `XATTR_SIZE_MAX`.
+/// Largest value of an attribute, in bytes: the kernel's `XATTR_SIZE_MAX`.
 const VALUE_BYTES: u32 = 65_536;
 
-/// One list of records and the values that belong to it.
+/// List of records with the values that belong to them.
 #[derive(Clone, Copy)]
 struct List<'b> {
-    /// Records from `first` on, then values, whose offsets are counted from the start.
+    /// Records from byte `first` on, then values. Offsets of values count from byte 0.
     bytes: &'b [u8],
-    /// Where the records start.
+    /// Byte at which the records start.
     first: usize,
 }
 
-/// A record, its name, and its value if that is in the list.
+/// Record with its name. The value is empty when an inode holds it.
 struct Found<'b> {
     entry: Entry,
     name: &'b [u8],
@@ -39,8 +39,8 @@ struct Found<'b> {
 }
 
 impl<R: ReadAt> Image<R> {
-    /// All attributes of `node` that the kernel shows, sorted by name. Access control lists are in the
-    /// kernel's form.
+    /// Reads all attributes of `node` that the kernel shows, sorted by name. Access control lists
+    /// have the kernel's form.
     ///
     /// Errors: [`ReadError::Xattr`]; [`XattrFault::Sum`] when they take more than
     /// [`crate::limits::XATTR_SUM_BYTES`].
@@ -61,7 +61,7 @@ impl<R: ReadAt> Image<R> {
                 Some(Prefix::Acl(_)) => acl::to_xattr(&value).map_err(XattrFault::Acl)?,
                 _ => value,
             };
-            // An access control list without entries is none.
+            // The kernel shows no access control list without entries.
             if !value.is_empty() || !name.starts_with(b"system.") {
                 xattrs.push(Xattr { name, value });
             }
@@ -76,7 +76,7 @@ impl<R: ReadAt> Image<R> {
         Ok(xattrs)
     }
 
-    /// What follows the 60 bytes in the inode; nothing without the attribute that holds it.
+    /// File data that follows the 60 bytes in the inode; empty without the attribute that holds it.
     pub(super) fn inline_rest(&self, node: &Node) -> Result<Vec<u8>, ReadError> {
         let mut rest = Vec::new();
         self.each_xattr(node, |found| {
@@ -102,7 +102,7 @@ impl<R: ReadAt> Image<R> {
         if extra > 0 {
             let (block, range) = self.record(node.number)?;
             let record = block.get(range).unwrap_or_default();
-            // Too little room for one, or something else there: there are none.
+            // Without room for a list, or with another magic number, there are no attributes.
             if let Some((magic, bytes)) = record
                 .get(Inode::LEN + extra..)
                 .and_then(|body| body.split_first_chunk())
@@ -126,7 +126,7 @@ impl<R: ReadAt> Image<R> {
         List { bytes: &block, first: BlockHeader::LEN }.each(&mut each).map_err(fail)
     }
 
-    /// The value that is inode `number`.
+    /// Reads the value that inode `number` holds.
     fn large_value(
         &self,
         owner: &Node,
@@ -148,7 +148,7 @@ impl<R: ReadAt> Image<R> {
         let len = usize::try_from(found.entry.value_len).unwrap_or(usize::MAX);
         let mut value = vec![0; len];
         self.read_data(&node, 0, &mut value).map_err(XattrError::Read)?;
-        // Lustre's have no hash, and point back instead.
+        // Lustre's value inodes have no hash and name their owner instead.
         let points_back = inode.attributes.mtime.seconds == i64::from(owner.number.0)
             && inode.generation == owner.inode.generation;
         let hash = checksum::crc32c(self.superblock.checksum_seed, &value);
@@ -159,7 +159,7 @@ impl<R: ReadAt> Image<R> {
     }
 }
 
-/// Either kind of failure, so that closures may have both.
+/// Fault or failure to read, for closures that may meet both.
 enum XattrError {
     Fault(XattrFault),
     Read(ReadError),
@@ -181,7 +181,7 @@ fn node_fault(node: &Node, fault: XattrFault) -> ReadError {
     ReadError::Xattr { number: node.number, fault }
 }
 
-/// The name as the kernel shows it; `None` for what it does not show.
+/// Builds the name as the kernel shows it; `None` for attributes that it does not show.
 fn full_name(found: &Found<'_>) -> Result<Option<Vec<u8>>, XattrFault> {
     let index = found.entry.name_index;
     let name = match Prefix::from_index(index) {
@@ -211,7 +211,7 @@ impl<'b> List<'b> {
         Ok(())
     }
 
-    /// One after the four zeros that end the records.
+    /// Byte after the four zeros that end the records.
     fn records_end(&self) -> Result<usize, XattrFault> {
         let mut offset = self.first;
         while let Some((entry, _)) = self.record(offset)? {
@@ -220,7 +220,7 @@ impl<'b> List<'b> {
         Ok(offset + 4)
     }
 
-    /// The record at `offset`; `None` for the end.
+    /// Record at byte `offset`; `None` at the end of the records.
     fn record(&self, offset: usize) -> Result<Option<(Entry, &'b [u8])>, XattrFault> {
         let fault = XattrFault::Bounds { offset, len: self.bytes.len() };
         let rest = self.bytes.get(offset..).unwrap_or_default();

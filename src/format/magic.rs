@@ -1,22 +1,23 @@
-//! Names for files that are something else than expected, by the bytes at their beginning.
+//! Names of file formats by their magic numbers, for messages about files that are not what was
+//! expected.
 //!
-//! Only error messages use them: nothing is read differently because of a magic number listed here.
+//! Only error messages use them. No magic number listed here changes how a file is read.
 //!
 //! Source: the magic databases of `file(1)`; RFC 1952; RFC 8878; the format descriptions of xz, bzip2 and lz4.
 
-/// A kind of file.
+/// File format recognised by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Name with an article, as messages show it.
+    /// Name with an article, as messages print it.
     pub name: &'static str,
-    /// `plywood apply` reads it as a layer.
+    /// True when `plywood apply` reads the format as a layer.
     pub is_layer: bool,
 }
 
-/// The name of a tar archive with a POSIX or GNU header.
+/// Name of a tar archive with a POSIX or GNU header.
 pub const TAR: &str = "a tar archive";
 
-/// Offset of the magic number in bytes, the number, and what has it.
+/// Magic numbers: byte offset, number, name of the format, and whether it is a layer.
 const TABLE: [(u64, &[u8], &str, bool); 19] = [
     (0, &[0x1f, 0x8b], "a gzip stream", true),
     (0, &[0x28, 0xb5, 0x2f, 0xfd], "a zstd stream", true),
@@ -39,7 +40,8 @@ const TABLE: [(u64, &[u8], &str, bool); 19] = [
     (0, b"ZFile", "a compressed overlaybd layer", false),
 ];
 
-/// Looks for a known magic number; `starts` compares the bytes at an offset with one.
+/// Looks for a known magic number. `starts` returns whether the file has these bytes at that
+/// offset.
 pub fn recognise(starts: impl Fn(u64, &[u8]) -> bool) -> Option<Found> {
     TABLE
         .iter()
@@ -47,7 +49,7 @@ pub fn recognise(starts: impl Fn(u64, &[u8]) -> bool) -> Option<Found> {
         .map(|(_, _, name, is_layer)| Found { name, is_layer: *is_layer })
 }
 
-/// [`recognise`] on bytes in memory.
+/// Runs [`recognise`] on bytes in memory.
 pub fn recognise_bytes(bytes: &[u8]) -> Option<Found> {
     recognise(|offset, magic| {
         usize::try_from(offset)

@@ -11,12 +11,13 @@ pub mod tar;
 
 use std::io;
 
-/// Positional reads: a file, a blob in memory, an image inside an image.
+/// Source of positional reads: a file, a blob in memory, an image inside an image.
 pub trait ReadAt {
-    /// Fills the whole of `buf` from byte `offset` on; `UnexpectedEof` when there is less.
+    /// Fills all of `buf` from byte `offset` on. Errors: `UnexpectedEof` when the source ends
+    /// before.
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// Size in bytes.
+    /// Size of the source in bytes.
     fn size_bytes(&self) -> u64;
 }
 
@@ -45,7 +46,7 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
     }
 }
 
-/// Where a writer puts its bytes: a new file that reads as zeros wherever nothing was written.
+/// Destination of a writer's bytes: a new file that reads as zeros wherever nothing was written.
 pub trait Sink {
     /// Writes all of `bytes` at byte `offset`.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -53,11 +54,11 @@ pub trait Sink {
     /// Makes `len` bytes from `offset` on read as zeros again, giving back their space if possible.
     fn discard(&mut self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Sets the final size; bytes never written read as zeros.
+    /// Sets the final size in bytes. Bytes never written read as zeros.
     fn set_len(&mut self, len: u64) -> io::Result<()>;
 }
 
-/// An image in memory, for tests and for images that are small by nature.
+/// An image in memory, for tests and for images that are small in any case.
 impl Sink for Vec<u8> {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;

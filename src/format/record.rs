@@ -4,7 +4,7 @@
 //!
 //! The byte order stays with the caller: `u32::from_le_bytes(get::<0x24, _, _>(record))`.
 
-/// The `LEN` bytes at offset `AT` of a record.
+/// Reads the `LEN` bytes at offset `AT` of a record.
 #[inline]
 pub(crate) fn get<const AT: usize, const LEN: usize, const N: usize>(record: &[u8; N]) -> [u8; LEN] {
     const { assert!(AT + LEN <= N, "the field ends inside the record") };
@@ -12,7 +12,7 @@ pub(crate) fn get<const AT: usize, const LEN: usize, const N: usize>(record: &[u
     *field.first_chunk().expect("asserted when compiled")
 }
 
-/// Puts `field` at offset `AT` of a record.
+/// Writes `field` at offset `AT` of a record.
 #[inline]
 pub(crate) fn put<const AT: usize, const LEN: usize, const N: usize>(record: &mut [u8; N], field: [u8; LEN]) {
     const { assert!(AT + LEN <= N, "the field ends inside the record") };

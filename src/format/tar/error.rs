@@ -1,4 +1,4 @@
-//! Why an archive is refused, and where: one variant and one stable reason id per rule.
+//! Refusals of archives: one variant and one stable reason id per rule, with the place.
 //!
 //! Source: `docs/formats/tar.md`, which lists the rules with their reasons.
 
@@ -10,10 +10,10 @@ use crate::{
     tree::xattr::XattrError,
 };
 
-/// A refused archive: the broken rule, and the header it was found at.
+/// Refusal of an archive: the broken rule, and the header at which it was found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TarError {
-    // Boxed, because every step of the parser returns one of these or nothing.
+    // Boxed to keep it small: every step of the parser returns a `Result` with it.
     inner: Box<Inner>,
 }
 
@@ -29,17 +29,17 @@ impl TarError {
         Self { inner: Box::new(Inner { header_offset, name: name.to_vec(), problem }) }
     }
 
-    /// Where the header of the refused entry begins, in bytes from the start of the archive.
+    /// Byte of the archive at which the header of the refused entry begins.
     pub fn header_offset(&self) -> u64 {
         self.inner.header_offset
     }
 
-    /// The name of the refused entry as far as it was known; empty when it was not.
+    /// Name of the refused entry as far as it was read; empty when none was.
     pub fn name(&self) -> &[u8] {
         &self.inner.name
     }
 
-    /// The broken rule.
+    /// Rule that the archive breaks.
     pub fn problem(&self) -> &Problem {
         &self.inner.problem
     }
@@ -71,111 +71,111 @@ impl Classify for TarError {
     }
 }
 
-/// The rule that an archive breaks.
+/// Rule that an archive breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// Fewer than 512 bytes where a header begins.
+    /// The stream ends in a header, less than 512 bytes after its start.
     #[error("the archive ends within a header")]
     TruncatedHeader,
-    /// The first bytes are no header, but those of another format.
+    /// The first block is no header but the start of another format.
     #[error("this is no tar archive but {what}; layers are read as tar, gzip or zstd")]
     Foreign {
         /// Name of the other format, with an article.
         what: &'static str,
     },
-    /// The data of an entry is incomplete.
+    /// The stream ends within the data of an entry.
     #[error("the archive ends {missing} bytes before the end of the entry's data")]
     TruncatedData {
-        /// Bytes that are missing.
+        /// Number of bytes missing.
         missing: u64,
     },
-    /// The body of an extension header is incomplete.
+    /// The stream ends within the body of an extension header.
     #[error("the archive ends {missing} bytes before the end of an extension header's body")]
     TruncatedExtension {
-        /// Bytes that are missing.
+        /// Number of bytes missing.
         missing: u64,
     },
-    /// One zero block, then something else.
+    /// One zero block is followed by a block that is not zero.
     #[error("a zero block is followed by a block that is not zero")]
     LoneZeroBlock,
-    /// The checksum is wrong or is no number.
+    /// The checksum field holds another number than the sum of the header, or none.
     #[error("the header's checksum field {} does not hold its sum, {computed:o} (octal)", Quoted(stored))]
     Checksum {
-        /// The field's bytes.
+        /// Bytes of the checksum field.
         stored: [u8; 8],
-        /// The sum of the header's bytes.
+        /// Sum of the header's bytes, with spaces in the checksum field.
         computed: u32,
     },
-    /// Neither POSIX, GNU nor V7.
+    /// The magic field is not that of POSIX, GNU or V7.
     #[error("magic and version {} are none of ustar, GNU tar and V7", Quoted(found))]
     Magic {
-        /// The two fields' bytes.
+        /// Bytes of magic and version.
         found: [u8; 8],
     },
-    /// A numeric field holds no number.
+    /// A numeric field holds no number, or one beyond 64 bits.
     #[error("field {field} {} is not a number", Quoted(found))]
     Number {
-        /// Name of the field.
+        /// Name of the field in the header.
         field: &'static str,
-        /// Its bytes.
+        /// Bytes of the field.
         found: Vec<u8>,
     },
-    /// The size is negative.
+    /// The size field is negative.
     #[error("size {found} is negative")]
     Size {
-        /// The size.
+        /// Size in bytes.
         found: i64,
     },
-    /// Owner or group outside 0 to 2^32 - 2.
+    /// Owner or group lies outside 0 to 2^32 - 2.
     #[error("{field} {found} is not within 0 to 4294967294")]
     Owner {
         /// `uid` or `gid`.
         field: &'static str,
-        /// The number.
+        /// Number of the owner or group.
         found: i64,
     },
-    /// A device number that no image can hold.
+    /// The major number is 4096 or more, the minor one 2^20 or more, or one is negative.
     #[error("device {major}:{minor} is not within 0:0 to {}:{}", limits::DEVICE_MAJOR, limits::DEVICE_MINOR)]
     Device {
-        /// Major number.
+        /// Major number, below 4096 in a valid device.
         major: i64,
-        /// Minor number.
+        /// Minor number, below 2^20 in a valid device.
         minor: i64,
     },
-    /// A type that is not read.
+    /// The type is not one that this reader knows.
     #[error("type {} is not supported", Quoted(&[*found]))]
     Type {
-        /// The type byte.
+        /// Type byte of the header.
         found: u8,
     },
-    /// A hard link, device or pipe that announces data.
+    /// A hard link, device or pipe announces data.
     #[error("type {} announces {size_bytes} bytes of data, which readers do not agree to skip", Quoted(&[*found]))]
     Body {
-        /// The type byte.
+        /// Type byte of the header.
         found: u8,
-        /// Announced size in bytes.
+        /// Announced size of the data in bytes.
         size_bytes: u64,
     },
-    /// A file whose name ends in a slash.
+    /// The name of a regular file ends in a slash.
     #[error("a file's name ends in a slash")]
     FileSlash,
-    /// A name longer than any path.
+    /// The name is longer than 4095 bytes.
     #[error("the name has {found} bytes, more than {}", limits::PATH_BYTES)]
     NameLength {
-        /// Its length in bytes.
+        /// Length of the name in bytes.
         found: usize,
     },
-    /// A link target that is empty or longer than any path.
+    /// The link target is empty or longer than 4095 bytes.
     #[error("the link target has {found} bytes, not 1 to {}", limits::LINK_TARGET_BYTES)]
     LinkLength {
-        /// Its length in bytes.
+        /// Length of the target in bytes.
         found: usize,
     },
-    /// A GNU long name header without a name.
+    /// A GNU long name header holds no name.
     #[error("a GNU long name header holds no name")]
     LongNameEmpty,
-    /// A GNU long name that neither NUL nor zero padding ends.
+    /// A GNU long name ends neither with NUL nor with zero padding.
     #[error("a GNU long name without NUL runs into padding that is not zero")]
     LongNamePadding,
     /// A PAX record and a GNU header name the entry or its target differently.
@@ -184,98 +184,98 @@ pub enum Problem {
         /// `name` or `link target`.
         what: &'static str,
     },
-    /// An extension header at the end of the archive.
+    /// An extension header is followed by the end of the archive instead of an entry.
     #[error("an extension header is not followed by an entry")]
     ExtensionOrphan,
-    /// Two of a kind before one entry, and not with the same name.
+    /// Two extension headers of one type come before one entry, and differ in the name.
     #[error("two extension headers of type {} before one entry differ or may differ", Quoted(&[*found]))]
     ExtensionRepeated {
-        /// The type byte.
+        /// Type byte of the second one.
         found: u8,
     },
     /// A global header between an entry and its own extension headers.
     #[error("a global header stands between an extension header and its entry")]
     ExtensionOrder,
-    /// Too many.
+    /// More than 16 extension headers come before one entry.
     #[error("more than {} extension headers before one entry", limits::TAR_EXTENSION_HEADERS)]
     ExtensionCount,
-    /// Too large.
+    /// The bodies of the extension headers before one entry are larger than 1 MiB.
     #[error(
         "{size_bytes} bytes of extension headers before one entry, more than {}",
         limits::TAR_EXTENSION_BYTES
     )]
     ExtensionSize {
-        /// Their bodies' bytes, this one's included.
+        /// Bytes of all these bodies, the current one included.
         size_bytes: u64,
     },
-    /// A PAX body is not made of records.
+    /// A PAX body does not consist of records.
     #[error("byte {at} of the PAX header does not begin a record `LENGTH KEY=VALUE\\n`")]
     PaxRecord {
-        /// Offset in the header's body.
+        /// Byte of the body at which no record begins.
         at: usize,
     },
-    /// NUL in a PAX key, name or link target.
+    /// A PAX key, name or link target holds a NUL.
     #[error("NUL in PAX record {}", Quoted(key))]
     PaxNul {
-        /// The record's key.
+        /// Key of the record.
         key: Vec<u8>,
     },
-    /// A PAX value that does not have its key's form.
+    /// A PAX value does not have the form that its key needs.
     #[error("PAX record {key} holds {}", Quoted(value))]
     PaxValue {
-        /// The record's key.
+        /// Key of the record.
         key: &'static str,
-        /// The record's value.
+        /// Value of the record.
         value: Vec<u8>,
     },
-    /// A global header that would name, size or decorate every following entry.
+    /// A global header holds a record that would name, size or decorate every following entry.
     #[error("a global header holds {}, which some readers apply and others do not", Quoted(key))]
     PaxGlobal {
-        /// The record's key.
+        /// Key of the record.
         key: Vec<u8>,
     },
     /// An old GNU sparse file, whose map lies in header blocks of its own.
     #[error("an old GNU sparse file (type S) is not read")]
     SparseGnu,
-    /// Sparse records that name no version we read.
+    /// Sparse records name no version that is known.
     #[error("the sparse records are of no known version: {detail}")]
     SparseVersion {
-        /// What is unknown or missing.
+        /// Missing or unknown record, in words.
         detail: &'static str,
     },
-    /// Sparse records on something that is no file.
+    /// Sparse records describe something other than a regular file.
     #[error("sparse records on an entry of type {}", Quoted(&[*found]))]
     SparseType {
-        /// The type byte.
+        /// Type byte of the header.
         found: u8,
     },
-    /// The map is not made of numbers.
+    /// A sparse map does not consist of decimal numbers in pairs.
     #[error("the sparse map is malformed: {detail}")]
     SparseMap {
-        /// What was expected.
+        /// Missing or wrong part, in words.
         detail: &'static str,
     },
-    /// Regions that go back, overlap or leave the file.
+    /// Sparse regions go back, overlap or leave the file.
     #[error("sparse region {offset}+{len} begins before {floor} or ends after the file's {size_bytes} bytes")]
     SparseOrder {
-        /// Offset of the region in bytes.
+        /// Byte of the file at which the region starts.
         offset: u64,
         /// Length of the region in bytes.
         len: u64,
-        /// Where the region before it ends.
+        /// Byte of the file at which the region before it ends.
         floor: u64,
         /// Logical size of the file in bytes.
         size_bytes: u64,
     },
-    /// The map describes more or less data than there is.
+    /// The sparse map describes more or less data than the archive stores.
     #[error("the sparse regions hold {mapped} bytes, the archive {stored}")]
     SparseSum {
         /// Sum of the regions in bytes.
         mapped: u64,
-        /// Bytes in the archive, the map excluded.
+        /// Bytes stored in the archive, the map excluded.
         stored: u64,
     },
-    /// Too many regions.
+    /// A sparse map has more than 65 536 regions.
     #[error("more than {} sparse regions", limits::SPARSE_REGIONS)]
     SparseRegions,
     /// An extended attribute that no file can have.
@@ -284,7 +284,7 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// The stable reason id.
+    /// Reason id, which never changes between versions.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TruncatedHeader => "tar.truncated.header",

@@ -1,16 +1,16 @@
-//! The 512-byte tar header: its fields, its checksum, and which of the dialects it is written in.
+//! The 512-byte tar header: its fields, its checksum, and the dialects it may be written in.
 //!
-//! Fields come out as they stand; what they mean together with extension headers is decided by
-//! [`super::parser`].
+//! Fields are returned as they stand. [`super::parser`] combines them with extension headers.
 //!
 //! Source: POSIX.1-2017 `pax`, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format";
-//! `star(5)` for the `tar\0` mark; Go `archive/tar/format.go` for how the dialects are told apart.
+//! `star(5)` for the `tar\0` mark; Go `archive/tar/format.go` for the rules that distinguish the
+//! dialects.
 
 use std::ops::Range;
 
 use super::{error::Problem, number};
 
-/// Size of a block: of a header, and the unit data is padded to.
+/// Size of a header block in bytes. Data is padded to a multiple of it.
 pub(super) const BLOCK: usize = 512;
 
 const NAME: Range<usize> = 0..100;
@@ -31,20 +31,21 @@ const GNU_CTIME: Range<usize> = 357..369;
 const STAR_PREFIX: Range<usize> = 345..476;
 const STAR_MARK: Range<usize> = 508..512;
 
-/// Who wrote the header; the fields from byte 257 on differ.
+/// Dialect of a header, which decides about the fields from byte 257 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialect {
-    /// No magic: there are no devices and no prefix.
+    /// No magic. The header has neither devices nor a prefix.
     V7,
-    /// `ustar\0`.
+    /// `ustar\0`: the POSIX format.
     Posix,
-    /// `ustar\0` with `tar\0` at the end: the prefix is shorter, times follow it.
+    /// `ustar\0` with `tar\0` at the end: the prefix is shorter, and times follow it.
     Star,
-    /// `ustar  \0`: times stand where POSIX has the prefix, unless Go wrote a prefix there by mistake.
+    /// `ustar  \0`: times stand in place of the POSIX prefix, unless Go wrote a prefix there by
+    /// mistake.
     Gnu,
 }
 
-/// A header whose checksum is right.
+/// Header whose checksum is right.
 ///
 /// | offset | size | field    | meaning                                                        |
 /// |-------:|-----:|----------|----------------------------------------------------------------|
@@ -78,7 +79,7 @@ pub(super) struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads a header. Errors: a wrong checksum, an unknown dialect, fields that are no numbers.
+    /// Reads a header. Errors: a wrong checksum, an unknown dialect, a field that is no number.
     pub(super) fn decode(block: &'a [u8; BLOCK]) -> Result<Self, Problem> {
         verify_checksum(block)?;
         let dialect = dialect(block)?;
@@ -113,10 +114,10 @@ impl<'a> Header<'a> {
 }
 
 impl Header<'_> {
-    /// Writes a POSIX header, as Go's `archive/tar` does for an archive with PAX records.
+    /// Encodes a POSIX header, as Go's `archive/tar` does for an archive with PAX records.
     ///
-    /// Best effort where something does not fit: a PAX record has the whole value then. Names are cut after
-    /// 100 bytes and lose what is not ASCII, numbers become 0. `prefix` is not written.
+    /// A value that does not fit has a PAX record. In the header its name is cut after 100 bytes
+    /// and loses bytes that are not ASCII; its number becomes 0. `prefix` is not written.
     pub(super) fn encode(&self) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         put_name(&mut block, NAME, self.name);
@@ -135,22 +136,22 @@ impl Header<'_> {
     }
 }
 
-/// Whether a name stands in the header as it is.
+/// True when the header can hold a name without a PAX record.
 pub(super) fn holds_name(name: &[u8]) -> bool {
     name.len() <= NAME.len() && name.is_ascii()
 }
 
-/// Whether an owner stands in the header as it is.
+/// True when the header can hold an owner without a PAX record.
 pub(super) fn holds_owner(id: i64) -> bool {
     fits_octal(&UID, id)
 }
 
-/// Whether a size or a time stands in the header as it is.
+/// True when the header can hold a size or a time without a PAX record.
 pub(super) fn holds_size(size: i64) -> bool {
     fits_octal(&SIZE, size)
 }
 
-/// Octal digits and a NUL.
+/// True when octal digits and a NUL fit the field.
 fn fits_octal(at: &Range<usize>, value: i64) -> bool {
     let digits = u32::try_from(at.len().saturating_sub(1)).unwrap_or_default();
     value >= 0 && (digits >= 21 || value < 1 << (3 * digits))
@@ -181,7 +182,8 @@ fn put_name(block: &mut [u8; BLOCK], at: Range<usize>, name: &[u8]) {
         let ascii: Vec<u8> = name.iter().copied().filter(u8::is_ascii).collect();
         put(block, at.clone(), &ascii);
     }
-    // Some readers take a file whose cut name ends in a slash for a directory, whatever the record says.
+    // Some readers take a file whose cut name ends in a slash for a directory, even with a PAX
+    // record.
     let is_cut = name.len() > at.len();
     if is_cut && field(block, at.clone()).ends_with(b"/") {
         let kept = field(block, at.clone()).iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
@@ -191,20 +193,21 @@ fn put_name(block: &mut [u8; BLOCK], at: Range<usize>, name: &[u8]) {
     }
 }
 
-/// The name field of a block, whether or not the block is a valid header; for messages.
+/// Name field of a block, valid header or not. Messages print it.
 pub(super) fn name(block: &[u8; BLOCK]) -> &[u8] {
     until_nul(field(block, NAME))
 }
 
-/// The bytes before the first NUL, or all of them.
+/// Bytes before the first NUL, or all of them.
 pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Whether no data follows a header of type `kind`, whatever size it announces: Go, GNU tar, libarchive and
-/// Python agree on it.
+/// True when no data follows a header of type `kind`, whatever size it announces: Go, GNU tar,
+/// libarchive and Python agree about these.
 ///
-/// They disagree about hard links in POSIX headers: POSIX lets them have data, and libarchive reads it.
+/// They disagree about hard links in POSIX headers: POSIX lets them have data, and libarchive reads
+/// it.
 fn has_no_body(kind: u8, dialect: Dialect) -> bool {
     match kind {
         b'1' => matches!(dialect, Dialect::V7 | Dialect::Gnu),
@@ -213,10 +216,11 @@ fn has_no_body(kind: u8, dialect: Dialect) -> bool {
     }
 }
 
-/// The prefix of a GNU header, which has none: the times there tell.
+/// Prefix of a GNU header, which should hold times instead.
 ///
-/// Before 1.8, Go put a POSIX prefix into GNU headers, over the times. Its reader takes what is there for
-/// a prefix when a time is no number and the text is ASCII; containerd extracts with it.
+/// Go before 1.8 put a POSIX prefix into GNU headers. Go's reader takes the bytes for a prefix when
+/// a time is no number and the text is ASCII. So does this one, because containerd extracts with
+/// Go.
 fn mistaken_prefix(block: &[u8; BLOCK]) -> &[u8] {
     let is_time = |field: &[u8]| field.first() == Some(&0) || number::go_reads(field);
     let prefix = until_nul(field(block, PREFIX));
@@ -224,7 +228,7 @@ fn mistaken_prefix(block: &[u8; BLOCK]) -> &[u8] {
     if are_times || !prefix.is_ascii() { &[] } else { prefix }
 }
 
-/// The ranges above lie within a block, so the compiler sees that none of this can fail.
+/// Bytes of a field. The ranges above are constants within a block, so this cannot fail.
 fn field(block: &[u8; BLOCK], at: Range<usize>) -> &[u8] {
     block.get(at).unwrap_or_default()
 }
@@ -234,7 +238,7 @@ fn numeric(block: &[u8; BLOCK], name: &'static str, at: Range<usize>) -> Result<
     number::numeric(field).ok_or_else(|| Problem::Number { field: name, found: field.to_vec() })
 }
 
-/// Writes the right checksum into a block that is not zero.
+/// Writes the correct checksum into a block that is not zero.
 pub(super) fn mend_checksum(block: &mut [u8; BLOCK]) {
     if *block == [0; BLOCK] {
         return;
@@ -248,7 +252,7 @@ pub(super) fn mend_checksum(block: &mut [u8; BLOCK]) {
     }
 }
 
-/// Compares the checksum field with the sum of all bytes, the field itself counted as spaces.
+/// Compares the checksum field with the sum of all bytes, counting the field itself as spaces.
 fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), Problem> {
     let own = field(block, CHECKSUM);
     let own_sum: u32 = own.iter().map(|byte| u32::from(*byte)).sum();
@@ -269,11 +273,11 @@ fn verify_checksum(block: &[u8; BLOCK]) -> Result<(), Problem> {
     }
 }
 
-/// The sum of a block's bytes.
+/// Sum of a block's bytes.
 ///
-/// Eight bytes at a time, in four lanes of 16 bits: a lane gets two bytes of each of 64 words, so it
-/// holds at most 2 * 64 * 255 and none spills into the next. Byte by byte, with every addition checked
-/// for overflow, this alone took half the time of reading an archive of small files.
+/// Adds eight bytes at a time, in four lanes of 16 bits. A lane gets two bytes of each of 64 words,
+/// so it holds at most 2 * 64 * 255 and never overflows into the next. Byte by byte with overflow
+/// checks, this sum took half the time of reading an archive of small files.
 fn sum(block: &[u8; BLOCK]) -> u32 {
     const LANES: u64 = 0x00ff_00ff_00ff_00ff;
     let lanes = block.as_chunks::<8>().0.iter().fold(0_u64, |lanes, word| {
@@ -286,7 +290,7 @@ fn sum(block: &[u8; BLOCK]) -> u32 {
 
 fn dialect(block: &[u8; BLOCK]) -> Result<Dialect, Problem> {
     match field(block, MAGIC) {
-        // The version is "00" by the standard; nobody looks at it.
+        // POSIX requires the version "00", but no reader checks it.
         [b'u', b's', b't', b'a', b'r', 0, _, _] => {
             Ok(if field(block, STAR_MARK) == b"tar\0" { Dialect::Star } else { Dialect::Posix })
         }
@@ -342,7 +346,7 @@ mod tests {
             (&b"some/dir"[..], &b"some/dir"[..]),
             (b"777\0", b""),
             (b"\x80\0\0\0\0\0\0\0\0\0\0\x05", b""),
-            // The second time alone is none; the text ends at the first NUL.
+            // The second time alone is no number. The text ends at the first NUL.
             (b"00000000000\0rubbish", b"00000000000"),
             (b"\0\0\0\0\0\0\0\0\0\0\0\0rubbish", b""),
             (b"d/\xc3\xbc", b""),

@@ -1,4 +1,4 @@
-//! One member of an archive: what its header and the extension headers before it say together.
+//! Members of an archive: a header combined with the extension headers before it.
 //!
 //! Source: `docs/formats/tar.md`; POSIX.1-2017 `pax`; GNU tar manual, "GNU tar and POSIX tar" (types
 //! `L`, `K`, `S`); Go `archive/tar/reader.go`.
@@ -14,19 +14,19 @@ use crate::{
     tree::{Attributes, Body, Device, Entry, FileType, Timestamp, Xattr, xattr},
 };
 
-/// The extension headers since the last entry.
+/// Extension headers since the last entry.
 #[derive(Debug, Default)]
 pub(super) struct Extensions {
     headers: u32,
     bytes: u64,
-    /// Whether one of them belongs to the next entry alone, as all but global headers do.
+    /// True when one of them belongs to the next entry alone. Only global headers do not.
     own: bool,
     pax: Option<Overrides>,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
 }
 
-/// An entry, and what follows it in the archive.
+/// Entry, and what follows it in the archive.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) entry: Entry,
@@ -34,35 +34,35 @@ pub(super) struct Member {
     pub(super) dropped_xattrs: u64,
 }
 
-/// What follows a member's header.
+/// Data after a member's header.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// The next header.
+    /// No data: the next header follows.
     Nothing,
-    /// A file's data.
+    /// Data of a plain file.
     Plain {
-        /// Its size.
+        /// Size of the data in bytes.
         size_bytes: u64,
     },
-    /// A sparse file's data, perhaps with its map in front.
+    /// Data of a sparse file, perhaps after its map.
     Sparse {
-        /// What the extended header says about it.
+        /// Sparse records of the extended header.
         plan: Plan,
-        /// Bytes in the archive.
+        /// Bytes stored in the archive, a map included.
         stored: u64,
     },
 }
 
 impl Extensions {
-    /// Whether an entry must follow: a global header needs none.
+    /// True when an entry must follow. Global headers need none.
     pub(super) fn need_entry(&self) -> bool {
         self.own
     }
 
-    /// Decides whether an extension header of type `kind` with a body of `size_bytes` may stand here.
-    /// Returns the size.
+    /// Decides whether an extension header of type `kind` with a body of `size_bytes` is allowed
+    /// here. Returns the size of the body.
     ///
-    /// A PAX size counts for the entry alone: `size_bytes` is that of the extension's own header.
+    /// `size_bytes` is that of the extension's own header: a PAX size counts for the entry alone.
     pub(super) fn admit(&mut self, kind: u8, size_bytes: u64) -> Result<usize, Problem> {
         match kind {
             b'x' if self.pax.is_some() => return Err(Problem::ExtensionRepeated { found: kind }),
@@ -81,8 +81,8 @@ impl Extensions {
         }
     }
 
-    /// Reads the body of an admitted extension header. Returns whether only zeros may fill its last
-    /// block: GNU tar looks there for the NUL that a long name lacks.
+    /// Reads the body of an allowed extension header. Returns true when only zeros may fill its
+    /// last block, because GNU tar looks there for the NUL that a long name lacks.
     pub(super) fn apply(&mut self, kind: u8, body: &[u8]) -> Result<bool, Problem> {
         match kind {
             b'x' => self.pax = Some(Overrides::decode(body)?),
@@ -93,7 +93,7 @@ impl Extensions {
         Ok(matches!(kind, b'L' | b'K') && !body.contains(&0))
     }
 
-    /// The name of the entry that `header` begins.
+    /// Name of the entry that `header` begins.
     pub(super) fn path(&mut self, header: &Header<'_>) -> Result<Vec<u8>, Problem> {
         let (path, sparse_name) = match &mut self.pax {
             Some(pax) => (pax.path.take(), pax.sparse.as_mut().and_then(|sparse| sparse.name.take())),
@@ -106,7 +106,7 @@ impl Extensions {
         }
     }
 
-    /// Puts the member together; `path` is what [`Extensions::path`] gave.
+    /// Builds the member. `path` is the result of [`Extensions::path`].
     pub(super) fn member(self, header: &Header<'_>, path: Vec<u8>) -> Result<Member, Problem> {
         if path.len() > limits::PATH_BYTES {
             return Err(Problem::NameLength { found: path.len() });
@@ -124,7 +124,7 @@ impl Extensions {
         let mut xattrs = pax.xattrs;
         xattr::settle(&mut xattrs)?;
         let given = xattrs.len();
-        // Those of a hard link mean nothing, like its other attributes.
+        // Attributes of a hard link's entry have no meaning.
         if let Some(file_type) = file_type(&body) {
             keep_settable(&mut xattrs, file_type)?;
         }
@@ -158,7 +158,7 @@ fn file_type(body: &Body) -> Option<FileType> {
     }
 }
 
-/// Drops the attributes that a file of this type cannot have.
+/// Drops attributes that a file of this type cannot have.
 fn keep_settable(xattrs: &mut Vec<Xattr>, file_type: FileType) -> Result<(), Problem> {
     let mut refused = None;
     xattrs.retain(|Xattr { name, value }| match xattr::is_settable(name, value, file_type) {
@@ -171,7 +171,8 @@ fn keep_settable(xattrs: &mut Vec<Xattr>, file_type: FileType) -> Result<(), Pro
     refused.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Reads the body of a GNU long name header into `place`, where an earlier one may have left the same name.
+/// Reads the body of a GNU long name header into `place`, which may hold the same name from an
+/// earlier one.
 fn long_name(place: &mut Option<Vec<u8>>, kind: u8, body: &[u8]) -> Result<(), Problem> {
     match (header::until_nul(body), place.as_deref()) {
         ([], _) => Err(Problem::LongNameEmpty),
@@ -183,7 +184,7 @@ fn long_name(place: &mut Option<Vec<u8>>, kind: u8, body: &[u8]) -> Result<(), P
     }
 }
 
-/// The name that a GNU header, a PAX record or both give.
+/// Chooses between the names in a GNU header and in a PAX record, which have to be equal.
 fn one_of(
     what: &'static str,
     long: Option<Vec<u8>>,
@@ -209,7 +210,7 @@ fn body(
         Ok(target)
     };
     match header.kind {
-        // Before there was a type for directories, a slash made one.
+        // V7 had no type for directories: a slash at the end of the name marked one.
         0 if path.ends_with(b"/") => Ok(Body::Directory),
         b'0' | b'7' if path.ends_with(b"/") => Err(Problem::FileSlash),
         0 | b'0' | b'7' => Ok(Body::Regular { size_bytes, extents: None }),
@@ -224,7 +225,7 @@ fn body(
     }
 }
 
-/// The greatest number stands for "no owner" in system calls.
+/// System calls take 2^32 - 1 for "no owner".
 fn owner(field: &'static str, found: i64) -> Result<u32, Problem> {
     match u32::try_from(found) {
         Ok(id) if id != u32::MAX => Ok(id),

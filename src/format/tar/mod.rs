@@ -1,12 +1,12 @@
 //! tar archives as layers use them: bytes in, entries and their data out, and back.
 //!
-//! [`Parser`] is pushed the archive in pieces of any size and never holds file data. It reads what Go's
-//! `archive/tar` reads (that is what containerd unpacks with), except where widely deployed readers
-//! would disagree about where an entry ends or what it is called: such an archive is refused, because
-//! whoever scanned the layer may have seen other files than whoever runs it. Names are handed out as
-//! they are spelled; cleaning them, whiteouts and placing entries in a tree are not done here.
+//! [`Parser`] takes the archive in pieces of any size and never holds file data. It reads what Go's
+//! `archive/tar` reads, because containerd unpacks with it. Where widely deployed readers disagree
+//! about where an entry ends or what it is called, the archive is refused: a scanner may have seen
+//! other files than the runtime. Names are returned as they are spelled. Cleaning them, whiteouts
+//! and placing entries in a tree are left to the caller.
 //!
-//! [`writer`] is the way back, in one spelling for each entry.
+//! [`writer`] writes archives, in one spelling for each entry.
 //!
 //! Source: `docs/formats/tar.md`, which lists every rule with its source and its reason id.
 
@@ -23,8 +23,8 @@ pub mod writer;
 pub use error::{Problem, TarError};
 pub use parser::{Event, Parser};
 
-/// Fuzz entry: reads `data` as an archive, whole and in pieces, and compares what comes out; then the
-/// same with every header's checksum put right, so that a fuzzer gets behind it.
+/// Fuzz entry: reads `data` as an archive, whole and in pieces, and compares the results. Then does
+/// so again with the checksum of every header corrected, so that a fuzzer gets past it.
 ///
 /// # Panics
 ///
@@ -36,7 +36,7 @@ pub fn fuzz(data: &[u8]) {
     }
     for archive in [data, &mended] {
         let whole = trace::trace(archive, usize::MAX);
-        // The sizes straddle headers and bodies in different ways.
+        // These sizes split headers and bodies in different ways.
         for piece in [1 + archive.len() % 700, 512] {
             assert_eq!(trace::trace(archive, piece), whole, "in pieces of {piece} bytes");
         }

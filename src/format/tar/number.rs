@@ -1,18 +1,20 @@
 //! Numbers as tar spells them: octal text, base-256, decimal text, and decimal seconds.
 //!
-//! Where readers read a field differently (signs, digits after the end, two runs of digits) there is
-//! no number here.
+//! Fields that readers interpret differently (signs, digits after the end, two runs of digits) are
+//! not numbers here.
 //!
 //! Source: POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar manual,
 //! "Basic Tar Format" (base-256); Go `archive/tar/strconv.go` for what is lenient.
 
 use crate::tree::Timestamp;
 
-/// Reads octal digits, with spaces before them and a space or NUL after them; blank is 0.
+/// Reads octal digits, with spaces before them and a space or NUL after them; blank is 0. `None`
+/// for any other field.
 ///
-/// A NUL right after the digits ends the field, whatever follows. After a space only blanks follow.
+/// A NUL right after the digits ends the field, whatever follows. After a space only blanks may
+/// follow.
 pub(super) fn octal(field: &[u8]) -> Option<u64> {
-    // What every writer of today writes: leading zeros, one byte at the end.
+    // Today's writers use leading zeros and one byte at the end.
     let padded = match *field {
         [a, b, c, d, e, f, g, 0 | b' '] => eight_digits([b'0', a, b, c, d, e, f, g]),
         [a, b, c, d, e, f, g, h, i, j, k, 0 | b' '] => {
@@ -24,10 +26,10 @@ pub(super) fn octal(field: &[u8]) -> Option<u64> {
     padded.or_else(|| any_octal(field))
 }
 
-/// Reads eight octal digits at once: neighbours are joined into numbers of 2, 4 and 8 digits.
+/// Reads eight octal digits at once, joining neighbours into numbers of 2, 4 and 8 digits.
 fn eight_digits(digits: [u8; 8]) -> Option<u64> {
     let digits = u64::from_be_bytes(digits);
-    // The digits are 0x30 to 0x37.
+    // Octal digits are the bytes 0x30 to 0x37.
     if digits & 0xf8f8_f8f8_f8f8_f8f8 != 0x3030_3030_3030_3030 {
         return None;
     }
@@ -36,7 +38,7 @@ fn eight_digits(digits: [u8; 8]) -> Option<u64> {
     Some((fours & 0xfff) | ((fours >> 20) & 0xff_f000))
 }
 
-/// Reads an octal field that is filled in another way.
+/// Reads an octal field that is not padded with zeros.
 fn any_octal(field: &[u8]) -> Option<u64> {
     let mut rest = field;
     while let Some(after) = rest.strip_prefix(b" ") {
@@ -65,7 +67,7 @@ pub(super) fn numeric(field: &[u8]) -> Option<i64> {
     }
 }
 
-/// Whether Go's `archive/tar` reads `field` as a number, which it does of more fields than [`numeric`].
+/// True when Go's `archive/tar` reads `field` as a number. It accepts more fields than [`numeric`].
 pub(super) fn go_reads(field: &[u8]) -> bool {
     let Some((first, rest)) = field.split_first().filter(|(first, _)| **first >= 0x80) else {
         let blank = |byte: &u8| matches!(byte, 0 | b' ');
@@ -81,7 +83,7 @@ pub(super) fn go_reads(field: &[u8]) -> bool {
             })
             .is_some();
     };
-    // The second bit is the sign, and the number has 63 more bits.
+    // The second highest bit is the sign, as in Go. The number has 63 more bits.
     let sign = if first & 0x40 == 0 { 0 } else { 0xff };
     rest.iter()
         .try_fold(u64::from((first ^ sign) & 0x7f), |value, byte| {
@@ -90,12 +92,12 @@ pub(super) fn go_reads(field: &[u8]) -> bool {
         .is_some_and(|value| value >> 63 == 0)
 }
 
-/// Continues the two's complement number whose higher bytes are all `sign`.
+/// Continues a two's complement number whose higher bytes are all `sign`.
 fn base256(sign: i64, magnitude: &[u8]) -> Option<i64> {
     magnitude.iter().try_fold(sign, |value, byte| value.checked_mul(256)?.checked_add(i64::from(*byte)))
 }
 
-/// Reads one or more decimal digits and nothing else, at most 2^63 - 1.
+/// Reads one or more decimal digits and nothing else; `None` above 2^63 - 1.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
@@ -110,8 +112,8 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     i64::try_from(value).is_ok().then_some(value)
 }
 
-/// Reads decimal seconds since 1970: an optional `-`, digits, and an optional fraction, of which
-/// nine digits count. `-0.25` is 750 ms into the second before 1970.
+/// Reads decimal seconds since 1970: an optional `-`, digits, and an optional fraction. Nine digits
+/// of the fraction count. `-0.25` is 750 ms into the second before 1970.
 pub(super) fn seconds(text: &[u8]) -> Option<Timestamp> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
@@ -129,7 +131,7 @@ pub(super) fn seconds(text: &[u8]) -> Option<Timestamp> {
             return None;
         }
         nanoseconds += u32::from(byte - b'0') * unit;
-        // The tenth digit and all after it are worth nothing.
+        // Digits after the ninth are below a nanosecond.
         unit /= 10;
     }
     let mut seconds = i64::try_from(decimal(whole)?).ok()?;
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_told_from_text_as_go_tells_them() {
+    fn fields_are_distinguished_from_text_as_in_go() {
         for (field, want) in [
             (&b"00000000000\0"[..], true),
             (b" 12 \0 \0", true),

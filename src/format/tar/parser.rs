@@ -1,4 +1,4 @@
-//! The archive's grammar: headers, extension headers, data, padding, end.
+//! Grammar of archives: headers, extension headers, data, padding, end.
 //!
 //! Source: `docs/formats/tar.md`; Go `archive/tar/reader.go` for what belongs to which entry.
 
@@ -13,25 +13,25 @@ use crate::{
     tree::{Body, Entry, Extent},
 };
 
-/// What the archive holds next.
+/// Event of the parser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// An entry. The data of a regular file follows, then [`Event::EndOfEntry`].
+    /// Entry. The data of a regular file follows, then [`Event::EndOfEntry`].
     Entry(Entry),
-    /// Data of the last regular file, in ascending order, a slice of the input.
+    /// Data of the last regular file, in ascending order; a slice of the input.
     Data {
-        /// Where it belongs in the file, in bytes; the holes of a sparse file are skipped.
+        /// Byte of the file at which the data belongs. Holes of a sparse file are skipped.
         offset: u64,
         /// At least one byte.
         bytes: &'a [u8],
     },
-    /// The regular file is complete.
+    /// End of the regular file's data.
     EndOfEntry,
 }
 
 /// Reads a tar archive from pieces of any size.
 ///
-/// Memory: one block, one extension body as far as it has arrived, one sparse map.
+/// Memory: one block, the arrived part of one extension body, one sparse map.
 ///
 /// ```
 /// use plywood::{format::tar::{Event, Parser}, tree::Body};
@@ -61,18 +61,18 @@ pub enum Event<'a> {
 #[derive(Debug)]
 pub struct Parser {
     state: State,
-    /// Bytes taken so far.
+    /// Number of bytes taken so far.
     position: u64,
-    /// Where the header that is being read, or whose entry is, begins.
+    /// Byte at which the current header, or that of the current entry, begins.
     header_offset: u64,
-    /// The name of that entry, as far as messages show it.
+    /// Name of that entry, cut to the length that messages print.
     name: Vec<u8>,
-    /// A header that arrives in more than one piece.
+    /// Header that arrives in several pieces.
     block: [u8; BLOCK],
     block_len: usize,
-    /// An extension body that arrives in more than one piece.
+    /// Extension body that arrives in several pieces.
     body: Vec<u8>,
-    /// What extension headers said about the next entry.
+    /// Extension headers that wait for their entry.
     pending: Extensions,
     data: Data,
     dropped_xattrs: u64,
@@ -80,29 +80,30 @@ pub struct Parser {
 
 #[derive(Debug)]
 enum State {
-    /// A header or the end of the archive begins.
+    /// A header or the end of the archive comes next.
     Header,
-    /// One zero block was read; only another or the end of the stream may follow.
+    /// One zero block was read. Another one or the end of the stream must follow.
     ZeroBlock,
-    /// The body of an extension header.
+    /// In the body of an extension header.
     Extension { kind: u8, size_bytes: usize },
-    /// The map at the head of a sparse file's data.
+    /// In the map at the head of a sparse file's data.
     SparseMap(Box<SparseDraft>),
-    /// The data of a regular file.
+    /// In the data of a regular file.
     Data,
-    /// The rest of the last block of data.
+    /// In the padding of the last block of data.
     Padding {
         left: usize,
-        /// Some readers would take other bytes for data.
+        /// True when the padding must be zero, because some readers would take other bytes for
+        /// data.
         zero: bool,
     },
-    /// The end marker was read.
+    /// The end marker was read. All bytes are ignored from here on.
     End,
     /// The archive was refused.
     Refused(TarError),
 }
 
-/// A sparse file whose map is not complete yet.
+/// Sparse file whose map is incomplete.
 #[derive(Debug)]
 struct SparseDraft {
     entry: Entry,
@@ -111,14 +112,14 @@ struct SparseDraft {
     map: MapReader,
 }
 
-/// Where the stored bytes of the current file belong.
+/// Places in the current file for its stored bytes.
 #[derive(Debug, Default)]
 struct Data {
-    /// Bytes to pass over first: what fills the last block of a sparse map.
+    /// Bytes to skip first: the padding of a sparse map.
     skip: usize,
-    /// The stretch that is being filled.
+    /// Stretch of the file that is being filled.
     current: Option<Extent>,
-    /// Those after it, the next one last.
+    /// Stretches after it, in reverse order.
     later: Vec<Extent>,
     padding: usize,
 }
@@ -130,7 +131,7 @@ impl Default for Parser {
 }
 
 impl Parser {
-    /// A parser at the beginning of an archive.
+    /// Parser at the beginning of an archive.
     pub fn new() -> Self {
         Self {
             state: State::Header,
@@ -146,10 +147,11 @@ impl Parser {
         }
     }
 
-    /// Takes bytes off the front of `input` up to the next event. `None`: the input is used up, more is
-    /// needed; after the end of the archive everything is taken and ignored.
+    /// Takes bytes off the front of `input` up to the next event. Returns `None` when `input` is
+    /// used up and more is needed. After the end of the archive it takes and ignores everything.
     ///
-    /// Errors: the archive breaks a rule; every later call returns the same error.
+    /// Errors: [`TarError`] when the archive breaks a rule. Every later call returns the same
+    /// error.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, TarError> {
         if let State::Refused(error) = &self.state {
             return Err(error.clone());
@@ -157,13 +159,13 @@ impl Parser {
         self.step(input).map_err(|problem| self.refuse(problem))
     }
 
-    /// Whether the end marker was read: what follows is ignored.
+    /// True once the end marker was read. Everything after it is ignored.
     pub fn is_finished(&self) -> bool {
         matches!(self.state, State::End)
     }
 
-    /// Called at the end of the stream, after [`Parser::next`] returned `None`: checks that the archive
-    /// may end here.
+    /// Checks that the archive may end here. Call at the end of the stream, after [`Parser::next`]
+    /// returned `None`. Errors: [`TarError`] for an incomplete archive.
     pub fn finish(&mut self) -> Result<(), TarError> {
         let missing = |size: usize| u64::try_from(size).unwrap_or(u64::MAX);
         let problem = match &self.state {
@@ -190,7 +192,8 @@ impl Parser {
         Err(self.refuse(problem))
     }
 
-    /// Extended attributes so far that [`crate::tree::xattr::is_kept`] keeps out of the image.
+    /// Number of extended attributes so far that [`crate::tree::xattr::is_kept`] excludes from the
+    /// image.
     pub fn dropped_xattrs(&self) -> u64 {
         self.dropped_xattrs
     }
@@ -205,7 +208,7 @@ impl Parser {
         loop {
             match &mut self.state {
                 State::Header | State::ZeroBlock => {
-                    // Most headers arrive whole and are read where they are.
+                    // Most headers arrive in one piece and are read in place.
                     let entry = if self.block_len == 0
                         && let Some((block, rest)) = input.split_first_chunk()
                     {
@@ -304,7 +307,7 @@ impl Parser {
         self.position = self.position.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
-    /// Collects a block from pieces; true when it is complete.
+    /// Collects a block from pieces. Returns true when it is complete.
     fn fill_block(&mut self, input: &mut &[u8]) -> bool {
         if self.block_len == 0 && !input.is_empty() {
             self.header_offset = self.position;
@@ -315,14 +318,14 @@ impl Parser {
             room.copy_from_slice(piece);
         }
         self.block_len = (self.block_len + piece.len()) % BLOCK;
-        // A piece that completes the block brings the length back to 0.
+        // The piece that completes the block resets the length to 0.
         self.block_len == 0 && !piece.is_empty()
     }
 
-    /// Reads a block where a header or the end of the archive may stand.
+    /// Reads a block that may be a header or part of the end marker.
     fn block(&mut self, block: &[u8; BLOCK]) -> Result<Option<Entry>, Problem> {
         self.name.clear();
-        // Most headers begin with a name.
+        // A header begins with its name, so one byte excludes most blocks from the comparison.
         let zero = block.first() == Some(&0) && *block == [0; BLOCK];
         match (&self.state, zero) {
             (State::ZeroBlock, true) => self.state = State::End,
@@ -341,8 +344,8 @@ impl Parser {
         Ok(None)
     }
 
-    /// Says what the stream is where its very first block is no header. Go, GNU tar and Python read such a
-    /// stream only after they have decompressed it.
+    /// Names the format of a stream whose first block is no header. Go, GNU tar and Python read
+    /// such a stream only after they have decompressed it.
     fn foreign(&self, block: &[u8], problem: Problem) -> Problem {
         match magic::recognise_bytes(block) {
             Some(found) if self.header_offset == 0 && found.name != magic::TAR => {
@@ -383,7 +386,7 @@ impl Parser {
         Ok(Some(entry))
     }
 
-    /// The map at the head of the data is complete: after its padding, what follows is data.
+    /// Ends the map at the head of the data. After its padding comes data.
     fn sparse_entry(&mut self) -> Result<Option<Entry>, Problem> {
         let State::SparseMap(draft) = std::mem::replace(&mut self.state, State::Header) else {
             return Ok(None);
@@ -413,11 +416,11 @@ impl Parser {
     }
 }
 
-/// Bytes of a name that are kept for messages, which show no more.
+/// Bytes of a name kept for messages, which print no more.
 const SHOWN_NAME_BYTES: usize = 512;
 
 impl Data {
-    /// The stretches of a file of `size_bytes`, of which the archive stores `stored` bytes, a sparse
+    /// Stretches of a file of `size_bytes`, of which the archive stores `stored` bytes, a sparse
     /// map included.
     fn new(extents: Option<&[Extent]>, size_bytes: u64, stored: u64) -> Self {
         let whole = [Extent { offset: 0, len: size_bytes }];
@@ -433,7 +436,7 @@ impl Data {
         Self { skip: 0, current, later, padding: padding(usize::try_from(beyond).unwrap_or_default()) }
     }
 
-    /// Moves on by `len` bytes, which are not more than the current stretch has.
+    /// Moves on by `len` bytes, which do not exceed the current stretch.
     fn advance(&mut self, len: usize) {
         let len = u64::try_from(len).unwrap_or(u64::MAX);
         self.current = match self.current {
@@ -444,14 +447,14 @@ impl Data {
         };
     }
 
-    /// Stored bytes that have not arrived.
+    /// Number of stored bytes that have not arrived.
     fn missing(&self) -> u64 {
         let data: u64 = self.current.iter().chain(&self.later).map(|extent| extent.len).sum();
         data.saturating_add(u64::try_from(self.skip).unwrap_or(u64::MAX))
     }
 }
 
-/// Bytes from the end of `len` bytes of data to the next block.
+/// Bytes between the end of `len` bytes of data and the next block.
 fn padding(len: usize) -> usize {
     len.next_multiple_of(BLOCK) - len
 }

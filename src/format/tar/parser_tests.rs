@@ -1,4 +1,4 @@
-//! Every rule of `docs/formats/tar.md` on whole archives: what is accepted and what is refused.
+//! Tests of every rule of `docs/formats/tar.md` on whole archives, accepted and refused.
 //!
 //! Source: `docs/formats/tar.md`.
 
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 struct Archive {
     bytes: Vec<u8>,
-    /// Where the last header begins.
+    /// Byte at which the last header begins.
     header: usize,
 }
 
@@ -27,7 +27,7 @@ impl Archive {
         Self::default()
     }
 
-    /// A POSIX header: mode 0644, owner 0:0, time 0.
+    /// Appends a POSIX header: mode 0644, owner 0:0, time 0.
     fn header(mut self, kind: u8, name: &[u8], size: usize) -> Self {
         self.header = self.bytes.len();
         self.bytes.resize(self.header + BLOCK, 0);
@@ -38,7 +38,7 @@ impl Archive {
             .field(257, b"ustar\x0000")
     }
 
-    /// Overwrites part of the last header and mends its checksum.
+    /// Overwrites part of the last header and corrects its checksum.
     fn field(mut self, at: usize, bytes: &[u8]) -> Self {
         self.bytes[self.header + at..][..bytes.len()].copy_from_slice(bytes);
         let block = &mut self.bytes[self.header..][..BLOCK];
@@ -84,7 +84,8 @@ impl Archive {
         self
     }
 
-    /// The files of the archive, which must be accepted, whole and in pieces, with and without an end.
+    /// Files of the archive. It must be accepted, whole and in pieces, with and without an end
+    /// marker.
     fn files(&self) -> Vec<trace::File> {
         fuzz(&self.bytes);
         let ended = self.clone().zeros(2).raw(b"ignored");
@@ -97,7 +98,7 @@ impl Archive {
         trace.files
     }
 
-    /// The only entry.
+    /// The only entry of the archive.
     fn only(&self) -> Entry {
         let mut files = self.files();
         assert_eq!(files.len(), 1);
@@ -108,7 +109,7 @@ impl Archive {
         String::from_utf8_lossy(&self.only().path).into_owned()
     }
 
-    /// The reason why the archive is refused. It has no end, so that this is not the missing end.
+    /// Reason id of the refusal. The archive has no end marker, so the reason is not a missing end.
     fn reason(&self) -> &'static str {
         self.refusal().reason()
     }
@@ -131,7 +132,7 @@ fn pax_body(records: &[(&str, &[u8])]) -> Vec<u8> {
     body
 }
 
-/// The size and the first run of data of a file.
+/// Size of a file, and its first run of data.
 fn content(file: &trace::File) -> (u64, &[u8]) {
     let Body::Regular { size_bytes, .. } = file.entry.body else { panic!("not a file") };
     (size_bytes, file.runs.first().map_or(&[], |(_, run)| run))
@@ -143,7 +144,7 @@ fn every_kind_of_end_is_an_end() {
     let one = Archive::new().file("a", b"data");
     assert_eq!(one.files().len(), 1);
     assert_eq!(trace::trace(&one.clone().zeros(1).bytes, usize::MAX).refusal, None);
-    // Padding behind the last data may be missing, in part or as a whole.
+    // Padding after the last data may be missing in part or as a whole.
     for len in [BLOCK + 4, BLOCK + 5, 2 * BLOCK - 1] {
         let trace = trace::trace(&one.bytes[..len], usize::MAX);
         assert_eq!((trace.files.len(), trace.refusal), (1, None), "{len}");
@@ -221,7 +222,7 @@ fn only_files_have_data() {
             let archive = Archive::new().header(kind, b"a", 5).field(157, b"t").body(b"hello");
             assert_eq!(archive.reason(), "tar.body", "{kind}");
         }
-        // The record wins over the header.
+        // The PAX record wins over the header.
         let archive = Archive::new().pax(&[("size", b"0")]).header(kind, b"a", 5).field(157, b"t");
         archive.only();
         let archive = Archive::new().pax(&[("size", b"5")]).header(kind, b"a", 0).field(157, b"t");
@@ -246,7 +247,7 @@ fn a_size_on_what_has_no_data_is_no_size() {
         for magic in dialects {
             let link = |size| Archive::new().header(kind, b"a", size).field(157, b"t").field(257, magic);
             assert_eq!(link(5).file("next", b"").files(), link(0).file("next", b"").files(), "{kind}");
-            // Where data follows all the same it is taken for a header.
+            // Data that follows nevertheless is read as a header.
             assert_eq!(link(5).body(b"hello").reason(), "tar.checksum", "{kind}");
         }
     }
@@ -269,7 +270,7 @@ fn attributes_that_no_file_can_have_are_counted_or_refused() {
     for (key, value) in [("SCHILY.xattr.security.capability", &b"\x01\0"[..]), (acl, b"\x02\0\0")] {
         let archive = |kind| Archive::new().pax(&[(key, value)]).header(kind, b"a", 0).field(157, b"t");
         assert_eq!(archive(b'0').reason(), "xattr.invalid");
-        // A hard link's own attributes do not count.
+        // Attributes of a hard link's entry have no meaning.
         assert!(matches!(archive(b'1').only().body, Body::HardLink { .. }));
     }
 }
@@ -340,7 +341,7 @@ fn owners_and_devices_that_would_wrap_are_refused() {
         assert_eq!(archive(b"4294967295").reason(), "tar.owner");
         assert_eq!(archive(b"4294967296").reason(), "tar.owner");
         assert_eq!(archive(b"-1").reason(), "tar.pax.value");
-        // A header that a record overrides may hold anything that is a number.
+        // The field of a header that a record overrides may hold any number.
         let at = if key == "uid" { 108 } else { 116 };
         archive(b"1").field(at, b"\xff\xff\xff\xff\xff\xff\xff\xff").only();
     }
@@ -351,7 +352,7 @@ fn owners_and_devices_that_would_wrap_are_refused() {
     assert_eq!(device(b"0010000\0", b"0000000\0").reason(), "tar.device");
     assert_eq!(device(b"0000000\0", b"4000000\0").reason(), "tar.device");
     assert_eq!(device(b"\xff\xff\xff\xff\xff\xff\xff\xff", b"").reason(), "tar.device");
-    // What is no device has no numbers that could be wrong.
+    // Device numbers are read for devices only.
     device(b"0010000\0", b"").field(156, b"0").only();
     assert_eq!(device(b"9", b"").field(156, b"0").reason(), "tar.number");
 }
@@ -360,7 +361,7 @@ fn owners_and_devices_that_would_wrap_are_refused() {
 fn names_come_from_one_place_only() {
     let prefixed = |archive: Archive| archive.file("name", b"").field(345, b"prefix");
     assert_eq!(prefixed(Archive::new()).path(), "prefix/name");
-    // Go before 1.8 wrote a prefix into GNU headers, where others have times.
+    // Go before 1.8 wrote a prefix into GNU headers, where other writers put times.
     assert_eq!(prefixed(Archive::new()).field(257, b"ustar  \0").path(), "prefix/name");
     assert_eq!(prefixed(Archive::new()).field(257, b"ustar  \0").field(345, b"000123\0").path(), "name");
     assert_eq!(prefixed(Archive::new()).field(257, &[0; 8]).path(), "name");
@@ -481,7 +482,7 @@ fn extension_headers_are_limited_in_number_and_in_size() {
     global(15).pax(&[]).entry(b'0', "a").only();
 
     let comment = |len: usize| {
-        // Eight digits and more, so that the record's length is known.
+        // The length has eight digits, so that the record's own length is known.
         format!("{len:08} comment={}\n", "c".repeat(len - 18)).into_bytes()
     };
     let limit = limits::TAR_EXTENSION_BYTES;
@@ -612,7 +613,7 @@ fn sparse_maps_that_do_not_fit_their_data_are_refused() {
     assert_eq!(head(b"9", "2\n2\n2\n0\n2\n", b"data").reason(), "tar.sparse.order");
     assert_eq!(head(b"9", "x\n", b"").reason(), "tar.sparse.map");
     assert_eq!(head(b"9", "", b"").reason(), "tar.sparse.map");
-    // The map goes on behind the data, or its padding does.
+    // The map continues in the data, or its padding does.
     assert_eq!(head(b"9", "1\n0\n4", b"").reason(), "tar.sparse.map");
     assert_eq!(head(b"9", "0\n", b"").field(124, b"00000000002\0").reason(), "tar.sparse.map");
     let cut = head(b"9", "1\n0\n4\n", b"data");
@@ -644,7 +645,7 @@ fn data_is_handed_out_as_slices_of_the_input() {
     assert!(input.is_empty());
 }
 
-/// A part of an archive that is accepted behind any other.
+/// A part of an archive that is accepted after any other part.
 fn part() -> impl Strategy<Value = Archive> {
     let name = || {
         proptest::collection::vec(1..=255_u8, 1..150).prop_map(|mut name| {
@@ -699,7 +700,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = byte;
             if mend {
-                // Behind a right checksum the damage goes deeper.
+                // With a correct checksum the damage reaches deeper code.
                 let header = at / BLOCK * BLOCK;
                 let rest = bytes.split_off(header);
                 bytes = Archive { bytes: [bytes, rest].concat(), header }.field(0, &[]).bytes;

@@ -1,4 +1,5 @@
-//! What a parser makes of an archive, written down for comparison; used by the fuzz entry and tests.
+//! Record of everything a parser returns for an archive, for comparison in the fuzz entry and in
+//! tests.
 //!
 //! Source: the promises of [`Parser`] and [`Event`], each of which is asserted here; the format itself
 //! is described in `docs/formats/tar.md`.
@@ -6,23 +7,23 @@
 use super::{Event, Parser, TarError};
 use crate::tree::{Body, Entry, Extent};
 
-/// What came out of an archive.
+/// Everything that was read from an archive.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Trace {
     pub(super) files: Vec<File>,
     pub(super) dropped_xattrs: u64,
-    /// The end marker was seen.
+    /// True once the end marker was read.
     pub(super) ended: bool,
     pub(super) refusal: Option<TarError>,
 }
 
-/// An entry and its data.
+/// Entry with its data.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct File {
     pub(super) entry: Entry,
-    /// Runs as long as the data goes without a hole, each with its offset.
+    /// Runs of data without a hole, each with its offset.
     pub(super) runs: Vec<(u64, Vec<u8>)>,
-    /// The end of the data was not announced.
+    /// True until the end of the data was announced.
     open: bool,
 }
 
@@ -74,7 +75,7 @@ impl File {
         }
     }
 
-    /// The data must lie exactly where the entry announced it.
+    /// Checks that the data lies exactly where the entry announced it.
     fn end(&mut self) {
         assert!(std::mem::take(&mut self.open), "an end of something that is no file");
         let Body::Regular { size_bytes, extents } = &self.entry.body else {

@@ -1,4 +1,4 @@
-//! Why an entry cannot be written to an archive.
+//! Failures of writing an entry to an archive.
 //!
 //! Source: `docs/formats/tar.md`, "What is written".
 
@@ -10,7 +10,7 @@ use crate::{
     tree::xattr::XattrError,
 };
 
-/// An entry that cannot be written, and why.
+/// Failure to write an entry, with its name.
 #[derive(Debug)]
 pub struct WriterError {
     inner: Box<(Vec<u8>, WriterProblem)>,
@@ -21,12 +21,12 @@ impl WriterError {
         Self { inner: Box::new((name.to_vec(), problem)) }
     }
 
-    /// Why.
+    /// Reason of the failure.
     pub fn problem(&self) -> &WriterProblem {
         &self.inner.1
     }
 
-    /// The error of the sink, if it was the sink that failed; else itself.
+    /// Extracts the sink's error; `Err(self)` when the sink did not fail.
     pub fn into_sink_error(self) -> Result<io::Error, Self> {
         match *self.inner {
             (_, WriterProblem::Sink(error)) => Ok(error),
@@ -80,74 +80,75 @@ impl Classify for WriterError {
     }
 }
 
-/// Why an entry cannot be written.
+/// Reason for which an entry cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriterProblem {
-    /// No name, or one longer than any path.
+    /// The name is empty or longer than 4095 bytes.
     #[error("the name has {found} bytes, not 1 to {}", limits::PATH_BYTES)]
     NameLength {
-        /// Its length in bytes, the slash of a directory included.
+        /// Length of the name in bytes, a directory's slash included.
         found: usize,
     },
-    /// A link target that is empty or longer than any path.
+    /// The link target is empty or longer than 4095 bytes.
     #[error("the link target has {found} bytes, not 1 to {}", limits::LINK_TARGET_BYTES)]
     LinkLength {
-        /// Its length in bytes.
+        /// Length of the target in bytes.
         found: usize,
     },
-    /// Readers would take it for a directory.
+    /// The name of something else than a directory ends in a slash, and readers would see a
+    /// directory.
     #[error("the name of something that is no directory ends in a slash")]
     Slash,
-    /// Readers would take the name to end there.
+    /// The name holds a NUL, where readers would end it.
     #[error("NUL in a name or a link target")]
     Nul,
-    /// The number that means "nobody" to system calls.
+    /// Owner or group is 2^32 - 1, which means "nobody" to system calls.
     #[error("owner or group 4294967295")]
     Owner,
-    /// A device number that no image can hold.
+    /// The major number is 4096 or more, or the minor one 2^20 or more.
     #[error("device {major}:{minor} is not within 0:0 to {}:{}", limits::DEVICE_MAJOR, limits::DEVICE_MINOR)]
     Device {
-        /// Major number.
+        /// Major number, below 4096 in a valid device.
         major: u32,
-        /// Minor number.
+        /// Minor number, below 2^20 in a valid device.
         minor: u32,
     },
-    /// Larger than any file.
+    /// The size is 2^63 bytes or more.
     #[error("size {found} is not below 2^63")]
     Size {
-        /// The size in bytes.
+        /// Size of the file in bytes.
         found: u64,
     },
-    /// A name that would end the key of its record.
+    /// The name of an attribute holds `=`, which would end the key of its record.
     #[error("extended attribute {} cannot be spelled in a tar archive", Quoted(name))]
     XattrName {
-        /// Its full name.
+        /// Full name of the attribute.
         name: Vec<u8>,
     },
     /// An extended attribute that no layer may have.
     #[error(transparent)]
     Xattr(#[from] XattrError),
-    /// Names and attributes of one entry together are too large.
+    /// Names and attributes of one entry are together larger than 1 MiB.
     #[error("{size_bytes} bytes of records, more than {}", limits::TAR_EXTENSION_BYTES)]
     Records {
-        /// Their sum in bytes.
+        /// Sum of the records in bytes.
         size_bytes: usize,
     },
-    /// Data, or an extent, that goes back, lies in a hole, or leaves the file.
+    /// Data or an extent goes back, lies in a hole, or leaves the file.
     #[error("{len} bytes at offset {offset} have no place in the file of {size_bytes} bytes")]
     Misplaced {
-        /// Where they were to go.
+        /// Byte of the file at which it starts.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         len: u64,
         /// Size of the file in bytes.
         size_bytes: u64,
     },
-    /// A file ended before all its data had come.
+    /// A file ended before all of its data was written.
     #[error("{missing} bytes are missing from the file of {size_bytes} bytes")]
     TooLittle {
-        /// How many.
+        /// Number of bytes missing.
         missing: u64,
         /// Size of the file in bytes.
         size_bytes: u64,
@@ -155,7 +156,7 @@ pub enum WriterProblem {
     /// The caller broke the order of calls.
     #[error("writer called out of order: {0}")]
     Order(&'static str),
-    /// The archive does not take the bytes.
+    /// Writing to the sink failed.
     #[error("cannot write the archive: {0}")]
     Sink(io::Error),
 }

@@ -1,10 +1,12 @@
-//! The writer of tar archives: entries and their data in, one spelling for each of them out.
+//! Writer of tar archives: entries and their data in, one spelling for each of them out.
 //!
-//! Every entry has a POSIX header, preceded by an extended header where that does not hold all of it: what
-//! Go's `archive/tar` writes for the headers that containerd gives it. Owners are numbers, there are no
-//! names of users, no access times, no device numbers but those of devices. Equal entries give equal bytes.
+//! Every entry has a POSIX header, after an extended header for values that do not fit it. That is
+//! what Go's `archive/tar` writes for the headers that containerd gives it. Owners are numbers.
+//! There are no user names, no access times, and device numbers of devices only. Equal entries give
+//! equal bytes.
 //!
-//! Holes of sparse files are written as zeros, in which all readers agree: see `docs/formats/tar.md`.
+//! Holes of sparse files are written as zeros, which all readers understand: see
+//! `docs/formats/tar.md`.
 //!
 //! Source: `docs/formats/tar.md`, "What is written"; POSIX.1-2017 `pax`; Go `archive/tar/writer.go`;
 //! containerd `pkg/archive/tar.go`.
@@ -26,19 +28,20 @@ use crate::{
     tree::{Attributes, Body, Device, Entry, Extent, Timestamp, xattr},
 };
 
-/// Zeros that are handed on at a time.
+/// Zeros written at a time.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-/// What the root directory is called.
+/// Name of the root directory.
 const ROOT: &[u8] = b"./";
 
-/// How entries are written.
+/// Form in which entries are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Times with their nanoseconds. Without, they are whole seconds, rounded down, as containerd's are.
+    /// Writes times with nanoseconds. Otherwise they are whole seconds, rounded down, as
+    /// containerd's are.
     pub nanoseconds: bool,
 }
 
-/// Writes a tar archive.
+/// Writer of one tar archive.
 ///
 /// ```
 /// use plywood::{format::tar::writer::{Options, Writer}, tree::{Attributes, Body, Entry}};
@@ -63,40 +66,42 @@ pub struct Writer<W> {
     out: W,
     options: Options,
     file: Option<File>,
-    /// Name of the entry at hand, for messages.
+    /// Name of the current entry, for messages.
     name: Vec<u8>,
 }
 
-/// An entry in the archive's terms.
+/// Entry in the terms of the archive.
 struct Spelled {
     path: Vec<u8>,
-    /// Of the extended header; none when the header holds everything.
+    /// Records of the extended header; empty when the header holds everything.
     records: Records,
     header: [u8; BLOCK],
 }
 
-/// The file whose data is being written.
+/// File whose data is being written.
 #[derive(Debug)]
 struct File {
     size_bytes: u64,
-    /// Bytes of it that have been written.
+    /// Bytes written so far, holes included.
     written: u64,
-    /// Where data is still to come, the next stretch last.
+    /// Stretches with data still to come, in reverse order.
     expected: Vec<Extent>,
 }
 
 impl<W: Write> Writer<W> {
-    /// A writer of a new archive into `out`.
+    /// Starts a new archive into `out`.
     pub fn new(out: W, options: Options) -> Self {
         Self { out, options, file: None, name: Vec::new() }
     }
 
-    /// Writes the headers of the next entry. The data of a regular file follows in [`Writer::data`], and its
-    /// end is told by [`Writer::end_entry`].
+    /// Writes the headers of the next entry. [`Writer::data`] takes the data of a regular file
+    /// afterwards and [`Writer::end_entry`] ends it.
     ///
-    /// The root directory may be called by the empty name; other names are written as they are, directories
-    /// with a slash at the end. Errors: the entry cannot be spelled, or `out` does not take the bytes; the
-    /// writer is not to be used after one.
+    /// The root directory may have an empty name. Other names are written as they are, directories
+    /// with a slash at the end.
+    ///
+    /// Errors: [`WriterError`] when the entry cannot be spelled or writing to `out` fails. After an
+    /// error the writer cannot be used.
     pub fn entry(&mut self, entry: &Entry) -> Result<(), WriterError> {
         if self.file.is_some() {
             return Err(self.refuse(WriterProblem::Order("an entry began before the last file's end")));
@@ -117,8 +122,8 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Writes data of the file at hand: `bytes` at byte `offset` of the file, in ascending order and where
-    /// the entry announced it. The holes before it are written as zeros.
+    /// Writes data of the current file: `bytes` at byte `offset` of the file, in ascending order
+    /// and within the extents that the entry announced. Holes before them are written as zeros.
     pub fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), WriterError> {
         let Some(file) = &mut self.file else {
             return Err(self.refuse(WriterProblem::Order("data came without a file")));
@@ -131,7 +136,7 @@ impl<W: Write> Writer<W> {
         self.put(bytes)
     }
 
-    /// Ends the file at hand: its last hole, and zeros up to the end of the block.
+    /// Ends the current file: writes its last hole, and zeros up to the end of the block.
     pub fn end_entry(&mut self) -> Result<(), WriterError> {
         let Some(file) = self.file.take() else {
             return Err(self.refuse(WriterProblem::Order("an end came without a file")));
@@ -144,7 +149,7 @@ impl<W: Write> Writer<W> {
         self.pad(file.size_bytes)
     }
 
-    /// Ends the archive with two zero blocks, and gives `out` back.
+    /// Ends the archive with two zero blocks and returns `out`.
     pub fn finish(mut self) -> Result<W, WriterError> {
         if self.file.is_some() {
             return Err(self.refuse(WriterProblem::Order("the archive ended before the last file's end")));
@@ -154,7 +159,7 @@ impl<W: Write> Writer<W> {
         Ok(self.out)
     }
 
-    /// The sink.
+    /// Sink that the archive is written to.
     pub fn sink(&self) -> &W {
         &self.out
     }
@@ -240,7 +245,7 @@ impl<W: Write> Writer<W> {
         Ok(Spelled { path, records, header })
     }
 
-    /// Writes an extended header in front of the entry `path`.
+    /// Writes an extended header before the entry `path`.
     fn extended_header(&mut self, path: &[u8], body: &[u8]) -> Result<(), WriterError> {
         if body.len() > limits::TAR_EXTENSION_BYTES {
             return Err(self.refuse(WriterProblem::Records { size_bytes: body.len() }));
@@ -276,14 +281,15 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Fills the last block of `len` bytes.
+    /// Writes zeros from `len` bytes of data up to the end of the block.
     fn pad(&mut self, len: u64) -> Result<(), WriterError> {
         self.zeros(len.next_multiple_of(BLOCK as u64).saturating_sub(len))
     }
 }
 
 impl File {
-    /// Takes `len` bytes at `offset` into account; how many zeros come before them.
+    /// Takes `len` bytes at `offset` into account. Returns the number of zeros to write before
+    /// them.
     fn take(&mut self, offset: u64, len: usize) -> Result<u64, WriterProblem> {
         let mut left = len as u64;
         let mut at = offset;
@@ -310,7 +316,8 @@ impl File {
     }
 }
 
-/// The stretches that have data, the first one last. Errors: they go back, overlap or leave the file.
+/// Checks the extents and returns them in reverse order. Errors: they go back, overlap or leave the
+/// file.
 fn expected(extents: &[Extent], size_bytes: u64) -> Result<Vec<Extent>, WriterProblem> {
     let mut floor = 0;
     for extent in extents {
@@ -333,7 +340,7 @@ fn kind(body: &Body) -> u8 {
     }
 }
 
-/// The name as the archive has it.
+/// Name of the entry as the archive spells it.
 fn archive_name(entry: &Entry) -> Result<Vec<u8>, WriterProblem> {
     let is_directory = matches!(entry.body, Body::Directory);
     let mut name = entry.path.clone();
@@ -350,8 +357,9 @@ fn archive_name(entry: &Entry) -> Result<Vec<u8>, WriterProblem> {
     Ok(name)
 }
 
-/// The name of an extended header: that of its entry, with a directory `PaxHeaders.0` in front of what
-/// follows the last slash. Only a reader that knows no extended headers looks at it, and makes a file of it.
+/// Name of an extended header: that of its entry, with a directory `PaxHeaders.0` before the last
+/// component. Only readers without support for extended headers use it: they extract the header as
+/// a file of that name.
 fn extended_name(path: &[u8]) -> Vec<u8> {
     let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
     let (directory, file) = path.split_at_checked(at).unwrap_or((&[], path));

@@ -9,7 +9,7 @@ use crate::{
     tree::{Attributes, Xattr},
 };
 
-/// An entry, and the data of its extents one after the other.
+/// Entry with the joined data of its extents.
 type Item = (Entry, Vec<u8>);
 
 fn entry(path: &str, body: Body) -> Entry {
@@ -31,7 +31,7 @@ fn stretches(body: &Body) -> Vec<Extent> {
     }
 }
 
-/// Writes everything, data in pieces of `piece` bytes.
+/// Writes all items, with data in pieces of `piece` bytes.
 fn write(items: &[Item], options: Options, piece: usize) -> Result<Vec<u8>, WriterError> {
     let mut writer = Writer::new(Vec::new(), options);
     for (entry, data) in items {
@@ -54,7 +54,7 @@ fn write(items: &[Item], options: Options, piece: usize) -> Result<Vec<u8>, Writ
     writer.finish()
 }
 
-/// The entry as it comes back, and the contents of the file without holes.
+/// Entry as it should be read back, with the content of the file, holes filled.
 fn want(item: &Item, options: Options) -> (Entry, Vec<u8>) {
     let (mut entry, data) = item.clone();
     if !options.nanoseconds {
@@ -103,7 +103,7 @@ fn assert_round_trip(items: &[Item]) {
     }
 }
 
-/// Types of the headers of an archive, with their names.
+/// Types and names of the headers in an archive.
 fn headers(archive: &[u8]) -> Vec<(char, Vec<u8>)> {
     let mut found = Vec::new();
     let mut rest = archive;
@@ -182,8 +182,9 @@ fn records_are_written_only_for_what_the_header_cannot_hold() {
     assert_eq!(headers(&nanoseconds).len(), 2);
 }
 
-/// What Go's `archive/tar` makes of the same header with `Format: FormatPAX`, worked out from its `writer.go`:
-/// the records sorted, the names without what is not ASCII, zeros where a number does not fit.
+/// Spelling of Go's `archive/tar` for the same header with `Format: FormatPAX`, derived from its
+/// `writer.go`: records sorted, names without bytes that are not ASCII, zeros for numbers that do
+/// not fit.
 #[test]
 fn an_extended_header_is_spelled_like_gos() {
     let mut item = file("d\u{e4}r/x", b"data");
@@ -396,7 +397,7 @@ fn any_item() -> impl Strategy<Value = Item> {
     (any_name(), attributes, xattrs, any_body()).prop_map(|(path, attributes, xattrs, (body, data))| {
         let mut xattrs: Vec<_> =
             xattrs.into_iter().map(|(name, value)| Xattr { name: name.into_bytes(), value }).collect();
-        // Names that steer overlayfs are dropped by the reader, as are those that not every file can have.
+        // The reader drops names that steer overlayfs, and names that not every file can have.
         let is_plain = matches!(body, Body::Regular { .. } | Body::Directory | Body::HardLink { .. });
         xattrs.retain(|xattr| xattr::is_kept(&xattr.name) && is_plain);
         xattrs.reverse();

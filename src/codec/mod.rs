@@ -1,8 +1,8 @@
 //! Codecs: compressed bytes in, plain bytes out, in steps of any size; and back, in [`encode`].
 //!
 //! A decoder sees slices only: no files, sockets, clocks or threads, and no allocation sized by its
-//! input. Which decoder reads a layer is decided by the first bytes ([`Coding::detect`]), because media
-//! types in the wild lie about the compression. What each format may hold is in
+//! input. The first bytes of a layer choose its decoder ([`Coding::detect`]), because media types
+//! in the wild lie about the compression. The rules of each format are listed in
 //! `docs/formats/compression.md`.
 
 // Bytes from outside must not be able to panic a root daemon.
@@ -16,23 +16,24 @@ pub use self::{gzip::Gzip, zstd::Zstd};
 
 use crate::error::{Classify, Kind};
 
-/// How a stream is compressed.
+/// Coding of a stream, detected from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Coding {
-    /// Not at all.
+    /// No compression: any bytes.
     Plain,
-    /// gzip members, RFC 1952.
+    /// One or more gzip members, RFC 1952.
     Gzip,
-    /// zstd frames, RFC 8878.
+    /// One or more zstd frames, RFC 8878.
     Zstd,
 }
 
 impl Coding {
-    /// As many first bytes as [`detect`](Self::detect) can make use of.
+    /// Number of first bytes that [`detect`](Self::detect) looks at.
     pub const PREFIX_LEN: usize = 4;
 
-    /// The coding that the first bytes of a stream announce: the gzip magic number, or that of a zstd
-    /// frame or skippable frame. Everything else, also a stream shorter than a magic number, is plain.
+    /// Detects the coding from the first bytes of a stream: the gzip magic number, or that of a
+    /// zstd frame or skippable frame. Everything else, and a stream shorter than a magic number, is
+    /// plain.
     ///
     /// ```
     /// use plywood::codec::Coding;
@@ -49,8 +50,8 @@ impl Coding {
         }
     }
 
-    /// A decoder for a whole stream of this coding. A zstd frame with a window above
-    /// `zstd_window_bytes` is refused. Errors: [`CodecError::Memory`].
+    /// Creates a decoder for a whole stream of this coding. It refuses zstd frames with a window
+    /// above `zstd_window_bytes`. Errors: [`CodecError::Memory`].
     pub fn decoder(self, zstd_window_bytes: u64) -> Result<Box<dyn Decoder>, CodecError> {
         Ok(match self {
             Self::Plain => Box::new(Plain),
@@ -59,7 +60,7 @@ impl Coding {
         })
     }
 
-    /// The name used in logs and statistics.
+    /// Lower-case name for logs and statistics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -69,7 +70,7 @@ impl Coding {
     }
 }
 
-/// Decodes one stream from its first byte to its last.
+/// Decoder of one stream, from its first byte to its last.
 ///
 /// ```
 /// use plywood::codec::{Coding, Decoder};
@@ -81,25 +82,26 @@ impl Coding {
 /// # Ok::<(), plywood::codec::CodecError>(())
 /// ```
 pub trait Decoder: Send {
-    /// Takes bytes off the front of `input` and fills `output` from its start; returns how many bytes
-    /// of `output` are now filled.
+    /// Takes bytes off the front of `input` and fills `output` from its start. Returns the number
+    /// of bytes of `output` that are filled.
     ///
-    /// When `output` comes back full there may be more to come without further input. Otherwise all of
-    /// `input` has been taken, with one exception: a decoder that is about to need more memory stops
-    /// first, and [`memory_bytes`](Self::memory_bytes) has grown.
+    /// A full `output` may mean that more is to come without further input. Otherwise all of
+    /// `input` has been taken, with one exception: a decoder that is about to need more memory
+    /// stops first, and [`memory_bytes`](Self::memory_bytes) has grown.
     fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError>;
 
-    /// Tells that the input has ended and everything was taken out. Errors: the stream is cut short.
+    /// Ends the stream. Call once the input has ended and all output was taken. Errors: the stream
+    /// is cut short.
     fn finish(&mut self) -> Result<(), CodecError>;
 
-    /// Memory the next call of [`decode`](Self::decode) may hold for the window, in bytes. It is known
-    /// before it is used, so that a caller can refuse.
+    /// Memory that the next call of [`decode`](Self::decode) may hold for the window, in bytes. It
+    /// is known before it is allocated, so that a caller can refuse.
     fn memory_bytes(&self) -> u64 {
         0
     }
 }
 
-/// No compression: passes the bytes on.
+/// Decoder that passes the bytes on unchanged.
 #[derive(Debug)]
 pub struct Plain;
 
@@ -118,157 +120,158 @@ impl Decoder for Plain {
     }
 }
 
-/// Why a compressed stream is refused. Offsets count compressed bytes from the start of the stream.
+/// Refusal of a compressed stream. Offsets count compressed bytes from the start of the stream.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {
-    /// A member does not start with the magic number, or what follows the last one is not NUL bytes.
+    /// A member does not start with the magic number, or the bytes after the last one are not NUL.
     #[error("gzip: byte {byte:#04x} at offset {offset} belongs to no member")]
     GzipTrailing {
-        /// Where it is.
+        /// Offset of the first wrong byte.
         offset: u64,
-        /// What it is.
+        /// Value of that byte.
         byte: u8,
     },
-    /// RFC 1952 knows no method but deflate.
+    /// The method is not deflate, the only one that RFC 1952 knows.
     #[error("gzip: compression method {method} at offset {offset} is not 8")]
     GzipMethod {
-        /// The method byte.
+        /// Method byte of the header.
         method: u8,
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
     },
-    /// RFC 1952: a decoder must refuse reserved flags, they may announce further header fields.
+    /// Reserved flags are set. RFC 1952 requires a refusal: they may announce further header
+    /// fields.
     #[error("gzip: header flags {flags:#04x} at offset {offset} have reserved bits set")]
     GzipFlags {
-        /// The flag byte.
+        /// Flag byte of the header.
         flags: u8,
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
     },
-    /// A file name or comment without an end in sight.
+    /// A file name or comment has no end within the limit.
     #[error("gzip: a header string of the member at offset {offset} is longer than {limit} bytes")]
     GzipHeaderString {
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
-        /// [`crate::limits::GZIP_HEADER_BYTES`].
+        /// Longest string in bytes, [`crate::limits::GZIP_HEADER_BYTES`].
         limit: u64,
     },
-    /// The header's own checksum is wrong.
+    /// The checksum of a member's header is not that of its bytes.
     #[error("gzip: header checksum {stored:#06x} of the member at offset {offset} should be {computed:#06x}")]
     GzipHeaderChecksum {
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
-        /// What the header says.
+        /// Checksum that the header holds.
         stored: u16,
-        /// What its bytes give.
+        /// Low half of the CRC-32 of the header's bytes.
         computed: u16,
     },
     /// The deflate stream of a member breaks RFC 1951.
     #[error("gzip: invalid deflate data in the member at offset {offset}, before offset {before}: {message}")]
     GzipDeflate {
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
-        /// How far the input had been read.
+        /// Number of compressed bytes read so far.
         before: u64,
-        /// The inflater's word for it.
+        /// Error text of the inflater.
         message: &'static str,
     },
-    /// A member's CRC-32 is wrong.
+    /// The CRC-32 of a member is not that of its data.
     #[error("gzip: CRC-32 {stored:#010x} of the member at offset {offset} should be {computed:#010x}")]
     GzipChecksum {
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
-        /// What the trailer says.
+        /// CRC-32 that the trailer holds.
         stored: u32,
-        /// What the bytes give.
+        /// CRC-32 of the decoded bytes.
         computed: u32,
     },
-    /// A member's ISIZE is wrong.
+    /// ISIZE of a member is not the length of its data.
     #[error("gzip: length {stored} of the member at offset {offset} should be {computed} (modulo 2^32)")]
     GzipLength {
-        /// Where the member starts.
+        /// Offset at which the member starts.
         offset: u64,
-        /// What the trailer says.
+        /// Length that the trailer holds, modulo 2^32.
         stored: u32,
-        /// How many bytes there were.
+        /// Number of decoded bytes, modulo 2^32.
         computed: u32,
     },
     /// The stream ends inside a member.
     #[error("gzip: the stream ends after {offset} bytes inside a member")]
     GzipTruncated {
-        /// Length of the stream.
+        /// Length of the stream in bytes.
         offset: u64,
     },
-    /// What should be a frame does not start with a magic number of RFC 8878.
+    /// Bytes in the place of a frame do not start with a magic number of RFC 8878.
     #[error("zstd: the bytes at offset {offset} start no frame")]
     ZstdTrailing {
-        /// Where they are.
+        /// Offset of these bytes.
         offset: u64,
     },
-    /// RFC 8878: the reserved bit must be zero.
+    /// The reserved bit is set, which RFC 8878 forbids.
     #[error("zstd: the header of the frame at offset {offset} has its reserved bit set")]
     ZstdReserved {
-        /// Where the frame starts.
+        /// Offset at which the frame starts.
         offset: u64,
     },
-    /// Layers bring no dictionary along.
+    /// The frame needs a dictionary, which layers do not carry.
     #[error("zstd: the frame at offset {offset} needs dictionary {id}")]
     ZstdDictionary {
-        /// Where the frame starts.
+        /// Offset at which the frame starts.
         offset: u64,
-        /// The dictionary's id.
+        /// Id of the dictionary, never 0.
         id: u32,
     },
-    /// Decoding would need more memory than is allowed.
+    /// The window, or the content of a single segment, is larger than allowed.
     #[error("zstd: the frame at offset {offset} needs a window of {window_bytes} bytes, more than {limit}")]
     ZstdWindow {
-        /// Where the frame starts.
+        /// Offset at which the frame starts.
         offset: u64,
-        /// What it needs.
+        /// Window that the frame needs, in bytes.
         window_bytes: u64,
-        /// What is allowed.
+        /// Largest window allowed, in bytes.
         limit: u64,
     },
     /// A block or the length of the frame breaks RFC 8878.
     #[error("zstd: invalid data in the frame at offset {offset}, before offset {before}: {message}")]
     ZstdFrame {
-        /// Where the frame starts.
+        /// Offset at which the frame starts.
         offset: u64,
-        /// How far the input had been read.
+        /// Number of compressed bytes read so far.
         before: u64,
-        /// libzstd's word for it.
+        /// Error text of libzstd.
         message: &'static str,
     },
-    /// The frame's content is not as long as its header declares.
+    /// The length of a frame's content is not the declared one.
     #[error("zstd: the frame at offset {offset} declares {declared} bytes and holds {produced}")]
     ZstdLength {
-        /// Where the frame starts.
+        /// Offset at which the frame starts.
         offset: u64,
-        /// What its header says.
+        /// Length that the header declares, in bytes.
         declared: u64,
-        /// How many bytes there were.
+        /// Number of decoded bytes.
         produced: u64,
     },
-    /// The frame's content checksum is wrong.
+    /// The checksum of a frame is not that of its content.
     #[error("zstd: wrong content checksum of the frame at offset {offset}")]
     ZstdChecksum {
-        /// Where the frame starts.
+        /// Offset at which the frame starts.
         offset: u64,
     },
     /// The stream ends inside a frame.
     #[error("zstd: the stream ends after {offset} bytes inside a frame")]
     ZstdTruncated {
-        /// Length of the stream.
+        /// Length of the stream in bytes.
         offset: u64,
     },
-    /// The state of a decoder or encoder could not be set up.
+    /// Memory for a decoder or encoder could not be allocated.
     #[error("no memory for a codec")]
     Memory,
-    /// An encoder did not take a block, or had too little room for it.
+    /// An encoder failed on a block, or had too little room for its output.
     #[error("the {} encoder failed", coding.as_str())]
     Encoder {
-        /// Which one.
+        /// Coding of the encoder.
         coding: Coding,
     },
 }
@@ -307,22 +310,22 @@ impl Classify for CodecError {
     }
 }
 
-/// Fuzz entry: decodes `data` as gzip, in steps of different sizes, and compares what comes out.
+/// Fuzz entry: decodes `data` as gzip in steps of different sizes, and compares the results.
 ///
 /// # Panics
 ///
-/// When the outcomes differ, or a decoder breaks a promise of [`Decoder`].
+/// When the results differ, or a decoder breaks a promise of [`Decoder`].
 pub fn fuzz_gzip(data: &[u8]) {
     fuzz(Coding::Gzip, data);
 }
 
-/// The same as [`fuzz_gzip`], for zstd.
+/// Fuzz entry for zstd, otherwise like [`fuzz_gzip`].
 pub fn fuzz_zstd(data: &[u8]) {
     fuzz(Coding::Zstd, data);
 }
 
 fn fuzz(coding: Coding, data: &[u8]) {
-    /// Enough to cross every buffer inside the decoders.
+    /// Most decoded bytes: enough to cross every buffer inside the decoders.
     const OUTPUT_LIMIT: u64 = 4 << 20;
     const WINDOW_LIMIT: u64 = 1 << 20;
     let decode = |step_in: usize, step_out: usize| {

@@ -1,8 +1,8 @@
 //! zstd: any number of frames, with skippable frames anywhere.
 //!
-//! Reads every frame header itself, before libzstd sees it: the window is known, and refused or charged
-//! for, before memory is taken, and the outcome does not depend on how the input is cut. Blocks, content
-//! sizes and checksums are libzstd's.
+//! Reads every frame header before libzstd sees it. So the window is known, and refused or charged
+//! for, before memory is allocated, and the result does not depend on how the input is cut. libzstd
+//! checks blocks, content sizes and checksums.
 //!
 //! Source: RFC 8878, sections 3.1.1 (frames) and 3.1.2 (skippable frames).
 
@@ -11,18 +11,19 @@ use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 use super::{CodecError, Decoder};
 
 const MAGIC: u32 = 0xfd2f_b528;
-/// Skippable frames have sixteen magic numbers, this one and the fifteen after it.
+/// First of the sixteen magic numbers of skippable frames; the other fifteen follow it.
 const MAGIC_SKIPPABLE: u32 = 0x184d_2a50;
 
-/// Whether a stream that starts with `magic` consists of zstd frames.
+/// True when a stream that starts with `magic` consists of zstd frames.
 pub(super) fn is_magic(magic: u32) -> bool {
     magic == MAGIC || magic & !0xf == MAGIC_SKIPPABLE
 }
 
-/// Magic number, descriptor, window, dictionary id of 4 bytes and content size of 8 bytes.
+/// Longest header: magic number, descriptor, window, dictionary id of 4 bytes and content size of 8
+/// bytes.
 const HEADER_MAX: usize = 4 + 1 + 1 + 4 + 8;
 
-/// What the header of a frame says, little-endian:
+/// Frame header, little-endian:
 ///
 /// | offset | size | field             | meaning                                                  |
 /// |-------:|-----:|-------------------|----------------------------------------------------------|
@@ -40,7 +41,8 @@ struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Length in bytes of the header that starts with `head`, as far as `head` tells.
+    /// Length in bytes of the header that starts with `head`; a lower bound while `head` lacks the
+    /// descriptor.
     fn len(head: &[u8]) -> usize {
         let Some(descriptor) = head.get(4) else { return 5 };
         let single_segment = descriptor & 0x20 != 0;
@@ -89,7 +91,7 @@ fn dictionary_len(descriptor: u8) -> usize {
     }
 }
 
-/// The value of up to eight bytes.
+/// Reads up to eight bytes as a number.
 fn little_endian(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
@@ -101,35 +103,36 @@ pub struct Zstd {
     state: State,
     head: [u8; HEADER_MAX],
     gathered: usize,
-    /// Largest window of the frames so far.
+    /// Largest window of the frames so far, in bytes.
     window_bytes: u64,
     frames: bool,
-    /// Length of this frame's content, as its header declares it and as it came out.
+    /// Content length that the current frame's header declares, then the bytes decoded so far.
     declared: Option<u64>,
     produced: u64,
-    /// Compressed bytes taken so far, and where this frame started.
+    /// Number of compressed bytes taken so far, then the offset of the current frame.
     taken: u64,
     frame: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// At the header of a frame, or at the end.
+    /// Before the header of a frame, or at the end of the stream.
     Header,
-    /// The header is whole and its window known; libzstd has not seen it yet.
+    /// The header is complete and its window known. libzstd has not seen it yet.
     Ready,
-    /// Inside a frame.
+    /// Inside a frame, after its header.
     Body,
     /// Inside a skippable frame with this many bytes left.
     Skip(u32),
 }
 
 impl Zstd {
-    /// A decoder at the start of a stream; frames with windows above `limit` bytes are refused.
+    /// Decoder at the start of a stream. It refuses frames with windows above `limit` bytes.
     /// Errors: [`CodecError::Memory`].
     pub fn new(limit: u64) -> Result<Self, CodecError> {
         let mut context = DCtx::try_create().ok_or(CodecError::Memory)?;
-        // A second fence behind our own check: the next power of two, within what libzstd knows.
+        // libzstd's own limit, behind the check of the header: the next power of two that libzstd
+        // knows.
         let log = limit.checked_next_power_of_two().map_or(31, u64::ilog2).clamp(10, 31);
         context.set_parameter(DParameter::WindowLogMax(log)).map_err(|_code| CodecError::Memory)?;
         Ok(Self {
@@ -154,7 +157,7 @@ impl Zstd {
         bytes
     }
 
-    /// Moves input into the header until it has `len` bytes; whether it has.
+    /// Moves input into the header until it has `len` bytes. Returns true when it has.
     fn gather(&mut self, input: &mut &[u8], len: usize) -> bool {
         let bytes = self.take(input, len.saturating_sub(self.gathered));
         if let Some(slot) = self.head.get_mut(self.gathered..).and_then(|rest| rest.get_mut(..bytes.len())) {
@@ -164,7 +167,7 @@ impl Zstd {
         self.gathered >= len
     }
 
-    /// One step through a frame header; the next state.
+    /// Reads a part of a frame header. Returns the next state.
     fn header(&mut self, input: &mut &[u8]) -> Result<State, CodecError> {
         if self.gathered == 0 {
             self.frame = self.taken;
@@ -188,7 +191,7 @@ impl Zstd {
                 len => State::Skip(len),
             });
         }
-        // The length is known from the fifth byte on.
+        // The descriptor, the fifth byte, decides the length.
         if !self.gather(input, 5) {
             return Ok(State::Header);
         }
@@ -215,7 +218,8 @@ impl Zstd {
         Ok(State::Ready)
     }
 
-    /// Runs libzstd over `input`; how much it gave, and whether the frame has ended.
+    /// Runs libzstd over `input`. Returns the number of decoded bytes, and whether the frame has
+    /// ended.
     fn step(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<(usize, bool), CodecError> {
         let mut from = InBuffer::around(input);
         let mut into = OutBuffer::around(output);
@@ -224,7 +228,7 @@ impl Zstd {
         self.take(input, taken);
         self.produced = self.produced.saturating_add(filled as u64);
         match result {
-            // libzstd compares the length too, except where the last block of a frame is empty.
+            // libzstd compares the length too, except when the last block of a frame is empty.
             Ok(0) if self.declared.is_some_and(|declared| declared != self.produced) => {
                 Err(CodecError::ZstdLength {
                     offset: self.frame,
@@ -287,7 +291,7 @@ impl Decoder for Zstd {
                     if ended {
                         self.state = State::Header;
                     } else if bytes == 0 && had == input.len() {
-                        return Ok(filled); // Neither took nor gave: it waits for input.
+                        return Ok(filled); // No input was taken and no output produced: libzstd waits for input.
                     }
                 }
                 State::Skip(left) => {
@@ -404,7 +408,7 @@ mod tests {
             whole(&by_window(0xff)),
             Err(CodecError::ZstdWindow { window_bytes, .. }) if window_bytes == (1 << 41) + 7 * (1 << 38)
         ));
-        // A single segment: the content size is the window.
+        // In a single segment the content size is the window.
         let by_size =
             |size: u64| [&MAGIC.to_le_bytes()[..], &[0xe0], &size.to_le_bytes(), &[1, 0, 0]].concat();
         assert!(matches!(whole(&by_size(LIMIT)), Err(CodecError::ZstdLength { produced: 0, .. })));
@@ -430,10 +434,10 @@ mod tests {
             whole(&with(1, &[0, 0x2a, 1, 0, 0])),
             Err(CodecError::ZstdDictionary { offset: 0, id: 0x2a })
         );
-        // Dictionary id 0 means none.
+        // Dictionary id 0 stands for no dictionary.
         assert_eq!(whole(&with(3, &[0, 0, 0, 0, 0, 1, 0, 0])).unwrap(), b"");
         assert_eq!(whole(&with(8, &[0, 1, 0, 0])), Err(CodecError::ZstdReserved { offset: 0 }));
-        // Block type 3.
+        // Block type 3, which is reserved.
         assert!(matches!(whole(&with(0, &[0, 7, 0, 0])), Err(CodecError::ZstdFrame { .. })));
     }
 

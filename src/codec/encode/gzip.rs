@@ -1,8 +1,9 @@
-//! gzip in independent blocks: one member, whose deflate stream is the blocks one after the other.
+//! gzip in independent blocks: one member, whose deflate stream consists of the blocks.
 //!
-//! Each block is compressed with the last 32 KiB before it as a dictionary, so matches reach back as they
-//! do in one piece, and ends with an empty stored block on a byte boundary (a "sync flush"). The stream ends
-//! with an empty block that is marked as the last. Decoders see nothing unusual; `pigz` writes the same.
+//! Each block is compressed with the last 32 KiB before it as a dictionary, so matches reach back
+//! as in a single piece. It ends with an empty stored block on a byte boundary (a "sync flush").
+//! The stream ends with an empty block that is marked as the last. Any decoder reads this; `pigz`
+//! writes the same.
 //!
 //! Source: RFC 1951 (deflate), RFC 1952 (gzip).
 
@@ -13,20 +14,20 @@ use zlib_rs::{
 
 use super::{CodecError, Coded, Coding};
 
-/// Block length in bytes. The output is within 0.1 % of that in one piece from 256 KiB on; longer blocks only
-/// leave threads idle at the end of small layers.
+/// Block length in bytes. From 256 KiB on the output is within 0.1 % of that of a single piece.
+/// Longer blocks only leave threads idle at the end of small layers.
 pub(super) const BLOCK: usize = 512 << 10;
-/// The widest window of deflate.
+/// Widest window of deflate, in bytes.
 const WINDOW: usize = 32 << 10;
 
-/// Magic, deflate, no flags, no time, no extra flags, and 255 for an unknown system: what Go writes, and the
-/// same on every machine.
+/// Member header: magic, deflate, no flags, no time, no extra flags, and 255 for an unknown system.
+/// Go writes the same, on every machine.
 pub(super) const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
-/// A block with fixed codes, marked as the last, that holds nothing but its end.
+/// Empty block with fixed codes, marked as the last.
 const LAST_BLOCK: [u8; 2] = [3, 0];
 
-/// What follows the blocks: the last block, CRC-32 and length.
+/// Encodes the end of the member: the last block, CRC-32 and length.
 pub(super) fn end(crc32: u32, size_bytes: u64) -> [u8; 10] {
     let [a, b] = LAST_BLOCK;
     let [c0, c1, c2, c3] = crc32.to_le_bytes();
@@ -35,18 +36,18 @@ pub(super) fn end(crc32: u32, size_bytes: u64) -> [u8; 10] {
     [a, b, c0, c1, c2, c3, l0, l1, l2, l3]
 }
 
-/// CRC-32 of two pieces in a row, the second of `second_bytes` bytes.
+/// CRC-32 of two consecutive pieces, the second of which has `second_bytes` bytes.
 pub(super) fn join(first: u32, second: u32, second_bytes: u64) -> u32 {
     crc32_combine(first, second, second_bytes)
 }
 
-/// What does not compress is stored, which costs 5 bytes each 16 KiB at worst; except at level 1, whose fixed
-/// codes take 9 bits for a byte.
+/// Largest output of a block in bytes. Incompressible data is stored, which costs 5 bytes each 16
+/// KiB at most. Level 1 has fixed codes instead, which take 9 bits for a byte.
 pub(super) fn bound(len: usize) -> usize {
     len + len / 8 + len / 1024 + 64
 }
 
-/// Compresses a block.
+/// Compresses a block to raw deflate that ends on a byte boundary.
 pub(super) fn encode(level: u8, before: &[u8], block: &[u8], out: &mut [u8]) -> Result<Coded, CodecError> {
     let failed = || CodecError::Encoder { coding: Coding::Gzip };
     // Raw deflate with the widest window, 32 KiB.
@@ -58,15 +59,15 @@ pub(super) fn encode(level: u8, before: &[u8], block: &[u8], out: &mut [u8]) -> 
     deflate.compress(block, out, DeflateFlush::SyncFlush).map_err(|_state| failed())?;
     let len = usize::try_from(deflate.total_out()).ok().filter(|len| *len < out.len());
     let all_taken = deflate.total_in() == block.len() as u64;
-    // An output without any room left may not be all of it.
+    // A full output may be cut off.
     match len {
         Some(len) if all_taken => Ok(Coded { len, crc32: crc32(0, block) }),
         _ => Err(failed()),
     }
 }
 
-/// Adds empty stored blocks, which stand for nothing, until there are at least `least` bytes; `None` when there
-/// is no room. The output ends on a byte boundary, as [`encode`] leaves it.
+/// Appends empty stored blocks, which decode to nothing, until there are at least `least` bytes.
+/// `None` when there is no room. The output ends on a byte boundary, as after [`encode`].
 pub(super) fn fill(out: &mut [u8], len: usize, least: usize) -> Option<usize> {
     const NOTHING: [u8; 5] = [0, 0, 0, 0xff, 0xff];
     let end = len + least.saturating_sub(len).next_multiple_of(NOTHING.len());

@@ -1,8 +1,10 @@
-//! Encoders: plain bytes in, compressed bytes out, in blocks that depend on nothing but their bytes.
+//! Encoders: plain bytes in, compressed bytes out, in blocks that depend on nothing but their
+//! bytes.
 //!
-//! A stream is cut into blocks of a fixed length. Each is compressed by itself ([`Compression::encode`]), knowing
-//! at most what stands before it, so that any number of threads gives the same bytes. The [`Envelope`] is what
-//! stands around all of them. Threads are the caller's.
+//! A stream is cut into blocks of a fixed length. Each is compressed by itself
+//! ([`Compression::encode`]), given at most the bytes before it, so that any number of threads
+//! writes the same bytes. The [`Envelope`] holds the bytes around the blocks. The caller brings the
+//! threads.
 //!
 //! Source: `docs/formats/compression.md`, "What is written".
 
@@ -12,19 +14,20 @@ mod zstd;
 use super::{CodecError, Coding};
 use crate::error::{Classify, Kind};
 
-/// No block becomes less than this part of itself. Zeros, as which a tar layer has the holes of sparse files,
-/// would otherwise become a blob that readers take for a bomb: Apply refuses more than 250:1. The rest is filled
-/// with what decoders pass over; layers without large holes are never that dense.
+/// Highest ratio of a block to its output. Zeros are denser: a tar layer stores the holes of sparse
+/// files as zeros, and readers would take the blob for a bomb; Apply refuses more than 250:1. Such
+/// output is filled with bytes that decoders skip. Layers without large holes never reach this
+/// ratio.
 const DENSEST: usize = 200;
 
-/// How a stream is to be compressed.
+/// Coding and level of a stream to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
     coding: Coding,
     level: u8,
 }
 
-/// A level that a coding does not have.
+/// Refusal of a level that the coding does not have.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} has no level {level}, only {} to {}", coding.as_str(), levels.0, levels.1)]
 pub struct LevelError {
@@ -43,14 +46,15 @@ impl Classify for LevelError {
 }
 
 impl Compression {
-    /// No compression.
+    /// No compression, level 0.
     pub const PLAIN: Self = Self { coding: Coding::Plain, level: 0 };
-    /// gzip at the level whose output is as small as that of Go's level 6, and not slower.
+    /// gzip at the level whose output is as small as that of Go's level 6, and not slower: 0.99 to
+    /// 1.002 of its size.
     pub const GZIP: Self = Self { coding: Coding::Gzip, level: 4 };
-    /// zstd at the level that everybody writes layers with.
+    /// zstd at the level that other tools write layers with.
     pub const ZSTD: Self = Self { coding: Coding::Zstd, level: 3 };
 
-    /// A coding with its usual level.
+    /// Coding at its usual level: 4 for gzip, 3 for zstd.
     pub fn of(coding: Coding) -> Self {
         match coding {
             Coding::Plain => Self::PLAIN,
@@ -59,12 +63,13 @@ impl Compression {
         }
     }
 
-    /// A coding at another level: 1 to 9 for gzip, 1 to 19 for zstd, 0 for none. Errors: [`LevelError`].
+    /// Coding at a given level: 1 to 9 for gzip, 1 to 19 for zstd, 0 for none. Errors:
+    /// [`LevelError`].
     pub fn at_level(coding: Coding, level: u8) -> Result<Self, LevelError> {
         let levels = match coding {
             Coding::Plain => (0, 0),
             Coding::Gzip => (1, 9),
-            // Those above need windows that decoders refuse unasked.
+            // Higher levels need windows that decoders refuse by default.
             Coding::Zstd => (1, 19),
         };
         if level < levels.0 || level > levels.1 {
@@ -73,12 +78,12 @@ impl Compression {
         Ok(Self { coding, level })
     }
 
-    /// The coding.
+    /// Coding of the stream.
     pub fn coding(self) -> Coding {
         self.coding
     }
 
-    /// The level; 0 without compression.
+    /// Level of the coding; 0 without compression.
     pub fn level(self) -> u8 {
         self.level
     }
@@ -92,7 +97,7 @@ impl Compression {
         }
     }
 
-    /// Length of the largest output that a block of `len` bytes can have, in bytes.
+    /// Largest output of a block of `len` bytes, in bytes.
     pub fn bound(self, len: usize) -> usize {
         match self.coding {
             Coding::Plain => len,
@@ -101,18 +106,20 @@ impl Compression {
         }
     }
 
-    /// Whether a block depends on the one in front of it.
+    /// True when a block depends on the one before it.
     pub fn looks_back(self) -> bool {
         self.coding == Coding::Gzip
     }
 
-    /// Compresses `block` into `out`, which has at least [`Compression::bound`] bytes. `before` is the whole
-    /// block in front of it, empty for the first one and where [`Compression::looks_back`] is false. The first
-    /// block of a stream may be empty: a stream has one block at least.
+    /// Compresses `block` into `out`, which has at least [`Compression::bound`] bytes. `before` is
+    /// the whole block before it; it is empty for the first block and where
+    /// [`Compression::looks_back`] is false. Every stream has at least one block, so the first may
+    /// be empty.
     ///
-    /// Compressors are set up anew for every block, which costs less than 1 % of its time. Those that are used
-    /// again remember what they saw: zlib-rs hashes stale bytes behind the end of a dictionary, and libzstd
-    /// salts its hashes from level 5 on. Then the bytes would depend on which thread took which block.
+    /// Creates a new compressor for every block, which costs less than 1 % of the time. A reused
+    /// one remembers earlier data: zlib-rs hashes stale bytes behind the end of a dictionary, and
+    /// libzstd salts its hashes from level 5 on. The output would then depend on which thread took
+    /// which block.
     ///
     /// Errors: [`CodecError::Memory`]; [`CodecError::Encoder`] when `out` is too short.
     ///
@@ -161,31 +168,31 @@ impl Compression {
     }
 }
 
-/// What became of a block.
+/// Result of compressing a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coded {
-    /// Bytes of the output.
+    /// Length of the output in bytes.
     pub len: usize,
-    /// CRC-32 of the block; 0 where the envelope has none.
+    /// CRC-32 of the block's plain bytes; 0 for codings whose envelope has none.
     pub crc32: u32,
 }
 
-/// What stands around the blocks of a stream.
+/// Bytes around the blocks of a stream, with the sums that they hold.
 #[derive(Debug)]
 pub struct Envelope {
     coding: Coding,
     crc32: u32,
-    /// Bytes of all blocks.
+    /// Plain bytes of all blocks so far.
     size_bytes: u64,
 }
 
 impl Envelope {
-    /// Around no blocks yet.
+    /// Envelope of a stream without blocks.
     pub fn new(compression: Compression) -> Self {
         Self { coding: compression.coding, crc32: 0, size_bytes: 0 }
     }
 
-    /// What comes before the first block.
+    /// Bytes before the first block.
     pub fn start(&self) -> &'static [u8] {
         match self.coding {
             Coding::Gzip => &gzip::HEADER,
@@ -193,7 +200,7 @@ impl Envelope {
         }
     }
 
-    /// Takes the next block, of `block_bytes` bytes, into account.
+    /// Adds the next block, of `block_bytes` plain bytes, to the sums.
     pub fn add(&mut self, coded: Coded, block_bytes: u64) {
         if self.coding == Coding::Gzip {
             self.crc32 = gzip::join(self.crc32, coded.crc32, block_bytes);
@@ -201,7 +208,7 @@ impl Envelope {
         self.size_bytes = self.size_bytes.wrapping_add(block_bytes);
     }
 
-    /// What comes after the last block.
+    /// Bytes after the last block.
     pub fn end(self) -> Vec<u8> {
         match self.coding {
             Coding::Gzip => gzip::end(self.crc32, self.size_bytes).to_vec(),
@@ -280,7 +287,7 @@ mod tests {
     fn every_level_round_trips_at_its_block_length_and_fits_its_bound() {
         for compression in every_level() {
             let block = compression.block_bytes();
-            // What does not compress at all must fit too.
+            // Incompressible data has to fit too.
             for plain in [noise(100_000), vec![0; block + 1], Vec::new()] {
                 let stream = encode(compression, &plain, block);
                 assert_eq!(
@@ -308,7 +315,7 @@ mod tests {
                 assert!(stream.len() >= 2 * (len / DENSEST), "{compression:?}: {}", stream.len());
                 assert!(stream.len() <= len / 50 + 200 || compression == Compression::PLAIN);
                 assert!(decoded(compression.coding(), &stream).len() == 2 * len);
-                // Decoders of others pass over it as well.
+                // Other decoders skip the filling too.
                 let other: Vec<u8> = match compression.coding() {
                     Coding::Zstd => ::zstd::decode_all(&stream[..]).unwrap(),
                     Coding::Gzip => {
@@ -324,8 +331,8 @@ mod tests {
         }
     }
 
-    /// zlib-rs hashes the byte behind the end of a dictionary, which is left from what it compressed before. A
-    /// word that goes on with that byte where the dictionary ends is not found again.
+    /// zlib-rs hashes the byte behind the end of a dictionary, which is left from earlier data. A
+    /// word that continues with that byte at the end of the dictionary is then not found.
     #[test]
     fn a_block_becomes_the_same_whatever_was_compressed_before_it() {
         let word = b"XYZWabcdefghijkl";

@@ -1,9 +1,9 @@
-//! Storage of the tree: slots that are numbered and reused, and the bytes of many short strings.
+//! Storage of the tree: numbered slots that are reused, and the bytes of many short strings.
 //!
-//! A layer may have millions of entries, and most are a few dozen bytes of facts. One allocation
-//! each, or a pointer where a number does, would double what a tree takes.
+//! A layer may have millions of entries, most of them with a few dozen bytes of metadata. One
+//! allocation for each, or a pointer instead of a number, would double the memory of a tree.
 
-/// Numbered slots; freed numbers are given out again.
+/// Numbered slots. Numbers of freed slots are used again.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
     items: Vec<T>,
@@ -16,13 +16,14 @@ impl<T> Default for Slab<T> {
     }
 }
 
-/// How a slot's number looks into a vector; lossless on every machine the daemon runs on.
+/// Converts a slot's number to an index; lossless on every machine that the daemon runs on.
 pub(super) fn index(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl<T> Slab<T> {
-    /// Stores `item` and returns its number. The caller bounds how many there are ([`super::Limits`]).
+    /// Stores `item` and returns its number. The caller bounds the number of items
+    /// ([`super::Limits`]).
     pub fn insert(&mut self, item: T) -> u32 {
         if let Some(number) = self.free.pop() {
             *self.get_mut(number) = item;
@@ -33,43 +34,43 @@ impl<T> Slab<T> {
         number
     }
 
-    /// Gives `number` back; the item stays until its slot is used again.
+    /// Frees the slot `number`. The item stays until the slot is used again.
     pub fn release(&mut self, number: u32) {
         self.free.push(number);
     }
 
-    /// The item with `number`, which came from [`Slab::insert`].
+    /// Item with the number `number`, which came from [`Slab::insert`].
     pub fn get(&self, number: u32) -> &T {
         self.items.get(index(number)).expect("the number came from this slab")
     }
 
-    /// The item with `number`, to change it.
+    /// Item with the number `number`, for changing it.
     pub fn get_mut(&mut self, number: u32) -> &mut T {
         self.items.get_mut(index(number)).expect("the number came from this slab")
     }
 
-    /// Slots that hold a live item.
+    /// Number of slots that hold a live item.
     pub fn live(&self) -> usize {
         self.items.len() - self.free.len()
     }
 
-    /// Every slot, the freed ones too.
+    /// Iterates over all slots, freed ones included.
     pub fn slots_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.items.iter_mut()
     }
 
-    /// Every slot with its number, the freed ones too.
+    /// Iterates over all slots with their numbers, freed ones included.
     pub fn slots(&self) -> impl Iterator<Item = (u32, &T)> {
         (0..).zip(&self.items)
     }
 
-    /// Memory held, in bytes, without what the items own.
+    /// Memory held in bytes, without memory that the items own.
     pub fn memory_bytes(&self) -> usize {
         self.items.len() * size_of::<T>() + self.free.capacity() * size_of::<u32>()
     }
 }
 
-/// Bytes of many strings, one behind the other; their owner remembers offset and length.
+/// Bytes of many strings, one after the other. Users keep offset and length.
 #[derive(Debug, Default)]
 pub(super) struct Bytes {
     bytes: Vec<u8>,
@@ -77,7 +78,7 @@ pub(super) struct Bytes {
 }
 
 impl Bytes {
-    /// Garbage that is never worth a rewrite, in bytes.
+    /// Garbage in bytes below which a rewrite never pays.
     const SLACK: usize = 1 << 20;
 
     /// Appends `text` and returns its offset; `None` beyond 4 GiB.
@@ -87,28 +88,28 @@ impl Bytes {
         Some(offset)
     }
 
-    /// The string at `offset`, which came from [`Bytes::push`] with that length.
+    /// String at `offset`, which came from [`Bytes::push`] with that length.
     pub fn get(&self, offset: u32, len: usize) -> &[u8] {
         let rest = self.bytes.get(index(offset)..).and_then(|rest| rest.get(..len));
         rest.expect("offset and length came from this store")
     }
 
-    /// Says that a string of `len` bytes is used no more.
+    /// Counts a string of `len` bytes as garbage.
     pub fn release(&mut self, len: usize) {
         self.garbage += len;
     }
 
-    /// Whether more than half is garbage, so that a rewrite pays for itself.
+    /// True when more than half is garbage, so that a rewrite pays.
     pub fn is_wasteful(&self) -> bool {
         self.garbage > Self::SLACK && self.garbage > self.bytes.len() / 2
     }
 
-    /// An empty store with room for what lives in this one.
+    /// Creates an empty store with room for the live strings of this one.
     pub fn successor(&self) -> Self {
         Self { bytes: Vec::with_capacity(self.bytes.len() - self.garbage), garbage: 0 }
     }
 
-    /// Memory held, in bytes.
+    /// Memory held by the strings, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.len()
     }

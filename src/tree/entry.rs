@@ -1,52 +1,52 @@
-//! One entry of a layer, as a source of layers announces it before its data.
+//! Entry of a layer, which a source of layers announces before the entry's data.
 
 use super::{Attributes, Device, Xattr};
 
-/// An entry: a name, what it is, and everything about it but its data.
+/// Entry of a layer: name, type and metadata, without the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The name as the source spells it.
+    /// Name as the source spells it.
     pub path: Vec<u8>,
     /// Owner, permissions and time.
     pub attributes: Attributes,
-    /// Attributes that belong to the image, each name once.
+    /// Extended attributes that belong to the image, each name once.
     pub xattrs: Vec<Xattr>,
-    /// What it is.
+    /// Type of the entry, with the fields that only this type has.
     pub body: Body,
 }
 
-/// What an entry is.
+/// Type of an entry with its own fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// A file; its data follows.
+    /// Regular file, whose data follows.
     Regular {
         /// Logical size in bytes, holes included.
         size_bytes: u64,
-        /// Where a sparse file has data: ascending, not overlapping, within the size. `None` for a
-        /// file that is data from beginning to end.
+        /// Stretches of a sparse file that hold data: ascending, not overlapping, within the size.
+        /// `None` for a file without holes.
         extents: Option<Vec<Extent>>,
     },
-    /// A directory.
+    /// Directory; its names are entries of their own.
     Directory,
-    /// A symbolic link.
+    /// Symbolic link, never followed by the last component of a name.
     Symlink {
         /// 1 to [`crate::limits::LINK_TARGET_BYTES`] bytes without NUL, not interpreted.
         target: Vec<u8>,
     },
-    /// Another name of an earlier entry; its own attributes do not count.
+    /// Further name of an earlier entry. The metadata of this entry has no meaning.
     HardLink {
-        /// The earlier entry's name, spelled like [`Entry::path`].
+        /// Name of the earlier entry, spelled like [`Entry::path`].
         target: Vec<u8>,
     },
-    /// A character device.
+    /// Character device. Number 0:0 is a whiteout to overlayfs.
     CharDevice(Device),
-    /// A block device.
+    /// Block device with its number.
     BlockDevice(Device),
-    /// A named pipe.
+    /// Named pipe, which has no data.
     Fifo,
 }
 
-/// A stretch of data in a sparse file.
+/// Stretch of data in a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Byte offset in the file.

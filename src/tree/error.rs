@@ -1,4 +1,4 @@
-//! Why an entry has no place in a [`super::Tree`].
+//! Refusals of entries that have no place in a [`super::Tree`].
 
 use super::{path::PathError, whiteout::WhiteoutError};
 use crate::{
@@ -6,62 +6,62 @@ use crate::{
     limits,
 };
 
-/// Why an entry is refused.
+/// Refusal of an entry by the tree.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
-    /// The name is not one inside the root.
+    /// The name is malformed, too long, or leads outside the root.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// A marker that deletes nothing.
+    /// A marker deletes nothing.
     #[error(transparent)]
     Whiteout(#[from] WhiteoutError),
-    /// A marker's name where a directory's should be.
+    /// A directory on the way has a name that begins like a whiteout.
     #[error("directory name {0} begins like a whiteout")]
     Reserved(String),
-    /// Only a directory can be the root.
+    /// The root is named by an entry that is no directory.
     #[error("the root is named as something other than a directory")]
     Root,
     /// The parent is a file, device or fifo.
     #[error("parent {0} is neither a directory nor a symbolic link")]
     Parent(String),
-    /// Links of the layer lead to directories deeper than any reader follows.
+    /// Symbolic links of the layer lead more than 4096 directories deep.
     #[error("a directory lies more than {} directories deep", limits::DIRECTORY_DEPTH)]
     Depth,
-    /// Too many symbolic links on the way to the parent.
+    /// More than 40 symbolic links are on the way to the parent.
     #[error("more than {} symbolic links lead to the parent", limits::SYMLINK_HOPS)]
     Loop,
-    /// The target of a hard link is not there.
+    /// The target of a hard link does not exist at this point of the layer.
     #[error("hard link target {0} does not exist at this point of the layer")]
     LinkMissing(String),
     /// The target of a hard link is a directory or a whiteout.
     #[error("hard link target {0} is a {1}")]
     LinkType(String, &'static str),
-    /// A symbolic link's target is empty, too long, or holds NUL.
+    /// A symbolic link's target is empty, too long, or holds a NUL.
     #[error(
         "symbolic link target of {len} bytes is not 1 to {} bytes without NUL",
         limits::LINK_TARGET_BYTES
     )]
     SymlinkTarget {
-        /// Its length in bytes.
+        /// Length of the target in bytes.
         len: usize,
     },
-    /// The entries merged into one directory have too many attributes.
+    /// The entries merged into one directory have more than 240 KiB of attributes.
     #[error("extended attributes of one directory exceed {} bytes", limits::XATTR_SUM_BYTES)]
     XattrSum,
-    /// Too many names.
+    /// The layer has more entries, implied directories and whiteouts than allowed.
     #[error("more than {limit} nodes")]
     Nodes {
-        /// The limit.
+        /// Most nodes allowed.
         limit: u64,
     },
-    /// Too much memory.
+    /// The tree needs more memory than allowed.
     #[error("the layer's metadata exceeds {limit} bytes of memory")]
     Memory {
-        /// The limit in bytes.
+        /// Most memory allowed, in bytes.
         limit: u64,
     },
-    /// Symbolic links in parents cost more than any layer's worth of following.
+    /// Following symbolic links in parents takes more steps than any real layer needs.
     #[error("symbolic links in parent directories take too many steps to follow")]
     LinkSteps,
 }

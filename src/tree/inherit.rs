@@ -1,26 +1,27 @@
-//! Directories that names imply and no entry describes, and the tree below the layer that they shadow.
+//! Directories that names imply and no entry describes, and the directories below the layer that
+//! they shadow.
 //!
-//! A layer may hold `tmp/x` without an entry for `tmp`, which then exists in the layers below. overlayfs
-//! shows a merged directory with the owner, mode, times and attributes of the topmost layer that has it, so
-//! an image whose `tmp` had other ones would change them for everybody.
+//! A layer may hold `tmp/x` without an entry for `tmp`, which exists in the layers below. overlayfs
+//! shows a merged directory with the owner, mode, times and attributes of the topmost layer that
+//! has it. An image whose `tmp` had other ones would change them for everybody.
 //!
 //! Source: `docs/formats/erofs.md`, "Directories that the archive does not list"; Linux
 //! `Documentation/filesystems/overlayfs.rst`, "Merging Directories".
 
 use super::{Attributes, TreeError, Xattr, arena::index, layer::Tree, names::Target};
 
-/// The merged tree below a layer, looked up from its root on.
+/// Merged tree below a layer, looked up from its root on.
 pub trait Below {
-    /// One of its directories.
+    /// Handle of one of its directories.
     type Directory;
-    /// Why it cannot be read.
+    /// Error of reading the tree.
     type Error: From<TreeError>;
 
-    /// The root.
+    /// Opens the root.
     fn root(&mut self) -> Result<Self::Directory, Self::Error>;
 
-    /// The directory called `name` in `parent`; `path` leads to it. `None` when there is nothing, or something
-    /// else: no link is followed.
+    /// Finds the directory `name` in `parent`; `path` leads to it. `None` when the name does not
+    /// exist or is no directory: links are not followed.
     fn child(
         &mut self,
         parent: &Self::Directory,
@@ -28,8 +29,8 @@ pub trait Below {
         name: &[u8],
     ) -> Result<Option<Self::Directory>, Self::Error>;
 
-    /// Owner, permissions and time of a directory, and those of its extended attributes that belong to an
-    /// image; `path` leads to it.
+    /// Owner, permissions and time of a directory, and its extended attributes that belong to an
+    /// image. `path` leads to it.
     fn describe(
         &mut self,
         directory: &Self::Directory,
@@ -37,26 +38,30 @@ pub trait Below {
     ) -> Result<(Attributes, Vec<Xattr>), Self::Error>;
 }
 
-/// A directory of the layer whose names are being looked at, and the one that it is merged with.
+/// Directory of the layer whose names are being compared, with the directory that it is merged
+/// with.
 struct Frame<D> {
-    /// The next name.
+    /// Next name of the directory; `None` after the last.
     next: Option<u32>,
     below: D,
-    /// Length of the path that leads to it.
+    /// Length in bytes of the path that leads to the directory.
     path_len: usize,
 }
 
 impl<P: Copy + Default> Tree<P> {
-    /// Directories that names imply and no entry describes. The root is never one of them.
+    /// Number of directories that names imply and no entry describes. The root is never one of
+    /// them.
     pub fn implied_directories(&self) -> u64 {
         self.directories.slots().filter(|(_, directory)| directory.implied).count() as u64
     }
 
-    /// Gives implied directories the owner, mode, time and attributes of the directories of `below` that they
-    /// shadow, and returns how many shadow one. Nothing else is looked up there than what leads to them.
+    /// Gives implied directories the owner, mode, time and attributes of the directories of `below`
+    /// that they shadow. Returns how many shadow one. Only directories that lead to implied ones
+    /// are looked up.
     ///
-    /// Directories that the layer itself deletes or hides are not shadowed. Errors: those of `below`, and
-    /// [`TreeError`] when the attributes take too much memory. [`Tree::disinherit`] undoes what was done until then.
+    /// Directories that the layer itself deletes or hides shadow nothing. Errors: those of `below`,
+    /// and [`TreeError`] when the attributes take too much memory. [`Tree::disinherit`] undoes the
+    /// changes made before an error.
     pub fn inherit<B: Below>(&mut self, below: &mut B) -> Result<u64, B::Error> {
         let leads = self.ways_to_implied();
         let root = super::DirectoryId::ROOT.0;
@@ -65,7 +70,7 @@ impl<P: Copy + Default> Tree<P> {
         }
         let mut inherited = 0;
         let mut path = Vec::new();
-        // A marker in the root means nothing to overlayfs, which merges the roots of all layers.
+        // A whiteout of the root has no meaning: overlayfs merges the roots of all layers.
         let mut frames = vec![Frame { next: self.first_name(root), below: below.root()?, path_len: 0 }];
         while let Some(frame) = frames.last_mut() {
             path.truncate(frame.path_len);
@@ -76,7 +81,7 @@ impl<P: Copy + Default> Tree<P> {
             frame.next = self.names.chain(at).nth(1);
             let name = self.names.get(at);
             let Target::Directory(number) = name.target() else { continue };
-            // A directory whose own name the layer deletes is a new one.
+            // The layer deletes this name below, so the directory is a new one.
             if name.whited_out || !leads.get(index(number)).is_some_and(|leads| *leads) {
                 continue;
             }
@@ -103,7 +108,7 @@ impl<P: Copy + Default> Tree<P> {
         Ok(inherited)
     }
 
-    /// Makes implied directories again what they are without a tree below.
+    /// Resets implied directories to their defaults: 0755, 0:0, time 0, no attributes.
     pub fn disinherit(&mut self) {
         for number in 0..self.directory_slots() {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
@@ -113,7 +118,7 @@ impl<P: Copy + Default> Tree<P> {
         }
     }
 
-    /// By number of directory, whether an implied one lies in it or is it.
+    /// For each number of a directory, whether it is implied or holds an implied one at any depth.
     fn ways_to_implied(&self) -> Vec<bool> {
         let mut leads = vec![false; self.directory_slots()];
         for (implied, _) in self.directories.slots().filter(|(_, directory)| directory.implied) {

@@ -1,4 +1,4 @@
-//! Which directories of a tree below are looked up, and what a layer's directories take from them.
+//! Tests of the lookups in a tree below, and of the attributes that directories take from it.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,8 @@ fn directory(path: &str) -> Entry {
     entry(path, Body::Directory)
 }
 
-/// A tree below in which every path of the list is a directory, told apart by its owner; and what was looked up.
+/// Tree below in which every path of the list is a directory with an owner of its own. Records the
+/// lookups.
 struct Listed {
     owners: BTreeMap<String, u32>,
     asked: Vec<String>,
@@ -106,19 +107,19 @@ fn nothing_is_looked_up_when_every_directory_has_an_entry() {
 #[test]
 fn what_the_layer_hides_or_deletes_is_not_shadowed() {
     let entries = [
-        // Its content is hidden; it is still the directory that is below.
+        // The opaque marker hides the content; the directory itself still shadows the one below.
         file("opaque/.wh..wh..opq"),
         file("opaque/in/f"),
-        // Described, and its content hidden.
+        // A directory with an entry, whose content is hidden.
         directory("own"),
         file("own/.wh..wh..opq"),
         file("own/in/f"),
-        // Deleted and made anew, in either order.
+        // Deleted and created again, in either order.
         file(".wh.before"),
         file("before/in/f"),
         file("after/f"),
         file(".wh.after"),
-        // A marker deletes only what it names.
+        // A marker deletes only the name in it.
         file("kept/.wh.gone"),
     ];
     let mut tree = tree_of(&entries);
@@ -166,13 +167,13 @@ fn what_was_taken_can_be_given_back() {
         assert_eq!(owner(&tree, path), want, "{path}");
     }
     assert_eq!((tree.implied_directories(), tree.attributes(DirectoryId::ROOT).mode), (3, 0o755));
-    // Slots and tables stay; the texts of the attributes do not.
+    // Slots and tables stay allocated; the texts of the attributes are freed.
     assert!(tree.memory_bytes() < before + 1000, "{} {before}", tree.memory_bytes());
 }
 
 #[test]
 fn attributes_from_below_count_against_the_memory_of_the_layer() {
-    /// Everything is a directory with an attribute of 60 000 bytes that is its own.
+    /// Tree in which every name is a directory with a different attribute of 60 000 bytes.
     struct Large(u32);
     impl Below for Large {
         type Directory = ();

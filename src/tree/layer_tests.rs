@@ -1,4 +1,4 @@
-//! Tests of the tree by its rules; random layers against a model are in `tests/oracle/erofs_writer.rs`.
+//! Tests of the tree's rules. Random layers are compared with a model in `tests/oracle/erofs_writer.rs`.
 
 use super::{layer::*, *};
 use crate::error::{Classify, Kind};
@@ -26,7 +26,8 @@ fn link(path: &str, target: &str) -> Entry {
     entry(path, Body::HardLink { target: target.into() })
 }
 
-/// A tree of `entries`; each file's payload is the number of its entry. With it, what was freed.
+/// Builds a tree of `entries`, whose payloads are the numbers of their entries. Returns the freed
+/// payloads too.
 fn tree_of(entries: &[Entry]) -> Result<(Tree<usize>, Vec<usize>), TreeError> {
     let mut tree = Tree::new(ROOMY);
     let mut freed = Vec::new();
@@ -38,7 +39,7 @@ fn tree_of(entries: &[Entry]) -> Result<(Tree<usize>, Vec<usize>), TreeError> {
     Ok((tree, freed))
 }
 
-/// The tree as text: `name` or `name/`, `!` after what is opaque, `~` after a whiteout, depth first.
+/// Tree as text, depth first: `name` or `name/`, then `!` if opaque, `~` for a whiteout.
 fn shown(tree: &mut Tree<usize>) -> String {
     fn show(tree: &mut Tree<usize>, at: DirectoryId, path: &str, lines: &mut Vec<String>) {
         tree.sort(at);
@@ -153,7 +154,7 @@ fn aufs_housekeeping_is_dropped_and_hard_links_to_it_yield_the_file() {
         (vec![file("a"), link(plink, "a"), link("b", plink)], "a b"),
         (vec![file("x/.wh..wh.plnk/y/z"), link("x/a", "x/.wh..wh.plnk/y/z")], "x/ x/a"),
         (vec![symlink(".wh..wh.plnk/l", "t"), link("l", ".wh..wh.plnk/l")], "l"),
-        // Nothing is followed or refused on the way, nor deleted by it.
+        // Names below aufs bookkeeping follow no links, refuse nothing and delete nothing.
         (vec![directory("etc"), symlink(".wh..wh.plnk", "etc"), file(".wh..wh.plnk/passwd")], "etc/"),
         (vec![file(".wh..wh.plnk"), file(plink), directory(".wh..wh.plnk/.wh.x")], ""),
         (vec![link(plink, "nowhere"), file(".wh..wh.plnk/.wh.passwd"), symlink(plink, "")], ""),
@@ -202,7 +203,8 @@ fn links_in_parents_are_followed_inside_the_layer() {
         (vec![symlink("l", "d"), file("l/a"), symlink("l", "e"), file("l/b")], "d/ d/a e/ e/b l"),
         (vec![symlink("l", "d/e"), file("l/a"), file("d"), directory("d"), file("l/b")], "d/ d/e/ d/e/b l"),
         (vec![symlink("l", "d"), file(".wh.d"), file("l/a")], "d/! d/a l"),
-        // `..` behind a link is lexical in a name, and the link's own directory's parent in a target.
+        // `..` after a link is lexical in a name. In a link's target it is the parent of the
+        // directory reached.
         (vec![symlink("l", "d/e"), file("l/../a")], "a l"),
         (vec![symlink("l", "d/e"), symlink("m", "l/../f"), file("m/a")], "d/ d/e/ d/f/ d/f/a l m"),
         (vec![symlink("l", "d"), file("d/t"), link("h", "l/t")], "d/ d/t h l"),
@@ -216,7 +218,7 @@ fn forty_links_are_followed_and_one_more_is_not_however_often_it_is_asked() {
     let mut entries: Vec<Entry> =
         (0..40).map(|n| symlink(&format!("l{n}"), &format!("l{}", n + 1))).collect();
     entries.push(directory("l40"));
-    // From the far end first, so that the tree remembers every part of the chain.
+    // Links are used from the far end on, so that the tree remembers every part of the chain.
     entries.extend((0..40).rev().map(|n| file(&format!("l{n}/f{n}"))));
     let (mut tree, _) = tree_of(&entries).unwrap();
     let mut freed = Vec::new();
@@ -237,7 +239,7 @@ fn a_hard_link_is_one_more_name_of_its_file() {
     assert_eq!(linked(&[file("a"), link("b", "a"), file("a")]), (vec![], vec![]), "the link keeps the file");
     assert_eq!(linked(&[file("a"), link("b", "a"), file("a"), file("b")]), (vec![], vec![0]));
     assert_eq!(linked(&[file("a"), file("b"), link("b", "a")]), (vec![(0, 2)], vec![1]));
-    // What is replaced holds the only other name.
+    // The directory that the link replaces holds the only other name of the file.
     let entries = [file("d/f"), file("d/g"), link("d", "d/f")];
     assert_eq!(linked(&entries), (vec![], vec![1]));
     assert_eq!(tree_text(&entries), "d");
@@ -271,7 +273,7 @@ fn implied_directories_are_roots_until_an_entry_describes_them() {
 
 #[test]
 fn limits_hold_at_the_last_node_and_beyond_it() {
-    // The root, two implied directories and two files.
+    // Five nodes: the root, two implied directories and two files.
     let entries = [file("a/b/c"), file("a/b/d")];
     for (nodes, fits) in [(5, true), (4, false), (1, false), (0, false)] {
         let mut tree: Tree<usize> = Tree::new(Limits { nodes, ..ROOMY });

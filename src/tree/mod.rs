@@ -1,5 +1,5 @@
-//! What a file is, apart from any format: type, owner, mode, time, device, extended attributes; and the
-//! [`Tree`] that the entries of a layer make.
+//! Metadata of files, independent of formats: type, owner, mode, time, device, extended attributes;
+//! and the [`Tree`] that the entries of a layer make.
 //!
 //! Every format module reads into and writes from these types.
 
@@ -29,27 +29,27 @@ pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree};
 
 use std::fmt;
 
-/// The seven types of file.
+/// Type of a file, one of seven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileType {
-    /// A file with data.
+    /// Regular file, which has data.
     Regular,
-    /// A directory.
+    /// Directory: S_IFDIR in a POSIX mode.
     Directory,
-    /// A character device.
+    /// Character device: S_IFCHR in a POSIX mode.
     CharDevice,
-    /// A block device.
+    /// Block device: S_IFBLK in a POSIX mode.
     BlockDevice,
-    /// A named pipe.
+    /// Named pipe: S_IFIFO in a POSIX mode.
     Fifo,
-    /// A unix socket.
+    /// Unix socket: S_IFSOCK in a POSIX mode. Tar layers cannot hold one.
     Socket,
-    /// A symbolic link.
+    /// Symbolic link: S_IFLNK in a POSIX mode.
     Symlink,
 }
 
 impl FileType {
-    /// The type bits of a POSIX mode (`S_IFMT`).
+    /// Type bits of a POSIX mode (`S_IFMT`).
     pub fn mode_bits(self) -> u16 {
         match self {
             Self::Fifo => 0o010_000,
@@ -62,7 +62,7 @@ impl FileType {
         }
     }
 
-    /// The type that the type bits of `mode` name; `None` when they name no type.
+    /// File type in the type bits of `mode`; `None` when they name no type.
     pub fn from_mode(mode: u16) -> Option<Self> {
         [
             Self::Regular,
@@ -78,17 +78,17 @@ impl FileType {
     }
 }
 
-/// A point in time: seconds since 1970, negative before, and nanoseconds after that second.
+/// Point in time: seconds since 1970, negative before, and nanoseconds after that second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp {
-    /// Whole seconds, rounded down.
+    /// Whole seconds since 1970, rounded down.
     pub seconds: i64,
     /// 0 to 999 999 999.
     pub nanoseconds: u32,
 }
 
-/// Seconds with nine decimal places. Before 1970 the fraction counts away from zero like the seconds, so
-/// 1.5 s before it is `-1.500000000`.
+/// Prints seconds with nine decimal places. Before 1970 the fraction counts away from zero like the
+/// seconds, so 1.5 s before 1970 is `-1.500000000`.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seconds, nanoseconds } = *self;
@@ -101,38 +101,39 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// A device number.
+/// Number of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Device {
-    /// At most [`crate::limits::DEVICE_MAJOR`].
+    /// Major number, at most [`crate::limits::DEVICE_MAJOR`] in an image.
     pub major: u32,
-    /// At most [`crate::limits::DEVICE_MINOR`].
+    /// Minor number, at most [`crate::limits::DEVICE_MINOR`] in an image.
     pub minor: u32,
 }
 
 impl Device {
-    /// Number 0:0, which overlayfs takes for a whiteout when it is a character device.
+    /// Number 0:0. overlayfs takes a character device with it for a whiteout.
     pub const WHITEOUT: Self = Self { major: 0, minor: 0 };
 }
 
 /// Owner, permissions and time of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Attributes {
-    /// The twelve permission bits.
+    /// Twelve permission bits, setuid, setgid and sticky included.
     pub mode: u16,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id of the owner.
     pub gid: u32,
     /// Modification time.
     pub mtime: Timestamp,
 }
 
 impl Attributes {
-    /// Permissions of a symbolic link: the kernel gives it these and lets nobody change them.
+    /// Permissions of a symbolic link: the kernel sets these and lets nobody change them.
     pub const SYMLINK_MODE: u16 = 0o777;
 
-    /// Those of an inode of type `file_type`, whatever its source says.
+    /// Attributes as an inode of type `file_type` has them: symbolic links get
+    /// [`Self::SYMLINK_MODE`].
     #[must_use]
     pub fn of_type(self, file_type: FileType) -> Self {
         match file_type {
@@ -142,12 +143,12 @@ impl Attributes {
     }
 }
 
-/// One extended attribute.
+/// Extended attribute with its value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Xattr {
     /// Full name with its namespace, for example `security.capability`.
     pub name: Vec<u8>,
-    /// At most [`crate::limits::XATTR_VALUE_BYTES`] bytes.
+    /// Value, at most [`crate::limits::XATTR_VALUE_BYTES`] bytes.
     pub value: Vec<u8>,
 }
 

@@ -1,8 +1,9 @@
-//! The names of a tree: what each directory holds, found by hash, listed by chain.
+//! The names of a tree, found by hash and listed by chains, one for each directory.
 //!
-//! One table for all directories, keyed by directory and name, so that neither wide nor deep trees
-//! cost more per lookup. The hash is seeded per tree: a layer cannot choose names that collide. Its
-//! order is never looked at; lists are sorted by name before anything is written.
+//! One table holds the names of all directories, keyed by directory and name, so that neither wide
+//! nor deep trees cost more per lookup. The hash is seeded per tree: a layer cannot choose names
+//! that collide. Nothing depends on the order of the table; lists are sorted by name before
+//! anything is written.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -10,30 +11,30 @@ use hashbrown::HashTable;
 
 use super::arena::{Bytes, Slab};
 
-/// No name: the end of a chain.
+/// End of a chain, in place of a number.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// What a name stands for: the number of a directory or of a file.
+/// Number of the directory or file that a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     Directory(u32),
     File(u32),
 }
 
-/// One name in one directory.
+/// Name in one directory.
 #[derive(Debug)]
 pub(super) struct Name {
-    /// The directory that holds it.
+    /// Number of the directory that holds the name.
     pub parent: u32,
-    /// The next name of the same directory, or [`NONE`].
+    /// Next name of the same directory, or [`NONE`].
     pub next: u32,
-    /// Number of the directory or file.
+    /// Number of the directory or file named.
     node: u32,
     offset: u32,
-    /// 0 for a freed slot.
+    /// Length of the name in bytes; 0 for a freed slot.
     len: u8,
     is_directory: bool,
-    /// A whiteout marker for this name was seen.
+    /// True when the layer has a whiteout marker for this name.
     pub whited_out: bool,
 }
 
@@ -50,13 +51,13 @@ impl Name {
     }
 }
 
-/// All names of a tree.
+/// All names of one tree.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     names: Slab<Name>,
     bytes: Bytes,
-    /// Half a hash and the number of a name: with the hash at hand, a table that grows does not have to
-    /// visit every name, which would cost more than all else in a large layer.
+    /// Lower half of the hash, and the number of the name. With half a hash in the table, growing
+    /// it does not visit every name, which would cost more than everything else in a large layer.
     table: HashTable<(u32, u32)>,
     hasher: RandomState,
 }
@@ -69,7 +70,7 @@ fn half_hash(hasher: &RandomState, parent: u32, name: &[u8]) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// The hash the table wants: it looks at the lowest bits and at the highest.
+/// Hash for the table, which uses the lowest and the highest bits.
 fn whole(half: u32) -> u64 {
     u64::from(half) << 32 | u64::from(half)
 }
@@ -79,7 +80,7 @@ fn spelled<'a>(bytes: &'a Bytes, name: &Name) -> &'a [u8] {
 }
 
 impl Names {
-    /// Names that live.
+    /// Number of live names.
     pub fn len(&self) -> usize {
         self.names.live()
     }
@@ -92,13 +93,13 @@ impl Names {
         self.names.get_mut(number)
     }
 
-    /// The chain that begins with `first`.
+    /// Iterates over the chain that begins with `first`.
     pub fn chain(&self, first: u32) -> impl Iterator<Item = u32> {
         let some = |number: u32| (number != NONE).then_some(number);
         std::iter::successors(some(first), move |at| some(self.get(*at).next))
     }
 
-    /// How the name is spelled.
+    /// Bytes of the name `number`.
     pub fn spelling(&self, number: u32) -> &[u8] {
         spelled(&self.bytes, self.names.get(number))
     }
@@ -115,8 +116,8 @@ impl Names {
         table.find(whole(half), is_it).map(|(_, number)| *number)
     }
 
-    /// Adds a name that [`Names::find`] does not find, in front of the chain that begins with `next`.
-    /// `None` when 4 GiB of names are used up. `spelling` is 1 to 255 bytes.
+    /// Adds a name that [`Names::find`] does not find, in front of the chain that begins with
+    /// `next`. `spelling` is 1 to 255 bytes. `None` when 4 GiB of names are used up.
     pub fn insert(&mut self, parent: u32, spelling: &[u8], target: Target, next: u32) -> Option<u32> {
         let offset = self.bytes.push(spelling)?;
         let len = u8::try_from(spelling.len()).expect("components are at most 255 bytes");
@@ -128,7 +129,7 @@ impl Names {
         Some(number)
     }
 
-    /// Forgets a name; its slot is used again. The caller takes care of the chain it is in.
+    /// Removes a name and frees its slot. The caller takes it out of its chain.
     pub fn remove(&mut self, number: u32) {
         let Self { names, bytes, table, hasher } = self;
         let name = names.get(number);
@@ -141,7 +142,7 @@ impl Names {
         names.release(number);
     }
 
-    /// Rewrites the spellings when most of their store belongs to names that are gone.
+    /// Rewrites the spellings when most of their store belongs to removed names.
     pub fn tidy(&mut self) {
         if !self.bytes.is_wasteful() {
             return;
@@ -153,7 +154,7 @@ impl Names {
         self.bytes = rewritten;
     }
 
-    /// Sorts the chain that begins with `first` by unsigned bytes and returns its new beginning.
+    /// Sorts the chain that begins with `first` by unsigned bytes. Returns the new first name.
     pub fn sort_chain(&mut self, first: u32) -> u32 {
         let mut chain: Vec<(u64, u32)> = Vec::new();
         let mut shared: Option<&[u8]> = None;
@@ -162,9 +163,9 @@ impl Names {
             shared = Some(shared.map_or(spelling, |shared| common_prefix(shared, spelling)));
             chain.push((0, number));
         }
-        // Names of one directory often begin alike, and spellings are far apart in memory. Eight
-        // bytes from where the names begin to differ decide nearly every comparison without a look
-        // at them.
+        // Names in one directory often share a prefix, and spellings are far apart in memory. Eight
+        // bytes after the shared prefix decide nearly every comparison without reading the
+        // spellings.
         let shared = shared.unwrap_or_default().len();
         for (key, number) in &mut chain {
             *key = eight_bytes(self.spelling(*number).get(shared..).unwrap_or_default());
@@ -180,9 +181,9 @@ impl Names {
         next
     }
 
-    /// Memory held, in bytes.
+    /// Memory held by names and table, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        // One control byte beside each bucket; tables are at most 7/8 full.
+        // A bucket has one control byte. Tables are at most 7/8 full.
         let buckets = self.table.capacity() / 7 * 8;
         self.names.memory_bytes() + self.bytes.memory_bytes() + buckets * (size_of::<(u32, u32)>() + 1)
     }
@@ -193,7 +194,7 @@ fn common_prefix<'a>(a: &'a [u8], b: &[u8]) -> &'a [u8] {
     a.get(..len).unwrap_or(a)
 }
 
-/// The first eight bytes as a number that sorts like them, zeros behind a shorter string.
+/// First eight bytes as a number that sorts like them; a shorter string is padded with zeros.
 fn eight_bytes(text: &[u8]) -> u64 {
     let mut key = [0; 8];
     for (to, from) in key.iter_mut().zip(text) {

@@ -1,7 +1,7 @@
 //! Names of layer entries as paths inside the image: cleaned, never above its root.
 //!
-//! Bytes, not text. This module looks at spelling only; what a name means in a tree that holds
-//! symbolic links is decided by [`super::Tree`].
+//! Bytes, not text. This module reads spelling only; [`super::Tree`] resolves names in a tree that
+//! holds symbolic links.
 //!
 //! Source: OCI image specification, layer.md; Linux `include/uapi/linux/limits.h` for the bounds.
 
@@ -11,25 +11,25 @@ use crate::{
     limits,
 };
 
-/// Why a name is refused.
+/// Refusal of a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// Longer than [`limits::PATH_BYTES`].
+    /// The name is longer than [`limits::PATH_BYTES`].
     #[error("a path of {len} bytes is longer than {} bytes", limits::PATH_BYTES)]
     TooLong {
-        /// Length as spelled, in bytes.
+        /// Length of the name as spelled, in bytes.
         len: usize,
     },
-    /// A component longer than [`limits::NAME_BYTES`].
+    /// A component is longer than [`limits::NAME_BYTES`].
     #[error("a path component of {len} bytes is longer than {} bytes", limits::NAME_BYTES)]
     ComponentTooLong {
         /// Length of the component in bytes.
         len: usize,
     },
-    /// `..` would leave the root.
+    /// A `..` would leave the root.
     #[error("the path climbs out of the root")]
     Climbs,
-    /// File names cannot hold NUL.
+    /// The name holds a NUL, which file names cannot hold.
     #[error("the path holds a NUL byte")]
     Nul,
 }
@@ -48,8 +48,8 @@ impl Classify for PathError {
     }
 }
 
-/// The components of `path` below the root: leading slashes, empty and `.` components dropped, `..`
-/// resolved lexically. Empty for the root itself.
+/// Splits `path` into components below the root: leading slashes, empty and `.` components are
+/// dropped, `..` is resolved lexically. The root itself has none.
 ///
 /// ```
 /// use plywood::tree::path::{PathError, clean};
@@ -79,11 +79,11 @@ pub fn clean(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     Ok(components)
 }
 
-/// The components of `path` if aufs's bookkeeping is on the way or at its end.
+/// Components of `path` if aufs bookkeeping is on the way or at its end; `None` for other paths.
 ///
-/// Errors: those of [`clean`]; none for a path without any.
+/// Errors: those of [`clean`], and only for a path in which `.wh.` occurs.
 pub(super) fn below_aufs(path: &[u8]) -> Result<Option<Vec<&[u8]>>, PathError> {
-    // Nearly every entry ends here.
+    // Nearly every path returns here.
     if !path.windows(whiteout::PREFIX.len()).any(|four| four == whiteout::PREFIX) {
         return Ok(None);
     }
@@ -92,8 +92,8 @@ pub(super) fn below_aufs(path: &[u8]) -> Result<Option<Vec<&[u8]>>, PathError> {
     Ok(first.is_some_and(|first| whiteout::is_aufs(first)).then_some(components))
 }
 
-/// How long a component may be that begins like `name`, in bytes: a whiteout's is that of the name it
-/// deletes, which may be as long as any.
+/// Longest component that begins like `name`, in bytes. A whiteout is longer than others, because
+/// the name that it deletes may have full length.
 fn longest(name: &[u8]) -> usize {
     limits::NAME_BYTES + if name.starts_with(whiteout::PREFIX) { whiteout::PREFIX.len() } else { 0 }
 }

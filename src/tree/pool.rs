@@ -1,6 +1,6 @@
-//! Extended attributes of directories, each stored once however many directories have it.
+//! Extended attributes of directories, each stored once for all directories that have it.
 //!
-//! Files hand their attributes to the image as they come; directories keep theirs until the end,
+//! Files pass their attributes to the image as they come. Directories keep theirs until the end,
 //! because a later entry may add to them. On a labelled system every directory has the same few.
 
 use std::hash::{BuildHasher, RandomState};
@@ -10,14 +10,14 @@ use hashbrown::HashTable;
 use super::{Xattr, arena::Slab};
 use crate::limits;
 
-/// A stored attribute and how many sets hold it.
+/// Stored attribute with the number of sets that hold it.
 #[derive(Debug)]
 struct Pooled {
     xattr: Xattr,
     users: u32,
 }
 
-/// Attributes by number.
+/// Attributes by number, with counted users.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     pooled: Slab<Pooled>,
@@ -26,14 +26,15 @@ pub(super) struct Pool {
     text_bytes: usize,
 }
 
-/// The attributes of one directory: numbers in a [`Pool`], sorted by name.
+/// Attributes of one directory: numbers in a [`Pool`], sorted by name.
 #[derive(Debug, Default)]
 pub(super) struct Set {
     numbers: Box<[u32]>,
     encoded_bytes: u32,
 }
 
-/// What an attribute weighs against [`limits::XATTR_SUM_BYTES`]: its text and a record header.
+/// Bytes of an attribute that count towards [`limits::XATTR_SUM_BYTES`]: its text and a record
+/// header.
 fn weight(xattr: &Xattr) -> usize {
     (4 + xattr.name.len() + xattr.value.len()).next_multiple_of(4)
 }
@@ -67,8 +68,8 @@ impl Pool {
         pooled.release(number);
     }
 
-    /// Adds `xattrs` to `set`, replacing those of the same name; false, with nothing changed, when
-    /// their sum would exceed [`limits::XATTR_SUM_BYTES`].
+    /// Adds `xattrs` to `set`, replacing those with the same name. Returns false, with nothing
+    /// changed, when their sum would exceed [`limits::XATTR_SUM_BYTES`].
     #[must_use]
     pub fn merge(&mut self, set: &mut Set, xattrs: &[Xattr]) -> bool {
         if xattrs.is_empty() {
@@ -106,7 +107,8 @@ impl Pool {
             let mut numbers = Vec::with_capacity(old.len() + added.len());
             let mut copied = 0;
             for xattr in added {
-                // Found anew for each, so that one attribute more costs a copy and not a sort.
+                // The place is searched for each attribute, so that one more costs a copy and not a
+                // sort.
                 let at = place(&old, &self.pooled, &xattr.name).unwrap_or_else(|at| at);
                 numbers.extend_from_slice(old.get(copied..at).unwrap_or_default());
                 numbers.push(self.intern(xattr));
@@ -119,26 +121,26 @@ impl Pool {
         true
     }
 
-    /// Empties `set`, whose directory is gone.
+    /// Empties `set` when its directory is removed.
     pub fn clear(&mut self, set: &mut Set) {
         for number in &std::mem::take(set).numbers {
             self.release(*number);
         }
     }
 
-    /// The attributes of `set`, sorted by name.
+    /// Iterates over the attributes of `set`, sorted by name.
     pub fn attributes<'a>(&'a self, set: &'a Set) -> impl Iterator<Item = &'a Xattr> {
         set.numbers.iter().map(|number| &self.pooled.get(*number).xattr)
     }
 
-    /// Memory held, in bytes, without the sets.
+    /// Memory held by the pool in bytes, without the sets.
     pub fn memory_bytes(&self) -> usize {
         self.pooled.memory_bytes() + self.text_bytes + self.table.capacity() * (size_of::<u32>() + 1)
     }
 }
 
 impl Set {
-    /// Memory held beside the set itself, in bytes.
+    /// Memory held in bytes, without the set's own fields.
     pub fn memory_bytes(&self) -> usize {
         size_of_val(&*self.numbers)
     }

@@ -1,33 +1,33 @@
-//! Names that delete: how layers spell whiteouts and opaque directories.
+//! Names that delete: the spelling of whiteouts and opaque directories in layers.
 //!
-//! This module reads names. What a marker does to a tree is decided by [`super::Tree`], and how it
-//! looks in an image by the format.
+//! This module reads names. [`super::Tree`] applies markers to a tree, and formats store them in an
+//! image.
 //!
 //! Source: OCI image specification, layer.md, "Whiteouts"; the `.wh..wh.` prefix of other names is aufs's.
 
 use crate::error::{Classify, Kind};
 
-/// What every marker's name begins with.
+/// Prefix of every marker's name.
 pub const PREFIX: &[u8] = b".wh.";
-/// The name that makes its directory opaque.
+/// Name that makes its directory opaque.
 pub const OPAQUE: &[u8] = b".wh..wh..opq";
-/// What the names of aufs's own files begin with.
+/// Prefix of the names of aufs's own files.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 
-/// What the last component of an entry's name asks for.
+/// Meaning of the last component of an entry's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marker<'a> {
-    /// Nothing: an ordinary name.
+    /// Ordinary name, which marks nothing.
     Ordinary,
-    /// The name that lower layers shall lose.
+    /// Whiteout of the contained name: it disappears from lower layers.
     Whiteout(&'a [u8]),
-    /// The directory that holds the marker shall hide all lower layers have in it.
+    /// Opaque mark: the directory that holds it hides everything lower layers have in it.
     Opaque,
-    /// Bookkeeping of aufs, which means nothing to anybody else.
+    /// Bookkeeping of aufs, which has no meaning for others.
     Ignored,
 }
 
-/// A marker that deletes no nameable file.
+/// Marker for a name that no file can have: empty, `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("whiteout {0:?} names no file")]
 pub struct WhiteoutError(pub String);
@@ -42,12 +42,12 @@ impl Classify for WhiteoutError {
     }
 }
 
-/// Whether `component` may not be a directory on the way to another entry.
+/// True when `component` may not be a directory on the way to another entry.
 pub fn is_reserved(component: &[u8]) -> bool {
     component.starts_with(PREFIX)
 }
 
-/// Whether `component` names bookkeeping of aufs, or the directory that holds some.
+/// True when `component` names bookkeeping of aufs, or the directory that holds some.
 pub fn is_aufs(component: &[u8]) -> bool {
     component.starts_with(AUFS_PREFIX) && component != OPAQUE
 }

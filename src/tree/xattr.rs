@@ -1,8 +1,8 @@
 //! Extended attributes of a layer: which names reach the image, and how large they may be.
 //!
-//! The image is mounted below overlayfs by root, so a layer must not be able to forge what overlayfs
-//! or EROFS keep in attributes of their own; only this program writes those. How an attribute is
-//! spelled on disk is the writer's part.
+//! Root mounts the image below overlayfs. So a layer must not be able to forge what overlayfs or
+//! EROFS keep in attributes of their own; only this program writes those. Writers decide how an
+//! attribute is spelled on disk.
 //!
 //! Source: Linux `include/uapi/linux/xattr.h` and `limits.h`, `fs/overlayfs/overlayfs.h` (names that
 //! overlayfs trusts), `fs/erofs/xattr.h` (namespaces that EROFS can store), `fs/xattr.c`, `fs/posix_acl.c` and
@@ -15,13 +15,13 @@ use crate::{
     limits,
 };
 
-/// Namespaces that an image can hold; a name needs at least one byte more.
+/// Namespaces that an image can store. A name needs at least one byte more.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
-/// Names outside those namespaces that an image can hold.
+/// Names outside those namespaces that an image can store.
 const NAMES: [&[u8]; 2] = [ACL_ACCESS, ACL_DEFAULT];
 
 /// Names that steer a file system instead of describing a file.
@@ -31,46 +31,47 @@ const NAMES: [&[u8]; 2] = [ACL_ACCESS, ACL_DEFAULT];
 /// share pages. Images written here configure no other fingerprint name, so no other can take effect.
 const CONTROL: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"trusted.erofs."];
 
-/// Bytes of an encoded attribute besides its name and value.
+/// Bytes of an encoded attribute without name and value.
 const ENTRY_HEADER_BYTES: usize = 4;
 
-/// Why a layer's extended attribute is refused.
+/// Refusal of an extended attribute of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum XattrError {
-    /// The name does not fit.
+    /// The name is longer than 255 bytes.
     #[error(
         "the name of extended attribute {} has {} bytes, more than {}",
         Quoted(name), name.len(), limits::XATTR_NAME_BYTES
     )]
     Name {
-        /// The full name.
+        /// Full name of the attribute.
         name: Vec<u8>,
     },
-    /// The value does not fit.
+    /// The value is longer than 65 535 bytes.
     #[error(
         "extended attribute {} has {size_bytes} bytes, more than {}",
         Quoted(name),
         limits::XATTR_VALUE_BYTES
     )]
     Value {
-        /// The full name.
+        /// Full name of the attribute.
         name: Vec<u8>,
         /// Length of the value in bytes.
         size_bytes: usize,
     },
-    /// The kernel would not set it: a container that copies the file up, or only reads the attribute, would fail.
+    /// The kernel would refuse to set it: a container that copies the file up, or reads the
+    /// attribute, would fail.
     #[error("extended attribute {} is not valid: {detail}", Quoted(name))]
     Invalid {
-        /// The full name.
+        /// Full name of the attribute.
         name: Vec<u8>,
-        /// The broken rule.
+        /// Rule of the kernel that it breaks, in words.
         detail: &'static str,
     },
-    /// All attributes of one file together do not fit.
+    /// All attributes of one file are together larger than 240 KiB.
     #[error("the extended attributes take {size_bytes} bytes, more than {}", limits::XATTR_SUM_BYTES)]
     Sum {
-        /// Their encoded size in bytes.
+        /// Sum of their encoded sizes in bytes.
         size_bytes: usize,
     },
 }
@@ -93,7 +94,7 @@ impl Classify for XattrError {
     }
 }
 
-/// Whether an attribute of a layer reaches the image; the others are dropped and counted.
+/// True when an attribute of a layer reaches the image. Others are dropped and counted.
 ///
 /// ```
 /// use plywood::tree::xattr::is_kept;
@@ -117,13 +118,14 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<(), XattrError> {
     Ok(())
 }
 
-/// Whether a file of type `file_type` can have an attribute that [`is_kept`].
+/// True when a file of type `file_type` can have an attribute that [`is_kept`].
 ///
-/// It cannot where containerd, which sets attributes by system calls, goes on without it: `user.*` on what is
-/// neither file nor directory, access-control lists on symbolic links, lists of another version, and lists
-/// without entries, by which the kernel removes one.
+/// False where containerd, which sets attributes by system calls, continues without the attribute:
+/// `user.*` on anything but files and directories, access-control lists on symbolic links, lists of
+/// another version, and lists without entries, by which the kernel removes one.
 ///
-/// Errors: [`XattrError::Invalid`] where the kernel refuses it in a way that containerd takes for a broken layer.
+/// Errors: [`XattrError::Invalid`] where the kernel refuses the attribute with an error that fails
+/// containerd's unpacking.
 ///
 /// ```
 /// use plywood::tree::{FileType, xattr::is_settable};
@@ -142,7 +144,7 @@ pub fn is_settable(name: &[u8], value: &[u8], file_type: FileType) -> Result<boo
     settable.map_err(|detail| XattrError::Invalid { name: name.to_vec(), detail })
 }
 
-/// Linux `security/commoncap.c`, `validheader` and `cap_convert_nscap`.
+/// Checks a capability like Linux `security/commoncap.c`, `validheader` and `cap_convert_nscap`.
 fn is_capability(value: &[u8]) -> bool {
     const VERSION_2: u32 = 0x0200_0000;
     const VERSION_3: u32 = 0x0300_0000;
@@ -151,13 +153,14 @@ fn is_capability(value: &[u8]) -> bool {
         |at: usize| value.get(at..).and_then(<[u8]>::first_chunk).map(|word| u32::from_le_bytes(*word));
     match (value.len(), word(0).map(|magic| magic & !EFFECTIVE)) {
         (20, Some(VERSION_2)) => true,
-        // The user of a namespace's root.
+        // The last word is the user id of the namespace's root.
         (24, Some(VERSION_3)) => word(20) != Some(u32::MAX),
         _ => false,
     }
 }
 
-/// Linux `fs/posix_acl.c`: `posix_acl_from_xattr`, `set_posix_acl` and `posix_acl_valid`, in this order.
+/// Checks an access-control list like Linux `fs/posix_acl.c`: `posix_acl_from_xattr`,
+/// `set_posix_acl` and `posix_acl_valid`, in this order.
 fn acl_is_settable(is_default: bool, value: &[u8], file_type: FileType) -> Result<bool, &'static str> {
     const VERSION: u32 = 2;
     if value.is_empty() {
@@ -189,7 +192,7 @@ fn acl_is_settable(is_default: bool, value: &[u8], file_type: FileType) -> Resul
     if is_default && file_type != FileType::Directory {
         return Err("only a directory has a default access-control list");
     }
-    // The tag that has to come next at the latest.
+    // Place in the kernel's order of tags. Named users and groups, and the mask, may be left out.
     let (mut next, mut needs_mask) = (AclTag::OWNER, false);
     for (tag, permissions, _) in entries {
         if permissions > 7 {
@@ -208,7 +211,7 @@ fn acl_is_settable(is_default: bool, value: &[u8], file_type: FileType) -> Resul
     if next == AclTag::NONE { Ok(true) } else { Err("the access-control list is incomplete") }
 }
 
-/// Whom an entry of an access-control list is for.
+/// Tags of the entries of an access-control list.
 struct AclTag;
 
 impl AclTag {
@@ -221,14 +224,14 @@ impl AclTag {
     const OTHER: u16 = 0x20;
     const ALL: [u16; 6] = [Self::OWNER, Self::USER, Self::OWNING_GROUP, Self::GROUP, Self::MASK, Self::OTHER];
 
-    /// Whether the entry holds a number of a user or group.
+    /// True when the entry holds the id of a user or group.
     fn is_named(tag: u16) -> bool {
         tag == Self::USER || tag == Self::GROUP
     }
 }
 
-/// Brings the attributes of one file into their normal form: sorted by name, each name once, the last
-/// of equal names wins. Errors: [`XattrError::Sum`] when what remains is too large for one inode.
+/// Normalises the attributes of one file: sorted by name, each name once, the last of equal names
+/// kept. Errors: [`XattrError::Sum`] when the result is too large for one inode.
 pub fn settle(xattrs: &mut Vec<Xattr>) -> Result<(), XattrError> {
     if xattrs.len() > 1 {
         // A stable sort of the reversed list puts the last of equal names first, where dedup keeps it.
@@ -243,10 +246,10 @@ pub fn settle(xattrs: &mut Vec<Xattr>) -> Result<(), XattrError> {
     Ok(())
 }
 
-/// Size of one attribute in an inode: a header, the name without its namespace, the value, padding.
+/// Size of one attribute in an inode, in bytes: header, name without its namespace, value, padding.
 fn encoded_bytes(xattr: &Xattr) -> usize {
     let namespace = NAMESPACES.iter().find(|namespace| xattr.name.starts_with(namespace));
-    // The two names outside those namespaces are encoded as a number alone.
+    // The two ACL names are encoded as a number without a text.
     let name_bytes = namespace.map_or(0, |namespace| xattr.name.len() - namespace.len());
     (ENTRY_HEADER_BYTES + name_bytes + xattr.value.len()).next_multiple_of(4)
 }
@@ -312,7 +315,7 @@ mod tests {
 
     #[test]
     fn the_sum_of_one_file_is_limited_after_equal_names_are_joined() {
-        // 4 bytes of header, 1 of name and the value: a multiple of four.
+        // 4 bytes of header, 1 of name, and the value: together a multiple of four.
         let fitting = |name: &str| xattr(name, &[0; 61_440 - 5]);
         let mut xattrs: Vec<_> =
             ["user.a", "user.b", "user.c", "user.d", "user.a"].into_iter().map(fitting).collect();

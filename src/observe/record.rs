@@ -13,7 +13,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind},
     kind::LayerType,
-    snapshot::Mount,
+    snapshot::snapshot_id,
 };
 
 /// What a request is about.
@@ -280,29 +280,6 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The snapshot's number as it stands in the mounts: for people to read, not to find anything by.
-fn snapshot_id(mounts: &[Mount]) -> Option<&str> {
-    // An active snapshot by its upper directory or image, a view by the newest layer it shows.
-    let block = mounts.first().filter(|mount| mount.kind.starts_with("mkfs/"));
-    block
-        .and_then(|mount| id_in(&mount.source))
-        .or_else(|| mounts.iter().rev().find_map(|mount| option_id(mount, "upperdir=")))
-        .or_else(|| mounts.iter().find_map(|mount| id_in(&mount.source)))
-        .or_else(|| mounts.iter().find_map(|mount| option_id(mount, "lowerdir=")))
-}
-
-fn option_id<'m>(mount: &'m Mount, name: &str) -> Option<&'m str> {
-    mount.options.iter().find(|option| option.starts_with(name)).and_then(|option| id_in(option))
-}
-
-fn id_in(path: &str) -> Option<&str> {
-    let (_, rest) = path.split_once("/snapshots/")?;
-    let digits = rest.split('/').next()?;
-    let decimal =
-        !digits.is_empty() && digits.len() <= 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    decimal.then_some(digits)
-}
-
 /// `text` on one line: control characters escaped, cut to `max_len` bytes.
 pub fn one_line(text: &str, max_len: usize) -> String {
     const CUT: &str = "...";
@@ -326,37 +303,6 @@ pub fn one_line(text: &str, max_len: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_snapshot_is_named_as_its_mounts_name_it() {
-        let mount = |source: &str, options: &[&str]| Mount {
-            source: source.to_owned(),
-            options: options.iter().map(|option| (*option).to_owned()).collect(),
-            ..Mount::default()
-        };
-        let bind = [mount("/r/snapshots/12/fs", &["rw", "rbind"])];
-        assert_eq!(snapshot_id(&bind), Some("12"));
-        let overlay = [
-            mount("/r/snapshots/3/layer.erofs", &["ro"]),
-            mount(
-                "overlay",
-                &["workdir=/r/snapshots/7/work", "upperdir=/r/snapshots/7/fs", "lowerdir={{ mount 0 }}"],
-            ),
-        ];
-        assert_eq!(snapshot_id(&overlay), Some("7"));
-        let view = [
-            mount("/r/snapshots/3/layer.erofs", &["ro"]),
-            mount("/r/snapshots/2/layer.erofs", &["ro"]),
-            mount("overlay", &["lowerdir={{ overlay 0 1 }}"]),
-        ];
-        assert_eq!(snapshot_id(&view), Some("3"));
-        let paths = [mount("overlay", &["lowerdir=/r/snapshots/3/fs:/r/snapshots/2/fs"])];
-        assert_eq!(snapshot_id(&paths), Some("3"));
-        let block = Mount { kind: "mkfs/ext4".to_owned(), ..mount("/r/snapshots/8/rwlayer.img", &[]) };
-        assert_eq!(snapshot_id(&[block, mount("/r/snapshots/3/layer.erofs", &[])]), Some("8"));
-        assert_eq!(snapshot_id(&[mount("/r/snapshots/x7/fs", &[])]), None);
-        assert_eq!(snapshot_id(&[]), None);
-    }
 
     #[test]
     fn a_failure_is_a_warning_and_a_fault_of_ours_an_error() {

@@ -1,4 +1,4 @@
-//! A mount of a request, and the few words of it that matter here.
+//! A mount of a request, and its options one by one.
 
 /// One entry of a mount list, as it came; nothing in it has been checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -26,26 +26,6 @@ impl Mount {
             .iter()
             .flat_map(|options| Joined { rest: Some(options) })
             .filter(|option| !option.is_empty())
-    }
-
-    /// The values of every option `name=value`, in their order.
-    pub(super) fn values<'m>(&'m self, name: &'m str) -> impl Iterator<Item = &'m str> {
-        self.each_option().filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='))
-    }
-
-    /// Whether the option `name` stands there without a value.
-    pub(super) fn has_flag(&self, name: &str) -> bool {
-        self.each_option().any(|option| option == name)
-    }
-
-    /// Whether templates in it are evaluated before it is mounted.
-    pub(super) fn is_formatted(&self) -> bool {
-        self.kind.split('/').any(|prefix| prefix == "format")
-    }
-
-    /// What the kernel would be asked to mount: the type without its prefixes.
-    pub(super) fn base(&self) -> &str {
-        self.kind.rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -91,21 +71,6 @@ fn continues_path(next: &str) -> bool {
     next.find(['/', '=', ',']).is_some_and(|at| next.get(at..).is_some_and(|rest| rest.starts_with('/')))
 }
 
-/// The entry `N` that the template `{{ mount N }}` names, when `text` is exactly that.
-pub(super) fn mount_template(text: &str) -> Option<usize> {
-    let digits = text.strip_prefix("{{ mount ")?.strip_suffix(" }}")?;
-    decimal(digits).and_then(|number| usize::try_from(number).ok())
-}
-
-/// The entries from A to B, in that direction, that the template `{{ overlay A B }}` names, when `text` is
-/// exactly that.
-pub(super) fn overlay_template(text: &str) -> Option<(usize, usize)> {
-    let inner = text.strip_prefix("{{ overlay ")?.strip_suffix(" }}")?;
-    let (a, b) = inner.split_once(' ')?;
-    let number = |digits| decimal(digits).and_then(|number| usize::try_from(number).ok());
-    Some((number(a)?, number(b)?))
-}
-
 /// A number without sign, leading zeros or spaces.
 pub(super) fn decimal(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
@@ -134,22 +99,6 @@ mod tests {
         ] {
             let mount = Mount { options: vec![joined.to_owned()], ..Mount::default() };
             assert_eq!(mount.each_option().collect::<Vec<_>>(), want, "{joined}");
-        }
-    }
-
-    #[test]
-    fn templates_are_compared_not_evaluated() {
-        assert_eq!(mount_template("{{ mount 0 }}"), Some(0));
-        assert_eq!(mount_template("{{ mount 17 }}"), Some(17));
-        for text in
-            ["{{mount 0}}", "{{ mount 01 }}", "{{ mount -1 }}", "{{ mount }}", "{{ mount 0 }}/upper", ""]
-        {
-            assert_eq!(mount_template(text), None, "{text}");
-        }
-        assert_eq!(overlay_template("{{ overlay 0 3 }}"), Some((0, 3)));
-        assert_eq!(overlay_template("{{ overlay 3 0 }}"), Some((3, 0)));
-        for text in ["{{ overlay 0 }}", "{{ overlay 0 3 1 }}", "{{ overlay 0 3 }}x", "{{ overlay a b }}"] {
-            assert_eq!(overlay_template(text), None, "{text}");
         }
     }
 }

@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    super::{mount::Mount, resolve::check_known},
+    *,
+};
 
 #[test]
 fn a_list_is_read_without_a_disk() {
@@ -11,7 +14,7 @@ fn a_list_is_read_without_a_disk() {
     let block = mount("mkfs/ext4", "/D/rwlayer.img", &["X-containerd.mkfs.fs=ext4", "rw", "loop"]);
     let bind = mount("format/mkdir/bind", "{{ mount 0 }}/upper", &["rw", "rbind"]);
     let alone = [block.clone(), bind.clone()];
-    assert_eq!(plan(&alone).unwrap().items, [Item::Block("/D/rwlayer.img")]);
+    assert_eq!(plan(&MountList::read(&alone).unwrap()).unwrap().items, [Item::Block("/D/rwlayer.img")]);
     let parents = [
         block.clone(),
         mount("erofs", "/P1/layer.erofs", &["ro", "loop"]),
@@ -28,12 +31,13 @@ fn a_list_is_read_without_a_disk() {
         ),
     ];
     let image = |path| Item::Image { path, devices: Vec::new() };
-    let found = plan(&parents).unwrap();
+    let list = MountList::read(&parents).unwrap();
+    let found = plan(&list).unwrap();
     assert_eq!(
         found.items,
         [Item::Block("/D/rwlayer.img"), image("/P1/layer.erofs"), image("/P2/layer.erofs")]
     );
-    assert!(check_known(&parents).is_ok());
+    assert!(check_known(&list).is_ok());
 
     for list in [
         vec![block.clone()],
@@ -45,6 +49,6 @@ fn a_list_is_read_without_a_disk() {
         vec![block, mount("format/overlay", "overlay", &["lowerdir={{ mount 0 }}"])],
         vec![mount("mkfs/erofs", "/P/layer.erofs", &[]), mount("format/bind", "{{ mount 0 }}", &[])],
     ] {
-        assert!(matches!(plan(&list), Err(MountError::Form(_))), "{list:?}");
+        assert!(matches!(plan(&MountList::read(&list).unwrap()), Err(MountError::Form(_))), "{list:?}");
     }
 }

@@ -15,6 +15,7 @@ use super::{
     directory::SnapshotDir,
     error::{MountError, quote},
     layout::{EROFS, Layout, Leaf, OVERLAYFS, SNAPSHOTS},
+    list::MountList,
     mount::Mount,
     place::{Place, Spot, place},
     resolve::{Access, check_options, claim},
@@ -136,9 +137,10 @@ impl Roots {
     /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk. An empty
     /// list is an error that no other differ could answer better.
     pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
-        let claim = claim(mounts)?;
+        let list = MountList::read(mounts)?;
+        let claim = claim(&list)?;
         let home = locate(self.writable(), claim.path, claim.leaf)?;
-        check_options(mounts, Some(home.spot()), &|path| self.is_shared(path))?;
+        check_options(&list, Some(home.spot()), &|path| self.is_shared(path))?;
         home.root.snapshot(home.id, claim.access, self.owner)
     }
 

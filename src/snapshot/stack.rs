@@ -11,9 +11,10 @@ use super::{
     error::{MountError, quote},
     ids::IdMaps,
     layout::{Leaf, UPPER_IN_BLOCK},
+    list::MountList,
     mount::Mount,
-    plan::{Item, Plan, check_known, id_maps, plan},
-    resolve::check_options,
+    plan::{Item, Plan, id_maps, plan},
+    resolve::{check_known, check_options},
     roots::{Home, Opened, Roots, Trusted, check_owner, refusal},
 };
 use crate::{
@@ -103,7 +104,8 @@ impl Roots {
         if mounts.is_empty() {
             return Ok(Stack::default());
         }
-        let plan = plan(mounts)?;
+        let list = MountList::read(mounts)?;
+        let plan = plan(&list)?;
         let [top, ..] = plan.items.as_slice() else {
             return Err(MountError::Form("a list without layers"));
         };
@@ -131,11 +133,11 @@ impl Roots {
         let mut reading =
             Reading { roots: self, home, plan: &plan, ids: IdMaps::default(), sees_trusted: false };
         let spelling = home.map_or("", |home| home.spelling);
-        check_options(mounts, home.map(|home| home.spot()), &|path| self.is_shared(path))?;
-        check_known(mounts)?;
+        check_options(&list, home.map(|home| home.spot()), &|path| self.is_shared(path))?;
+        check_known(&list)?;
         reading.check_merged()?;
-        if let Some(overlay) = plan.overlay {
-            reading.ids = id_maps(overlay)?;
+        if let Some(maps) = plan.maps {
+            reading.ids = id_maps(maps)?;
         }
         // The root of an upper directory belongs to whom the container likes.
         let refused = |source| refusal(spelling, source);

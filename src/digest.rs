@@ -1,4 +1,5 @@
-//! Content digests: `algorithm:hex`, parsed before they name anything, and the hashers that make them.
+//! Content digests: `algorithm:hex`, parsed before they name anything, and the hashers that compute
+//! them.
 //!
 //! Source: OCI image specification, descriptor.md, section "Digests".
 
@@ -8,19 +9,19 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 use crate::error::{Classify, Kind};
 
-/// The hash algorithms a descriptor may use.
+/// Hash algorithm that a descriptor may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
-    /// 32 bytes; what every registry uses.
+    /// SHA-256, whose digests have 32 bytes; every registry uses it.
     Sha256,
-    /// 48 bytes.
+    /// SHA-384, whose digests have 48 bytes.
     Sha384,
-    /// 64 bytes.
+    /// SHA-512, whose digests have 64 bytes.
     Sha512,
 }
 
 impl Algorithm {
-    /// The registered name, as it stands before the colon.
+    /// Registered name, which stands before the colon of a digest.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -39,14 +40,14 @@ impl Algorithm {
     }
 }
 
-/// A parsed digest. Its text form is lower case and safe as a single path component after the colon.
+/// Parsed digest. Its text is lower case, and the part after the colon is safe as a path component.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
     hex: Box<str>,
 }
 
-/// Why a text is not a digest we accept.
+/// Refusal of a text that is no digest of an accepted algorithm.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("digest {text:?} is not sha256, sha384 or sha512 with lower-case hex of the exact length")]
 pub struct DigestError {
@@ -63,19 +64,19 @@ impl Classify for DigestError {
 }
 
 impl Digest {
-    /// SHA-256 of `bytes`.
+    /// Computes the SHA-256 of `bytes`.
     pub fn sha256(bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// The algorithm before the colon.
+    /// Algorithm, as named before the colon.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The hexadecimal digits after the colon.
+    /// Hexadecimal digits after the colon, in lower case.
     pub fn hex(&self) -> &str {
         &self.hex
     }
@@ -111,7 +112,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A running hash of one of the algorithms.
+/// Running hash with one of the algorithms.
 #[derive(Clone, Debug)]
 pub struct Hasher(State);
 
@@ -123,7 +124,7 @@ enum State {
 }
 
 impl Hasher {
-    /// A hash of nothing yet.
+    /// Starts a hash of no bytes.
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
             Algorithm::Sha256 => State::Sha256(Sha256::new()),
@@ -132,7 +133,7 @@ impl Hasher {
         })
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes to the hash.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             State::Sha256(state) => state.update(bytes),
@@ -141,7 +142,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of everything taken in.
+    /// Digest of all bytes added.
     pub fn finish(self) -> Digest {
         let (algorithm, bytes) = match self.0 {
             State::Sha256(state) => (Algorithm::Sha256, state.finalize().to_vec()),

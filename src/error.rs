@@ -1,43 +1,44 @@
-//! What every failure tells its caller: what can be done about it, and a stable reason.
+//! Classification of failures: what a caller can do about each, and a stable reason id.
 //!
 //! Each module has an error enum of its own and implements [`Classify`] for it. The edges see only
-//! [`Error`], whose [`Kind`] chooses the status code and whose reason id is written to the log line,
-//! the metrics and the status details.
+//! [`Error`]. Its [`Kind`] chooses the status code; its reason id goes into the log line, the
+//! metrics and the status details.
 
 use std::{fmt, io};
 
-/// What a caller can do about a failure; the only part of an error that chooses a status code.
+/// Kind of a failure: what a caller can do about it. No other part of an error chooses a status
+/// code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Another differ may know how: containerd asks the next one in its list. Never after a byte of
-    /// the layer has been read.
+    /// Another differ may be able to do it: containerd asks the next one in its list. Never
+    /// returned after a byte of the layer has been read.
     NotImplemented,
     /// The request, the archive or the image breaks a rule: retrying cannot help.
     Malformed,
-    /// The request names a place inside a configured root that has the wrong owner, links or marker.
+    /// The request names a place inside a configured root that has the wrong owner, link or marker.
     Denied,
     /// The directory is in a state that forbids the request: busy with other content, immutable.
     Conflict,
     /// A limit, the free-space reserve or the queue is exhausted.
     Exhausted,
-    /// The bytes are not those that the descriptor names, or the store could not deliver them.
+    /// The bytes differ from those that the descriptor names, or the store could not deliver them.
     DataLoss,
     /// The content store does not have the blob.
     NotFound,
     /// The content store, a processor or the disk went away or stalled: retrying may help.
     Unavailable,
-    /// The caller cancelled.
+    /// The caller cancelled the request.
     Cancelled,
     /// The caller's deadline passed.
     DeadlineExceeded,
-    /// The source changed while it was read.
+    /// The source changed while it was being read.
     Changed,
-    /// A fault of ours.
+    /// Fault of this program, or of its own output.
     Internal,
 }
 
 impl Kind {
-    /// The lower-case name used in logs and metrics, the same word as the gRPC status code.
+    /// Lower-case name for logs and metrics, the same word as the gRPC status code.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotImplemented => "unimplemented",
@@ -58,14 +59,14 @@ impl Kind {
 
 /// An error that knows its [`Kind`] and its reason id.
 pub trait Classify: std::error::Error + Send + Sync + 'static {
-    /// What the caller can do about it.
+    /// Kind of this failure, which chooses the status code.
     fn kind(&self) -> Kind;
 
-    /// A stable id of the form `area.rule`, for example `tar.pax.record` or `limit.nodes`.
+    /// Stable id of the form `area.rule`, for example `tar.pax.record` or `limit.nodes`.
     fn reason(&self) -> &'static str;
 }
 
-/// A classified failure on its way to the edge, with the context that was added underway.
+/// Classified failure on its way to the edge, with the context that was added underway.
 #[derive(Debug)]
 pub struct Error {
     kind: Kind,
@@ -74,38 +75,40 @@ pub struct Error {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// A result whose error is [`Error`].
+/// Result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A failure that no module's enum describes; `message` is lower case and holds the values.
+    /// Failure that no module's enum describes. `message` is lower case and holds the values.
     pub fn new(kind: Kind, reason: &'static str, message: impl Into<String>) -> Self {
         Self { kind, reason, context: Vec::new(), source: message.into().into() }
     }
 
-    /// Puts "`what`: " in front of the message; the outermost context is added last.
+    /// Puts "`what`: " before the message; the context added last stands first.
     #[must_use]
     pub fn context(mut self, what: impl Into<String>) -> Self {
         self.context.push(what.into());
         self
     }
 
-    /// What the caller can do about it.
+    /// Kind of the failure, which chooses the status code.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The stable reason id.
+    /// Stable reason id, for example `limit.nodes`.
     pub fn reason(&self) -> &'static str {
         self.reason
     }
 
-    /// Packs itself into an I/O error, for the traits of `std::io`; [`Error::from_io`] unpacks it.
+    /// Packs the failure into an I/O error, for the traits of `std::io`; [`Error::from_io`] unpacks
+    /// it.
     pub fn into_io(self) -> io::Error {
         io::Error::other(self)
     }
 
-    /// Unpacks what [`Error::into_io`] packed; any other I/O error gets `kind` and `reason`.
+    /// Unpacks a failure that [`Error::into_io`] packed. Any other I/O error gets `kind` and
+    /// `reason`.
     pub fn from_io(error: io::Error, kind: Kind, reason: &'static str) -> Self {
         match error.downcast::<Self>() {
             Ok(packed) => packed,
@@ -113,14 +116,14 @@ impl Error {
         }
     }
 
-    /// The same for an error of our own disk, classified by [`disk_kind`].
+    /// Like [`Error::from_io`], for an error of the local disk, which [`disk_kind`] classifies.
     pub fn disk(error: io::Error) -> Self {
         let kind = disk_kind(&error);
         Self::from_io(error, kind, "disk.io")
     }
 }
 
-/// Its causes are part of its own text.
+/// The text of an error includes its causes, so `source` is `None`.
 impl std::error::Error for Error {}
 
 impl<E: Classify> From<E> for Error {
@@ -129,7 +132,8 @@ impl<E: Classify> From<E> for Error {
     }
 }
 
-/// The contexts, then the error and its causes, joined by ": ". Some errors end in their cause already.
+/// Prints the contexts, then the error and its causes, joined by ": ". A cause that ends the text
+/// before it is not repeated.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for context in self.context.iter().rev() {
@@ -150,8 +154,8 @@ impl fmt::Display for Error {
     }
 }
 
-/// A name from a layer as messages show it: in quotes, with escapes instead of control bytes and of
-/// bytes that are not UTF-8, and cut after [`Quoted::SHOWN_BYTES`].
+/// Name from a layer as messages print it: in quotes, with escapes for control bytes and for bytes
+/// that are not UTF-8, and cut after [`Quoted::SHOWN_BYTES`].
 ///
 /// ```
 /// assert_eq!(plywood::error::Quoted(b"a\n\xffb").to_string(), r#""a\n\xffb""#);
@@ -160,7 +164,7 @@ impl fmt::Display for Error {
 pub struct Quoted<'a>(pub &'a [u8]);
 
 impl Quoted<'_> {
-    /// Most bytes that are written between the quotes; a longer name ends in `...`.
+    /// Most bytes printed between the quotes. A longer name ends in `...`.
     pub const SHOWN_BYTES: usize = 256;
 }
 
@@ -189,7 +193,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// A number of bytes as messages show it.
+/// Number of bytes as messages print it.
 ///
 /// ```
 /// assert_eq!(plywood::error::Size(103_600_000).to_string(), "98.8 MiB");
@@ -208,7 +212,7 @@ impl fmt::Display for Size {
         let mut unit = 1024;
         for name in UNITS {
             let tenths = (bytes * 10 + unit / 2) / unit;
-            // What rounds up to 1024 is one of the next unit.
+            // A value that rounds up to 1024 is printed in the next unit.
             if tenths < 10_240 || name == "EiB" {
                 return match tenths % 10 {
                     0 => write!(f, "{} {name}", tenths / 10),
@@ -221,10 +225,12 @@ impl fmt::Display for Size {
     }
 }
 
-/// Classifies an I/O error of our own disk: full and quota are limits, the rest may pass.
+/// Classifies an I/O error of the local disk: a full disk and a quota are limits, other errors may
+/// pass.
 pub fn disk_kind(error: &io::Error) -> Kind {
     use std::io::ErrorKind;
-    /// "Too many open files", of this process and of the system; the numbers are Linux's everywhere.
+    /// "Too many open files", of this process and of the system. The numbers are those of Linux on
+    /// every architecture.
     const EMFILE: i32 = 24;
     const ENFILE: i32 = 23;
     match error.kind() {

@@ -1,7 +1,7 @@
-//! Every cap on what a request may cost, with the reason for its value.
+//! All caps on the cost of a request, with the reasons for their values.
 //!
-//! The constants bound formats and are fixed; [`Limits`] holds those an operator may change. No limit
-//! can be switched off.
+//! The constants bound formats and are fixed. [`Limits`] holds those that an operator may change.
+//! No limit can be switched off.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub const PATH_BYTES: usize = 4095;
 /// Longest path component, in bytes: `NAME_MAX`, and the longest EROFS directory record name.
 pub const NAME_BYTES: usize = 255;
-/// Longest symbolic link target, in bytes: what the kernel follows.
+/// Longest symbolic link target, in bytes: the most that the kernel follows.
 pub const LINK_TARGET_BYTES: usize = 4095;
 /// Longest extended attribute name, in bytes: `XATTR_NAME_MAX`.
 pub const XATTR_NAME_BYTES: usize = 255;
@@ -23,12 +23,12 @@ pub const TAR_EXTENSION_BYTES: usize = 1 << 20;
 pub const TAR_EXTENSION_HEADERS: u32 = 16;
 /// Most regions of one sparse file.
 pub const SPARSE_REGIONS: usize = 65_536;
-/// Most bytes that holes may cost one image: zeros stored between data, and the arrays that say where
-/// there are none. Sparse files in the wild cost kilobytes; a few lines of a header can ask for terabytes.
+/// Most bytes that holes may cost one image: zeros stored between data, and chunk arrays. Sparse
+/// files in the wild cost kilobytes; a few lines of a header can ask for terabytes.
 pub const SPARSE_OVERHEAD_BYTES: u64 = 1 << 30;
 /// Largest file, in bytes: the kernel rounds sizes up to blocks of 4096 in 63 bits.
 pub const FILE_BYTES: u64 = (1 << 63) - 4096;
-/// Most symbolic links followed while one parent is resolved: the kernel's own bound.
+/// Most symbolic links followed while one parent is resolved: the kernel's `MAXSYMLINKS`.
 pub const SYMLINK_HOPS: u32 = 40;
 /// Longest gzip header string (file name, comment, extra field), in bytes; skipped while reading.
 pub const GZIP_HEADER_BYTES: u64 = 1 << 20;
@@ -38,15 +38,16 @@ pub const DEVICE_MAJOR: u32 = (1 << 12) - 1;
 pub const DEVICE_MINOR: u32 = (1 << 20) - 1;
 /// Deepest directory that a reader follows; twice what a path of 4095 bytes can name.
 pub const DIRECTORY_DEPTH: u32 = 4096;
-/// Largest directory of an ext4 file system, in bytes: 2^32 are the most that kernels make without being
-/// asked for more, a few hundred million names.
+/// Largest directory of an ext4 file system, in bytes. Kernels make no larger one by default; it
+/// holds a few hundred million names.
 pub const DIRECTORY_BYTES: u64 = 1 << 32;
-/// Most names that are remembered of one ext4 directory, at 16 bytes each.
+/// Most names of one ext4 directory in the index, at 16 bytes each.
 pub const DIRECTORY_NAMES: usize = 4 << 20;
-/// Most blocks that are remembered of one journal; mkfs makes none with more than 2^18 unasked.
+/// Most blocks of one journal in the index; mkfs makes no journal with more than 2^18 blocks by
+/// default.
 pub const JOURNAL_ENTRIES: usize = 1 << 20;
-/// Most lookups in the layers below one layer, each of one name in one directory: two minutes of work. A layer with
-/// 100 000 unlisted directories on top of 127 others takes a fifth of it.
+/// Most lookups in the layers below one layer, each of one name in one directory: two minutes of
+/// work. A layer with 100 000 unlisted directories on top of 127 others takes a fifth of it.
 pub const PARENT_LOOKUPS: u64 = 1 << 26;
 /// Most mounts in one request.
 pub const MOUNTS: usize = 512;
@@ -63,7 +64,7 @@ pub const TTRPC_MESSAGE_BYTES: usize = 4 << 20;
 pub const FIRST_FRAME: Duration = Duration::from_secs(5);
 /// Longest lease id that is forwarded, in bytes.
 pub const LEASE_BYTES: usize = 255;
-/// Longest name of an ingest that is forwarded, in bytes; clients use a few words and a digest.
+/// Longest ingest reference that is forwarded, in bytes; clients use a few words and a digest.
 pub const REFERENCE_BYTES: usize = 4096;
 /// Most labels of one request; clients set a handful.
 pub const LABELS: usize = 256;
@@ -77,32 +78,33 @@ pub const PAYLOADS: usize = 64;
 /// Largest sum of the names, types and values of a request's payloads, in bytes. Keys and certificates take some
 /// ten KiB.
 pub const PAYLOAD_BYTES: usize = 256 << 10;
-/// Longest status message, in bytes: percent-encoded twice over it stays within what HTTP/2 clients take
-/// as headers.
+/// Longest status message, in bytes. Percent-encoded twice over, it stays within the header size
+/// that HTTP/2 clients accept.
 pub const STATUS_MESSAGE_BYTES: usize = 2048;
 
-/// The limits an operator may change; one key each in the configuration's `[limits]`.
+/// Limits that an operator may change; one key each in the configuration's `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Largest compressed blob, in bytes.
     pub blob_bytes: u64,
-    /// Largest uncompressed stream, in bytes, all that follows the end of the archive included.
+    /// Largest uncompressed stream, in bytes, all bytes after the end of the archive included.
     pub stream_bytes: u64,
-    /// Largest ratio of uncompressed to compressed bytes, looked at from 1 GiB of output on.
+    /// Largest ratio of uncompressed to compressed bytes, checked from 1 GiB of output on.
     pub expansion_ratio: u64,
-    /// Free space that stays on the target file system, in bytes; at least `reserve_percent` of it.
+    /// Free space that stays on the target file system, in bytes, unless `reserve_percent` of it is
+    /// more.
     pub reserve_bytes: u64,
-    /// The same as a share of the file system's size, in percent; the larger of the two holds.
+    /// Free space that stays, in percent of the file system's size. The larger of the two holds.
     pub reserve_percent: u64,
     /// Most nodes of one layer: entries, implied directories and whiteouts.
     pub nodes: u64,
     /// Largest metadata of one request in memory, in bytes.
     pub metadata_bytes: u64,
-    /// Largest metadata of all requests together, in bytes; further ones wait.
+    /// Largest metadata of all requests together, in bytes. Further requests wait.
     pub total_metadata_bytes: u64,
     /// Largest zstd window, in bytes.
     pub zstd_window_bytes: u64,
-    /// Longest time without progress from the store or the disk.
+    /// Longest time without progress from the store or the disk, after which a request fails.
     pub stall: Duration,
 }
 
@@ -118,7 +120,7 @@ impl Default for Limits {
             nodes: 8 << 20,
             metadata_bytes: 9 << 28,
             total_metadata_bytes: 3 << 30,
-            // What `zstd --long=27` writes, the largest window decoders take unasked.
+            // The window of `zstd --long=27`, the largest that decoders accept by default.
             zstd_window_bytes: 128 << 20,
             stall: Duration::from_secs(120),
         }

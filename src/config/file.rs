@@ -1,4 +1,4 @@
-//! Reading the file, and refusing one that somebody else may have written.
+//! Reads the configuration file, and refuses one that someone besides root may have written.
 
 use std::{
     fmt,
@@ -14,42 +14,43 @@ use crate::error::{Classify, Kind};
 /// Longest configuration that is read, in bytes; the default one has 6 KiB.
 const MAX_LEN: u64 = 1 << 20;
 
-/// Why there is no configuration to start with.
+/// Failure to load a configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file is missing or unreadable.
     #[error("{path} cannot be read")]
     Read {
-        /// As given.
+        /// Path of the file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// Somebody besides root could have written it, and with it chosen where a root daemon writes.
+    /// Someone besides root could have written the file, and chosen with it where a root daemon
+    /// writes.
     #[error("{path} {problem}: the daemon only obeys a file that root alone can change")]
     Owner {
-        /// As given.
+        /// Path of the file.
         path: PathBuf,
-        /// What was found.
+        /// Owner, mode or file type that was found, in words.
         problem: String,
     },
     /// Not TOML, an unknown key, or a value of the wrong type; holds the line.
     #[error("{origin}: {message}")]
     Parse {
-        /// Path or name of the text.
+        /// Path of the file, or name of the text.
         origin: String,
-        /// Line, column and what was expected.
+        /// Line, column and expected value.
         message: String,
     },
-    /// A value that cannot work.
+    /// A value that cannot work, alone or with the others.
     #[error("{key} = {value}: {problem}")]
     Value {
-        /// Table and key.
+        /// Table and key, joined by a dot.
         key: &'static str,
-        /// What was set.
+        /// Value in the file.
         value: String,
-        /// What is wrong with it, and what would not be.
+        /// Reason of the refusal, with values that would work.
         problem: String,
     },
 }
@@ -74,12 +75,12 @@ impl Classify for ConfigError {
     }
 }
 
-/// Where the settings in force come from.
+/// Source of the settings in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// This file.
+    /// The file with this path.
     File(PathBuf),
-    /// No file: the defaults.
+    /// No file exists: all settings have their defaults.
     Defaults,
 }
 
@@ -92,7 +93,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The settings of a text, checked. `origin` names the text in errors.
+/// Parses and checks a text. `origin` names the text in errors.
 pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
     let config: Config = toml::from_str(text).map_err(|error: toml::de::Error| ConfigError::Parse {
         origin: origin.to_owned(),
@@ -102,9 +103,10 @@ pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The settings of `path`, or of [`super::DEFAULT_PATH`] if that exists, or the defaults.
+/// Loads the settings of `path`, or of [`super::DEFAULT_PATH`] if that exists, or the defaults.
 ///
-/// Errors: [`ConfigError::Owner`] when the file is not root's or others may write it.
+/// Errors: [`ConfigError`]; [`ConfigError::Owner`] when root does not own the file or others may
+/// write it.
 pub fn load(path: Option<&Path>) -> Result<(Config, Origin), ConfigError> {
     let given = path.unwrap_or(Path::new(super::DEFAULT_PATH));
     match Opened::at(given) {
@@ -123,15 +125,15 @@ pub fn load(path: Option<&Path>) -> Result<(Config, Origin), ConfigError> {
     }
 }
 
-/// The settings of `path`, whoever may have written it, and the reason for which [`load`] would refuse the file.
-/// To look at a configuration, not to obey it.
+/// Reads the settings of `path`, with the reason for which [`load`] would refuse the file if there
+/// is one. For looking at a configuration, not for running with it.
 pub fn read(path: &Path) -> Result<(Config, Option<ConfigError>), ConfigError> {
     let opened = Opened::at(path)?;
     let problem = opened.problem();
     Ok((opened.settings()?, problem))
 }
 
-/// An open file: what is looked at is what is read, not the path a second time.
+/// Open file: its owner and its text come from one descriptor, not from two lookups of the path.
 struct Opened<'p> {
     path: &'p Path,
     file: File,
@@ -146,7 +148,7 @@ impl<'p> Opened<'p> {
         Ok(Self { path, file, metadata })
     }
 
-    /// Why a root daemon does not obey it.
+    /// Reason for which a root daemon must not use the file; `None` if it may.
     fn problem(&self) -> Option<ConfigError> {
         let Self { path, metadata, .. } = self;
         let problem = trouble(metadata.is_file(), metadata.uid(), metadata.mode())?;
@@ -165,7 +167,7 @@ impl<'p> Opened<'p> {
     }
 }
 
-/// What speaks against obeying a file with this type, owner and mode.
+/// Reason in words why a file of this type, owner and mode must not be used.
 fn trouble(is_file: bool, uid: u32, mode: u32) -> Option<String> {
     if !is_file {
         Some("is not a regular file".to_owned())

@@ -1,14 +1,14 @@
-//! The directives of `log.level` and of `RUST_LOG`.
+//! Directives of `log.level` and of `RUST_LOG`.
 //!
-//! `EnvFilter` takes a word that is no level for the name of a target: `warning` or `loud` would log nothing
-//! of this program and say nothing about it. Such words are refused here.
+//! `EnvFilter` takes a word that is no level for the name of a target: with `warning` or `loud` it
+//! would log nothing of this program, and report no error. Such words are refused here.
 
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
-/// Parses `text`: levels and directives joined by commas, such as `info,plywood::store=debug`. `warning`
-/// is another word for `warn`, as it is to containerd.
+/// Parses `text`: levels and directives joined by commas, such as `info,plywood::store=debug`.
+/// `warning` stands for `warn`, as it does for containerd.
 ///
-/// Errors: what is wrong with it, in words.
+/// Errors: the reason of the refusal, in words.
 ///
 /// ```
 /// assert!(plywood::config::log_filter("warning,plywood::store=debug").is_ok());
@@ -30,7 +30,8 @@ pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
     spelt.join(",").parse().map_err(|error| format!("not a level and not a directive: {error}"))
 }
 
-/// Whether a directive decides about lines of ours. Errors: a word that is neither a level nor our target.
+/// True when a directive applies to this program's lines. Errors: a word that is neither a level
+/// nor this program's target.
 fn concerns_this_program(directive: &str) -> Result<bool, String> {
     const OURS: &str = "plywood";
     let (target, is_bare) = match directive.find(['=', '[']) {
@@ -47,7 +48,7 @@ fn concerns_this_program(directive: &str) -> Result<bool, String> {
     Ok(is_level || is_ours)
 }
 
-/// A directive as `EnvFilter` spells it.
+/// Directive with `warn` in place of `warning`, as `EnvFilter` needs it.
 fn without_alias(directive: &str) -> String {
     const ALIAS: &str = "warning";
     let start = directive.len().saturating_sub(ALIAS.len());

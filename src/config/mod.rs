@@ -1,8 +1,8 @@
-//! The configuration file: what may be set, what it is when it is not, and what makes no sense.
+//! The configuration file: all settings, their defaults, and the checks of their values.
 //!
-//! `settings.rs` is the one source of truth: its doc comments become the comments of the default file,
-//! its default expressions the values. Unknown keys are refused, and so are values that contradict each
-//! other, before anything is opened.
+//! `settings.rs` is the one source: its doc comments become the comments of the default file, its
+//! default expressions the values. Unknown keys are refused before anything is opened, and so are
+//! values that contradict each other.
 
 mod file;
 mod filter;
@@ -16,5 +16,5 @@ pub use settings::{
     Snapshots, Timestamps,
 };
 
-/// Where the daemon looks when it is not told otherwise.
+/// Path of the configuration file when the command line names none.
 pub const DEFAULT_PATH: &str = "/etc/plywood/config.toml";

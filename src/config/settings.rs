@@ -1,4 +1,4 @@
-//! Every setting with its default and its comment.
+//! All settings with their defaults and comments.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -31,9 +31,9 @@ macro_rules! table {
         }
 
         impl $name {
-            /// The comment lines above the table.
+            /// Comment lines above the table.
             pub(super) const ABOUT: &'static [&'static str] = &[$($about),*];
-            /// Every key with its comment lines, in the order of the file.
+            /// Keys with their comment lines, in the order of the file.
             pub(super) const KEYS: &'static [(&'static str, &'static [&'static str])] =
                 &[$( (stringify!($key), &[$($doc),*]) ),*];
         }
@@ -203,38 +203,38 @@ table! {
     }
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text with fields, for people.
     Text,
-    /// One object per line.
+    /// JSON, one object per line.
     Json,
 }
 
-/// How exact the times in tar layers are.
+/// Precision of the times in tar layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Timestamps {
-    /// Whole seconds, rounded down.
+    /// Whole seconds, rounded down, as containerd's differs write them.
     Seconds,
-    /// As the file system has them.
+    /// Nanoseconds, as the file system stores them.
     Nanoseconds,
 }
 
-/// The inline limit of layers that are EROFS images.
+/// Inline limit of layers that are EROFS images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged, expecting = "expected a number of bytes, or \"inherit\"")]
 pub enum InlineLimit {
-    /// Files and file ends up to this many bytes are stored beside their inode.
+    /// Longest file or file end that is stored beside its inode, in bytes.
     Bytes(u32),
-    /// The limit of all other images.
+    /// Limit of all other images: `erofs.inline_limit`.
     Inherit(Inherit),
 }
 
 impl InlineLimit {
-    /// The limit in bytes, where that of all other images is `inherited`.
+    /// Limit in bytes, given the limit `inherited` of all other images.
     pub fn bytes(self, inherited: u32) -> u32 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -243,42 +243,42 @@ impl InlineLimit {
     }
 }
 
-/// The word in the place of a value that is set elsewhere.
+/// Word in the place of a value that another key sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Inherit {
-    /// `"inherit"`
+    /// The word `"inherit"`.
     Inherit,
 }
 
-/// The whole file.
+/// All tables of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `[server]`
+    /// Table `[server]`: sockets, and bounds of connections and requests.
     pub server: Server,
-    /// `[log]`
+    /// Table `[log]`: level and format of log lines.
     pub log: Log,
-    /// `[containerd]`
+    /// Table `[containerd]`: the daemon whose content store holds the layers.
     pub containerd: Containerd,
-    /// `[snapshots]`
+    /// Table `[snapshots]`: directories that layers are written to and read from.
     pub snapshots: Snapshots,
-    /// `[erofs]`
+    /// Table `[erofs]`: layout of the images written here.
     pub erofs: Erofs,
-    /// `[apply]`
+    /// Table `[apply]`: durability and checks of applied layers.
     pub apply: Apply,
-    /// `[diff]`
+    /// Table `[diff]`: form of the layers that Diff writes.
     pub diff: Diff,
-    /// `[security]`
+    /// Table `[security]`: confinement of the daemon.
     pub security: Security,
-    /// `[limits]`
+    /// Table `[limits]`: highest cost of one layer.
     pub limits: Limits,
 }
 
-/// One table: its name, its comment, its keys with their comments.
+/// Table of the file: name, comment lines, keys with their comment lines.
 type Table = (&'static str, &'static [&'static str], &'static [(&'static str, &'static [&'static str])]);
 
-/// The tables in the order of the file.
+/// All tables in the order of the file.
 const TABLES: [Table; 9] = [
     ("server", Server::ABOUT, Server::KEYS),
     ("log", Log::ABOUT, Log::KEYS),
@@ -292,7 +292,7 @@ const TABLES: [Table; 9] = [
 ];
 
 impl Config {
-    /// The file that says in words what holds without a file.
+    /// Default file: every key with its comment and its default value.
     pub fn default_file() -> String {
         let values = toml::Table::try_from(Self::default()).expect("settings are plain values");
         let mut text = String::from(
@@ -312,7 +312,7 @@ impl Config {
         text
     }
 
-    /// Where the content store's directory is expected, for the sandbox.
+    /// Directories at which the content store may lie, for the sandbox.
     pub fn content_roots(&self) -> Vec<PathBuf> {
         let Containerd { direct_content, content_root, .. } = &self.containerd;
         if !direct_content {
@@ -329,7 +329,8 @@ impl Config {
         found
     }
 
-    /// Directories with images that several snapshots link to, where anything reads the layers of a snapshot.
+    /// Directories with images that snapshots share; empty when nothing reads the layers of a
+    /// snapshot.
     pub fn shared_layers(&self) -> &[PathBuf] {
         let reads = self.diff.enabled || self.apply.implied_directories == ImpliedDirectories::FromParents;
         if reads { &self.snapshots.shared_layers } else { &[] }
@@ -345,7 +346,7 @@ impl Config {
         overlayfs_roots.iter().chain(shared_layers).chain(further).cloned().collect()
     }
 
-    /// The limits as the rest of the program takes them.
+    /// Limits in the form that the rest of the program takes.
     pub fn limits(&self) -> limits::Limits {
         limits::Limits {
             blob_bytes: self.limits.blob_bytes,

@@ -1,4 +1,4 @@
-//! Values that parse but cannot work, found before anything is opened.
+//! Finds values that parse but cannot work, before anything is opened.
 
 use std::{
     fmt::Debug,
@@ -11,7 +11,7 @@ use super::{Config, ConfigError, log_filter};
 const SOCKET_PATH_BYTES: usize = 107;
 
 impl Config {
-    /// Errors: [`ConfigError::Value`] with the first value that cannot work.
+    /// Errors: [`ConfigError::Value`] for the first value that cannot work.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_server()?;
         let log = &self.log.level;
@@ -24,7 +24,7 @@ impl Config {
         absolute("containerd.state_dir", &self.containerd.state_dir)?;
         self.validate_roots()?;
         let erofs = &self.erofs;
-        // Larger blocks than pages cannot be mounted here.
+        // A kernel does not mount an image whose blocks are larger than its pages.
         let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
         if !erofs.block_size.is_power_of_two() || !(512..=page).contains(&erofs.block_size) {
             let problem = format!("not a power of two from 512 to the page size, {page}");
@@ -43,7 +43,7 @@ impl Config {
 
     fn validate_diff(&self) -> Result<(), ConfigError> {
         let diff = &self.diff;
-        // A caller needs a moment to refer to the layer; after a day it will not any more.
+        // A caller needs a moment to refer to the layer. After a day it no longer will.
         between("diff.lease_seconds", diff.lease_seconds, 60, 86_400)?;
         between("diff.gzip_level", diff.gzip_level.into(), 1, 9)?;
         between("diff.zstd_level", diff.zstd_level.into(), 1, 19)?;
@@ -103,7 +103,8 @@ impl Config {
 
     fn validate_limits(&self) -> Result<(), ConfigError> {
         let limits = &self.limits;
-        // EROFS counts blocks in 32 bits, and a size must leave room for arithmetic.
+        // EROFS counts blocks in 32 bits, which is 2^44 bytes with blocks of 4 KiB; and sums of
+        // sizes must not overflow.
         const MOST_BYTES: u64 = 1 << 44;
         between("limits.blob_bytes", limits.blob_bytes, 1, MOST_BYTES)?;
         between("limits.stream_bytes", limits.stream_bytes, 1, MOST_BYTES)?;
@@ -118,7 +119,7 @@ impl Config {
             limits.metadata_bytes,
             MOST_BYTES,
         )?;
-        // 1 KiB is the smallest window of the format, 2 GiB the largest one decoders take.
+        // 1 KiB is the smallest window of the format, 2 GiB the largest that decoders accept.
         between("limits.zstd_window_bytes", limits.zstd_window_bytes, 1 << 10, 1 << 31)?;
         between("limits.stall_seconds", limits.stall_seconds, 1, 86_400)
     }

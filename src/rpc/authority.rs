@@ -1,48 +1,49 @@
-//! The `:authority` of requests, made into one that the HTTP/2 library takes.
+//! Replaces the `:authority` of requests by one that the HTTP/2 library accepts.
 //!
-//! On a Unix socket it says nothing, and clients send what they like: gRPC's C core the escaped path of the
-//! socket, Java's the path as it is. The `h2` crate resets every stream whose authority is no host name, and
-//! has no setting for it. So the bytes of that one value are replaced before the library sees them.
+//! On a Unix socket this header has no meaning, and clients send what they like: gRPC's C core
+//! sends the escaped path of the socket, Java's the path unescaped. The `h2` crate resets every
+//! stream whose authority is no host name, and has no setting for it. So the bytes of this one
+//! value are replaced before the library sees them.
 //!
-//! The value keeps its length, as sent and as decoded. So frames stay what they are, and so does the table of
-//! fields that both sides keep, of which nothing has to be known here. What cannot be followed is passed on
-//! as it is, for the library to refuse.
+//! The value keeps its length, encoded and decoded. So frames stay as they are, and so does the
+//! table of fields that both sides keep; this module needs to know nothing about it. Input that
+//! cannot be followed is passed on unchanged, for the library to refuse.
 //!
 //! Source: RFC 9113, sections 4.1, 6.2 and 6.10; RFC 7541, sections 5 and 6 and appendices A and B.
 
 use std::mem;
 
-/// The client preface, in bytes.
+/// Length of the client preface, in bytes.
 const PREFACE_LEN: usize = 24;
-/// Length of a frame's header: length in 3 bytes, type, flags, stream in 4 bytes.
+/// Length of a frame's header in bytes: length in 3, type, flags, stream in 4.
 const FRAME_HEADER_LEN: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
-/// Stream and weight, where the flag says so.
+/// Length of stream and weight, which a frame with the flag PRIORITY has.
 const PRIORITY_LEN: usize = 5;
 const NAME: &[u8] = b":authority";
-/// The static table's number for that name.
+/// Number of `:authority` in the static table.
 const NAME_INDEX: usize = 1;
 
-/// Follows what a client sends, and replaces what no host name has.
+/// Follows the bytes of a client, and replaces those of `:authority` that no host name has.
 #[derive(Debug)]
 pub(super) struct Amender {
     frame: Frame,
     field: Field,
 }
 
-/// Where in the stream of frames.
+/// Position in the stream of frames.
 #[derive(Clone, Copy, Debug)]
 enum Frame {
-    /// Bytes before the next frame.
+    /// Bytes before the next frame that are passed on.
     Skip(usize),
     Header {
         bytes: [u8; FRAME_HEADER_LEN],
         seen: usize,
     },
-    /// A frame whose first byte is the length of its padding.
+    /// Before the first byte of a padded frame, which is the length of the padding.
     PadLength {
         length: usize,
         priority: usize,
@@ -56,22 +57,22 @@ enum Frame {
         left: usize,
         padding: usize,
     },
-    /// Nothing is changed any more.
+    /// The frames cannot be followed. Nothing is changed any more.
     Lost,
 }
 
-/// Where in a header block. It goes on in the next frame as if there was none between.
+/// Position in a header block. A block continues in the next frame as if there was no boundary.
 #[derive(Clone, Copy, Debug)]
 enum Field {
     Start,
-    /// A number that did not fit into its first byte.
+    /// In a number that did not fit its first byte.
     Number {
         of: Number,
         value: usize,
         shift: u32,
     },
     NameLength,
-    /// `same`: so far it is the one we look for.
+    /// In a name. `same`: all bytes so far are those of `:authority`.
     Name {
         left: usize,
         same: bool,
@@ -85,12 +86,12 @@ enum Field {
     },
 }
 
-/// The use of a number in a header block.
+/// Use of a number in a header block.
 #[derive(Clone, Copy, Debug)]
 enum Number {
-    /// A field of the table, or the table's size.
+    /// Number of a whole field in the table, or the size of the table.
     Whole,
-    /// The name of a field whose value follows.
+    /// Number of a name in the table; the value follows.
     NameIndex,
     NameLength {
         huffman: bool,
@@ -108,7 +109,7 @@ enum Value {
     Huffman(Code),
 }
 
-/// The bits of a Huffman code so far.
+/// Bits of a Huffman code read so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Code {
     bits: u8,
@@ -121,7 +122,7 @@ impl Amender {
         Self { frame: Frame::Skip(PREFACE_LEN), field: Field::Start }
     }
 
-    /// Goes on with the next bytes of the connection.
+    /// Amends the next bytes of the connection in place.
     pub(super) fn amend(&mut self, mut bytes: &mut [u8]) {
         while !matches!(self.frame, Frame::Lost) {
             if let Frame::Skip(left) = &mut self.frame {
@@ -193,7 +194,7 @@ fn block(left: usize, padding: usize) -> Frame {
 impl Field {
     fn next(self, byte: &mut u8) -> Option<Self> {
         match self {
-            // The first bits say what it is, the others are a number.
+            // The first bits are the kind of the field, the others a number.
             Self::Start => match *byte {
                 0x80.. => number(*byte, 7, Number::Whole),
                 0x40.. => number(*byte, 6, Number::NameIndex),
@@ -204,7 +205,7 @@ impl Field {
                 let value = value.checked_add(usize::from(*byte & 0x7f).checked_shl(shift)?)?;
                 match *byte & 0x80 {
                     0 => of.read(value),
-                    // No length of a field that we take needs more.
+                    // No field of an acceptable length needs more bytes.
                     _ if shift >= 21 => None,
                     _ => Some(Self::Number { of, value, shift: shift + 7 }),
                 }
@@ -231,7 +232,7 @@ impl Field {
     }
 }
 
-/// A number of which the first byte has `bits` bits.
+/// Starts a number whose first byte has `bits` bits for it.
 fn number(byte: u8, bits: u32, of: Number) -> Option<Field> {
     let mask = 0xff_u8 >> (8 - bits);
     match byte & mask {
@@ -254,7 +255,7 @@ impl Number {
             Self::Whole => Some(Field::Start),
             Self::NameIndex if number == 0 => Some(Field::NameLength),
             Self::NameIndex => Some(Field::ValueLength { authority: number == NAME_INDEX }),
-            // Who has it spelt out does not compress it either.
+            // Clients that spell the name out do not compress it either.
             Self::NameLength { huffman } => name(number, !huffman && number == NAME.len()),
             Self::ValueLength { authority: false, .. } => value(number, Value::Other),
             Self::ValueLength { huffman: false, .. } => value(number, Value::Plain),
@@ -264,13 +265,14 @@ impl Number {
 }
 
 impl Code {
-    /// Replaces codes by others of their length, bit by bit: what came before a bit may have been passed on already.
+    /// Replaces codes by others of the same length, bit by bit, because the bits before may have
+    /// been passed on already.
     fn amend(&mut self, byte: &mut u8) {
         for mask in [0x80, 0x40, 0x20, 0x10, 0x08, 0x04, 0x02, 0x01] {
             if self.lost {
                 return;
             }
-            // A space, `%`, `-` or `.` becomes one of the latter two; `/` becomes `3`, `:` becomes `B`.
+            // A space, `%`, `-` or `.` becomes `-` or `.`; `/` becomes `3`, `:` becomes `B`.
             if matches!((self.len, self.bits), (4, 0b0101) | (5, 0b0_1100) | (6, 0b10_1110)) {
                 *byte |= mask;
             }
@@ -280,7 +282,7 @@ impl Code {
                 (5, ..=0x09) | (6, 0x14..=0x2d) | (7, 0x5c..=0x7b) | (8, 0xf8..=0xfd) => {
                     *self = Self::default()
                 }
-                // A rarer character, of which no host name is made, or the end.
+                // A rarer character, which no host name holds, or the end.
                 (8, _) => self.lost = true,
                 _ => {}
             }

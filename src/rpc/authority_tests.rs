@@ -13,7 +13,7 @@ fn connection(frames: &[Vec<u8>]) -> Vec<u8> {
     [preface, frame(4, 0, &[0, 4, 0, 1, 0, 0]), frames.concat()].concat()
 }
 
-/// Amends `bytes` in pieces of several sizes, all with one result.
+/// Amends `bytes` in pieces of several sizes, which all have to give one result.
 fn amended(bytes: &[u8]) -> Vec<u8> {
     let by = |len: usize| {
         let mut amender = Amender::new();
@@ -28,7 +28,7 @@ fn amended(bytes: &[u8]) -> Vec<u8> {
     whole
 }
 
-/// A string as HPACK has it: not compressed, or ready in `hex`.
+/// Encodes a string for HPACK: not compressed, or given in `hex`.
 fn text(text: &str) -> Vec<u8> {
     [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat()
 }
@@ -39,7 +39,7 @@ fn huffman(hex: &str) -> Vec<u8> {
     [&[0x80 | u8::try_from(bytes.len()).unwrap()], bytes.as_slice()].concat()
 }
 
-/// POST, the scheme, a path, and `field` before and behind other fields.
+/// A header block: POST, the scheme, a path, and `field` both before and after other fields.
 fn block(field: &[u8]) -> Vec<u8> {
     let path = [&[0x04], text("/a%2F/b c").as_slice()].concat();
     let custom = [&[0x40], text("x-authority").as_slice(), &text("/kept%2F")].concat();
@@ -56,7 +56,7 @@ fn an_authority_that_is_a_path_becomes_a_name_of_the_same_length() {
             (text("unix:/run/a:b:c"), text("unix--run-a-b-c")),
             (text("localhost"), text("localhost")),
             (text(""), text("")),
-            // By an encoder that is not ours.
+            // From another encoder.
             (
                 huffman("54586cb6a54586ba3d7839e454586ba3d7839e45d07275"), // %2Frun%2Fplywood%2Fplywood.sock
                 huffman("5c586cb6a5c586ba3d7839e45c586ba3d7839e45d07275"), // .2Frun.2Fplywood.2Fplywood.sock
@@ -67,7 +67,7 @@ fn an_authority_that_is_a_path_becomes_a_name_of_the_same_length() {
             ),
             (huffman("b6a379b8c596d4c0ee47709f"), huffman("b6a379bacd96d4c8eec7749f")), // unix:/run/a:b:c
             (huffman("a0e41d139d09"), huffman("a0e41d139d09")),                         // localhost
-            // Beyond a rare character, here `~`, nothing is changed.
+            // After a rare character, here `~`, nothing is changed.
             (huffman("54587ffaa8b0ff"), huffman("5c587ffaa8b0ff")),
         ] {
             let [sent, want] = [sent, want].map(|value| block(&[name, &value].concat()));

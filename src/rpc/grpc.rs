@@ -1,4 +1,4 @@
-//! The gRPC half: the Diff service over HTTP/2, beside the health service.
+//! The gRPC half: the Diff service over HTTP/2, with the health service beside it.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,16 +21,16 @@ use crate::{
     service::{Job, Service},
 };
 
-/// How long a peer that stopped answering keeps its connection: one ping, then this.
+/// Time after an unanswered ping until the connection is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time between two pings; connections over a unix socket end by themselves, unless the peer hangs.
+/// Time between two pings. A unix socket shows the end of a peer by itself, but not that it hangs.
 const PING_INTERVAL: Duration = Duration::from_secs(300);
-/// Streams a client may reset before they were accepted, and that we may reset ourselves, per connection:
-/// beyond it the connection is closed (rapid reset).
+/// Streams per connection that a client may reset before they were accepted; beyond, the connection
+/// is closed (rapid reset). `LOCAL_RESETS` bounds those that the server resets.
 const PENDING_RESETS: usize = 32;
 const LOCAL_RESETS: usize = 256;
 
-/// The Diff service of every gRPC connection.
+/// The Diff service of all gRPC connections.
 struct Handler {
     service: Arc<Service>,
 }
@@ -49,7 +49,7 @@ impl Diff for Handler {
 }
 
 impl Handler {
-    /// Takes the message apart and calls the service once.
+    /// Converts the message and calls the service once.
     async fn serve<M, J: Job>(
         &self,
         method: Method,
@@ -64,9 +64,9 @@ impl Handler {
     }
 }
 
-/// Serves the connections that come in. When no more can come, says goodbye on each (`GOAWAY`), serves what its
-/// client sent before it heard that, and returns when the last one is closed. `health` is what the health service
-/// reports from.
+/// Serves the connections that come in. When no more can come, sends `GOAWAY` on each, serves the
+/// requests that its client sent before receiving that, and returns when the last one is closed.
+/// The health service reports from `health`.
 pub async fn serve(
     service: Arc<Service>,
     health: HealthReporter,
@@ -92,8 +92,9 @@ pub async fn serve(
         .add_service(health)
         .serve_with_incoming_shutdown(
             tokio_stream::StreamExt::map(ReceiverStream::new(connections), Ok::<_, io::Error>),
-            // Connections that are still in the channel at a signal would be dropped. The end of the channel has
-            // the same effect without that; but only where there is a signal, connections are waited for.
+            // A signal would drop connections that are still in the channel. The end of the channel
+            // stops the server too, without dropping any; but the server waits for connections only
+            // when it has a signal.
             std::future::pending(),
         )
         .await

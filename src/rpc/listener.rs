@@ -1,8 +1,9 @@
-//! The accept loop: who connects, how many, and which wire they speak.
+//! The accept loop: checks who connects, bounds the number of connections, and detects the wire.
 //!
-//! An HTTP/2 client speaks first, and its first byte is `P` (`PRI * HTTP/2.0`, RFC 9113 section 3.4). A ttrpc
-//! client speaks first too, and the first byte of its length, at most 4 MiB in big-endian, is 0. The byte is
-//! looked at and stays in the socket. Anything else is closed, and so is silence.
+//! An HTTP/2 client speaks first, and its first byte is `P` (`PRI * HTTP/2.0`, RFC 9113 section
+//! 3.4). A ttrpc client speaks first too. Its first byte is 0, the highest of a big-endian length
+//! of at most 4 MiB. The byte is peeked at and stays in the socket. A connection with any other
+//! byte is closed, and so is a silent one.
 
 use std::{
     io, iter,
@@ -30,21 +31,22 @@ use crate::{
     service::Service,
 };
 
-/// Bytes of the first complete gRPC frame: the client preface and the header of its SETTINGS frame.
+/// Length of the first complete gRPC frame in bytes: the client preface and the header of its
+/// SETTINGS frame.
 const GRPC_FIRST_FRAME: u64 = 24 + 9;
 
-/// Who may connect, and how often.
+/// Bounds of connections: allowed user, and numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Admittance {
-    /// A user besides root.
+    /// User id besides root whose processes may connect.
     pub allowed_uid: u32,
-    /// Connections open at a time.
+    /// Most connections open at a time.
     pub max_connections: u32,
-    /// Requests in flight on one ttrpc connection.
+    /// Most requests in flight on one ttrpc connection.
     pub max_streams: u32,
 }
 
-/// An accepted gRPC connection; closes itself when the first frame does not come.
+/// Accepted gRPC connection. It closes itself when no first frame arrives in time.
 pub struct Connection {
     stream: UnixStream,
     peer: Peer,
@@ -73,11 +75,12 @@ impl Drop for Open {
     }
 }
 
-/// Accepts until `stop` is ready. gRPC connections go to `grpc`, ttrpc ones are served in tasks of their own,
-/// which end when `stop` is ready and their requests are done; returns when all of them have.
+/// Accepts connections until `stop` is ready. Sends gRPC connections to `grpc`, and serves each
+/// ttrpc connection in a task of its own, which ends when `stop` is ready and its requests are
+/// done. Returns when all tasks have ended.
 ///
-/// Accepted connections are served to their end. Connections that wait in the queue of the socket then are
-/// left to the next daemon, if it inherits the socket; the queue of a socket of our own is served.
+/// Accepted connections are served to their end. Connections in the queue of an inherited socket
+/// are then left to the next daemon; those in the queue of the daemon's own socket are served.
 pub async fn accept(
     listener: UnixListener,
     file: SocketFile,
@@ -98,7 +101,8 @@ pub async fn accept(
         match accepted {
             Ok((stream, _address)) => entrance.admit(stream),
             Err(error) => {
-                // Out of descriptors or memory: the connection stays in the backlog until some are free.
+                // Without descriptors or memory, the connection stays in the backlog until some are
+                // free.
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(100)).await;
             }
@@ -115,24 +119,24 @@ pub async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
-/// The process at the other end, as the kernel vouches for it (`SO_PEERCRED`).
+/// Process at the other end, as the kernel reports it (`SO_PEERCRED`).
 fn credentials(stream: &UnixStream) -> io::Result<Peer> {
     let credentials = stream.peer_cred()?;
     Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
 }
 
-/// Closes the socket to clients, and accepts those that have connected before.
+/// Closes the socket to further clients, and accepts those that have connected before.
 fn last_connections(listener: &UnixListener) -> impl Iterator<Item = UnixStream> {
     if let Err(error) = rustix::net::shutdown(listener, Shutdown::Read) {
         tracing::warn!(%error, "cannot close the socket");
     }
-    // Not through the runtime, to which a closed socket is always ready.
+    // Bypasses the runtime, to which a closed socket is always ready.
     let accept =
         move || rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok();
     iter::from_fn(move || UnixStream::from_std(accept()?.into()).ok())
 }
 
-/// Where accepted connections go in.
+/// Accepts single connections and starts their tasks.
 struct Entrance {
     admittance: Admittance,
     service: Arc<Service>,
@@ -143,7 +147,7 @@ struct Entrance {
 }
 
 impl Entrance {
-    /// Starts the task of a connection, if its peer may have one.
+    /// Starts the task of a connection, if its peer may connect.
     fn admit(&mut self, stream: UnixStream) {
         let Admittance { allowed_uid, max_connections, max_streams } = self.admittance;
         let observer = self.service.observer();
@@ -164,7 +168,7 @@ impl Entrance {
         let open = Open::new(Arc::clone(observer), permit);
         let (service, grpc, stop) = (Arc::clone(&self.service), self.grpc.clone(), self.stop.clone());
         self.connections.spawn(async move {
-            // Not cut short by `stop`: the first byte may be on its way.
+            // `stop` does not cut this short: the first byte may be on its way.
             match timeout(limits::FIRST_FRAME, sniff(&stream)).await {
                 Ok(Ok(Wire::Grpc)) => {
                     let first_frame = Some(Box::pin(sleep(limits::FIRST_FRAME)));
@@ -176,11 +180,11 @@ impl Entrance {
                         authority: Amender::new(),
                         _open: open,
                     };
-                    // The gRPC server is gone only when everything is.
+                    // Sending fails only when the gRPC server is gone, at the end of everything.
                     let _stopping = grpc.send(connection).await;
                 }
                 Ok(Ok(Wire::Ttrpc)) => {
-                    // The gRPC server waits for the last sender.
+                    // The gRPC server waits until the last sender is dropped.
                     drop(grpc);
                     ttrpc::serve(stream, peer, service, max_streams, stop).await;
                     drop(open);
@@ -192,7 +196,7 @@ impl Entrance {
     }
 }
 
-/// Looks at the first byte without taking it.
+/// Peeks at the first byte, which stays in the socket.
 async fn sniff(stream: &UnixStream) -> io::Result<Wire> {
     let mut first = [0_u8; 1];
     let peek = || rustix::net::recv(stream, &mut first, RecvFlags::PEEK).map_err(io::Error::from);

@@ -1,4 +1,4 @@
-//! What travels beside a message: namespace, lease, deadline, trace.
+//! Metadata beside a message: namespace, lease, deadline, trace.
 //!
 //! Source: containerd `pkg/namespaces` and `core/leases` for the keys; gRPC over HTTP/2 for `grpc-timeout`;
 //! ttrpc's `Request.timeout_nano`; W3C Trace Context for `traceparent`.
@@ -13,13 +13,13 @@ use crate::{
     limits,
 };
 
-/// Header of the lease on both wires; ttrpc clients of containerd send none.
+/// Header of the lease on both wires. containerd's ttrpc clients send none.
 const LEASE: &str = "containerd-lease";
 const TRACE_PARENT: &str = "traceparent";
 
-/// The call that a gRPC request's headers describe.
+/// Builds the call from the headers of a gRPC request.
 pub fn grpc_call(metadata: &MetadataMap) -> Result<Call, Error> {
-    // The first value counts when there are several: that is what containerd reads.
+    // The first of several values counts, as in containerd.
     let first = |key: &str| match metadata.get(key).map(|value| value.to_str()) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
@@ -29,7 +29,8 @@ pub fn grpc_call(metadata: &MetadataMap) -> Result<Call, Error> {
     call(first("containerd-namespace")?, first(LEASE)?, first(TRACE_PARENT)?, timeout)
 }
 
-/// The call that a ttrpc request's metadata describes. `timeout_nano` at or below 0 is no deadline.
+/// Builds the call from the metadata of a ttrpc request. `timeout_nano` of 0 or less means no
+/// deadline.
 pub fn ttrpc_call(
     metadata: &std::collections::HashMap<String, Vec<String>>,
     timeout_nano: i64,
@@ -54,7 +55,7 @@ fn call(
             return Err(header(LEASE, "is not 1 to 255 bytes of printable ASCII"));
         }
     }
-    // A deadline too far away for the clock is none.
+    // A deadline too far away for the clock counts as none.
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     Ok(Call {
         namespace,
@@ -64,7 +65,7 @@ fn call(
     })
 }
 
-/// `TimeoutValue TimeoutUnit`: at most 8 digits and one of H, M, S, m, u, n.
+/// Parses `TimeoutValue TimeoutUnit`: at most 8 digits and one of H, M, S, m, u, n.
 fn grpc_timeout(text: &str) -> Result<Duration, Error> {
     let refuse = || header("grpc-timeout", "is not up to 8 digits and a unit");
     let (unit_at, unit) = text.char_indices().last().ok_or_else(refuse)?;

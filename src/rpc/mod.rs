@@ -1,8 +1,8 @@
 //! The wires: one unix socket that speaks gRPC and ttrpc, and the conversions to and from the domain.
 //!
-//! A handler takes a message apart ([`metadata`], [`convert`]), calls the [`crate::service::Service`] once, and
-//! puts the answer together ([`convert`], [`status`]). What each side must send is in
-//! `docs/formats/containerd.md`.
+//! A handler converts a message ([`metadata`], [`convert`]), calls the [`crate::service::Service`]
+//! once, and converts the answer ([`convert`], [`status`]). `docs/formats/containerd.md` lists what
+//! each side must send.
 
 mod authority;
 pub mod convert;
@@ -14,5 +14,5 @@ pub mod socket;
 pub mod status;
 pub mod ttrpc;
 
-/// Name of the service on both wires.
+/// Name of the Diff service on both wires.
 pub const DIFF_SERVICE: &str = "containerd.services.diff.v1.Diff";

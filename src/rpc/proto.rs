@@ -1,6 +1,6 @@
 //! Generated code: the gRPC server of the Diff service, and its ttrpc messages, server and client.
 
-/// gRPC: `diff_server`, whose messages are those of `containerd_client`.
+/// gRPC: module `diff_server`, whose messages are those of `containerd_client`.
 #[allow(missing_docs, unused_qualifications, clippy::all)] // generated
 pub mod grpc {
     include!(concat!(env!("OUT_DIR"), "/containerd.services.diff.v1.rs"));

@@ -1,7 +1,8 @@
-//! Where clients find us: path sockets in directories nobody else can write to, or inherited ones.
+//! Sockets of the daemon: path sockets in directories that nobody else can write to, or inherited
+//! ones.
 //!
-//! A socket is bound before the daemon gives up its privileges, and listens only when it is ready to
-//! serve. What lies at the path already is removed only when it is a dead socket of our own.
+//! A socket is bound before the daemon gives up its privileges, and listens only when the daemon is
+//! ready to serve. A file at the path is removed only if it is a dead socket of the same user.
 
 use std::{
     fs::{self, DirBuilder},
@@ -20,48 +21,48 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Classify, Kind};
 
-/// Connections the kernel keeps while we are busy; the same as systemd's default.
+/// Connections that the kernel queues while the daemon is busy; systemd's default.
 const BACKLOG: i32 = 4096;
 
-/// Why there is no socket.
+/// Failure to provide a socket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
-    /// Another daemon answers there.
+    /// Another daemon answers at the path.
     #[error("{0}: another process is listening there")]
     InUse(PathBuf),
-    /// Something that is not a dead socket of ours is in the way.
+    /// A file at the path is not a dead socket of this user.
     #[error("{path} is {found}: not a socket of uid {uid}, so it is not removed")]
     Occupied {
-        /// The socket's path.
+        /// Path of the socket.
         path: PathBuf,
-        /// What is there.
+        /// Type or owner that was found, in words.
         found: String,
-        /// Our user.
+        /// User id of the daemon.
         uid: u32,
     },
-    /// Others could replace the socket.
+    /// Another user could replace the socket, given the directory's owner or mode.
     #[error(
         "{path} belongs to uid {owner} and has mode {mode:04o}: the directory of a socket must belong to uid {uid} and be writable by nobody else"
     )]
     Directory {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Its owner.
+        /// User id of the directory's owner.
         owner: u32,
-        /// Its permissions.
+        /// Permission bits of the directory.
         mode: u32,
-        /// Our user.
+        /// User id of the daemon.
         uid: u32,
     },
-    /// The kernel refused.
+    /// A system call failed.
     #[error("cannot {what} {path}")]
     Io {
-        /// What was tried.
+        /// Step that failed, in words.
         what: &'static str,
-        /// On what.
+        /// Path that it was about.
         path: PathBuf,
-        /// The kernel's answer.
+        /// Error of the system call.
         source: io::Error,
     },
 }
@@ -85,24 +86,26 @@ impl Classify for SocketError {
     }
 }
 
-/// A socket with its name, not listening yet.
+/// Socket that is bound to its path but does not listen yet.
 #[derive(Debug)]
 pub struct Bound {
     path: PathBuf,
     socket: OwnedFd,
 }
 
-/// A listening socket.
+/// Listening socket, with the file to remove at the end.
 #[derive(Debug)]
 pub struct Listening {
-    /// Non-blocking.
+    /// Listener, set to non-blocking.
     pub listener: UnixListener,
-    /// The file to remove at the end; `None` when the service manager owns it.
+    /// Path, device and inode of the file to remove at the end; `None` when the service manager
+    /// owns it.
     file: Option<(PathBuf, u64, u64)>,
 }
 
 impl Bound {
-    /// Makes the directory if need be and the socket in it: mode 0600, or 0660 for `gid` if that is not 0.
+    /// Creates the directory if it is missing, and the socket in it: mode 0600, or 0660 with group
+    /// `gid` if that is not 0.
     pub fn new(path: &Path, gid: u32) -> Result<Self, SocketError> {
         let directory = path.parent().unwrap_or(Path::new("/"));
         let uid = rustix::process::geteuid().as_raw();
@@ -116,8 +119,8 @@ impl Bound {
             Ok(socket)
         };
         let socket = bind().map_err(|error: rustix::io::Errno| failed("bind a socket at")(error.into()))?;
-        // Nobody else enters the directory or writes to it, and nothing listens yet: between the two steps
-        // there is nothing to gain.
+        // Nobody else can enter or write the directory, and nothing listens yet, so the moment
+        // between the two steps cannot be used.
         if gid != 0 {
             chown(path, None, Some(gid)).map_err(failed("give the group of"))?;
         }
@@ -126,7 +129,7 @@ impl Bound {
         Ok(Self { path: path.to_owned(), socket })
     }
 
-    /// Takes connections from now on.
+    /// Starts to accept connections into the queue.
     pub fn listen(self) -> Result<Listening, SocketError> {
         let Self { path, socket } = self;
         let failed = |source| SocketError::Io { what: "listen on", path: path.clone(), source };
@@ -138,23 +141,25 @@ impl Bound {
 }
 
 impl Listening {
-    /// A socket that the service manager made, keeps, and checked.
+    /// Wraps a socket that the service manager created, keeps, and checked.
     pub fn inherited(listener: UnixListener) -> Self {
         Self { listener, file: None }
     }
 
-    /// The listener for the runtime, and what removes its file when dropped.
+    /// Splits into the listener for the runtime, and the guard that removes its file when dropped.
     pub fn into_parts(self) -> (UnixListener, SocketFile) {
         (self.listener, SocketFile(self.file))
     }
 }
 
-/// Removes the file of a socket when dropped, unless another process has replaced it.
+/// Guard that removes the file of a socket when dropped, unless another process has replaced the
+/// file.
 #[derive(Debug)]
 pub struct SocketFile(Option<(PathBuf, u64, u64)>);
 
 impl SocketFile {
-    /// Whether the service manager keeps the socket: a later daemon takes what waits in its queue.
+    /// True when the service manager keeps the socket: a later daemon serves the connections in its
+    /// queue.
     pub fn is_inherited(&self) -> bool {
         self.0.is_none()
     }
@@ -171,14 +176,15 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes the last component, mode 0700 (0750 and `gid` for a group), or checks what is there.
+/// Creates the last component with mode 0700 (0750 and `gid` for a group), or checks an existing
+/// one.
 fn prepare_directory(directory: &Path, gid: u32, uid: u32) -> Result<(), SocketError> {
     let failed = |what| move |source| SocketError::Io { what, path: directory.to_owned(), source };
     let mode = if gid == 0 { 0o700 } else { 0o750 };
     match DirBuilder::new().mode(mode).create(directory) {
         Ok(()) if gid != 0 => {
             chown(directory, None, Some(gid)).map_err(failed("give the group of"))?;
-            // The umask may have taken the group's rights.
+            // The umask may have removed the group's permissions.
             let permissions = fs::Permissions::from_mode(mode);
             fs::set_permissions(directory, permissions).map_err(failed("set the mode of"))?;
         }
@@ -194,7 +200,7 @@ fn prepare_directory(directory: &Path, gid: u32, uid: u32) -> Result<(), SocketE
     Ok(())
 }
 
-/// Removes the socket of a daemon that is gone.
+/// Removes the socket of a daemon that has ended.
 fn remove_stale(path: &Path, uid: u32) -> Result<(), SocketError> {
     let failed = |what| move |source| SocketError::Io { what, path: path.to_owned(), source };
     let found = match fs::symlink_metadata(path) {
@@ -215,7 +221,7 @@ fn remove_stale(path: &Path, uid: u32) -> Result<(), SocketError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(failed("remove the dead socket"))
         }
-        // Its backlog may be full, for example: somebody is there.
+        // Its backlog may be full, for example. A process still listens there.
         Err(error) => Err(failed("find out who listens on")(error)),
     }
 }

@@ -1,4 +1,4 @@
-//! An error as a status: code, message, and the reason id in the details.
+//! Converts errors to statuses: code, message, and the reason id in the details.
 //!
 //! Source: gRPC status codes; `google/rpc/status.proto` and `google/rpc/error_details.proto` for the details,
 //! which both wires carry in the same form. The table of codes is in `docs/formats/containerd.md`.
@@ -12,7 +12,7 @@ use crate::{
     observe::one_line,
 };
 
-/// The code that a kind of failure has on both wires; the numbers are the same.
+/// Code of a kind of failure, which has the same number on both wires.
 pub fn code(kind: Kind) -> Code {
     match kind {
         Kind::NotImplemented => Code::Unimplemented,
@@ -30,7 +30,7 @@ pub fn code(kind: Kind) -> Code {
     }
 }
 
-/// The status of a gRPC reply.
+/// Builds the status of a gRPC reply.
 pub fn grpc(error: &Error) -> tonic::Status {
     let (code, message) = (code(error.kind()), message(error));
     let details = google::Status {
@@ -41,7 +41,7 @@ pub fn grpc(error: &Error) -> tonic::Status {
     tonic::Status::with_details(code, message, details.encode_to_vec().into())
 }
 
-/// The status of a ttrpc reply.
+/// Builds the status of a ttrpc reply.
 pub fn ttrpc(error: &Error) -> ttrpc::Status {
     let mut detail = ttrpc::proto::Any::new();
     detail.type_url = ERROR_INFO.to_owned();
@@ -51,14 +51,14 @@ pub fn ttrpc(error: &Error) -> ttrpc::Status {
     status
 }
 
-/// The reason id in the details of a gRPC status, for clients.
+/// Reads the reason id from the details of a gRPC status, for clients.
 pub fn reason_of(status: &tonic::Status) -> Option<String> {
     let details = google::Status::decode(status.details()).ok()?;
     let detail = details.details.into_iter().find(|detail| detail.type_url == ERROR_INFO)?;
     google::ErrorInfo::decode(detail.value.as_slice()).ok().map(|info| info.reason)
 }
 
-/// The reason id in the details of a ttrpc status, for clients.
+/// Reads the reason id from the details of a ttrpc status, for clients.
 pub fn reason_of_ttrpc(status: &ttrpc::Status) -> Option<String> {
     let detail = status.details.iter().find(|detail| detail.type_url == ERROR_INFO)?;
     google::ErrorInfo::decode(detail.value.as_slice()).ok().map(|info| info.reason)
@@ -69,8 +69,8 @@ fn ttrpc_code(kind: Kind) -> ttrpc::Code {
     ttrpc::Code::from_i32(code(kind) as i32).expect("both enumerations are google.rpc.Code")
 }
 
-/// The error's text with its reason id behind it: on one line, without control characters, and cut to
-/// what a header may hold.
+/// Text of an error followed by its reason id: on one line, without control characters, and cut to
+/// the length that a header may have.
 fn message(error: &Error) -> String {
     let reason = format!(" [{}]", error.reason());
     let room = limits::STATUS_MESSAGE_BYTES - reason.len();
@@ -83,7 +83,7 @@ fn info(error: &Error) -> google::ErrorInfo {
     google::ErrorInfo { reason: error.reason().to_owned(), domain: "plywood".to_owned() }
 }
 
-/// The three messages of the details, as far as they are used.
+/// The three messages of status details, with the fields in use.
 mod google {
     /// `google.rpc.Status`.
     #[derive(Clone, PartialEq, prost::Message)]
@@ -140,7 +140,7 @@ mod tests {
         for (kind, number) in KINDS {
             assert_eq!(code(kind) as i32, number, "{kind:?}");
             assert_eq!(ttrpc_code(kind).value(), number, "{kind:?}");
-            // The names of logs and metrics are those of the codes.
+            // Logs and metrics use the names of the codes.
             let name = format!("{:?}", code(kind)).to_lowercase();
             assert_eq!(kind.as_str().replace('_', ""), name);
         }
@@ -168,7 +168,7 @@ mod tests {
         assert!(
             message.starts_with("name \"ééé\\u{1b}[2J\\r\\n\\u{0}") && message.ends_with("... [tar.name]")
         );
-        // The whole status is what a client has to take as headers.
+        // A client receives the whole status as headers.
         let headers = status.to_http_percent_encoded_len();
         assert!(headers < 16 << 10, "{headers}");
     }

@@ -1,4 +1,4 @@
-//! Apply: its request and its reply, on both wires.
+//! Converts requests and replies of Apply, for both wires.
 
 use containerd_client::services::v1 as wire;
 use protobuf::{MessageField, well_known_types::any::Any};
@@ -11,7 +11,7 @@ use crate::{
     rpc::proto::ttrpc::diff,
 };
 
-/// The request of a gRPC message.
+/// Converts a gRPC message. Errors: the descriptor, the mounts or the payloads are refused.
 pub fn from_grpc(message: wire::ApplyRequest) -> Result<Request, Error> {
     let diff = grpc::descriptor(message.diff.ok_or(ConvertError::NoDescriptor)?)?;
     let payload = |(name, any): (String, prost_types::Any)| {
@@ -25,7 +25,7 @@ pub fn from_grpc(message: wire::ApplyRequest) -> Result<Request, Error> {
     })
 }
 
-/// The request of a ttrpc message.
+/// Converts a ttrpc message. Errors: the descriptor, the mounts or the payloads are refused.
 pub fn from_ttrpc(message: diff::ApplyRequest) -> Result<Request, Error> {
     let diff = ttrpc::descriptor(message.diff.into_option().ok_or(ConvertError::NoDescriptor)?)?;
     let payload = |(name, any): (String, Any)| (name, Payload { type_url: any.type_url, value: any.value });
@@ -37,19 +37,19 @@ pub fn from_ttrpc(message: diff::ApplyRequest) -> Result<Request, Error> {
     })
 }
 
-/// The reply as a gRPC message.
+/// Converts a reply to its gRPC message.
 pub fn to_grpc(applied: &Applied) -> wire::ApplyResponse {
     wire::ApplyResponse { applied: Some(grpc::to_descriptor(&applied.descriptor)) }
 }
 
-/// The reply as a ttrpc message.
+/// Converts a reply to its ttrpc message.
 pub fn to_ttrpc(applied: &Applied) -> diff::ApplyResponse {
     let mut message = diff::ApplyResponse::new();
     message.applied = MessageField::some(ttrpc::to_descriptor(&applied.descriptor));
     message
 }
 
-/// A gRPC message of `request`, for clients.
+/// Builds the gRPC message of `request`, for clients.
 pub fn request_to_grpc(request: &Request) -> wire::ApplyRequest {
     let any = |payload: &Payload| prost_types::Any {
         type_url: payload.type_url.clone(),
@@ -63,7 +63,7 @@ pub fn request_to_grpc(request: &Request) -> wire::ApplyRequest {
     }
 }
 
-/// A ttrpc message of `request`, for clients.
+/// Builds the ttrpc message of `request`, for clients.
 pub fn request_to_ttrpc(request: &Request) -> diff::ApplyRequest {
     let any = |payload: &Payload| {
         let mut any = Any::new();
@@ -79,7 +79,7 @@ pub fn request_to_ttrpc(request: &Request) -> diff::ApplyRequest {
     message
 }
 
-/// Bounds what a waiting request holds in memory.
+/// Bounds the memory that a waiting request holds.
 fn check(request: Request) -> Result<Request, Error> {
     let context = |error: Error| error.context(format!("apply {}", request.diff.digest));
     check_mounts(&request.mounts).map_err(context)?;

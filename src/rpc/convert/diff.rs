@@ -1,4 +1,4 @@
-//! Diff: its request and its reply, on both wires.
+//! Converts requests and replies of Diff, for both wires.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::{
     tree::Timestamp,
 };
 
-/// The request of a gRPC message.
+/// Converts a gRPC message. Errors: mounts, labels, reference or epoch are refused.
 pub fn from_grpc(message: wire::DiffRequest) -> Result<Request, Error> {
     check(Request {
         left: grpc::mounts(message.left),
@@ -31,7 +31,7 @@ pub fn from_grpc(message: wire::DiffRequest) -> Result<Request, Error> {
     })
 }
 
-/// The request of a ttrpc message.
+/// Converts a ttrpc message. Errors: mounts, labels, reference or epoch are refused.
 pub fn from_ttrpc(message: diff::DiffRequest) -> Result<Request, Error> {
     check(Request {
         left: ttrpc::mounts(message.left),
@@ -47,19 +47,19 @@ pub fn from_ttrpc(message: diff::DiffRequest) -> Result<Request, Error> {
     })
 }
 
-/// The reply as a gRPC message.
+/// Converts a reply to its gRPC message.
 pub fn to_grpc(compared: &Compared) -> wire::DiffResponse {
     wire::DiffResponse { diff: Some(grpc::to_descriptor(&compared.descriptor)) }
 }
 
-/// The reply as a ttrpc message.
+/// Converts a reply to its ttrpc message.
 pub fn to_ttrpc(compared: &Compared) -> diff::DiffResponse {
     let mut message = diff::DiffResponse::new();
     message.diff = MessageField::some(ttrpc::to_descriptor(&compared.descriptor));
     message
 }
 
-/// A gRPC message of `request`, for clients.
+/// Builds the gRPC message of `request`, for clients.
 pub fn request_to_grpc(request: &Request) -> wire::DiffRequest {
     wire::DiffRequest {
         left: grpc::to_mounts(&request.left),
@@ -73,7 +73,7 @@ pub fn request_to_grpc(request: &Request) -> wire::DiffRequest {
     }
 }
 
-/// A ttrpc message of `request`, for clients.
+/// Builds the ttrpc message of `request`, for clients.
 pub fn request_to_ttrpc(request: &Request) -> diff::DiffRequest {
     let mut message = diff::DiffRequest::new();
     message.left = ttrpc::to_mounts(&request.left);
@@ -104,8 +104,8 @@ fn timestamp(seconds: i64, nanos: i32) -> Result<Timestamp, ConvertError> {
     }
 }
 
-/// Refuses what no later step would take, and what would make a waiting request large. Whether the media
-/// type is one of ours is not decided here.
+/// Refuses requests that no later step would accept, and those that would be large while they wait.
+/// Media types are checked later.
 fn check(request: Request) -> Result<Request, Error> {
     let Request { left, right, media_type, reference, labels, .. } = &request;
     let side = |name: &'static str| move |error: Error| error.context(format!("diff: {name}"));
@@ -121,7 +121,7 @@ fn check(request: Request) -> Result<Request, Error> {
     if labels.len() > limits::LABELS {
         return Err(ConvertError::Labels { count: labels.len() }.into());
     }
-    // The store would refuse it after all the work.
+    // The store checks labels only after all the work is done.
     check_labels(labels)?;
     Ok(request)
 }
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// The only reply whose field is not the first one of its message.
+    /// Diff's reply is the only one whose field has not number 1.
     #[test]
     fn the_reply_is_field_three() {
         use prost::Message as _;

@@ -1,4 +1,4 @@
-//! The messages of which both methods' gRPC messages are made.
+//! Converts the gRPC messages that requests of both methods contain.
 
 use containerd_client::types;
 

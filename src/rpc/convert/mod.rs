@@ -1,8 +1,7 @@
-//! Messages to domain values and back, with the checks that need no file.
+//! Converts messages to domain values and back, with the checks that need no file.
 //!
-//! Everything a message can get wrong on its own is found here: missing parts, digests and media types
-//! that are none, mount lists beyond all measure. What a mount list means is decided by
-//! [`crate::snapshot`].
+//! Finds every fault that a message can have on its own: missing parts, malformed digests and media
+//! types, mount lists without measure. [`crate::snapshot`] decides what a mount list means.
 
 pub mod apply;
 pub mod diff;
@@ -15,47 +14,47 @@ use crate::{
     snapshot::{Mount, MountError},
 };
 
-/// Why a message is not a request.
+/// Refusal of a message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConvertError {
-    /// `ApplyRequest.diff` is not set.
+    /// The field `ApplyRequest.diff` is not set.
     #[error("the request names no blob")]
     NoDescriptor,
-    /// A NUL would cut the string short in the kernel.
+    /// A mount holds a NUL, at which the kernel would cut the string.
     #[error("mount {index} holds a NUL byte")]
     Nul {
-        /// Position in the list.
+        /// Index of the mount in the list.
         index: usize,
     },
-    /// Longer than the name of any ingest.
+    /// The reference is longer than [`limits::REFERENCE_BYTES`].
     #[error("the reference has {len} bytes; {} are allowed", limits::REFERENCE_BYTES)]
     Reference {
-        /// Its length in bytes.
+        /// Length of the reference in bytes.
         len: usize,
     },
-    /// More than any client sets.
+    /// The request has more labels than [`limits::LABELS`].
     #[error("{count} labels; {} are allowed", limits::LABELS)]
     Labels {
-        /// How many came.
+        /// Number of labels in the request.
         count: usize,
     },
-    /// More than any client sends.
+    /// The request has more payloads, or larger ones, than allowed.
     #[error(
         "{count} payloads of {bytes} bytes; {} of {} bytes are allowed",
         limits::PAYLOADS,
         limits::PAYLOAD_BYTES
     )]
     Payloads {
-        /// How many came.
+        /// Number of payloads in the request.
         count: usize,
-        /// Bytes of all names, types and values.
+        /// Bytes of all their names, types and values.
         bytes: usize,
     },
-    /// Not a time.
+    /// The epoch's nanoseconds are not within 0 to 999 999 999.
     #[error("source_date_epoch has {nanos} nanoseconds, which is no part of a second")]
     Epoch {
-        /// As they came.
+        /// Nanoseconds in the request.
         nanos: i32,
     },
 }
@@ -80,7 +79,7 @@ impl Classify for ConvertError {
     }
 }
 
-/// Bounds what a waiting request holds in memory. What the mounts mean is looked at when its turn comes.
+/// Bounds the memory that a waiting request holds. The mounts are resolved when its turn comes.
 fn check_mounts(mounts: &[Mount]) -> Result<(), Error> {
     let bytes = mounts.iter().flat_map(strings).map(str::len).sum();
     if mounts.len() > limits::MOUNTS || bytes > limits::MOUNT_BYTES {
@@ -97,7 +96,7 @@ fn strings(mount: &Mount) -> impl Iterator<Item = &str> {
     fixed.into_iter().chain(mount.options.iter().map(String::as_str))
 }
 
-/// Sizes on the wire are signed; nothing that fits on a disk reaches the bound.
+/// Converts a size for the wire, where it is signed. No size that fits on a disk reaches the bound.
 fn wire_size(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! The messages of which both methods' ttrpc messages are made.
+//! Converts the ttrpc messages that requests of both methods contain.
 
 use super::wire_size;
 use crate::{

@@ -1,4 +1,5 @@
-//! ttrpc frames out of a stream of bytes, and which of them a server of unary calls takes.
+//! Splits a stream of bytes into ttrpc frames, and decides which of them a server of unary calls
+//! accepts.
 //!
 //! | offset | size | field     | unit and meaning                                       |
 //! |-------:|-----:|-----------|--------------------------------------------------------|
@@ -7,8 +8,8 @@
 //! |      8 |    1 | type      | 1 request, 2 response, 3 data                          |
 //! |      9 |    1 | flags     | 0 for unary calls; unknown ones are ignored            |
 //!
-//! The protocol has ids increase. Clients that number a request on one thread and send it from another
-//! swap neighbours now and then, which harms nobody.
+//! The protocol requires ascending ids. Clients that number requests on one thread and send them
+//! from another sometimes swap neighbours, which is harmless.
 //!
 //! Big-endian. Source: containerd/ttrpc `PROTOCOL.md`, `channel.go` and `server.go`.
 
@@ -21,47 +22,49 @@ use ::ttrpc::{
 
 use crate::limits::TTRPC_MESSAGE_BYTES;
 
-/// Bytes asked for at a time: the buffer grows with what has come, not with what was announced.
+/// Bytes read at a time. The buffer grows with the bytes that arrived, not with an announced
+/// length.
 const READ_STEP: usize = 64 << 10;
 
-/// The bytes of one connection that have come and are not yet taken.
+/// Bytes of one connection that have arrived and were not taken yet.
 #[derive(Default)]
 pub(super) struct Frames {
     buffer: Vec<u8>,
-    /// Bytes of an oversized payload that are still to come.
+    /// Bytes of an oversized payload that are still to be skipped.
     skip_bytes: usize,
 }
 
-/// One frame; the payload is empty when it was too long.
+/// Frame with its payload, which is empty when it was too long.
 pub(super) struct Frame {
     pub(super) header: MessageHeader,
     pub(super) payload: Vec<u8>,
 }
 
-/// What becomes of a frame.
+/// Decision about a frame.
 #[derive(Debug, PartialEq)]
 pub(super) enum Verdict {
-    /// A request.
+    /// A request, to be served.
     Serve,
-    /// Nobody waits for an answer.
+    /// Frame that needs no answer.
     Ignore,
-    /// A status at once; the connection is kept.
+    /// Request answered with this status at once. The connection is kept.
     Refuse(Code, String),
 }
 
 impl Frames {
-    /// Where the next bytes go.
+    /// Buffer for the next bytes.
     pub(super) fn room(&mut self) -> &mut Vec<u8> {
         self.buffer.reserve(READ_STEP);
         &mut self.buffer
     }
 
-    /// Whether no part of a frame is here whose rest is still to come.
+    /// True when no incomplete frame is buffered.
     pub(super) fn is_at_boundary(&self) -> bool {
         self.buffer.is_empty() && self.skip_bytes == 0
     }
 
-    /// Takes the next frame, if all of it has come. Payloads beyond the limit are dropped as they come.
+    /// Takes the next frame, if it is complete. Payloads beyond the limit are dropped as they
+    /// arrive.
     pub(super) fn next(&mut self) -> Option<Frame> {
         let skipped = self.skip_bytes.min(self.buffer.len());
         if skipped > 0 {
@@ -87,7 +90,7 @@ impl Frames {
 }
 
 impl Frame {
-    /// Decides about the frame; `open` tells the requests that wait for their answer.
+    /// Decides about the frame. `open` holds the ids of the requests that wait for their answers.
     pub(super) fn judge(&self, open: &HashSet<u32>) -> Verdict {
         let MessageHeader { stream_id, length, type_, .. } = self.header;
         match type_ {

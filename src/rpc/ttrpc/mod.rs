@@ -1,8 +1,8 @@
 //! The ttrpc half: containerd's framing around the same Diff service.
 //!
-//! The ttrpc crate's own server bounds neither the requests of a connection nor the time of its
-//! first frame, and lets ids repeat; so the loop over frames is here, and the crate's messages, codec
-//! and generated dispatch behind it.
+//! The ttrpc crate's own server bounds neither the requests of a connection nor the time to its
+//! first frame, and lets ids repeat. So this module has its own loop over frames, and uses the
+//! crate's messages, codec and generated dispatch.
 //!
 //! Source: containerd/ttrpc `PROTOCOL.md` and `channel.go`.
 
@@ -79,7 +79,7 @@ impl Diff for Handler {
 }
 
 impl Handler {
-    /// Takes the message apart and calls the service once.
+    /// Converts the message and calls the service once.
     async fn serve<M, J: Job>(
         &self,
         method: Method,
@@ -103,8 +103,9 @@ type Services = Arc<HashMap<String, ::ttrpc::r#async::Service>>;
 
 /// Serves one connection until its peer goes away or `stop` is ready and its requests are done.
 ///
-/// The protocol has no goodbye. At `stop` the connection is closed for what the peer has not sent yet: its next
-/// request fails at once with `EPIPE`, so that it knows that nobody saw it, and all it sent before is served.
+/// The protocol has no GOAWAY. At `stop` the connection is closed for requests that the peer has
+/// not sent yet: the next one fails at once with `EPIPE`, so the peer knows that nobody received
+/// it. Requests sent before are served.
 ///
 /// Losing the connection drops the requests, which cancels them.
 pub(super) async fn serve(
@@ -124,7 +125,7 @@ pub(super) async fn serve(
     tokio::pin!(first_frame);
     let mut waits_for_first = true;
     let mut stopping = false;
-    // Closed for further requests; all that were sent before have been read.
+    // `closed`: no further requests can arrive. `at_end`: all that were sent before have been read.
     let (mut closed, mut at_end) = (false, false);
     loop {
         while let Some(frame) = frames.next() {
@@ -148,7 +149,7 @@ pub(super) async fn serve(
                 return tracing::debug!(%error, ?peer, "ttrpc connection closed");
             }
         }
-        // A request of which we have a part is one that the peer may finish.
+        // The peer may finish a request of which a part has arrived.
         if stopping && !closed && frames.is_at_boundary() {
             match reader.try_read_buf(frames.room()) {
                 Ok(0) => return,
@@ -176,7 +177,7 @@ pub(super) async fn serve(
                         open.remove(&id);
                         respond(&mut writer, id, &response).await
                     }
-                    // Requests catch their own panics; a connection in an unknown state is not kept.
+                    // Requests catch their own panics. A connection in an unknown state is closed.
                     Err(error) => Err(io::Error::other(error)),
                 };
                 if let Err(error) = written {
@@ -187,7 +188,7 @@ pub(super) async fn serve(
                 return tracing::debug!(?peer, "ttrpc connection closed: no first frame");
             }
             () = async { drop(stop.wait_for(|stop| *stop).await) }, if !stopping => stopping = true,
-            // Reads do not show any more that the peer has gone.
+            // After the end of reading, only polling shows that the peer has gone.
             () = sleep(Cancel::POLL), if at_end => {
                 let state = reader.as_ref().ready(Interest::WRITABLE).await;
                 if state.is_ok_and(|state| state.is_write_closed()) {
@@ -216,8 +217,8 @@ async fn dispatch(services: &Services, header: MessageHeader, payload: &[u8]) ->
         timeout_nano: request.timeout_nano,
         connection_data: Arc::default(),
     };
-    // The generated dispatch turns errors of the service into responses; what is left is a message that
-    // cannot be decoded.
+    // The generated dispatch turns errors of the service into responses. It fails only for a
+    // message that cannot be decoded.
     method
         .handler(context, request)
         .await

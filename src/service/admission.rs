@@ -1,12 +1,13 @@
-//! Whose turn it is: a fixed number of workers, a bounded queue, fair among namespaces.
+//! Admission: a fixed number of workers and a bounded queue, fair among namespaces.
 //!
-//! Within a namespace the first to come is the first to be served; among namespaces it goes round, so that
-//! the two hundred layers of one tenant do not keep another's single layer waiting. What waits holds no
-//! buffers: only the request itself.
+//! Within a namespace requests are served in the order of arrival. Among namespaces turns go round,
+//! so that two hundred layers of one tenant do not delay a single layer of another. A waiting
+//! request holds no buffers, only itself.
 //!
-//! A request whose blob does not come gives its slot to the next one, and gets one again, before those in the
-//! queue, when bytes have come. Its thread waits with it, and another takes its place among the workers, up to
-//! [`STALLED`] of them; a request that stalls beyond keeps its slot.
+//! A request whose blob stalls gives its slot to the next one. When bytes arrive, it gets a slot
+//! again before the requests in the queue. Its thread waits with it, and a further thread takes its
+//! place among the workers, up to [`STALLED`] of them. Requests that stall beyond that number keep
+//! their slots.
 
 use std::{
     collections::VecDeque,
@@ -27,21 +28,21 @@ use crate::{
     sys::thread::spawn,
 };
 
-/// Most requests that wait for their blobs without a slot. Each has a thread and its buffers; with the workers and
-/// helpers of a large machine they stay below the 256 tasks of the shipped unit.
+/// Most requests that wait for their blobs without a slot. Each has a thread and its buffers; with
+/// the workers and helpers of a large machine they stay below the 256 tasks of the shipped unit.
 pub const STALLED: usize = 128;
 
-/// How much is taken on.
+/// Numbers of requests that are worked on and that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Requests worked on at a time: the number of worker threads.
+    /// Requests worked on at a time, which is the number of worker threads.
     pub running: usize,
-    /// Requests that may wait besides.
+    /// Most requests that wait in addition.
     pub waiting: usize,
 }
 
 impl Capacity {
-    /// `running` as configured, or twice the processors, at least 4 and at most 32.
+    /// Takes `running` as configured; 0 stands for twice the processors, at least 4 and at most 32.
     pub fn new(running: u32, waiting: u32) -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let running = match usize::try_from(running) {
@@ -52,7 +53,7 @@ impl Capacity {
     }
 }
 
-/// The queue is full.
+/// Refusal of a request because the queue is full.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("busy: {running} requests are worked on and {waiting} wait")]
 pub struct Busy {
@@ -70,10 +71,11 @@ impl Classify for Busy {
     }
 }
 
-/// The work of a worker, given the time it waited and its slot. Dropped unrun when it is withdrawn.
+/// Work of one request, given the time it waited and its slot. Dropped without running when it is
+/// withdrawn.
 type Job = Box<dyn FnOnce(Duration, Arc<Slot>) + Send>;
 
-/// The queue and its workers. Dropping it lets the workers finish what is queued, then ends them.
+/// The queue with its workers. When it is dropped, the workers finish the queued jobs and end.
 pub struct Admission {
     shared: Arc<Shared>,
 }
@@ -81,25 +83,25 @@ pub struct Admission {
 struct Shared {
     capacity: Capacity,
     state: Mutex<State>,
-    /// There may be something to do for a worker.
+    /// Wakes a worker that may have a job.
     work: Condvar,
-    /// There may be a slot for a request that gave its own away.
+    /// Wakes a request that gave its slot away and may have one again.
     slot: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// The namespaces that have something to do, the next one in front.
+    /// Namespaces with queued jobs; the first one has the next turn.
     queues: VecDeque<(Namespace, VecDeque<Waiting>)>,
-    /// In the queues.
+    /// Number of jobs in the queues.
     waiting: usize,
-    /// Beside the queues: they wait for the answer to another request.
+    /// Number of requests outside the queues that wait for the answer to an equal request.
     joined: usize,
-    /// Slots that are taken.
+    /// Number of slots in use.
     running: usize,
-    /// Requests that gave their slot away.
+    /// Number of requests without a slot, whose blobs stall.
     stalled: usize,
-    /// Those of them that want one again.
+    /// Number of these that want a slot again.
     returning: usize,
     threads: usize,
     next_id: u64,
@@ -112,25 +114,25 @@ struct Waiting {
     job: Job,
 }
 
-/// A request that waits for the answer to another one, for as long as this lives.
+/// Place of a request that waits for the answer to an equal one, for as long as this lives.
 pub struct Joined {
     shared: Arc<Shared>,
 }
 
-/// The right to work. A request gives it away while its blob does not come.
+/// Permission to work. A request gives it away while its blob stalls.
 pub struct Slot {
     shared: Arc<Shared>,
     given: AtomicBool,
 }
 
-/// A place in the queue. Dropping it gives the place up, unless a worker already took the job.
+/// Place in the queue. Dropping it withdraws the job, unless a worker already took it.
 pub struct Ticket {
     shared: Arc<Shared>,
     id: u64,
 }
 
 impl Admission {
-    /// Starts `capacity.running` workers.
+    /// Starts `capacity.running` workers. Errors: a thread cannot be started.
     pub fn start(capacity: Capacity) -> io::Result<Self> {
         let (work, slot) = (Condvar::new(), Condvar::new());
         let shared = Arc::new(Shared { capacity, state: Mutex::default(), work, slot });
@@ -140,11 +142,11 @@ impl Admission {
         Ok(Self { shared })
     }
 
-    /// Queues what `job` makes. `job` is called only when there is room for it.
+    /// Queues the result of `job`, which is called only when the queue has room. Errors: [`Busy`].
     pub fn submit(&self, namespace: &Namespace, job: impl FnOnce() -> Job) -> Result<Ticket, Busy> {
         let mut state = self.shared.lock();
         let Capacity { running, waiting } = self.shared.capacity;
-        // A job that an idle worker is about to take does not wait.
+        // A job that an idle worker will take at once does not count as waiting.
         let idle = running.saturating_sub(state.running + state.returning);
         if state.waiting >= waiting.saturating_sub(state.joined) + idle {
             return Err(state.busy());
@@ -162,7 +164,8 @@ impl Admission {
         Ok(Ticket { shared: Arc::clone(&self.shared), id })
     }
 
-    /// Counts a request that waits for the answer to another one, without a turn of its own.
+    /// Counts a request that waits for the answer to an equal one, without a turn of its own.
+    /// Errors: [`Busy`].
     pub fn join(&self) -> Result<Joined, Busy> {
         let mut state = self.shared.lock();
         if state.waiting + state.joined >= self.shared.capacity.waiting {
@@ -172,7 +175,7 @@ impl Admission {
         Ok(Joined { shared: Arc::clone(&self.shared) })
     }
 
-    /// How much is going on.
+    /// Numbers of running, stalled and waiting requests.
     pub fn load(&self) -> Load {
         let state = self.shared.lock();
         let waiting = (state.waiting + state.joined) as u64;
@@ -220,7 +223,7 @@ impl fmt::Debug for Slot {
 }
 
 impl Ticket {
-    /// Takes the job out of the queue, if it is still there; it is dropped before this returns.
+    /// Takes the job out of the queue, if it is still there, and drops it before returning.
     pub fn withdraw(&self) {
         let mut state = self.shared.lock();
         let found = state.queues.iter().enumerate().find_map(|(index, (_, queue))| {
@@ -232,7 +235,7 @@ impl Ticket {
             state.queues.remove(index);
         }
         state.waiting -= 1;
-        // Dropping it runs code of the request: not under the lock.
+        // Dropping a job runs code of its request, so not under the lock.
         drop(state);
         drop(withdrawn);
     }
@@ -245,7 +248,8 @@ impl Drop for Ticket {
 }
 
 impl Shared {
-    /// No code of a request runs under the lock, so no panic leaves the state half changed.
+    /// Locks the state. No code of a request runs under the lock, so no panic leaves the state half
+    /// changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -257,18 +261,18 @@ impl Shared {
         Ok(())
     }
 
-    /// A worker's life.
+    /// Runs jobs until this worker is no longer needed.
     fn work(self: &Arc<Self>) {
         while let Some(next) = self.next() {
             let Waiting { job, since, .. } = next;
             let slot = Arc::new(Slot { shared: Arc::clone(self), given: AtomicBool::new(false) });
             let own = Arc::clone(&slot);
-            // A job reports its own panics; this one keeps the worker alive whatever happens.
+            // A job reports its own panics. Catching them keeps the worker alive in any case.
             let _reported = catch_unwind(AssertUnwindSafe(|| job(since.elapsed(), own)));
             let mut state = self.lock();
             match slot.given.load(Ordering::Relaxed) {
                 false => state.running -= 1,
-                // Cancelled, or its store gave up.
+                // The job was cancelled, or its store failed.
                 true => state.stalled -= 1,
             }
             drop(state);
@@ -276,13 +280,13 @@ impl Shared {
         }
     }
 
-    /// Wakes who may go on now.
+    /// Wakes the requests and workers that may continue now.
     fn freed(&self) {
         self.slot.notify_one();
         self.work.notify_one();
     }
 
-    /// The next job in turn; `None` when this worker is not needed any more.
+    /// Waits for the next job in turn; `None` when this worker is no longer needed.
     fn next(&self) -> Option<Waiting> {
         let mut state = self.lock();
         loop {
@@ -307,12 +311,13 @@ impl Shared {
         }
         state.threads -= 1;
         drop(state);
-        // It may have been woken for a job that another worker has to take now.
+        // This worker may have been woken for a job, which another one has to take now.
         self.work.notify_one();
         None
     }
 
-    /// Frees the slot of the request whose thread this is, and has a worker for it.
+    /// Frees the slot of the calling request, and provides a worker for it. False when the request
+    /// keeps its slot.
     fn give_slot(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
         if state.stalled >= STALLED {
@@ -331,7 +336,8 @@ impl Shared {
         true
     }
 
-    /// Waits for a slot for a request that gave its own away; it comes before those in the queue.
+    /// Waits until a request that gave its slot away has one again. It comes before those in the
+    /// queue.
     fn take_slot(&self, cancel: &Cancel) -> Result<(), Cancelled> {
         let mut state = self.lock();
         state.returning += 1;
@@ -348,7 +354,7 @@ impl Shared {
         };
         state.returning -= 1;
         drop(state);
-        // One worker less is needed, or one more request may begin.
+        // Either one worker is no longer needed, or one more request may begin.
         self.freed();
         cancelled
     }
@@ -360,7 +366,7 @@ mod tests {
 
     use super::*;
 
-    /// One worker that is held until the sender is used.
+    /// Starts one worker and occupies it until the sender is used.
     fn held(waiting: usize) -> (Admission, mpsc::Sender<()>, Ticket) {
         let admission = Admission::start(Capacity { running: 1, waiting }).unwrap();
         let (release, released) = mpsc::channel::<()>();
@@ -439,7 +445,8 @@ mod tests {
         seen.recv().unwrap();
     }
 
-    /// A job that gives its slot away when it is told to, and wants it again when it is told to once more.
+    /// Submits a job that gives its slot away at the first message, and wants it back at the
+    /// second.
     fn stalling(admission: &Admission) -> (mpsc::Sender<()>, mpsc::Receiver<bool>, Ticket) {
         let (tell, told) = mpsc::channel::<()>();
         let (say, said) = mpsc::channel();
@@ -497,7 +504,7 @@ mod tests {
         assert!(said.recv().unwrap());
         order.recv().unwrap();
         until(&admission, load(0, 0, 0));
-        // The thread that took the place of the stalled one is gone.
+        // The thread that took the place of the stalled job ends.
         let end = Instant::now() + Duration::from_secs(10);
         while admission.shared.lock().threads > 1 {
             assert!(Instant::now() < end);
@@ -515,7 +522,7 @@ mod tests {
         }
         assert_eq!(admission.load(), load(1, STALLED as u64, 1));
         assert_eq!(admission.shared.lock().threads, STALLED + 1);
-        // The one that kept its slot goes on, and then all others.
+        // The job that kept its slot continues, and then all others.
         for (tell, ..) in jobs.iter().rev() {
             let _ = tell.send(());
             let _ = tell.send(());

@@ -1,7 +1,7 @@
-//! The requests that are under way, so that they can be waited for and, if need be, told to stop.
+//! Requests under way, so that the daemon can wait for them and, if need be, cancel them.
 //!
-//! A daemon that stops still takes the requests that reach it: clients send until they have seen its goodbye,
-//! and what they sent before is served. Only when the time for that is over are requests refused.
+//! A daemon that stops still accepts requests: clients send until they have seen its goodbye, and
+//! requests sent before are served. Requests are refused only after the time for that is over.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
     error::{Classify, Kind},
 };
 
-/// Requests are no longer taken.
+/// Refusal of a request after the daemon stopped accepting them.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the daemon is stopping")]
 pub struct Stopping;
@@ -31,7 +31,7 @@ impl Classify for Stopping {
     }
 }
 
-/// Every request between its admission and its end.
+/// All requests between their admission and their end.
 #[derive(Default)]
 pub(super) struct UnderWay {
     state: Mutex<State>,
@@ -49,19 +49,19 @@ struct State {
 enum Phase {
     #[default]
     Serving,
-    /// Requests are taken, but the daemon has begun to stop.
+    /// Requests are accepted, but the daemon has begun to stop.
     Draining,
     Closed,
 }
 
-/// One request under way, for as long as this lives.
+/// Entry of one request under way, for as long as this lives.
 pub(super) struct Entry {
     all: Arc<UnderWay>,
     id: u64,
 }
 
 impl UnderWay {
-    /// Notes a request, unless the time for requests is over.
+    /// Registers a request. Errors: [`Stopping`] once the time for requests is over.
     pub(super) fn enter(self: &Arc<Self>, cancel: &Cancel) -> Result<Entry, Stopping> {
         let mut state = self.lock();
         if state.phase == Phase::Closed {
@@ -77,13 +77,13 @@ impl UnderWay {
         self.lock().phase != Phase::Serving
     }
 
-    /// Notes that the daemon stops. Requests are still taken.
+    /// Records that the daemon stops. Requests are still accepted.
     pub(super) fn stop(&self) {
         self.lock().phase = Phase::Draining;
     }
 
-    /// Takes no more requests, cancels those under way and waits `last` for their end. Returns how many were
-    /// cancelled, and how many did not even end then.
+    /// Refuses further requests, cancels those under way and waits up to `last` for their end.
+    /// Returns how many were cancelled, and how many of them had not ended by then.
     pub(super) async fn close(&self, last: Duration) -> (usize, usize) {
         let cancelled = {
             let mut state = self.lock();
@@ -98,7 +98,7 @@ impl UnderWay {
     /// Waits until no request is under way.
     pub(super) async fn empty(&self) {
         loop {
-            // Registered before the look, so that no change between the two is missed.
+            // Registered before the check, so that no change in between is missed.
             let changed = self.changed.notified();
             if self.lock().requests.is_empty() {
                 return;

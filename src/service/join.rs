@@ -1,8 +1,9 @@
-//! One turn for all who ask for the same at the same time.
+//! One turn for all requests that ask for the same thing at the same time.
 //!
-//! Requests that are equal word for word have one answer, so only the first of them waits for its turn and is worked
-//! on. An answer that came to nothing because its own client gave up is none for the others: one of them goes next.
-//! Requests that only mean the same, a directory spelled in two ways for example, meet in [`crate::apply`].
+//! Requests that are equal byte for byte have one answer, so only the first of them waits for its
+//! turn and is worked on. If its own client gives up, the others get no answer from it: one of them
+//! goes next. Requests that only mean the same thing, such as a directory spelled in two ways, meet
+//! in [`crate::apply`].
 
 use std::{
     collections::HashMap,
@@ -17,10 +18,11 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Requests are equal when these are: the namespace, because another may not have the blob, and the whole request.
+/// Key of equal requests: the namespace, because another one may not have the blob, and the whole
+/// request.
 pub type Key = (Namespace, apply::Request);
 
-/// The requests that have a turn of their own, or wait for one.
+/// Requests that others may join, by key.
 pub struct Joins<T> {
     leading: Mutex<HashMap<Key, watch::Receiver<Option<Answer<T>>>>>,
 }
@@ -31,22 +33,23 @@ enum Answer<T> {
     Failed(Kind, &'static str, String),
 }
 
-/// The part of a request among its equals.
+/// Role of a request among its equals.
 pub(super) enum Role<T> {
-    /// The first.
+    /// First request of its key, which is worked on.
     Leader(Leader<T>),
-    /// One that waits for the first.
+    /// Further request, which waits for the first one's answer.
     Follower(Follower<T>),
 }
 
-/// The request that is worked on. Dropped without an answer, it leaves the work to another.
+/// Request that is worked on. When it is dropped without an answer, one of its followers takes
+/// over.
 pub(super) struct Leader<T> {
     joins: Arc<Joins<T>>,
     key: Key,
     answer: watch::Sender<Option<Answer<T>>>,
 }
 
-/// A request that waits.
+/// Request that waits for the answer of another.
 pub(super) struct Follower<T>(watch::Receiver<Option<Answer<T>>>);
 
 impl<T> Default for Joins<T> {
@@ -56,7 +59,7 @@ impl<T> Default for Joins<T> {
 }
 
 impl<T: Clone> Joins<T> {
-    /// Joins the request of this key, or makes it the first.
+    /// Joins the request with this key, or becomes the first.
     pub(super) fn join(self: &Arc<Self>, key: &Key) -> Role<T> {
         let mut leading = self.lock();
         if let Some(answer) = leading.get(key) {
@@ -75,7 +78,7 @@ impl<T> Joins<T> {
 }
 
 impl<T: Clone> Leader<T> {
-    /// Gives the answer to all who wait for it.
+    /// Sends the answer to all followers.
     pub(super) fn answer(self, outcome: &Result<T>) {
         let answer = match outcome {
             Ok(done) => Answer::Done(done.clone()),
@@ -88,13 +91,14 @@ impl<T: Clone> Leader<T> {
 
 impl<T> Drop for Leader<T> {
     fn drop(&mut self) {
-        // Before the sender goes: whoever then asks anew is not sent back to it.
+        // Removed before the sender is dropped: a follower that then joins again must not find this
+        // leader.
         self.joins.lock().remove(&self.key);
     }
 }
 
 impl<T: Clone> Follower<T> {
-    /// Waits for the answer; `None` when there will be none.
+    /// Waits for the answer; `None` when the leader was dropped without one.
     pub(super) async fn answer(mut self) -> Option<Result<T>> {
         let answer = self.0.wait_for(Option::is_some).await.ok()?.clone();
         answer.map(|answer| match answer {

@@ -1,4 +1,4 @@
-//! What both wires call: one request, admitted, run on a worker, counted and logged.
+//! Entry point of both wires: a request is admitted, run on a worker, counted and logged.
 
 mod admission;
 mod drain;
@@ -31,30 +31,32 @@ use crate::{
     sys::thread::catch,
 };
 
-/// Reads the bytes of metadata memory that are charged to requests.
+/// Reads the metadata memory that is charged to requests, in bytes.
 pub type MemoryGauge = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// Errors: why something that requests depend on is not there.
+/// Checks something that requests depend on. Errors: the reason for which it is unavailable, in
+/// words.
 pub type HealthCheck = Box<dyn Fn() -> std::result::Result<(), String> + Send + Sync>;
 
-/// The domain's half of both methods.
+/// Implementations of the two methods.
 #[derive(Clone)]
 pub struct Domain {
-    /// Does Apply.
+    /// Implementation of the method Apply.
     pub applier: Arc<dyn Apply>,
-    /// Does Diff; `None` leaves it to containerd's next differ.
+    /// Implementation of Diff; `None` leaves Diff to containerd's next differ.
     pub comparer: Option<Arc<dyn Compare>>,
 }
 
-/// A request of either method.
+/// Request of either method, as the service runs it.
 pub trait Job: Subject + Send + 'static {
-    /// What it comes to.
+    /// Result of a request that succeeds.
     type Done: Success + Clone + Send + Sync + 'static;
 
-    /// Where equal requests meet, and what makes them equal; `None`: each is worked on by itself.
+    /// Table in which equal requests meet, and this one's key; `None` when each request is worked
+    /// on by itself.
     fn joins(&self, call: &Call, service: &Service) -> Option<(Arc<Joins<Self::Done>>, Key)>;
 
-    /// Does the work. Blocks; ends within a second of the call's cancellation.
+    /// Does the work. Blocks; returns within a second after the call is cancelled.
     fn run(&self, call: &Call, domain: &Domain) -> Result<Self::Done>;
 }
 
@@ -73,7 +75,7 @@ impl Job for apply::Request {
 impl Job for compare::Request {
     type Done = Compared;
 
-    /// A Diff writes where its own lease and reference say.
+    /// Two Diffs are never joined: each writes under its own lease and reference.
     fn joins(&self, _: &Call, _: &Service) -> Option<(Arc<Joins<Compared>>, Key)> {
         None
     }
@@ -90,7 +92,7 @@ impl Job for compare::Request {
     }
 }
 
-/// The Diff service behind the wires.
+/// The Diff service, which both wires call.
 pub struct Service {
     domain: Domain,
     admission: Admission,
@@ -104,7 +106,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the workers. `memory` is looked at when metrics are read.
+    /// Starts the workers. `memory` is called when metrics are read. Errors: a thread cannot be
+    /// started.
     pub fn start(
         domain: Domain,
         observer: Arc<Observer>,
@@ -118,13 +121,14 @@ impl Service {
         Ok(Self { domain, admission, applies, under_way, observer, memory, roots, store, quiet_since })
     }
 
-    /// Lets health depend on the snapshot roots and on the content store; without this, both are fine.
+    /// Makes health depend on the snapshot roots and on the content store. Without this both count
+    /// as healthy.
     #[must_use]
     pub fn with_health(self, roots: HealthCheck, store: HealthCheck) -> Self {
         Self { roots, store, ..self }
     }
 
-    /// How long no request has been worked on or has waited.
+    /// Time since a request was last worked on or waiting.
     pub fn quiet_for(&self) -> Duration {
         let Load { running, stalled, waiting, .. } = self.admission.load();
         let is_busy = running + stalled + waiting > 0;
@@ -135,19 +139,20 @@ impl Service {
         quiet_since.elapsed()
     }
 
-    /// Where everything is counted.
+    /// Log and metrics of the service.
     pub fn observer(&self) -> &Arc<Observer> {
         &self.observer
     }
 
-    /// Logs and counts a request that ends before it begins; gives the error back.
+    /// Logs and counts a request that is refused before it begins. Returns the error.
     pub fn refuse(&self, caller: &Caller, error: Error) -> Error {
         Record::unread(caller).finish(&self.observer, refused(&error));
         error
     }
 
-    /// Runs a request, or waits for the answer to an equal one that came before. Dropping the future cancels the
-    /// work: at once when it still waits, at its next look at the flag when it runs.
+    /// Runs a request, or waits for the answer to an equal one that came earlier. Dropping the
+    /// future cancels the work: at once while it waits, at its next check of the flag while it
+    /// runs.
     pub async fn run<J: Job>(&self, caller: &Caller, call: Call, job: J) -> Result<J::Done> {
         *self.quiet_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let (reply, answer) = oneshot::channel();
@@ -165,7 +170,7 @@ impl Service {
         let joins = job.joins(&call, self);
         let (domain, observer) = (self.domain.clone(), Arc::clone(&self.observer));
         let mut work = Work { call, job, record, reply: Some(reply), domain, observer, _entry: entry };
-        // Before `work` goes, which logs why it was not done.
+        // Dropped before `work`, which logs the reason why it did not run.
         let mut waiting = CancelOnDrop { cancel, ticket: None };
         let leader = match joins {
             None => None,
@@ -210,7 +215,7 @@ impl Service {
         outcome
     }
 
-    /// Waits until the request is the first of its equals, or has the answer of the one that was.
+    /// Waits until the request is the first of its equals, or until the first one has an answer.
     async fn lead<T: Clone>(&self, joins: &Arc<Joins<T>>, key: &Key, cancel: &Cancel) -> Result<Turn<T>> {
         loop {
             let follower = match joins.join(key) {
@@ -233,7 +238,8 @@ impl Service {
         }
     }
 
-    /// Notes that the daemon stops: [`Report::health`] says so from now on. Requests are still taken.
+    /// Records that the daemon stops, which [`Report::health`] reports from now on. Requests are
+    /// still accepted.
     pub fn stop(&self) {
         self.under_way.stop();
     }
@@ -243,9 +249,9 @@ impl Service {
         self.under_way.empty().await;
     }
 
-    /// Takes no more requests and cancels those under way.
+    /// Refuses further requests and cancels those under way.
     pub async fn close(&self) {
-        // Cancelled work ends within a second; the rest is left to the end of the process.
+        // Cancelled work ends within a second. The end of the process stops the rest.
         let (cancelled, stuck) = self.under_way.close(Duration::from_secs(2)).await;
         if cancelled > 0 {
             tracing::warn!(cancelled, stuck, "requests were cancelled because the daemon stops");
@@ -253,15 +259,15 @@ impl Service {
     }
 }
 
-/// How a request gets its answer.
+/// Turn of a request among its equals.
 enum Turn<T> {
-    /// To be worked on; others may wait for its answer.
+    /// The request is worked on; others may wait for its answer.
     Own(Leader<T>),
-    /// Nothing: an equal one has this answer.
+    /// An equal request had this answer.
     Answered(Result<T>),
 }
 
-/// A request that came to nothing, whichever it was.
+/// Result of a failed request, in a type that fits both methods.
 fn refused(error: &Error) -> Result<&dyn Success, &Error> {
     Err(error)
 }
@@ -274,7 +280,7 @@ impl Report for Service {
     }
 
     fn health(&self) -> std::result::Result<(), String> {
-        // Taking the queue's lock shows that it is not stuck.
+        // Taking the lock of the queue proves that it is not stuck.
         let _load = self.admission.load();
         if self.under_way.is_stopping() {
             return Err(Stopping.to_string());
@@ -283,10 +289,10 @@ impl Report for Service {
     }
 }
 
-/// The client's side of a request. Whatever ends it, nobody works on for nothing.
+/// Client's side of a request. Whatever ends it, the work is cancelled.
 struct CancelOnDrop {
     cancel: Cancel,
-    /// The place in the queue. Given up after the flag is set, which says why.
+    /// Place in the queue. Given up after the flag is set, from which the log line has the reason.
     ticket: Option<Ticket>,
 }
 
@@ -295,7 +301,7 @@ impl CancelOnDrop {
         if let Some(deadline) = self.cancel.deadline() {
             tokio::select! {
                 outcome = &mut answer => return outcome.unwrap_or_else(|_| Err(lost())),
-                // Running work sees the deadline itself; waiting work is taken out of the queue.
+                // Running work checks the deadline itself. Waiting work is taken out of the queue.
                 () = sleep_until(deadline.into()) => self.ticket = None,
             }
         }
@@ -309,12 +315,12 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// A worker that ended without an answer, which none does.
+/// Error for a worker that ended without an answer, which should never happen.
 fn lost() -> Error {
     Error::new(Kind::Internal, "server.lost", "the request was lost")
 }
 
-/// The worker's side of a request. However it ends, it is logged, counted and answered exactly once.
+/// Worker's side of a request. However it ends, it is logged, counted and answered exactly once.
 struct Work<J: Job> {
     call: Call,
     job: J,
@@ -329,7 +335,7 @@ impl<J: Job> Work<J> {
     fn run(mut self, queued: Duration, slot: Arc<Slot>) {
         self.record.started(queued, &self.observer);
         self.call.cancel = self.call.cancel.clone().with_place(Place::new(slot));
-        // Nothing is shared with a panicking request but the domain, whose locks are poison-proof.
+        // A panicking request shares only the domain with others, whose locks ignore poisoning.
         let outcome = catch(|| {
             self.call.cancel.check().map_err(|error| Error::from(error).context(self.record.subject()))?;
             self.job.run(&self.call, &self.domain)
@@ -340,13 +346,13 @@ impl<J: Job> Work<J> {
     fn finish(&mut self, outcome: Result<J::Done>) {
         let Some(reply) = self.reply.take() else { return };
         self.record.finish(&self.observer, outcome.as_ref().map(|done| done as &dyn Success));
-        // A client that went away does not want it.
+        // A client that went away does not receive it.
         let _gone = reply.send(outcome);
     }
 }
 
 impl<J: Job> Drop for Work<J> {
-    /// Withdrawn from the queue: cancelled or too late.
+    /// Answers a job that never ran: cancelled, or withdrawn because the daemon stops.
     fn drop(&mut self) {
         if self.reply.is_some() {
             let error = match self.call.cancel.check() {

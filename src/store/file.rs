@@ -1,4 +1,5 @@
-//! A blob in a file of the host: the command line's store, and the end of the direct path.
+//! A blob in a file of the host: the store of the command line, and the last step of the direct
+//! path.
 
 use std::{
     fs::File,
@@ -13,15 +14,15 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// One file that is every blob asked for, if the size is right; whether the digest is, its reader finds
-/// out as with any store.
+/// Store of one file, which is returned for every blob of its size. Readers compare the digest, as
+/// with any store.
 #[derive(Clone, Debug)]
 pub struct FileStore {
     path: PathBuf,
 }
 
 impl FileStore {
-    /// The file at `path`, opened anew for each blob.
+    /// Store of the file at `path`, which is opened anew for each blob.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
@@ -36,7 +37,7 @@ impl ContentStore for FileStore {
     }
 }
 
-/// Opens the regular file at `path` as a blob of whatever size it has.
+/// Opens the regular file at `path` as a blob of its present size.
 pub fn open(path: &Path, cancel: &Cancel) -> Result<Box<dyn Blob>> {
     let context = |error: Error| error.context(path.display().to_string());
     let file = File::open(path).map_err(|error| {
@@ -50,7 +51,7 @@ pub fn open(path: &Path, cancel: &Cancel) -> Result<Box<dyn Blob>> {
     Ok(Box::new(FileBlob::new(file, cancel.clone()).map_err(context)?))
 }
 
-/// A file of which exactly its present size is read.
+/// File of which exactly the present size is read.
 pub(crate) struct FileBlob {
     file: File,
     size_bytes: u64,
@@ -59,14 +60,14 @@ pub(crate) struct FileBlob {
 }
 
 impl FileBlob {
-    /// Takes a file open for reading at its start; errors when it is not a regular one.
+    /// Takes a file that is open for reading at its start. Errors: it is not a regular file.
     pub(crate) fn new(file: File, cancel: Cancel) -> Result<Self> {
         let metadata =
             file.metadata().map_err(|error| Error::from_io(error, Kind::Unavailable, reason::READ))?;
         if !metadata.is_file() {
             return Err(Error::new(Kind::Malformed, reason::READ, "not a regular file"));
         }
-        // Only a hint: the kernel reads further ahead.
+        // A hint, by which the kernel reads further ahead.
         let _hint = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
         Ok(Self { file, size_bytes: metadata.len(), read_bytes: 0, cancel })
     }

@@ -1,4 +1,4 @@
-//! Labels of a blob: what the store takes, and which ones it still lacks.
+//! Labels of a blob: checks that the store accepts them, and finds those it lacks.
 //!
 //! Source: containerd `pkg/labels/validate.go`.
 
@@ -9,10 +9,11 @@ use crate::error::{Error, Kind, Quoted, Result};
 
 /// Longest sum of one label's key and value, in bytes: containerd's own bound.
 const LABEL_BYTES: usize = 4096;
-/// Longest sum of all labels, in bytes: with what is around them they fit into one message.
+/// Longest sum of all labels, in bytes: with the fields around them they fit into one message.
 const LABELS_BYTES: usize = 8 << 20;
 
-/// Looks whether the store will take `labels`, which it checks only after all bytes are there.
+/// Checks that the store will accept `labels`. The store itself checks them only after all bytes
+/// are written.
 ///
 /// Errors: `Malformed` (`store.label`) for one that has no key or is too long; `Exhausted`
 /// (`limit.labels`) when they are too many.
@@ -36,7 +37,7 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// Those of `wanted` that `found` does not have with the same value. An empty value is the same as none:
+/// Labels of `wanted` that `found` lacks or has with another value. An empty value counts as none:
 /// the store keeps no such label.
 pub(crate) fn lacking<'a, S: std::hash::BuildHasher>(
     wanted: &'a BTreeMap<String, String>,

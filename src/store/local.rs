@@ -1,7 +1,7 @@
-//! The content store's directory, read directly.
+//! Reads the content store's directory directly.
 //!
-//! Only its layout is known here, `blobs/<algorithm>/<hex>`; whether a namespace may see a blob has been
-//! decided by the store itself before anybody asks for its file.
+//! This module knows only the layout, `blobs/<algorithm>/<hex>`. The store itself has decided
+//! before whether a namespace may see the blob.
 //!
 //! Source: containerd `plugins/content/local/store.go`.
 
@@ -9,20 +9,20 @@ use std::{fs::File, io, path::Path};
 
 use crate::{descriptor::Descriptor, sys::dir::Dir};
 
-/// The open root of a content store.
+/// Open root directory of a content store.
 #[derive(Debug)]
 pub(crate) struct ContentRoot {
     dir: Dir,
 }
 
 impl ContentRoot {
-    /// Opens the root that the store or the operator named.
+    /// Opens the root that the store reported or the operator configured.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { dir: Dir::open_root(path)? })
     }
 
-    /// Opens the file of a blob: regular, below the root, reached over no link, and of the
-    /// descriptor's size.
+    /// Opens the file of a blob. Errors: it is not a regular file, lies behind a link, or has
+    /// another size than the descriptor.
     pub(crate) fn blob(&self, descriptor: &Descriptor) -> io::Result<File> {
         let digest = &descriptor.digest;
         let path = format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex());

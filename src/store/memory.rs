@@ -1,4 +1,4 @@
-//! Blobs in memory: for tests, and for blobs made by the program itself.
+//! Blobs in memory: for tests, and for blobs that the program makes itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Blobs by digest, the same in every namespace. A clone is the same store.
+/// Blobs by digest, the same for every namespace. Clones share one store.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     shared: Arc<Mutex<Shared>>,
@@ -24,9 +24,9 @@ pub struct Memory {
 #[derive(Debug, Default)]
 struct Shared {
     blobs: BTreeMap<Digest, Held>,
-    /// What uncommitted ingests have left under given references.
+    /// Bytes of uncommitted ingests under references that callers named.
     left: BTreeMap<String, Vec<u8>>,
-    /// References that are being written.
+    /// References that are being written at present.
     locked: BTreeSet<String>,
     unnamed: u64,
 }
@@ -38,15 +38,15 @@ struct Held {
 }
 
 impl Memory {
-    /// How long a locked reference is waited for.
+    /// Longest wait for a locked reference.
     const LOCK_WAIT: Duration = Duration::from_secs(1);
 
-    /// No blobs.
+    /// Creates a store without blobs.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a blob under its SHA-256.
+    /// Adds a blob under its SHA-256, which is returned.
     pub fn insert(&self, bytes: impl Into<Arc<[u8]>>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::sha256(&bytes);
@@ -54,22 +54,22 @@ impl Memory {
         digest
     }
 
-    /// Adds bytes under a digest that need not be theirs: a store that lies.
+    /// Adds bytes under a digest that need not be theirs, as a lying store would.
     pub fn insert_as(&self, digest: Digest, bytes: impl Into<Arc<[u8]>>) {
         self.lock().blobs.insert(digest, Held { bytes: bytes.into(), labels: HashMap::new() });
     }
 
-    /// The bytes of a blob.
+    /// Bytes of a blob; `None` when the store lacks it.
     pub fn bytes(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         self.lock().blobs.get(digest).map(|held| Arc::clone(&held.bytes))
     }
 
-    /// The labels of a blob.
+    /// Labels of a blob; `None` when the store lacks it.
     pub fn labels(&self, digest: &Digest) -> Option<BTreeMap<String, String>> {
         self.lock().blobs.get(digest).map(|held| held.labels.clone().into_iter().collect())
     }
 
-    /// References under which uncommitted bytes lie, with those bytes; being written or left behind.
+    /// References with uncommitted bytes, whether being written or left behind, with these bytes.
     pub fn ingests(&self) -> BTreeMap<String, Vec<u8>> {
         self.lock().left.clone()
     }
@@ -117,7 +117,7 @@ impl BlobSink for Memory {
 struct MemoryIngest {
     store: Memory,
     reference: String,
-    /// Not a given reference.
+    /// True when the reference was made up here, not named by the caller.
     ours: bool,
     cancel: Cancel,
 }
@@ -163,12 +163,12 @@ impl Drop for MemoryIngest {
     }
 }
 
-/// A blob of these bytes.
+/// Wraps bytes in memory as a blob.
 pub(crate) fn in_memory(bytes: Arc<[u8]>, cancel: Cancel) -> Box<dyn Blob> {
     Box::new(InMemory { bytes: Cursor::new(bytes), cancel })
 }
 
-/// Compares a store's size of a blob with the descriptor's.
+/// Compares the size of a blob in a store with the descriptor's. Errors: `DataLoss`.
 pub(crate) fn check_size(descriptor: &Descriptor, found: u64) -> Result<()> {
     if found == descriptor.size_bytes {
         return Ok(());

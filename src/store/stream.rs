@@ -1,6 +1,7 @@
-//! Bytes on their way from an asynchronous receiver to a blocking reader, a bounded number at a time.
+//! Bytes on their way from an asynchronous receiver to a blocking reader, a bounded number at a
+//! time.
 //!
-//! Knows nothing of where they come from.
+//! Independent of where the bytes come from.
 
 use std::{
     collections::VecDeque,
@@ -17,16 +18,16 @@ use crate::{
     error::{Error, Kind},
 };
 
-/// Bytes that may wait for the reader before the receiver stops asking for more. A message goes over
-/// it by its own length; what the transport holds beyond that is its window.
+/// Bytes that may wait for the reader before the receiver stops asking for more. The last message
+/// may exceed it by its own length. The transport's window holds further bytes.
 const WAITING_BYTES: usize = 1 << 20;
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Tells the reader that something has come.
+    /// Wakes the reader: a piece or the end has arrived.
     filled: Condvar,
-    /// Tells the receiver that something has gone.
+    /// Wakes the receiver: a piece was taken.
     drained: Notify,
 }
 
@@ -34,7 +35,7 @@ struct Shared {
 struct State {
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
-    /// Set once, after the last piece.
+    /// Outcome, set once after the last piece.
     end: Option<Result<(), Error>>,
 }
 
@@ -44,13 +45,13 @@ impl Shared {
     }
 }
 
-/// The receiver's side. Dropping it without [`Sender::finish`] ends the stream with an error.
+/// Receiver's side. Dropping it without [`Sender::finish`] ends the stream with an error.
 pub(crate) struct Sender {
     shared: Arc<Shared>,
 }
 
 impl Sender {
-    /// Hands over a piece, and waits until there is room for the next one.
+    /// Passes on a piece, and waits until there is room for the next one.
     pub(crate) async fn send(&self, piece: Vec<u8>) {
         {
             let mut state = self.shared.lock();
@@ -63,7 +64,7 @@ impl Sender {
         }
     }
 
-    /// Says how the stream ended; the reader sees it after all pieces.
+    /// Ends the stream with its outcome, which the reader sees after all pieces.
     pub(crate) fn finish(self, outcome: Result<(), Error>) {
         self.shared.lock().end.get_or_insert(outcome);
     }
@@ -78,7 +79,7 @@ impl Drop for Sender {
     }
 }
 
-/// The reader's side: a blob whose bytes come through a [`Sender`].
+/// Reader's side: a blob whose bytes come through a [`Sender`].
 pub(crate) struct Stream {
     shared: Arc<Shared>,
     piece: Vec<u8>,
@@ -90,8 +91,9 @@ pub(crate) struct Stream {
     receiver: tokio::task::AbortHandle,
 }
 
-/// A connected pair; `stall` is how long the reader waits for the next piece. `start` is given the
-/// sender and starts the task that uses it, which is aborted when the reader goes away.
+/// Creates a connected pair. `stall` is the longest time that the reader waits for the next piece.
+/// `start` gets the sender and starts the task that uses it, which is aborted when the reader is
+/// dropped.
 pub(crate) fn stream(
     size_bytes: u64,
     stall: Duration,
@@ -104,7 +106,8 @@ pub(crate) fn stream(
 }
 
 impl Stream {
-    /// Waits for the next piece; `None` at the end.
+    /// Waits for the next piece; `None` at the end. Errors: the stream's own, a stall, or
+    /// cancellation.
     fn next(&self) -> Result<Option<Vec<u8>>, Error> {
         let wait = self.cancel.wait();
         loop {
@@ -125,7 +128,7 @@ impl Stream {
         }
     }
 
-    /// The next piece or the end, if it comes before the flag has to be looked at again.
+    /// Next piece or end; `None` when the cancel flag has to be checked again first.
     fn poll(&self) -> Option<Result<Option<Vec<u8>>, Error>> {
         let mut state = self.shared.lock();
         if state.waiting.is_empty() && state.end.is_none() {
@@ -142,7 +145,7 @@ impl Stream {
                 state.end = Some(Ok(()));
                 Some(Ok(None))
             }
-            // A second read after an error finds the same kind of end.
+            // A second read after an error returns the same kind of error.
             Err(error) => {
                 let again = Error::new(error.kind(), error.reason(), error.to_string());
                 state.end = Some(Err(again));

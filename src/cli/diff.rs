@@ -20,6 +20,7 @@ use crate::{
     call::Cancel,
     codec::{Coding, encode::Compression},
     compare::{Composed, Composer, Options, Sides, changes::XattrFilter, erofs},
+    config::Timestamps,
     error::{Error, Kind, Result},
     format::Sink as _,
     kind::{Container, LayerType},
@@ -96,15 +97,6 @@ Examples:
     plywood diff none tree/ -o base.erofs
   What is different in another image, whose newest layer is new2.erofs:
     plywood diff old.erofs new2.erofs:new1.erofs -t tar -o - | tar -tv"#;
-
-/// How exact times are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Timestamps {
-    /// Whole seconds, rounded down
-    Seconds,
-    /// As the file system has them
-    Nanoseconds,
-}
 
 fn form(text: &str) -> Result<&'static LayerType, String> {
     LayerType::of_name(text).ok_or_else(|| {

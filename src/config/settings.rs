@@ -214,12 +214,13 @@ pub enum LogFormat {
 }
 
 /// Precision of the times in tar layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+// Its doc lines are the help of `plywood diff --timestamps` as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Timestamps {
-    /// Whole seconds, rounded down, as containerd's differs write them.
+    /// Whole seconds, rounded down
     Seconds,
-    /// Nanoseconds, as the file system stores them.
+    /// As the file system has them
     Nanoseconds,
 }
 

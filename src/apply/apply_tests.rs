@@ -572,7 +572,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             parents: Some(Parents { open: &open, required }),
         };
         let publication = Publication::beside(&out).unwrap();
-        converter.convert(&call().cancel, layer, publication, false, &mut |_| {})
+        converter.convert(call().work(), layer, publication, false)
     };
     for (kind, may_be_ignored) in [
         (Kind::NotImplemented, true),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Applied, Contents, Parents, Stats, native, tar_to_erofs};
 use crate::{
-    call::Cancel,
+    call::{Cancel, Phase, Work},
     codec::Coding,
     descriptor::Descriptor,
     digest::Digest,
@@ -22,7 +22,7 @@ use crate::{
     },
     kind::{Container, LayerType},
     limits::Limits,
-    pipeline::{Facts, Plan, Progress, Resources, Source, budget::Lease, image},
+    pipeline::{Facts, Plan, Resources, Source, budget::Lease, image},
     snapshot::{Durability, LAYER_NAME, NewFile, Publication},
 };
 
@@ -111,30 +111,32 @@ impl Converter {
         &self.resources.limits
     }
 
-    /// Converts `layer` into an image and publishes it; `progress` is called once a buffer.
+    /// Converts `layer` into an image and publishes it.
     ///
     /// Nothing is published unless the blob is the one asked for and the finished image, read back from
     /// the file, has passed its check. After an error the file is gone.
     pub fn convert(
         &self,
-        cancel: &Cancel,
+        work: Work<'_>,
         layer: Layer<'_>,
         publication: Publication,
         sync_fs: bool,
-        progress: &mut dyn FnMut(Progress),
     ) -> Result<Applied> {
+        let Work { cancel, progress } = work;
         let started = Instant::now();
         let image = publication.file(LAYER_NAME)?;
         let lease = self.resources.budget.lease(cancel)?;
-        let plan = Plan { resources: &self.resources, lease: &lease, cancel, progress };
+        let plan = Plan { resources: &self.resources, lease: &lease, work };
         let kind = layer.kind;
         let Built { image, contents, mut facts } = match kind.container {
             Container::Tar => tar_to_erofs::run(plan, layer, image, &self.options)?,
             Container::Erofs => native::run(plan, layer, image, kind.coding)?,
         };
         cancel.check()?;
+        progress.begin(Phase::Verify, None);
         facts.times.verify = timed(|| self.verify(kind, &image, &lease, cancel))?;
         cancel.check()?;
+        progress.begin(Phase::Commit, None);
         let image_bytes = image.size_bytes();
         facts.times.commit = timed(|| Ok(publication.commit([image], self.options.durability, sync_fs)?))?;
         Ok(Applied {

@@ -181,7 +181,7 @@ impl Applier {
             parents: Some(Parents { open: &open, required: false }),
         };
         let sync_fs = request.sync_fs;
-        self.converter.convert(&call.cancel, layer, publication, sync_fs, &mut |_| {})
+        self.converter.convert(call.work(), layer, publication, sync_fs)
     }
 }
 

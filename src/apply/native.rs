@@ -17,12 +17,12 @@ use super::{
     convert::{Built, Layer},
 };
 use crate::{
-    call::Cancel,
+    call::{Cancel, Phase, Work},
     codec::Coding,
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
     format::Sink as _,
-    pipeline::{self, BlobError, Facts, Plan, Progress, StageTimes, buffer::Chunk, stage::Stage},
+    pipeline::{self, BlobError, Facts, Plan, StageTimes, buffer::Chunk, stage::Stage},
     snapshot::NewFile,
     sys::thread::spawn_scoped,
 };
@@ -86,7 +86,8 @@ fn share(
     if found != size_bytes {
         return Err(BlobError::Size { expected: size_bytes, found }.into());
     }
-    let (cancel, progress) = (plan.cancel, plan.progress);
+    let Work { cancel, progress } = plan.work;
+    progress.begin(Phase::Transfer, Some(size_bytes));
     let copy = image.file().try_clone().map_err(Error::disk)?;
     let (sender, receiver) = mpsc::channel();
     let started = Instant::now();
@@ -99,10 +100,10 @@ fn share(
             })
         });
         let helper = helper.transpose()?;
-        let mut report = |copied| {
+        let report = |copied| {
             // Without a helper nobody listens.
             let _heard = sender.send(copied);
-            progress(Progress { read_bytes: copied, size_bytes: Some(size_bytes) });
+            progress.set_done(copied);
         };
         let outcome = image.copy_from(source, size_bytes, |copied| {
             cancel.check().map_err(|stop| Error::from(stop).into_io())?;

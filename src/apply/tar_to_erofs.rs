@@ -14,6 +14,7 @@ use super::{
     parents::{self, Implied},
 };
 use crate::{
+    call::Phase,
     digest::Digest,
     error::Result,
     format::{
@@ -27,7 +28,7 @@ use crate::{
 
 /// Makes `image` the image of the tar archive in `layer`.
 pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, options: &Options) -> Result<Built> {
-    let (lease, cancel, limits) = (plan.lease, plan.cancel, &plan.resources.limits);
+    let (lease, cancel, limits) = (plan.lease, plan.work.cancel, &plan.resources.limits);
     let asked = options.implied_directories == ImpliedDirectories::FromParents;
     let parents = layer.parents.filter(|_| asked);
     let build = Build {
@@ -50,6 +51,7 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, options: &Op
     };
     let ran = pipeline::run(layer.source(None), plan, build)?;
     let (mut build, mut facts) = (ran.output, ran.facts);
+    plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();
     // Only now is it known which directories no entry describes: an entry may come after what is in it.
     let Implied { directories, inherited, without_parents } =

@@ -11,12 +11,13 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
 use super::{
-    output, report,
+    output,
+    report::{self, Bar},
     stack::{Reading, Spelled},
 };
 use crate::{
     apply::{Applied, Converter, Layer, Options, Parents},
-    call::Cancel,
+    call::{Cancel, Progress, Work},
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
     format::erofs::{BlockBits, writer::WriteOptions},
@@ -25,7 +26,7 @@ use crate::{
         sniff::{self, Head},
     },
     limits::Limits,
-    pipeline::{Progress, Resources, helpers::Helpers},
+    pipeline::{Resources, helpers::Helpers},
     snapshot::{Durability, Publication},
 };
 
@@ -144,11 +145,9 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         digest: arguments.digest.clone(),
         parents: Some(Parents { open: &parents, required: true }),
     };
-    let bar = report::progress_bar(size_bytes);
-    let mut report = |progress: Progress| bar.set_position(progress.read_bytes);
-    let applied = converter.convert(&Cancel::new(), layer, publication, arguments.sync, &mut report);
-    bar.finish_and_clear();
-    applied
+    let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
+    let _bar = Bar::show(&progress);
+    converter.convert(Work { cancel: &cancel, progress: &progress }, layer, publication, arguments.sync)
 }
 
 /// A layer as it was named on the command line.

@@ -13,11 +13,11 @@ use serde_json::json;
 
 use super::{
     output::{self, usage},
-    report,
+    report::{self, Bar},
     stack::{Reading, Spelled},
 };
 use crate::{
-    call::Cancel,
+    call::{Cancel, Phase, Progress, Work},
     codec::{Coding, encode::Compression},
     compare::{Composed, Composer, Options, Sides, changes::XattrFilter, erofs},
     config::Timestamps,
@@ -212,13 +212,13 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
     let resources = Resources::new(limits, arguments.threads.unwrap_or_else(Helpers::default_threads));
     let composer = Composer::new(options, resources);
-    let cancel = Cancel::new();
-    let bar = report::progress_bar(None);
-    let mut progress = |bytes| bar.set_position(bytes);
+    let (cancel, progress) = (Cancel::new(), Progress::default());
+    let work = Work { cancel: &cancel, progress: &progress };
+    let _bar = Bar::show(&progress);
     let composed = if to_standard_output {
         let mut out = io::stdout();
         let mut deliver = |bytes: &[u8]| out.write_all(bytes).map_err(unwritable);
-        let composed = composer.compose(&cancel, sides, form, epoch, &mut deliver, &mut progress);
+        let composed = composer.compose(work, sides, form, epoch, &mut deliver);
         composed.and_then(|composed| {
             io::stdout().flush().map_err(unwritable)?;
             Ok(composed)
@@ -232,15 +232,15 @@ fn diff(arguments: &Arguments) -> Result<Written> {
             at += bytes.len() as u64;
             Ok(())
         };
-        let composed = composer.compose(&cancel, sides, form, epoch, &mut deliver, &mut progress);
+        let composed = composer.compose(work, sides, form, epoch, &mut deliver);
         composed.and_then(|mut composed| {
+            progress.begin(Phase::Commit, None);
             let committing = Instant::now();
             publication.commit([file], Durability::Request, arguments.sync)?;
             composed.times.commit = committing.elapsed();
             Ok(composed)
         })
     };
-    bar.finish_and_clear();
     Ok(Written { form, composed: composed?, total: started.elapsed() })
 }
 

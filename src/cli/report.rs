@@ -2,33 +2,83 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    sync::mpsc::{RecvTimeoutError, Sender, channel},
+    thread::JoinHandle,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use crate::digest::Digest;
+use crate::{
+    call::{Phase, Progress, Seen},
+    digest::Digest,
+    sys::thread::spawn,
+};
 
-/// How often a bar is drawn when nothing moves.
+/// Time between two looks at the progress, each of which draws the bar.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How far the work is, on a terminal; nothing elsewhere. Without a size it tells how much was done.
-pub fn progress_bar(size_bytes: Option<u64>) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+/// A bar that is drawn until this is dropped, which takes it away again.
+pub struct Bar(Option<Drawing>);
+
+struct Drawing {
+    /// Ends the thread when it is dropped.
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Bar {
+    /// Draws `progress` on standard error, if that is a terminal. Without a total the bar shows only how much was done.
+    pub fn show(progress: &Progress) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let (progress, bar) = (progress.clone(), styled(progress.look().total_bytes));
+        let (stop, stopped) = channel();
+        let draw = move || {
+            loop {
+                let position = position(&bar, progress.look());
+                bar.update(|state| state.set_pos(position));
+                if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                    return bar.finish_and_clear();
+                }
+            }
+        };
+        // A command without a bar is better than none.
+        Self(spawn("progress", draw).ok().map(|thread| Drawing { stop, thread }))
     }
-    let (bar, template) = match size_bytes {
-        Some(size_bytes) => {
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(Drawing { stop, thread }) = self.0.take() {
+            drop(stop);
+            // Whatever is printed next has to come after the bar is gone. A panic there has been reported.
+            let _drawn = thread.join();
+        }
+    }
+}
+
+fn styled(total_bytes: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total_bytes {
+        Some(total_bytes) => {
             let template = "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-            (ProgressBar::new(size_bytes), template)
+            (ProgressBar::new(total_bytes), template)
         }
         None => (ProgressBar::no_length(), "{spinner} {bytes}, {bytes_per_sec}"),
     };
-    bar.enable_steady_tick(TICK);
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_plain_will_do) => bar,
+    }
+}
+
+/// The bytes that the bar shows. It stays full, or where it is, during what follows after all bytes were moved.
+fn position(bar: &ProgressBar, seen: Seen) -> u64 {
+    match seen.phase {
+        Phase::Start | Phase::LayOut | Phase::Transfer => seen.done_bytes,
+        Phase::Finish | Phase::Verify | Phase::Commit => bar.length().unwrap_or_else(|| bar.position()),
     }
 }
 

@@ -10,15 +10,15 @@ use super::{
     tar,
 };
 use crate::{
-    call::Cancel,
+    call::Work,
     codec::{Coding, encode::Compression},
     digest::Digest,
     error::Result,
     kind::{Container, LayerType},
     pipeline::{
-        Resources,
+        Plan, Resources,
         budget::Use,
-        encode::{Deliver, Facts, Plan},
+        encode::{Deliver, Facts},
     },
     snapshot::{Stack, Watch},
     tree::Timestamp,
@@ -93,19 +93,19 @@ impl Composer {
     }
 
     /// Compares both sides, and hands the layer that turns the older into the newer one to `deliver`, piece by
-    /// piece. `progress` is called now and then with the bytes of it before compression.
+    /// piece.
     ///
     /// Equal sides and options give equal bytes. After an error part of a layer has been delivered, which is
     /// to be thrown away.
     pub fn compose(
         &self,
-        cancel: &Cancel,
+        work: Work<'_>,
         sides: Sides,
         form: &LayerType,
         epoch: Option<Timestamp>,
         deliver: Deliver<'_>,
-        progress: &mut dyn FnMut(u64),
     ) -> Result<Composed> {
+        let cancel = work.cancel;
         let Options { gzip, zstd, nanoseconds, image, xattrs } = &self.options;
         let limits = &self.resources.limits;
         let started = Instant::now();
@@ -128,7 +128,7 @@ impl Composer {
             Coding::Gzip => *gzip,
             Coding::Zstd => *zstd,
         };
-        let plan = Plan { resources: &self.resources, cancel, progress };
+        let plan = Plan { resources: &self.resources, lease: &lease, work };
         let mut compare = |output: &mut dyn Output| {
             reading(|| changes::write(&lower, &upper, &told, cancel, &mut charge, output))
         };
@@ -139,7 +139,7 @@ impl Composer {
             }
             Container::Erofs => {
                 let options = erofs::Options { compression, ..image.clone() };
-                erofs::write(plan, &lease, &options, deliver, &mut compare)?
+                erofs::write(plan, &options, deliver, &mut compare)?
             }
         };
         // A container that was started meanwhile has its image mounted: what has been read may be a mixture.

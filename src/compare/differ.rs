@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{Compare, Compared, Composer, Request, Sides, Stats, Times};
 use crate::{
-    call::Call,
+    call::{Call, Phase},
     descriptor::Descriptor,
     error::{Classify, Error, Kind, Result},
     kind::LayerType,
@@ -56,15 +56,12 @@ impl Differ {
         let started = Instant::now();
         check_labels(&request.labels)?;
         let mut ingest = self.sink.ingest(call, &request.reference)?;
-        let composed = self.composer.compose(
-            &call.cancel,
-            sides,
-            form,
-            request.source_date_epoch,
-            &mut |bytes| ingest.write(bytes),
-            &mut |_| {},
-        )?;
+        let composed =
+            self.composer.compose(call.work(), sides, form, request.source_date_epoch, &mut |bytes| {
+                ingest.write(bytes)
+            })?;
         call.cancel.check()?;
+        call.progress.begin(Phase::Commit, None);
         let committing = Instant::now();
         let mut labels = request.labels.clone();
         // A plain layer has it as well: several clients fail without.

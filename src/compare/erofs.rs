@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::output::Output;
 use crate::{
+    call::{Phase, Progress, Work},
     codec::encode::Compression,
     error::{Error, Result},
     format::{
@@ -24,9 +25,8 @@ use crate::{
     },
     limits::Limits,
     pipeline::{
-        StreamLimit,
-        budget::Lease,
-        encode::{self, Deliver, Facts, Plan},
+        Plan, StreamLimit,
+        encode::{self, Deliver, Facts},
         image::{self, ImageWriter},
     },
     snapshot::NewFile,
@@ -35,8 +35,6 @@ use crate::{
 
 /// Bytes read from the finished image at a time.
 const READ_BYTES: usize = 1 << 20;
-/// Progress is told once in so many bytes.
-const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// How an EROFS layer is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,18 +57,18 @@ impl Options {
 /// Runs `changes`, and delivers the image of what it puts out. The root directory's attributes are those of
 /// its entry, which should therefore be among the changes.
 ///
-/// Progress counts the bytes laid out, and then again those delivered. Errors: those of `changes`, of
-/// `deliver`, of the work directory and of the limits; an entry that no image can hold; `Cancelled`. Nothing
-/// is delivered before the whole image has passed its check.
+/// Errors: those of `changes`, of `deliver`, of the work directory and of the limits; an entry that no image can
+/// hold; `Cancelled`. Nothing is delivered before the whole image has passed its check.
 pub fn write<T>(
     plan: Plan<'_>,
-    lease: &Lease,
     options: &Options,
     deliver: Deliver<'_>,
     changes: impl FnOnce(&mut dyn Output) -> Result<T>,
 ) -> Result<(T, Facts)> {
     let started = Instant::now();
-    let limits = &plan.resources.limits;
+    let Plan { resources, lease, work: Work { cancel, progress } } = plan;
+    let limits = &resources.limits;
+    progress.begin(Phase::LayOut, None);
     let file = NewFile::scratch(&options.work_directory, limits)?;
     let writer_options = writer::Options {
         image: options.image,
@@ -79,18 +77,18 @@ pub fn write<T>(
         ..writer::Options::default()
     };
     let mut layer = Layer {
-        writer: ImageWriter::new(file, writer_options, lease, plan.cancel),
+        writer: ImageWriter::new(file, writer_options, lease, cancel),
         contents: Xxh3::new(),
         limits,
-        told_bytes: 0,
-        progress: &mut *plan.progress,
+        progress,
     };
     layer.contents.update(&[options.image.block_bits.get()]);
     layer.contents.update(&options.image.inline_limit.to_le_bytes());
     let output = changes(&mut layer)?;
     let (file, summary) = layer.writer.finish(uuid(&layer.contents))?;
     admit(summary.size_bytes, limits)?;
-    image::verify_own(&file, limits, lease, plan.cancel)?;
+    progress.begin(Phase::Verify, None);
+    image::verify_own(&file, limits, lease, cancel)?;
     let built = started.elapsed();
 
     let ((), mut facts) = encode::run(plan, options.compression, deliver, |feed| {
@@ -127,8 +125,7 @@ struct Layer<'a> {
     /// Hash of all entries and their data.
     contents: Xxh3,
     limits: &'a Limits,
-    told_bytes: u64,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a Progress,
 }
 
 impl Layer<'_> {
@@ -213,11 +210,7 @@ impl Output for Layer<'_> {
     }
 
     fn end_entry(&mut self) -> Result<()> {
-        let laid_out = self.writer.image_bytes();
-        if laid_out.saturating_sub(self.told_bytes) >= PROGRESS_BYTES {
-            self.told_bytes = laid_out;
-            (self.progress)(laid_out);
-        }
+        self.progress.set_done(self.writer.image_bytes());
         self.writer.end_entry()
     }
 }
@@ -279,20 +272,22 @@ mod tests {
 
     impl Run {
         fn image(&self, entries: &[(Entry, Vec<u8>)]) -> Result<(Vec<u8>, Facts)> {
-            let work = tempfile::tempdir().unwrap();
+            let directory = tempfile::tempdir().unwrap();
             let mut blob = Vec::new();
             let mut deliver = |piece: &[u8]| {
                 blob.extend_from_slice(piece);
                 Ok(())
             };
             let (resources, cancel) = (Resources::new(self.limits.clone(), self.helpers), Cancel::new());
-            let plan = Plan { resources: &resources, cancel: &cancel, progress: &mut |_| {} };
-            let options =
-                Options { compression: self.compression, ..Options::in_directory(work.path().to_owned()) };
             let lease = resources.budget.lease(&cancel).unwrap();
-            let outcome =
-                write(plan, &lease, &options, &mut deliver, |output| put(output, entries, self.piece));
-            assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0, "nothing is left");
+            let work = Work { cancel: &cancel, progress: &Progress::default() };
+            let plan = Plan { resources: &resources, lease: &lease, work };
+            let options = Options {
+                compression: self.compression,
+                ..Options::in_directory(directory.path().to_owned())
+            };
+            let outcome = write(plan, &options, &mut deliver, |output| put(output, entries, self.piece));
+            assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "nothing is left");
             if outcome.is_err() {
                 assert!(blob.is_empty(), "nothing is delivered");
             }

@@ -5,7 +5,10 @@ use crate::{
     codec::encode::Compression,
     error::{Error, Result},
     format::tar::writer::{self, Writer, WriterError},
-    pipeline::encode::{self, Deliver, Facts, Feed, Plan},
+    pipeline::{
+        Plan,
+        encode::{self, Deliver, Facts, Feed},
+    },
     tree::{Body, Entry},
 };
 
@@ -75,7 +78,7 @@ fn writer_error(error: WriterError) -> Error {
 mod tests {
     use super::*;
     use crate::{
-        call::Cancel,
+        call::{Cancel, Progress, Work},
         digest::Digest,
         error::Kind,
         format::tar::{Event, Parser},
@@ -99,7 +102,9 @@ mod tests {
             Ok(())
         };
         let (resources, cancel) = (Resources::new(Limits::default(), 2), Cancel::new());
-        let plan = Plan { resources: &resources, cancel: &cancel, progress: &mut |_| {} };
+        let lease = resources.budget.lease(&cancel).unwrap();
+        let work = Work { cancel: &cancel, progress: &Progress::default() };
+        let plan = Plan { resources: &resources, lease: &lease, work };
         let ((), facts) = write(plan, options, &mut deliver, changes)?;
         Ok((blob, facts))
     }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use super::{
-    Resources,
+    Plan,
     blocks::Blocks,
     buffer::{Buffer, Chunk, Pool},
     decode::StreamLimit,
@@ -26,21 +26,11 @@ use super::{
     stage::{Placed, Stage},
 };
 use crate::{
-    call::Cancel,
+    call::Phase,
     codec::{Coding, encode::Compression},
     digest::{Algorithm, Digest},
     error::{Error, Kind, Result},
 };
-
-/// What a run may use.
-pub struct Plan<'a> {
-    /// Threads and limits.
-    pub resources: &'a Resources,
-    /// Looked at once a block.
-    pub cancel: &'a Cancel,
-    /// Called once a block, on the caller's thread, with the uncompressed bytes so far.
-    pub progress: &'a mut dyn FnMut(u64),
-}
 
 /// Takes the blob, piece by piece.
 pub type Deliver<'a> = &'a mut (dyn FnMut(&[u8]) -> Result<()> + Send);
@@ -97,6 +87,7 @@ pub fn run<T>(
     deliver: Deliver<'_>,
     produce: impl FnOnce(&mut dyn Feed) -> Result<T>,
 ) -> Result<(T, Facts)> {
+    plan.work.progress.begin(Phase::Transfer, None);
     thread::scope(|scope| {
         let started = Instant::now();
         let mut stream = Stream {
@@ -169,7 +160,7 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
 
     /// Hands the block on. `more` tells that it is not the last one.
     fn ship(&mut self, more: bool) -> Result<()> {
-        self.plan.cancel.check()?;
+        self.plan.work.cancel.check()?;
         self.announce(0)?;
         let Some(buffer) = self.buffer.take() else { return Ok(()) };
         let started = Instant::now();
@@ -177,7 +168,7 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
         self.shipped_bytes = self.shipped_bytes.saturating_add(chunk.len() as u64);
         self.steps(more)?.push(chunk)?;
         self.pushing += started.elapsed();
-        (self.plan.progress)(self.shipped_bytes);
+        self.plan.work.progress.set_done(self.shipped_bytes);
         Ok(())
     }
 

@@ -1,7 +1,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::{limits::Limits, pipeline::decode::Meter};
+use crate::{
+    call::{Cancel, Progress, Seen, Work},
+    limits::Limits,
+    pipeline::{Resources, decode::Meter},
+};
 
 /// Half noise, half words, so that blocks differ and compress.
 fn sample(len: usize) -> Vec<u8> {
@@ -17,10 +21,11 @@ struct Setup {
     helpers: usize,
     limits: Limits,
     cancel: Cancel,
+    progress: Progress,
 }
 
 fn setup(helpers: usize) -> Setup {
-    Setup { helpers, limits: Limits::default(), cancel: Cancel::new() }
+    Setup { helpers, limits: Limits::default(), cancel: Cancel::new(), progress: Progress::default() }
 }
 
 impl Setup {
@@ -31,7 +36,9 @@ impl Setup {
         produce: impl FnOnce(&mut dyn Feed) -> Result<T>,
     ) -> Result<(T, Facts)> {
         let resources = Resources::new(self.limits.clone(), self.helpers);
-        let plan = Plan { resources: &resources, cancel: &self.cancel, progress: &mut |_| {} };
+        let lease = resources.budget.lease(&Cancel::new()).unwrap();
+        let work = Work { cancel: &self.cancel, progress: &self.progress };
+        let plan = Plan { resources: &resources, lease: &lease, work };
         let outcome = run(plan, compression, deliver, produce);
         assert_eq!(resources.helpers.free(), self.helpers, "all permits are back");
         outcome
@@ -49,6 +56,8 @@ impl Setup {
             Ok(())
         };
         let ((), facts) = self.run(compression, &mut deliver, produce).unwrap();
+        let Seen { phase, done_bytes, .. } = self.progress.look();
+        assert_eq!((phase, done_bytes), (Phase::Transfer, bytes.len() as u64));
         (blob, facts)
     }
 }

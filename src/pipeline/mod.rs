@@ -32,17 +32,22 @@ mod source;
 
 pub use decode::StreamLimit;
 pub use resources::Resources;
-pub use source::{BlobError, Facts, Plan, Ran, Source, run};
+pub use source::{BlobError, Facts, Ran, Source, run};
 
 use std::time::Duration;
 
-/// How far a layer has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of the blob read so far.
-    pub read_bytes: u64,
-    /// Size of the blob in bytes, when it is known.
-    pub size_bytes: Option<u64>,
+use self::budget::Lease;
+use crate::call::Work;
+
+/// What a run may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// Threads and limits, shared with other requests.
+    pub resources: &'a Resources,
+    /// Memory of this request.
+    pub lease: &'a Lease,
+    /// Its cancellation, looked at once a buffer, and its progress.
+    pub work: Work<'a>,
 }
 
 /// Seconds that each step was at work, waiting not counted. They overlap when threads are free.

@@ -8,15 +8,14 @@ use std::{
 };
 
 use super::{
-    Progress, Resources, StageTimes,
-    budget::Lease,
+    Plan, StageTimes,
     buffer::{Chunk, Pool},
     decode::{Decode, Meter},
     hash::{Hash, Hashed},
     stage::{Both, Placed, Stage},
 };
 use crate::{
-    call::Cancel,
+    call::Phase,
     codec::Coding,
     digest::{Algorithm, Digest},
     error::{Classify, Error, Kind, Result},
@@ -97,18 +96,6 @@ pub struct Source<'a> {
     pub coding: Option<Coding>,
 }
 
-/// What a run may use.
-pub struct Plan<'a> {
-    /// Threads and limits.
-    pub resources: &'a Resources,
-    /// Memory.
-    pub lease: &'a Lease,
-    /// Looked at once a buffer.
-    pub cancel: &'a Cancel,
-    /// Called once a buffer, on the caller's thread.
-    pub progress: &'a mut dyn FnMut(Progress),
-}
-
 /// What came of a run.
 #[derive(Debug)]
 pub struct Ran<T> {
@@ -150,7 +137,7 @@ pub fn run<S: Stage>(source: Source<'_>, plan: Plan<'_>, consumer: S) -> Result<
     let algorithm = feed.source.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
     // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
     let twice = coding != Coding::Plain || algorithm != Algorithm::Sha256;
-    let (helpers, cancel) = (&feed.plan.resources.helpers, feed.plan.cancel);
+    let (helpers, cancel) = (&feed.plan.resources.helpers, feed.plan.work.cancel);
 
     thread::scope(|scope| {
         let blob_hash = Hash::new(algorithm);
@@ -240,6 +227,7 @@ impl<'s, 'p> Feed<'s, 'p> {
         // One byte more than there should be shows a blob that is too long at the first look.
         let whole = source.size_bytes.and_then(|size| usize::try_from(size).ok()?.checked_add(1));
         let pool = Pool::new(whole.unwrap_or(READ_BYTES).clamp(512, READ_BYTES));
+        plan.work.progress.begin(Phase::Transfer, source.size_bytes);
         Self { source, plan, pool, read_bytes: 0, reading: Duration::ZERO }
     }
 
@@ -249,7 +237,7 @@ impl<'s, 'p> Feed<'s, 'p> {
         let mut buffer = self.pool.take();
         let mut filled = 0;
         while let Some(space) = buffer.space().get_mut(filled..).filter(|space| !space.is_empty()) {
-            self.plan.cancel.check()?;
+            self.plan.work.cancel.check()?;
             match self.source.reader.read(space) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
@@ -266,7 +254,7 @@ impl<'s, 'p> Feed<'s, 'p> {
         if self.read_bytes > limit {
             return Err(BlobError::Limit { size_bytes: self.read_bytes, limit }.into());
         }
-        (self.plan.progress)(Progress { read_bytes: self.read_bytes, size_bytes: self.source.size_bytes });
+        self.plan.work.progress.set_done(self.read_bytes);
         Ok((filled > 0).then(|| buffer.freeze(filled)))
     }
 

@@ -4,7 +4,11 @@ use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::Limits;
+use crate::{
+    call::{Cancel, Progress, Seen, Work},
+    limits::Limits,
+    pipeline::Resources,
+};
 
 /// Collects the bytes; refuses or panics when it meets a certain one.
 #[derive(Default)]
@@ -72,6 +76,7 @@ fn setup(blob: &[u8]) -> Setup {
 impl Setup {
     fn run<S: Stage>(&self, blob: &[u8], consumer: S) -> Result<Ran<S::Output>> {
         let resources = Resources::new(self.limits.clone(), self.helpers);
+        let progress = Progress::default();
         let outcome = run(
             Source {
                 reader: &mut Pieces { bytes: blob, step: self.step },
@@ -82,13 +87,17 @@ impl Setup {
             Plan {
                 resources: &resources,
                 lease: &resources.budget.lease(&Cancel::new()).unwrap(),
-                cancel: &self.cancel,
-                progress: &mut |_| {},
+                work: Work { cancel: &self.cancel, progress: &progress },
             },
             consumer,
         );
         assert_eq!(resources.helpers.free(), self.helpers, "permits come back");
         assert_eq!(resources.budget.charged_bytes(), 0, "memory comes back");
+        if outcome.is_ok() {
+            let seen =
+                Seen { phase: Phase::Transfer, done_bytes: blob.len() as u64, total_bytes: self.size_bytes };
+            assert_eq!(progress.look(), seen);
+        }
         outcome
     }
 
@@ -257,8 +266,7 @@ fn a_cancelled_run_ends_at_the_next_buffer() {
             Plan {
                 resources: &resources,
                 lease: &resources.budget.lease(&cancel).unwrap(),
-                cancel: &cancel,
-                progress: &mut |_| {},
+                work: Work { cancel: &cancel, progress: &Progress::default() },
             },
             Collect::default(),
         )
@@ -305,8 +313,7 @@ fn an_error_of_the_store_keeps_its_class() {
         Plan {
             resources: &resources,
             lease: &resources.budget.lease(&cancel).unwrap(),
-            cancel: &cancel,
-            progress: &mut |_| {},
+            work: Work { cancel: &cancel, progress: &Progress::default() },
         },
         Collect::default(),
     )

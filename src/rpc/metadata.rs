@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
 
 use crate::{
-    call::{Call, Cancel, Namespace, NamespaceError, TraceParent},
+    call::{Call, Cancel, Namespace, NamespaceError, Progress, TraceParent},
     error::{Error, Kind},
     limits,
 };
@@ -62,6 +62,7 @@ fn call(
         lease: lease.map(str::to_owned),
         trace_parent: trace_parent.and_then(TraceParent::parse),
         cancel: deadline.map_or_else(Cancel::new, Cancel::with_deadline),
+        progress: Progress::default(),
     })
 }
 

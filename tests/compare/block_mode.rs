@@ -10,7 +10,7 @@ use std::{
 };
 
 use plywood::{
-    call::Cancel,
+    call::Call,
     compare::{self, Composer, Sides},
     error::{Classify as _, Kind},
     kind::LayerType,
@@ -326,6 +326,7 @@ fn composed() {
     node.format(&["upper/directory"]);
     let options = compare::Options::in_directory(env::temp_dir());
     let composer = Composer::new(options, Resources::new(Limits::default(), 2));
+    let call = Call::new("default".parse().unwrap());
     let compose = |meanwhile: &(dyn Fn() + Sync)| {
         let upper = Stack { layers: node.upper().into_iter().collect() };
         let sides = Sides { lower: Stack::default(), upper };
@@ -336,7 +337,7 @@ fn composed() {
             bytes.extend_from_slice(piece);
             Ok(())
         };
-        composer.compose(&Cancel::new(), sides, form, None, &mut deliver, &mut |_| {}).map(|_| bytes)
+        composer.compose(call.work(), sides, form, None, &mut deliver).map(|_| bytes)
     };
     let tar = compose(&|| ()).unwrap();
     assert!(tar.starts_with(b"directory/\0"), "{tar:?}");

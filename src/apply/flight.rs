@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Applied, ApplyError, Request};
+use super::request::{Applied, ApplyError, Request};
 use crate::{
     call::{Call, Cancel, Namespace},
     digest::Digest,
@@ -166,7 +166,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::{apply::Stats, codec::Coding, descriptor::Descriptor, pipeline::StageTimes};
+    use crate::{
+        apply::{Contents, Stats},
+        codec::Coding,
+        descriptor::Descriptor,
+        pipeline::StageTimes,
+    };
 
     fn call() -> Call {
         Call::new("default".parse().unwrap())
@@ -184,7 +189,7 @@ mod tests {
             blob_bytes: 1,
             coding: Coding::Plain,
             image_bytes: 0,
-            contents: super::super::Contents::default(),
+            contents: Contents::default(),
             times: StageTimes::default(),
             total: Duration::ZERO,
         };

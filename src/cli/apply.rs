@@ -16,7 +16,7 @@ use super::{
     stack::{Reading, Spelled},
 };
 use crate::{
-    apply::{Applied, Converter, Layer, Options, Parents},
+    apply::{Applied, ApplyError, Converter, Layer, Options, Parents, choose},
     call::{Cancel, Progress, Work},
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
@@ -27,7 +27,7 @@ use crate::{
     },
     limits::Limits,
     pipeline::{Resources, helpers::Helpers},
-    snapshot::{Durability, Publication},
+    snapshot::{Durability, LAYER, Publication},
 };
 
 /// Arguments of `plywood apply`.
@@ -122,6 +122,8 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         Some(kind) => kind,
         None => detect(&head)?,
     };
+    // A file of the user's can be any file that a strategy publishes alone.
+    let strategy = choose(kind, &[&LAYER]).ok_or_else(|| ApplyError::Snapshot(kind.media_type.to_owned()))?;
     let publication = Publication::beside(&arguments.output)?;
     let options = Options {
         image: WriteOptions {
@@ -146,8 +148,9 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         parents: Some(Parents { open: &parents, required: true }),
     };
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
+    let work = Work { cancel: &cancel, progress: &progress };
     let _bar = Bar::show(&progress);
-    converter.convert(Work { cancel: &cancel, progress: &progress }, layer, publication, arguments.sync)
+    converter.convert(work, strategy, layer, publication, arguments.sync)
 }
 
 /// A layer as it was named on the command line.

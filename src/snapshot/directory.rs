@@ -47,6 +47,11 @@ impl SnapshotDir {
         self.access
     }
 
+    /// The sets of files that a layer here may become.
+    pub fn publishes(&self) -> &'static [&'static FileSet] {
+        self.layout.publishes
+    }
+
     /// Locks the directory and begins to publish the files of `set` in it.
     ///
     /// Errors: the mounts are read-only; another request has the lock.

@@ -1,20 +1,24 @@
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Read, Write},
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use flate2::{Compression, write::GzEncoder};
 
 use super::*;
 use crate::{
+    apply::{Contents, NativeVerify, Options},
+    digest::Digest,
+    error::Kind,
     format::erofs::{fixture::seal, reader::Image},
     kind,
     limits::Limits,
     pipeline::{Resources, helpers::Helpers},
-    snapshot::{Durability, Publication, Stack},
+    snapshot::{Durability, Mount, Publication, Stack},
     store::{Blob, Memory},
 };
 
@@ -572,7 +576,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             parents: Some(Parents { open: &open, required }),
         };
         let publication = Publication::beside(&out).unwrap();
-        converter.convert(call().work(), layer, publication, false)
+        converter.convert(call().work(), Strategy::Erofs, layer, publication, false)
     };
     for (kind, may_be_ignored) in [
         (Kind::NotImplemented, true),

@@ -8,26 +8,35 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{
-    Contents,
-    convert::{Built, ImpliedDirectories, Layer, Options},
-    parents::{self, Implied},
-};
 use crate::{
+    apply::{
+        job::{Built, Job, verified},
+        options::ImpliedDirectories,
+        parents::{self, Implied},
+        request::Contents,
+    },
     call::Phase,
     digest::Digest,
     error::Result,
     format::{
+        ReadAt as _,
         erofs::writer,
         tar::{Event, Parser},
     },
-    pipeline::{self, Plan, StreamLimit, buffer::Chunk, image::ImageWriter, stage::Stage},
-    snapshot::NewFile,
+    pipeline::{
+        self, StreamLimit,
+        buffer::Chunk,
+        image::{self, ImageWriter},
+        stage::Stage,
+    },
+    snapshot::LAYER_NAME,
     tree::Body,
 };
 
-/// Makes `image` the image of the tar archive in `layer`.
-pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, options: &Options) -> Result<Built> {
+/// Makes an image of the tar archive in the layer.
+pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
+    let Job { layer, publication, plan, options } = job;
+    let image = publication.file(LAYER_NAME)?;
     let (lease, cancel, limits) = (plan.lease, plan.work.cancel, &plan.resources.limits);
     let asked = options.implied_directories == ImpliedDirectories::FromParents;
     let parents = layer.parents.filter(|_| asked);
@@ -67,7 +76,8 @@ pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, options: &Op
         inherited_directories: inherited,
         without_parents,
     };
-    Ok(Built { image, contents, facts })
+    facts.times.verify = verified(plan, || image::verify_own(&image, limits, lease, cancel))?;
+    Ok(Built { image_bytes: image.size_bytes(), files: vec![image], contents, facts })
 }
 
 /// The identifier that containerd's differ gives the image of a blob: a name-based UUID.

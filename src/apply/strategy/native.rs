@@ -6,46 +6,62 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt as _,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use super::{
-    Contents,
-    convert::{Built, Layer},
-};
 use crate::{
+    apply::{
+        job::{Built, Job, Layer, verified},
+        options::NativeVerify,
+        request::Contents,
+    },
     call::{Cancel, Phase, Work},
     codec::Coding,
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
-    format::Sink as _,
-    pipeline::{self, BlobError, Facts, Plan, StageTimes, buffer::Chunk, stage::Stage},
-    snapshot::NewFile,
+    format::{ReadAt as _, Sink as _, erofs::check::Level},
+    pipeline::{self, BlobError, Facts, Plan, StageTimes, buffer::Chunk, image, stage::Stage},
+    snapshot::{LAYER_NAME, NewFile},
     sys::thread::spawn_scoped,
 };
 
 /// Bytes hashed at a time.
 const HASH_BYTES: usize = 512 << 10;
 
-/// Makes `image` the image that `layer` holds.
-pub(super) fn run(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Result<Built> {
-    let contents = Contents::default();
+/// Publishes the image that the layer holds.
+pub(in crate::apply) fn run(job: Job<'_, '_>, coding: Coding) -> Result<Built> {
+    let Job { layer, publication, plan, options } = job;
+    let (image, mut facts) = copy(plan, layer, publication.file(LAYER_NAME)?, coding)?;
+    let level = match options.native_verify {
+        NativeVerify::Strict => Some(Level::Strict),
+        NativeVerify::Superblock => Some(Level::Superblock),
+        NativeVerify::Off => None,
+    };
+    let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
+    facts.times.verify = verified(plan, || match level {
+        Some(level) => image::verify(&image, level, limits, lease, cancel),
+        None => Ok(()),
+    })?;
+    let image_bytes = image.size_bytes();
+    Ok(Built { files: vec![image], image_bytes, contents: Contents::default(), facts })
+}
+
+/// Fills `image`: with the blob's file where that will do, else with the decoded blob.
+fn copy(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Result<(NewFile, Facts)> {
     let expected = layer.digest.as_ref();
     if let (Coding::Plain, Some(file), Some(size_bytes)) = (coding, layer.file, layer.size_bytes)
         && expected.is_none_or(|digest| digest.algorithm() == Algorithm::Sha256)
     {
-        let (image, facts) = share(plan, file, size_bytes, expected, image)?;
-        return Ok(Built { image, contents, facts });
+        return share(plan, file, size_bytes, expected, image);
     }
     let copy = Copy { image, written: 0, busy: Duration::ZERO };
     let ran = pipeline::run(layer.source(Some(coding)), plan, copy)?;
     let (mut image, mut facts) = (ran.output.image, ran.facts);
     image.set_len(ran.output.written).map_err(Error::disk)?;
     facts.times.build = ran.output.busy;
-    Ok(Built { image, contents, facts })
+    Ok((image, facts))
 }
 
 /// Writes what it is given to a file, from its start.
@@ -151,7 +167,7 @@ fn hash(file: &File, ends: impl IntoIterator<Item = u64>, cancel: &Cancel) -> Re
             cancel.check()?;
             let len = usize::try_from(end - position).unwrap_or(HASH_BYTES).min(HASH_BYTES);
             let bytes = buffer.get_mut(..len).unwrap_or_default();
-            file.read_exact_at(bytes, position).map_err(Error::disk)?;
+            file.read_exact_at(position, bytes).map_err(Error::disk)?;
             hasher.update(bytes);
             position += len as u64;
         }

@@ -1,0 +1,93 @@
+//! One Apply: from a request to a published layer.
+
+use std::{fs::File, sync::Arc};
+
+use super::{
+    choose::{Strategy, choose},
+    converter::Converter,
+    flight::Flights,
+    job::Layer,
+    parents::Parents,
+    request::{Applied, Apply, ApplyError, Request},
+};
+use crate::{
+    call::Call,
+    descriptor::Descriptor,
+    error::{Error, Result},
+    kind::LayerType,
+    pipeline::BlobError,
+    snapshot::{MountError, Roots, SnapshotDir},
+    store::ContentStore,
+    sys::thread::catch,
+};
+
+/// Applies layers from a content store to the snapshots below some roots.
+pub struct Applier {
+    store: Arc<dyn ContentStore>,
+    roots: Arc<Roots>,
+    converter: Converter,
+    flights: Flights,
+}
+
+impl Applier {
+    /// Layers come from `store`, and go where `roots` allows.
+    pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, converter: Converter) -> Self {
+        Self { store, roots, converter, flights: Flights::default() }
+    }
+
+    fn apply_to(
+        &self,
+        call: &Call,
+        request: &Request,
+        kind: &'static LayerType,
+        strategy: Strategy,
+        dir: &SnapshotDir,
+    ) -> Result<Applied> {
+        let limits = self.converter.limits();
+        let (size_bytes, limit) = (request.diff.size_bytes, limits.blob_bytes);
+        if size_bytes > limit {
+            return Err(BlobError::Limit { size_bytes, limit }.into());
+        }
+        let mut blob = self.store.open(call, &request.diff)?;
+        let file = blob.file().filter(|_| strategy.copies_the_blob()).map(File::try_clone).transpose();
+        let file = file.map_err(Error::disk)?;
+        let publication = dir.publish(strategy.files(), limits)?;
+        let open = || Ok(self.roots.parents(&request.mounts)?);
+        let layer = Layer {
+            kind,
+            size_bytes: Some(size_bytes),
+            digest: Some(request.diff.digest.clone()),
+            file: file.as_ref(),
+            reader: &mut blob,
+            parents: Some(Parents { open: &open, required: false }),
+        };
+        let sync_fs = request.sync_fs;
+        self.converter.convert(call.work(), strategy, layer, publication, sync_fs)
+    }
+}
+
+impl Apply for Applier {
+    fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
+        let Descriptor { digest, media_type, .. } = &request.diff;
+        let layer = |error: Error| error.context(format!("apply {digest} ({media_type})"));
+        // Up to here and including the directory, nothing has been read or created. Without mounts no other differ
+        // may be asked, whatever the type: containerd's EROFS differ takes the first mount of none, and crashes.
+        if request.mounts.is_empty() {
+            return Err(layer(MountError::Empty.into()));
+        }
+        let kind = LayerType::of(media_type).ok_or_else(|| ApplyError::MediaType(media_type.clone()));
+        let kind = kind.map_err(|error| layer(error.into()))?;
+        let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;
+        let strategy = choose(kind, dir.publishes()).ok_or_else(|| ApplyError::Snapshot(media_type.clone()));
+        let strategy = strategy.map_err(|error| layer(error.into()))?;
+        self.flights
+            .fly(dir.key(), call, request, || catch(|| self.apply_to(call, request, kind, strategy, &dir)))
+            .map_err(|error| {
+                error.context(format!("apply {digest} ({media_type}) to {}", dir.path().display()))
+            })
+    }
+}
+
+#[cfg(test)]
+#[path = "applier_tests.rs"]
+mod tests;

@@ -1,0 +1,78 @@
+//! From an open blob to published files: what daemon and command line have in common.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    choose::Strategy,
+    job::{Built, Job, Layer},
+    options::Options,
+    request::{Applied, Stats},
+    strategy::{erofs, native},
+};
+use crate::{
+    call::{Phase, Work},
+    descriptor::Descriptor,
+    error::Result,
+    limits::Limits,
+    pipeline::{Plan, Resources},
+    snapshot::Publication,
+};
+
+/// Turns layers into images.
+#[derive(Debug)]
+pub struct Converter {
+    options: Options,
+    resources: Arc<Resources>,
+}
+
+impl Converter {
+    /// A converter that uses `resources`, which it shares with others.
+    pub fn new(options: Options, resources: Arc<Resources>) -> Self {
+        Self { options, resources }
+    }
+
+    /// The most that one layer may cost.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.resources.limits
+    }
+
+    /// Turns `layer` into the files of `strategy` and publishes them.
+    ///
+    /// Nothing is published unless the blob is the one asked for and the finished files, read back from the disk, have
+    /// passed their check. After an error they are gone.
+    pub fn convert(
+        &self,
+        work: Work<'_>,
+        strategy: Strategy,
+        layer: Layer<'_>,
+        publication: Publication,
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        let started = Instant::now();
+        let lease = self.resources.budget.lease(work.cancel)?;
+        let plan = Plan { resources: &self.resources, lease: &lease, work };
+        let applied = layer.kind.applied;
+        let job = Job { layer, publication: &publication, plan, options: &self.options };
+        let Built { files, image_bytes, contents, mut facts } = match strategy {
+            Strategy::Erofs => erofs::run(job)?,
+            Strategy::Native { coding } => native::run(job, coding)?,
+        };
+        work.cancel.check()?;
+        work.progress.begin(Phase::Commit, None);
+        let committing = Instant::now();
+        publication.commit(files, self.options.durability, sync_fs)?;
+        facts.times.commit = committing.elapsed();
+        Ok(Applied {
+            descriptor: Descriptor::of(applied, facts.diff_id, facts.stream_bytes),
+            stats: Stats {
+                blob: facts.blob,
+                blob_bytes: facts.blob_bytes,
+                coding: facts.coding,
+                image_bytes,
+                contents,
+                times: facts.times,
+                total: started.elapsed(),
+            },
+        })
+    }
+}

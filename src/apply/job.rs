@@ -1,0 +1,69 @@
+//! One layer to apply: what a strategy gets, and what it returns.
+
+use std::{
+    fs::File,
+    io::Read,
+    time::{Duration, Instant},
+};
+
+use super::{options::Options, parents::Parents, request::Contents};
+use crate::{
+    call::Phase,
+    codec::Coding,
+    digest::Digest,
+    error::Result,
+    kind::LayerType,
+    pipeline::{Facts, Plan, Source},
+    snapshot::{NewFile, Publication},
+};
+
+/// A layer as its store delivers it.
+pub struct Layer<'a> {
+    /// What it is.
+    pub kind: &'static LayerType,
+    /// The blob from its first byte to its last.
+    pub reader: &'a mut dyn Read,
+    /// The file that holds just this blob, if it is at hand.
+    pub file: Option<&'a File>,
+    /// The size it must have, in bytes, when that is known.
+    pub size_bytes: Option<u64>,
+    /// The digest it must have, when that is known.
+    pub digest: Option<Digest>,
+    /// The layers below it, when they are known.
+    pub parents: Option<Parents<'a>>,
+}
+
+impl<'a> Layer<'a> {
+    /// The source of a pipeline; `None`: the coding is found out.
+    pub(super) fn source(self, coding: Option<Coding>) -> Source<'a> {
+        Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest, coding }
+    }
+}
+
+/// Everything that a strategy works with.
+pub(super) struct Job<'a, 'l> {
+    pub(super) layer: Layer<'l>,
+    /// Begins the files of the strategy's set.
+    pub(super) publication: &'a Publication,
+    pub(super) plan: Plan<'a>,
+    pub(super) options: &'a Options,
+}
+
+/// The files that a strategy has written and checked, ready to be published.
+pub(super) struct Built {
+    /// All files of the strategy's set.
+    pub(super) files: Vec<NewFile>,
+    /// Size of the image that is mounted, in bytes.
+    pub(super) image_bytes: u64,
+    pub(super) contents: Contents,
+    pub(super) facts: Facts,
+}
+
+/// Runs the check that ends a strategy, and returns the time it took. Errors: those of `check`; `Cancelled`.
+pub(super) fn verified(plan: Plan<'_>, check: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    plan.work.cancel.check()?;
+    plan.work.progress.begin(Phase::Verify, None);
+    let started = Instant::now();
+    check()?;
+    Ok(started.elapsed())
+}

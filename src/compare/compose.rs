@@ -1,4 +1,4 @@
-//! From two stacks to the bytes of a layer: what daemon and command line have in common.
+//! From two stacks to the bytes of a layer: the part of a Diff that daemon and command line share.
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -25,7 +25,7 @@ use crate::{
     view::open::{self, reading, references},
 };
 
-/// How layers are written.
+/// Settings for writing layers.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Level for layers that are compressed with gzip.
@@ -34,7 +34,8 @@ pub struct Options {
     pub zstd: Compression,
     /// Times in tar layers with their nanoseconds instead of whole seconds.
     pub nanoseconds: bool,
-    /// How layers that are EROFS images are laid out, and where; their compression is that of the two above.
+    /// Layout of EROFS images, and the directory to lay them out in. Its compression is ignored: `gzip` and `zstd`
+    /// apply to images as well.
     pub image: erofs::Options,
     /// Extended attributes that belong to an image.
     pub xattrs: XattrFilter,
@@ -53,12 +54,12 @@ impl Options {
     }
 }
 
-/// What is compared.
+/// The two stacks to compare.
 #[derive(Debug)]
 pub struct Sides {
     /// The older stack.
     pub lower: Stack,
-    /// The newer one.
+    /// The newer stack.
     pub upper: Stack,
 }
 
@@ -67,15 +68,15 @@ pub struct Sides {
 pub struct Composed {
     /// Digest of the blob.
     pub blob: Digest,
-    /// Its size in bytes.
+    /// Size of the blob in bytes.
     pub blob_bytes: u64,
     /// Digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// Its size in bytes.
+    /// Size of the uncompressed layer in bytes.
     pub uncompressed_bytes: u64,
-    /// What the layer holds.
+    /// Numbers of the layer's entries.
     pub contents: Contents,
-    /// Time at work in each step but `commit`, which is the caller's.
+    /// Work time of each step. `commit` is zero here: the caller commits.
     pub times: Times,
 }
 
@@ -95,8 +96,8 @@ impl Composer {
     /// Compares both sides, and hands the layer that turns the older into the newer one to `deliver`, piece by
     /// piece.
     ///
-    /// Equal sides and options give equal bytes. After an error part of a layer has been delivered, which is
-    /// to be thrown away.
+    /// Equal sides and options give equal bytes. After an error `deliver` may have got part of a layer, which the
+    /// caller throws away.
     pub fn compose(
         &self,
         work: Work<'_>,

@@ -13,14 +13,14 @@ use crate::{
     sys::thread::catch,
 };
 
-/// The label that says what a blob is uncompressed: clients look for it on every layer.
+/// Label with the digest of the uncompressed layer: clients look for it on every blob.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// Why a request is not begun.
+/// Why a request is declined.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompareError {
-    /// Another differ may know the type.
+    /// This differ does not write the type. Another one may.
     #[error("this differ does not write layers of type {0:?}")]
     MediaType(String),
 }
@@ -39,7 +39,7 @@ impl Classify for CompareError {
     }
 }
 
-/// Compares snapshots below some roots, and puts the layers into a content store.
+/// Compares snapshots below trusted roots, and puts the layers into a content store.
 pub struct Differ {
     sink: Arc<dyn BlobSink>,
     roots: Arc<Roots>,
@@ -47,7 +47,7 @@ pub struct Differ {
 }
 
 impl Differ {
-    /// Snapshots lie where `roots` allows, layers go to `sink`.
+    /// A differ for the snapshots below `roots`, whose layers go to `sink`.
     pub fn new(sink: Arc<dyn BlobSink>, roots: Arc<Roots>, composer: Composer) -> Self {
         Self { sink, roots, composer }
     }
@@ -81,7 +81,7 @@ impl Differ {
 
 impl Compare for Differ {
     fn compare(&self, call: &Call, request: &Request) -> Result<Compared> {
-        // Up to here and including both stacks nothing has been written, and no layer has been read.
+        // Nothing is written and no layer is read before both stacks are open.
         let form = LayerType::to_write(&request.media_type)
             .ok_or_else(|| CompareError::MediaType(request.media_type.clone()))
             .map_err(|error| Error::from(error).context("diff"))?;
@@ -98,7 +98,7 @@ impl Compare for Differ {
     }
 }
 
-/// A stack in a message: its newest layer, and how many are below.
+/// A stack in a message: the newest layer, and the number of layers below.
 fn top(stack: &Stack) -> String {
     match stack.layers.as_slice() {
         [] => "nothing".to_owned(),
@@ -293,7 +293,7 @@ mod tests {
         assert!(reason == "store.label" && message.contains("snapshots/2/layer.erofs"), "{message}");
     }
 
-    /// A store whose second write fails in the way it is told.
+    /// A store whose second write fails in the given way.
     struct Failing(fn() -> Result<()>);
 
     impl BlobSink for Failing {

@@ -5,7 +5,7 @@
 //! holes on the way, times keep their nanoseconds.
 //!
 //! The image's UUID is made of its contents: equal changes give equal images, and other changes another UUID.
-//! Overlayfs tells lower layers apart by it, so it must not be the same for all.
+//! Overlayfs recognises lower layers by it, so it must not be the same for all.
 //!
 //! Described in `docs/formats/erofs.md`, "Images made of changes".
 
@@ -36,10 +36,10 @@ use crate::{
 /// Bytes read from the finished image at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// How an EROFS layer is written.
+/// Settings for writing an EROFS layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How it is compressed: not at all, or zstd.
+    /// Compression of the image: none or zstd.
     pub compression: Compression,
     /// Layout of the image.
     pub image: WriteOptions,
@@ -54,8 +54,8 @@ impl Options {
     }
 }
 
-/// Runs `changes`, and delivers the image of what it puts out. The root directory's attributes are those of
-/// its entry, which should therefore be among the changes.
+/// Runs `changes`, and delivers the image of the entries that it writes to its output. The root directory gets
+/// the attributes of its entry, so there should be one.
 ///
 /// Errors: those of `changes`, of `deliver`, of the work directory and of the limits; an entry that no image can
 /// hold; `Cancelled`. Nothing is delivered before the whole image has passed its check.

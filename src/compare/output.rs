@@ -1,4 +1,6 @@
-//! What the change stream is written to: a tar archive or an EROFS image.
+//! The port to which changes are written: a tar archive or an EROFS image.
+//!
+//! `compose` chooses the output for the type of a layer.
 
 use crate::{error::Result, tree::Entry};
 

@@ -12,23 +12,23 @@ use crate::{
     tree::{Body, Entry},
 };
 
-/// How a tar layer is written.
+/// Settings for writing a tar layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How it is compressed.
+    /// Compression of the archive.
     pub compression: Compression,
     /// Times with their nanoseconds instead of whole seconds.
     pub nanoseconds: bool,
 }
 
 impl Default for Options {
-    /// What a caller gets who asks for nothing: gzip, whole seconds.
+    /// Gzip, and times in whole seconds.
     fn default() -> Self {
         Self { compression: Compression::GZIP, nanoseconds: false }
     }
 }
 
-/// Runs `changes`, and delivers the archive of what it puts out.
+/// Runs `changes`, and delivers the archive of the entries that it writes to its output.
 ///
 /// Errors: those of `changes`, of `deliver` and of the limits; an entry that no archive can hold; `Cancelled`.
 pub fn write<T>(
@@ -66,7 +66,7 @@ impl Output for Archive<'_> {
     }
 }
 
-/// An error of the sink may carry one of ours.
+/// The error of the sink that `error` carries, or else `error` itself.
 fn writer_error(error: WriterError) -> Error {
     match error.into_sink_error() {
         Ok(error) => Error::disk(error),

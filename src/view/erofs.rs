@@ -71,7 +71,7 @@ impl<R: ReadAt> View for ErofsView<R> {
     }
 
     fn control_prefix(&self) -> &'static [u8] {
-        // As mkfs.erofs and our own writer spell opaque directories, whatever the options of a mount.
+        // The spelling of mkfs.erofs and of our own writer, also where a mount has `userxattr`.
         Control::Trusted.prefix()
     }
 

@@ -44,7 +44,7 @@ pub enum ChangesError {
     Stream {
         /// The file with which the limit is passed.
         path: Vec<u8>,
-        /// Its size in bytes.
+        /// Size of that file in bytes.
         size_bytes: u64,
         /// [`limits::Limits::stream_bytes`].
         limit: u64,

@@ -114,7 +114,7 @@ pub(crate) fn compare(
     Ok((recorded, counts))
 }
 
-/// What one layer on top of others changes, all in images; the newest layer first.
+/// The changes of one layer on top of others, all in images, the newest layer first.
 pub(crate) fn on_top(layers: &[&Entries]) -> Result<String> {
     // The writer marks directories by itself; these marks are not its own.
     let image = |entries: &&Entries| respelled(entries.image(), "overlaX.", "overlay.");

@@ -1,6 +1,6 @@
 //! Live directories: layers that change at the worst moment, and what a walk over them costs.
 //!
-//! Nothing here needs root: overlayfs's attributes are `user.overlay.` ones, whiteouts are such too.
+//! Nothing here needs root: overlayfs's attributes, whiteouts included, are `user.overlay.` ones.
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,8 +49,8 @@ fn scratch() -> TempDir {
     scratch
 }
 
-/// Entries without owners and times, which are whatever the test's user and clock are.
-fn told(recorded: &Recorded) -> String {
+/// The entries as text, without owners and times, which come from the test's user and clock.
+fn text_of(recorded: &Recorded) -> String {
     let mut recorded = recorded.clone();
     for (entry, _) in &mut recorded.entries {
         (entry.attributes.uid, entry.attributes.gid) = (0, 0);
@@ -59,7 +59,7 @@ fn told(recorded: &Recorded) -> String {
     recorded.text()
 }
 
-/// What is told of the layer in `root` when `meddle` runs before the first call of that name and path.
+/// The entries of the layer in `root` when `meddle` runs before the first call of that name and path.
 fn meddled(root: &Path, call: &str, path: &str, meddle: impl FnOnce()) -> Result<Recorded> {
     let meddle = Cell::new(Some(meddle));
     let inner = directory(root);
@@ -78,7 +78,7 @@ fn refusal(error: &Error) -> (Kind, &'static str) {
 const CHANGED: (Kind, &str) = (Kind::Changed, "compare.changed");
 
 #[test]
-fn an_upper_directory_is_told_over_images() {
+fn an_upper_directory_is_compared_with_images() {
     let scratch = scratch();
     let root = scratch.path();
     let lower = Entries::new()
@@ -111,7 +111,7 @@ fn an_upper_directory_is_told_over_images() {
     let want = "dir d\nmark d/.wh.gone\ndir hidden\nmark hidden/.wh..wh..opq\n\
                 file hidden/new \"data\" user.mine=1\nlink joined hidden/new\nsymlink link ../out\n\
                 fifo pipe\nmark .wh.socket\n";
-    let text = told(&recorded);
+    let text = text_of(&recorded);
     assert_eq!(text, want);
     let want = Counts { changed: 6, deleted: 2, opaque: 1, parents: 0, sockets: 2, data_bytes: 4 };
     assert_eq!(counts, want);
@@ -139,7 +139,7 @@ fn what_becomes_another_file_while_it_is_looked_at_is_looked_at_again() {
             let path = scratch.path().join("f");
             fs::write(&path, "before ".repeat(1000)).unwrap();
             let outcome = meddled(scratch.path(), call, "f", || swap(&path));
-            let text = told(&outcome.unwrap_or_else(|error| panic!("{call} {want}: {error}")));
+            let text = text_of(&outcome.unwrap_or_else(|error| panic!("{call} {want}: {error}")));
             assert!(text.contains(want) && !text.contains("SECRET"), "{call}: {text}");
         }
     }
@@ -161,7 +161,7 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
         });
         match outcome {
             Ok(recorded) => {
-                let text = told(&recorded);
+                let text = text_of(&recorded);
                 let followed = text.contains("secret") || text.contains("SECRET");
                 assert!(!followed, "{call} {path}: {text}");
             }
@@ -196,7 +196,7 @@ fn a_file_that_changes_while_it_is_read_is_refused() {
                 way(&path);
             });
             match outcome {
-                // The open file is the one that was looked at, under whatever name.
+                // The open file is the one that was looked at, whatever its name is now.
                 Ok(recorded) => assert!(n == 3 && recorded.entries[0].1 == vec![b'x'; 1 << 20], "{call} {n}"),
                 Err(error) => assert_eq!(refusal(&error), CHANGED, "{call} {n}: {error}"),
             }
@@ -231,7 +231,9 @@ fn a_directory_in_the_place_of_another_is_not_mixed_with_it() {
     let wants = ["dir d\ndir d/a\ndir d/a/b\nfile d/f \"x\"\n", "dir d 700\nfile d/f \"y\"\n"];
     for (call, path) in [("xattrs", "d"), ("names", "d"), ("lookup", "d/a"), ("lookup", "d/f")] {
         match replaced(call, path) {
-            Ok(recorded) => assert!(wants.contains(&told(&recorded).as_str()), "{call} {path}: {recorded:?}"),
+            Ok(recorded) => {
+                assert!(wants.contains(&text_of(&recorded).as_str()), "{call} {path}: {recorded:?}")
+            }
             Err(error) => assert_eq!(refusal(&error), CHANGED, "{call} {path}: {error}"),
         }
     }
@@ -250,7 +252,7 @@ fn a_file_that_never_comes_to_rest_is_refused_in_the_end() {
             fs::write(&path, "x".repeat(times.get())).unwrap();
         }
     });
-    // The root's attributes are asked for as well.
+    // The root's attributes are read as well.
     let error = compare(&[], &[&upper], &Options::default()).unwrap_err();
     assert_eq!((refusal(&error), times.get()), (CHANGED, 6));
 }
@@ -267,13 +269,13 @@ fn names_that_vanish_are_left_out_but_renamed_files_are_not_missed() {
     let scratch = prepared();
     let path = scratch.path();
     let recorded = meddled(path, "lookup", "b", || fs::remove_file(path.join("b")).unwrap()).unwrap();
-    assert!(told(&recorded).ends_with("file a \"a\"\nfile c \"c\"\n"));
-    // "b" was not told yet, and its new name was not listed.
+    assert!(text_of(&recorded).ends_with("file a \"a\"\nfile c \"c\"\n"));
+    // "b" was not emitted yet, and its new name was not listed.
     let scratch = prepared();
     let path = scratch.path();
     let error = meddled(path, "lookup", "b", || fs::rename(path.join("b"), path.join("0")).unwrap());
     assert_eq!(refusal(&error.unwrap_err()), CHANGED);
-    // Gone for a moment, as when it is saved anew.
+    // Editors save a file by removing and making it again: it is gone for a moment.
     let scratch = prepared();
     let path = scratch.path();
     let inner = directory(path);
@@ -295,10 +297,10 @@ fn sparse_files_are_read_by_their_extents_and_eight_exabytes_are_refused_by_the_
     file.write_all_at(&[b'x'; 4096], 1 << 30).unwrap();
     let upper = directory(scratch.path());
     let (recorded, counts) = compare(&[], &[&upper], &Options::default()).unwrap();
-    let Body::Regular { size_bytes: told, extents: Some(extents) } = &recorded.entries[0].0.body else {
+    let Body::Regular { size_bytes: found, extents: Some(extents) } = &recorded.entries[0].0.body else {
         panic!("{recorded:?}")
     };
-    assert_eq!(*told, size_bytes);
+    assert_eq!(*found, size_bytes);
     assert!(matches!(extents[..], [Extent { offset, len }] if offset <= 1 << 30 && len <= 1 << 20));
     assert!(counts.data_bytes >= 4096 && counts.data_bytes <= 1 << 20);
     let limits = Limits { stream_bytes: size_bytes - 1, ..Limits::default() };
@@ -307,7 +309,7 @@ fn sparse_files_are_read_by_their_extents_and_eight_exabytes_are_refused_by_the_
 }
 
 #[test]
-fn a_path_is_told_up_to_the_length_that_the_kernel_takes() {
+fn a_path_is_emitted_up_to_the_length_that_the_kernel_takes() {
     let mut entries = Entries::new();
     let mut path = String::from("a");
     for _ in 0..2047 {

@@ -1,4 +1,4 @@
-//! Random trees, random changes: what is told, applied to the old tree, gives the new one.
+//! Random trees, random changes: the emitted entries, applied to the old tree, give the new one.
 //!
 //! The trees are maps from names to inodes, and know nothing of layers. Layers are made from them as
 //! overlayfs would leave them, with a choice of marks, of files copied up for nothing and of whiteouts
@@ -30,7 +30,7 @@ fn of_body(attributes: Attributes, body: &Body) -> Attributes {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Inode {
-    /// Not a hard link.
+    /// Any body but a hard link.
     body: Body,
     data: Vec<u8>,
     attributes: Attributes,
@@ -44,7 +44,7 @@ struct Tree {
     inodes: Vec<Inode>,
 }
 
-/// What a name shows, and all names of the same inode.
+/// All names, each with its inode and all names of that.
 type Shown = BTreeMap<Path, (Inode, Vec<Path>)>;
 
 fn is_below(path: &[u8], directory: &[u8]) -> bool {
@@ -91,7 +91,7 @@ impl Tree {
         let shown = |(name, inode): (&Path, &usize)| {
             let mut file = self.inodes[*inode].clone();
             if name.is_empty() {
-                // Told only when something else about it changed.
+                // Emitted only when something else about it changed.
                 file.attributes.mtime = Timestamp::default();
             }
             (name.clone(), (file, names(*inode)))
@@ -274,7 +274,7 @@ fn require_order(recorded: &Recorded) {
             && order(before) >= order(path)
         {
             assert!(!joins_links, "{before:?} {path:?}");
-            // The further names of files that were told, in the same order.
+            // The further names of emitted files, in the same order.
             joins_links = true;
             directories = BTreeSet::from([&b""[..]]);
         }
@@ -295,7 +295,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn what_is_told_of_any_two_stacks_turns_the_one_into_the_other(
+    fn the_entries_of_any_two_stacks_turn_the_one_into_the_other(
         steps in prop::collection::vec(changes(), 3),
         coins in any::<u64>(),
     ) {
@@ -330,7 +330,7 @@ proptest! {
                 prop_assert_eq!(result.shown(), new.shown(), "{} {}\n{}", i, j, recorded.text());
                 prop_assert!(i != j || recorded.entries.len() == 1);
 
-                // The same as an image: on top of the old stack it shows what the new stack shows.
+                // As an image on top of the old stack, the layer shows what the new stack shows.
                 let image = Entries(recorded.entries).image();
                 let top = erofs(&image, 99);
                 let mut again = stack(&layers[..i]);
@@ -344,7 +344,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_told_of_two_trees_in_one_layer_each_turns_the_one_into_the_other(
+    fn the_entries_of_two_trees_in_one_layer_each_turn_the_one_into_the_other(
         old in changes(),
         new in changes(),
     ) {
@@ -359,7 +359,7 @@ proptest! {
         let mut result = trees[0].clone();
         result.apply(&recorded);
         prop_assert_eq!(result.shown(), trees[1].shown(), "{}", recorded.text());
-        // Files that did not change are not told.
+        // Files that did not change are not emitted.
         for (entry, _) in &recorded.entries {
             let (before, after) = (trees[0].shown(), trees[1].shown());
             let [before, after] = [&before, &after].map(|shown| shown.get(&entry.path));

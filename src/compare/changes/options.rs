@@ -3,7 +3,7 @@
 use super::xattrs::XattrFilter;
 use crate::{limits::Limits, tree::Timestamp};
 
-/// What is emitted, and what the walk may cost.
+/// Settings of a walk.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Extended attributes that are emitted; others do not count as changes either.

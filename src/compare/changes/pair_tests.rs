@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// What is told of a layer in the place of another one.
+/// The entries for one layer in the place of another.
 fn replaced(old: &Entries, new: &Entries) -> String {
     let (old, new) = (old.image(), new.image());
     let (old, new) = (erofs(&old, 1), erofs(&new, 2));
@@ -20,7 +20,7 @@ fn replaced(old: &Entries, new: &Entries) -> String {
 }
 
 #[test]
-fn files_that_cannot_be_told_apart_are_not_told() {
+fn files_without_a_difference_are_not_emitted() {
     let entries = |first: &str| {
         let data = "x".repeat(3 << 20);
         let all = Entries::new().file("big", &data).symlink("l", "to").char_device("c", 1, 3).fifo("p");
@@ -36,8 +36,8 @@ fn a_difference_in_the_last_byte_alone_is_one() {
         let mut data = vec![b'x'; size];
         let old = Entries::new().bytes("f", &data);
         data[size - 1] = b'y';
-        let told = replaced(&old, &Entries::new().bytes("f", &data));
-        assert!(told.starts_with("file f ") && told.ends_with("y\"\n"), "{size}");
+        let text = replaced(&old, &Entries::new().bytes("f", &data));
+        assert!(text.starts_with("file f ") && text.ends_with("y\"\n"), "{size}");
     }
 }
 

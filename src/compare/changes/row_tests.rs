@@ -24,7 +24,7 @@ fn refused(layers: &[&Entries]) -> (Kind, &'static str) {
 }
 
 #[test]
-fn a_first_layer_is_told_whole_in_byte_order_depth_first() {
+fn a_first_layer_is_emitted_whole_in_byte_order_depth_first() {
     let first = Entries::new()
         .dir("b")
         .file("b/z", "1")
@@ -41,7 +41,7 @@ fn a_first_layer_is_told_whole_in_byte_order_depth_first() {
 }
 
 #[test]
-fn nothing_is_told_of_an_unchanged_stack() {
+fn nothing_is_emitted_for_an_unchanged_stack() {
     let entries = Entries::new().dir("a").file("a/b", "x");
     let image = entries.image();
     let layer = erofs(&image, 1);
@@ -53,7 +53,7 @@ fn nothing_is_told_of_an_unchanged_stack() {
 }
 
 #[test]
-fn attributes_that_no_file_can_have_are_not_told() {
+fn attributes_that_no_file_can_have_are_not_emitted() {
     // As an image may have them that others made.
     let upper = Entries::new()
         .symlink("link", "t")
@@ -66,7 +66,7 @@ fn attributes_that_no_file_can_have_are_not_told() {
 }
 
 #[test]
-fn every_attribute_of_an_entry_is_told() {
+fn every_attribute_of_an_entry_is_emitted() {
     let capability = format!("\x01\0\0\x02{}", "\0".repeat(16));
     let upper = Entries::new()
         .dir("d")
@@ -91,7 +91,7 @@ fn every_attribute_of_an_entry_is_told() {
 }
 
 #[test]
-fn whiteouts_are_told_where_there_is_something_to_delete() {
+fn whiteouts_are_emitted_where_there_is_something_to_delete() {
     let lower = Entries::new().dir("d").file("d/f", "x").file("g", "y").dir("h").file("h/i", "z");
     let upper = Entries::new()
         .dir("d")
@@ -115,7 +115,7 @@ fn the_longest_name_can_be_deleted() {
 }
 
 #[test]
-fn parents_are_told_once_and_only_on_the_way_to_a_change() {
+fn parents_are_emitted_once_and_only_on_the_way_to_a_change() {
     let lower = Entries::new()
         .dir("a")
         .dir("a/b")
@@ -138,7 +138,7 @@ fn parents_are_told_once_and_only_on_the_way_to_a_change() {
 }
 
 #[test]
-fn a_directory_whose_attributes_changed_is_told_without_its_contents() {
+fn a_directory_whose_attributes_changed_is_emitted_without_its_contents() {
     let lower = Entries::new().dir("a").dir("a/b").file("a/b/f", "x").dir("c").dir("e").dir("same");
     let upper = Entries::new()
         .dir("a")
@@ -153,7 +153,7 @@ fn a_directory_whose_attributes_changed_is_told_without_its_contents() {
 }
 
 #[test]
-fn a_file_on_top_is_told_even_if_it_equals_the_one_below() {
+fn a_file_on_top_is_emitted_even_if_it_equals_the_one_below() {
     let lower = Entries::new().file("f", "x");
     assert_eq!(changes(&[&lower, &lower]), "file f \"x\"\n");
 }
@@ -199,7 +199,7 @@ fn a_file_over_a_directory_ends_the_merge_for_the_layers_above() {
 }
 
 #[test]
-fn all_names_of_a_file_are_told_when_one_is() {
+fn all_names_of_a_file_are_emitted_when_one_is() {
     let first = Entries::new()
         .dir("a")
         .file("a/kept", "x")
@@ -262,7 +262,7 @@ fn one_inode_number_in_two_layers_or_file_systems_is_two_files() {
 }
 
 #[test]
-fn sparse_files_are_told_by_their_extents() {
+fn sparse_files_are_emitted_by_their_extents() {
     let data = [b'x'; 65_536];
     let upper =
         Entries::new().sparse("s", 1 << 30, &[(65_536, &data), (1 << 20, &data)]).sparse("t", 1 << 40, &[]);
@@ -302,8 +302,8 @@ fn a_renamed_directory_has_what_lay_under_its_old_name() {
     );
     // Elsewhere, with a path, and from a layer between.
     let moved = Entries::new().dir("q").xattr("trusted.overlay.redirect", "/p/e").dir("p").whiteout("p/e");
-    let told = "dir p\nmark p/.wh.e\ndir q\nfile q/f \"x\"\nfile q/g \"x\"\n";
-    assert_eq!(changes(&[&moved, &beside(), &lower]), told);
+    let text = "dir p\nmark p/.wh.e\ndir q\nfile q/f \"x\"\nfile q/g \"x\"\n";
+    assert_eq!(changes(&[&moved, &beside(), &lower]), text);
     // What is below a directory that was renamed before is the same on both sides.
     let top = Entries::new().dir("p").dir("p/e").file("p/e/f", "z");
     assert_eq!(changes(&[&top, &beside(), &lower]), "dir p\ndir p/e\nfile p/e/f \"z\"\n");
@@ -363,7 +363,7 @@ fn a_redirect_in_a_shared_layer_leads_into_what_each_side_has_below() {
 }
 
 #[test]
-fn attributes_of_overlayfs_and_of_the_host_are_neither_told_nor_changes() {
+fn attributes_of_overlayfs_and_of_the_host_are_neither_emitted_nor_changes() {
     let lower = Entries::new().dir("d").file("d/f", "x");
     let upper = Entries::new()
         .dir("d")
@@ -448,7 +448,7 @@ fn times_later_than_the_epoch_are_lowered() {
 }
 
 #[test]
-fn the_root_is_told_when_more_than_its_time_changed_or_when_asked_for() {
+fn the_root_is_emitted_when_more_than_its_time_changed_or_when_asked_for() {
     let root = |mode| Entries::new().dir("").mode(mode).time(7, 0);
     let lower = Entries::new().dir("").time(6, 0);
     assert_eq!(changes(&[&root(0o755), &lower]), "");
@@ -476,7 +476,7 @@ fn nothing_has_no_root_to_tell() {
 }
 
 #[test]
-fn what_was_told_is_counted() {
+fn emitted_entries_are_counted() {
     let lower = Entries::new().dir("d").file("d/f", "x").dir("o").file("o/f", "x").file("w", "");
     let upper =
         Entries::new().dir("d").file("d/f", "abc").link("l", "d/f").dir("o").opaque("o").whiteout("w");

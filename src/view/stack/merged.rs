@@ -137,7 +137,7 @@ pub(crate) struct Search<'p> {
 enum Step {
     /// The layer has no such name: the layers below decide.
     Absent,
-    /// The name does not exist, whatever the layers below have.
+    /// The name does not exist, even if layers below have it.
     End,
     Hit(Hit),
 }

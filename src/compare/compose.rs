@@ -119,28 +119,26 @@ impl Composer {
         let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
         let opened = started.elapsed();
 
-        let root = match form.container {
-            Container::Tar => RootEntry::WhenChanged,
-            Container::Erofs => RootEntry::Always,
-        };
-        let told = changes::Options { xattrs: xattrs.clone(), epoch, root, limits: limits.clone() };
         let compression = match form.coding {
             Coding::Plain => Compression::PLAIN,
             Coding::Gzip => *gzip,
             Coding::Zstd => *zstd,
         };
         let plan = Plan { resources: &self.resources, lease: &lease, work };
-        let mut compare = |output: &mut dyn Output| {
-            reading(|| changes::write(&lower, &upper, &told, cancel, &mut charge, output))
+        let mut compare = |root, output: &mut dyn Output| {
+            let options = changes::Options { xattrs: xattrs.clone(), epoch, root, limits: limits.clone() };
+            reading(|| changes::write(&lower, &upper, &options, cancel, &mut charge, output))
         };
+        // All that depends on the container is decided here: how it is written, and what of both sides it needs.
         let (counts, facts) = match form.container {
             Container::Tar => {
                 let options = tar::Options { compression, nanoseconds: *nanoseconds };
-                tar::write(plan, options, deliver, &mut compare)?
+                tar::write(plan, options, deliver, |output| compare(RootEntry::WhenChanged, output))?
             }
             Container::Erofs => {
                 let options = erofs::Options { compression, ..image.clone() };
-                erofs::write(plan, &options, deliver, &mut compare)?
+                // The root of an image needs attributes, even when they did not change.
+                erofs::write(plan, &options, deliver, |output| compare(RootEntry::Always, output))?
             }
         };
         // A container that was started meanwhile has its image mounted: what has been read may be a mixture.

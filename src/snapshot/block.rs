@@ -1,7 +1,7 @@
 //! Block mode: an upper directory inside an ext4 image, which a running container has mounted.
 //!
-//! A mounted image is never read as a file: what the kernel has not written back yet would be missing, or
-//! half there. It is read where it is mounted, or refused when that cannot be seen.
+//! A mounted image is never read as a file: data that the kernel has not written back yet would be missing, or
+//! half there. The image is read where it is mounted, or refused when no mount of it can be seen.
 //!
 //! Source: docs/formats/containerd.md, "Block mode".
 
@@ -15,15 +15,16 @@ use crate::sys::{
 
 /// The place where the upper directory of an image is to be read.
 pub(super) enum Upper {
-    /// The image is not in use: in the file.
+    /// In the file: the image is not in use.
     Idle,
-    /// The image is mounted: in this directory of the mount, which has this path.
+    /// In this directory, at this path: the image is mounted.
     Live(Dir, String),
-    /// The image is mounted, and has no such directory.
+    /// Nowhere: the image is mounted, and has no upper directory.
     None,
 }
 
-/// Looks for a mount of `image`, which is the file `path`.
+/// Finds the place where the upper directory in `image`, the file `path`, is to be read. Errors:
+/// [`MountError::Unseen`] when the image is in use and no mount of it can be seen.
 pub(super) fn upper(path: &str, image: &File) -> Result<Upper, MountError> {
     let refuse = |source: io::Error| refusal(path, source);
     let found = status(image).map_err(refuse)?;

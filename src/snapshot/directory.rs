@@ -1,4 +1,4 @@
-//! One snapshot's directory, found and checked, open for as long as a request runs.
+//! The directory of one snapshot, found and checked, open for as long as a request runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{limits::Limits, sys::dir::Dir};
 
-/// One snapshot's directory, open for as long as the request runs.
+/// The directory of a snapshot that a request may write to or view.
 #[derive(Debug)]
 pub struct SnapshotDir {
     pub(super) id: String,
@@ -42,7 +42,7 @@ impl SnapshotDir {
         self.key
     }
 
-    /// Whether the mounts allow a layer to be applied.
+    /// The access that the mounts allow.
     pub fn access(&self) -> Access {
         self.access
     }

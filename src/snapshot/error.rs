@@ -1,4 +1,4 @@
-//! Why a mount list is refused, and why a file cannot be published.
+//! Errors of mount lists and of files that are published.
 
 use std::{io, path::PathBuf};
 
@@ -7,53 +7,53 @@ use crate::{
     limits,
 };
 
-/// Why a mount list does not lead to a snapshot directory.
+/// The reasons why a mount list leads to no snapshot directory, or to no layers.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// No mounts, where a snapshot is to be written to.
+    /// There are no mounts, where a layer is to be applied.
     #[error("the request has no mounts, so there is no snapshot to apply the layer to")]
     Empty,
-    /// More than any snapshotter sends.
+    /// The list is longer than any that a snapshotter makes.
     #[error(
         "{count} mounts with {bytes} bytes of text; {} and {} are allowed",
         limits::MOUNTS,
         limits::MOUNT_BYTES
     )]
     TooLarge {
-        /// Entries.
+        /// Number of entries, or of files that they name.
         count: usize,
-        /// Bytes of all strings.
+        /// Length of all strings together.
         bytes: usize,
     },
-    /// A mount of a kind that the EROFS snapshotter does not make.
+    /// The EROFS snapshotter makes no mounts of this type.
     #[error("mount type {0} is not one of the EROFS snapshotter's")]
     Type(String),
-    /// Known types put together in an unknown way.
+    /// The types are known, and put together as no snapshotter does it.
     #[error("{0}")]
     Form(&'static str),
-    /// Another snapshotter's.
+    /// The list belongs to another snapshotter.
     #[error("{0} is below no configured snapshot root")]
     Outside(String),
-    /// An option whose meaning for the layers we do not know.
+    /// The effect of an option on the layers is not known.
     #[error("mount option {0} is unknown: it may change what the layers mean")]
     UnknownOption(String),
-    /// Below a root, but not where the snapshotter keeps layers.
+    /// The path is below a root, but not where the snapshotter keeps layers.
     #[error("{path} is below a snapshot root but is not snapshots/NUMBER/{}", leaves.join(" or "))]
     Path {
         /// The path, quoted.
         path: String,
-        /// The last components that would have been right.
+        /// The last components that are right.
         leaves: &'static [&'static str],
     },
-    /// A list whose directory is ours, and which names another one that is not.
+    /// The list names a snapshot below a root, and another path that is not below it.
     #[error("{0} is not below the snapshot root of the other mounts")]
     Foreign(String),
-    /// An option that contradicts the others.
+    /// An option contradicts the rest of the list.
     #[error("mount option {option}: {why}")]
     Option {
         /// The option, quoted.
         option: String,
-        /// What is wrong with it.
+        /// The contradiction.
         why: &'static str,
     },
     /// The directory does not exist.
@@ -62,24 +62,24 @@ pub enum MountError {
     /// The daemon holds a root that has been moved or removed since.
     #[error("snapshot root {0} was removed or replaced since the daemon started")]
     RootReplaced(String),
-    /// A link, a mount point or a file where a directory should be.
+    /// A link, a mount point or a file is in the place of a directory.
     #[error("{0}: a component is a link, a mount point or no directory")]
     Link(String),
-    /// Something else where a layer's image should be.
+    /// Something else is in the place of an image.
     #[error("{0} is no regular file")]
     File(String),
-    /// An image that is a link, but not to a shared layer.
+    /// The image is a link, but not to a shared layer.
     #[error("{path} links to {target}, which is below no configured directory of shared layers")]
     Shared {
         /// The image.
         path: String,
-        /// Where it points, quoted.
+        /// The target of the link, quoted.
         target: String,
     },
-    /// An image among the shared layers under a name that none of them has.
+    /// The path is below a directory of shared layers, but spelt like none of them.
     #[error("{0} is below a directory of shared layers but is not ALGORITHM/XX/HEX.erofs")]
     SharedName(String),
-    /// An image in use that can only be read where it is mounted.
+    /// The image is in use, and can be read only where it is mounted.
     #[error(
         "{path} is attached to {device}, which is mounted nowhere we can see: reading it now could mix old and new"
     )]
@@ -89,13 +89,13 @@ pub enum MountError {
         /// The loop device.
         device: String,
     },
-    /// An image that was mounted or written to while it was read.
+    /// The image was mounted or written to while it was read.
     #[error("{0} came into use while it was read")]
     InUse(String),
-    /// The service manager took away what reading a directory takes.
+    /// The process lacks the capability without which overlayfs's attributes do not exist for it.
     #[error("{0}: reading overlayfs's attributes needs CAP_SYS_ADMIN, which this process does not have")]
     Privileges(String),
-    /// A directory that others can write to.
+    /// Another user could change what is at the path.
     #[error(
         "{path}: owner {uid}, mode {permissions:04o}; it must belong to root and be writable by nobody else"
     )]
@@ -107,7 +107,7 @@ pub enum MountError {
         /// Mode found.
         permissions: u32,
     },
-    /// The directory was made by another snapshotter, or does not wait for a layer of ours.
+    /// The snapshotter has not marked the directory: another one made it, or its layers are no images.
     #[error("{path} has no marker {name}")]
     NoMarker {
         /// The directory.
@@ -123,10 +123,10 @@ pub enum MountError {
         /// Name of the marker.
         name: &'static str,
     },
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{path}")]
     Io {
-        /// The directory.
+        /// The file or directory.
         path: String,
         /// The kernel's answer.
         source: io::Error,
@@ -188,22 +188,22 @@ impl Classify for MountError {
     }
 }
 
-/// Why a layer could not be written or published.
+/// The reasons why a file could not be written or published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// Another request is writing to the same directory.
     #[error("{0}: another request is writing to this directory")]
     Busy(PathBuf),
-    /// The directory belongs to a view.
+    /// The mounts are those of a view.
     #[error("{0}: the mounts are read-only")]
     ReadOnly(PathBuf),
-    /// Something that is not a file has the name.
+    /// Something that cannot be replaced has the name.
     #[error("{0}: the name is taken by something that is not a regular file")]
     Occupied(PathBuf),
-    /// The existing file is immutable.
+    /// The existing file is immutable or append-only.
     #[error("{0}: the existing file is immutable")]
     Immutable(PathBuf),
-    /// Writing on would fill the file system.
+    /// Less space is free than the configuration reserves.
     #[error("{available} are free, {reserve} of {total} are kept free by {setting}")]
     Reserve {
         /// Free space.
@@ -212,15 +212,15 @@ pub enum PublishError {
         reserve: Size,
         /// Size of the file system.
         total: Size,
-        /// The setting that asks for it.
+        /// The setting with the larger reserve.
         setting: &'static str,
     },
-    /// The kernel refused.
+    /// A system call failed.
     #[error("{path}: {what}")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         what: &'static str,
-        /// To which file.
+        /// The final name of the file.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,

@@ -1,4 +1,4 @@
-//! Which ids inside a container its files' ids on disk are.
+//! Maps from the ids of files on disk to the ids inside a container.
 //!
 //! In a user namespace an overlay's upper directory holds the ids of the host: a file of the container's
 //! root belongs to, say, 100000. A layer says 0.
@@ -8,26 +8,26 @@
 
 use super::mount::decimal;
 
-/// Most ranges of one map: the kernel's own bound.
+/// Most ranges of one map: the kernel's own bound, `UID_GID_MAP_MAX_EXTENTS`.
 const RANGES: usize = 340;
 
-/// The maps of users and groups.
+/// The maps of a container's files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMaps {
-    /// Of users.
+    /// Map of owners.
     pub users: IdMap,
-    /// Of groups.
+    /// Map of groups.
     pub groups: IdMap,
 }
 
 impl IdMaps {
-    /// Whether every id stays what it is.
+    /// Whether every id stays as it is.
     pub fn is_identity(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// One map from ids on disk to ids in the container; without ranges, every id stays what it is.
+/// A map of ids. Without ranges, every id stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
     /// Sorted by the id on disk, not overlapping.
@@ -42,10 +42,10 @@ struct Range {
 }
 
 impl IdMap {
-    /// The id in the container of what has `id` on disk; `None` when the map leaves it out.
+    /// Translates the `id` of a file on disk. `None` when the map leaves it out.
     ///
-    /// What overlayfs made itself, whiteouts and opaque marks, belongs to whoever mounted it and needs no
-    /// place in the map.
+    /// Whiteouts and opaque marks, which overlayfs makes itself, belong to the process that mounted it and need
+    /// no place in the map.
     ///
     /// ```
     /// use plywood::snapshot::IdMap;
@@ -63,7 +63,7 @@ impl IdMap {
         if distance < range.count { range.container.checked_add(distance) } else { None }
     }
 
-    /// Reads an option's value; the error says what is wrong with it.
+    /// Reads the value of an option. The error is the reason why the kernel would not take it.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let mut ranges = Vec::new();
         for part in text.split(',') {

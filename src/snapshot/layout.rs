@@ -47,7 +47,8 @@ pub(super) enum Leaf {
 /// The layout of one snapshotter's directories.
 #[derive(Debug)]
 pub(super) struct Layout {
-    /// An empty file in each directory that waits for a layer or holds one. `None`: there is no such file.
+    /// The name of an empty file in each directory that waits for a layer or holds one. Directories without it are
+    /// refused, except those of views. `None`: the snapshotter marks no directories.
     pub(super) marker: Option<&'static str>,
     /// A layer as a directory, and the upper directory of an overlay.
     pub(super) upper: &'static str,
@@ -70,7 +71,7 @@ pub(super) struct Layout {
 /// containerd's EROFS snapshotter.
 pub(super) static EROFS: Layout = Layout {
     marker: Some(".erofslayer"),
-    keeps: &[Leaf::Upper, Leaf::Layer, Leaf::Merged, Leaf::Image, Leaf::Block],
+    keeps: &[Leaf::Upper, Leaf::Layer, Leaf::Block],
     publishes: &[&LAYER],
     ..NAMES
 };

@@ -32,19 +32,19 @@ pub(super) struct Entry<'m> {
     pub(super) base: &'m str,
     /// The file system that containerd makes in the image `path` before the first mount: of the type `mkfs/ext4`.
     pub(super) makes: Option<&'m str>,
-    /// Whether containerd evaluates templates in the entry before it mounts it.
+    /// Whether containerd evaluates the templates in the entry before it mounts it.
     pub(super) is_formatted: bool,
-    /// The source as it is.
+    /// The source as text.
     pub(super) path: &'m str,
-    /// The source, read.
+    /// The source as a word.
     pub(super) source: Word<'m>,
-    /// `upperdir=`.
+    /// `upperdir=`, one [`Word`].
     pub(super) upper: Value<'m>,
     /// `lowerdir=`, one [`Word`] or several joined by colons.
     pub(super) lower: Value<'m>,
-    /// `workdir=`.
+    /// `workdir=`, one [`Word`].
     pub(super) work: Value<'m>,
-    /// `device=`, in their order.
+    /// All values of `device=`, in their order.
     pub(super) devices: Vec<&'m str>,
     pub(super) maps: Maps<'m>,
     /// `ro`.
@@ -114,7 +114,7 @@ impl<'m> Value<'m> {
 }
 
 impl<'m> Entry<'m> {
-    /// Takes an entry apart, whatever it holds.
+    /// Takes an entry apart. Any entry can be read: nothing in it is refused here.
     fn read(mount: &'m Mount) -> Self {
         let Mount { kind, source, .. } = mount;
         let mut entry = Self {

@@ -1,13 +1,13 @@
 //! A mount of a request, and its options one by one.
 
-/// One entry of a mount list, as it came; nothing in it has been checked.
+/// One entry of a mount list as the request has it. Nothing in it has been checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mount {
     /// `bind`, `overlay`, `erofs`, or one of them behind prefixes such as `format/mkdir/`.
     pub kind: String,
     /// A path, a template, or a word without meaning.
     pub source: String,
-    /// Below the mount point; empty in all lists a snapshotter makes.
+    /// A path below the mount point. Empty in all lists of snapshotters.
     pub target: String,
     /// Options in their order, each `name` or `name=value`, or several of them joined by commas.
     pub options: Vec<String>,
@@ -20,7 +20,7 @@ impl Mount {
         self.kind.len() + self.source.len() + self.target.len() + options
     }
 
-    /// The options one by one. Empty ones say nothing, to the kernel either.
+    /// Iterates over the options one by one. Empty ones are left out, as the kernel does.
     pub(super) fn each_option(&self) -> impl Iterator<Item = &str> {
         self.options
             .iter()
@@ -29,10 +29,11 @@ impl Mount {
     }
 }
 
-/// Options in one string.
+/// An iterator over the options in one string.
 ///
-/// containerd joins all strings by commas and the kernel splits what it gets at commas, so that one string may hold
-/// several options. What containerd consumes itself it looks for at the start of a string, and takes the whole.
+/// containerd joins all strings by commas, and the kernel splits the result at commas. So one string may hold
+/// several options. An option that containerd consumes itself is looked for at the start of a string only, and
+/// the rest of the string is its value.
 struct Joined<'o> {
     rest: Option<&'o str>,
 }
@@ -66,12 +67,12 @@ impl<'o> Iterator for Joined<'o> {
     }
 }
 
-/// Whether what follows a comma can only be the rest of a path: no option has a slash in its name.
+/// Whether the text after a comma can only be the rest of a path: no option has a slash in its name.
 fn continues_path(next: &str) -> bool {
     next.find(['/', '=', ',']).is_some_and(|at| next.get(at..).is_some_and(|rest| rest.starts_with('/')))
 }
 
-/// A number without sign, leading zeros or spaces.
+/// Reads a number without sign, leading zeros or spaces.
 pub(super) fn decimal(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }

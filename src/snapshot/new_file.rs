@@ -37,7 +37,7 @@ pub(super) const PRIVATE_MODE: Mode = Mode::from_raw_mode(0o600);
 /// Space is reserved ahead of the writes in growing steps up to this many bytes: ext4 takes large
 /// writes into preallocated extents half again as fast.
 const AHEAD_MAX: u64 = 64 << 20;
-/// No space is reserved for files up to this many bytes: one call more would cost such a file more than it gains.
+/// Writes that end below this many bytes reserve no space: a file of this size is a few writes long.
 const AHEAD_FROM: u64 = 1 << 20;
 /// A jump of the writer over this many bytes gives back the space reserved in between. Punching less than
 /// a block frees nothing.
@@ -59,12 +59,12 @@ pub(super) struct Place {
     pub(super) name: CString,
     /// For messages.
     pub(super) path: PathBuf,
-    /// Whether the file may take the place of what has the name now.
+    /// Whether the file may take the place of something of this kind.
     pub(super) replaces: fn(Occupant) -> bool,
 }
 
 impl Place {
-    /// Looks at what has the name now. Errors: it cannot be replaced.
+    /// Looks at the present owner of the name. Errors: it cannot be replaced.
     pub(super) fn check(&self) -> Result<Occupant, PublishError> {
         match file::occupant(&*self.dir, &self.name) {
             Ok(Occupant::Immutable) => Err(PublishError::Immutable(self.path.clone())),
@@ -74,7 +74,7 @@ impl Place {
         }
     }
 
-    /// The error of a call that replaces or removes what has the name.
+    /// The error of a call that replaces or removes the present owner of the name.
     pub(super) fn refused(&self, what: &'static str, source: io::Error) -> PublishError {
         match source.kind() {
             io::ErrorKind::IsADirectory => PublishError::Occupied(self.path.clone()),
@@ -117,9 +117,9 @@ pub struct NewFile {
 /// Whether a new file has a name before it is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
-    /// No name, or a random one where the file system has no unnamed files.
+    /// No, except where the file system has no unnamed files.
     Preferred,
-    /// A random name.
+    /// Yes, a random one.
     #[cfg_attr(not(test), allow(dead_code, reason = "the tests' file systems all have unnamed files"))]
     Named,
 }
@@ -137,7 +137,7 @@ impl NewFile {
     }
 
     /// Creates a file in `dir` that is never published: room for an image that will be a blob. It has no name, so
-    /// nothing is left of it whatever happens.
+    /// that nothing is left of it, even after a crash.
     pub fn scratch(dir: &Path, limits: &Limits) -> Result<Self, PublishError> {
         let io = |what| move |source| PublishError::Io { what, path: dir.to_owned(), source };
         let opened = Arc::new(Dir::open(dir).map_err(io("open the work directory"))?);
@@ -190,7 +190,7 @@ impl NewFile {
         })
     }
 
-    /// From now on, writes leave `reserve` free. Errors: less than that is free already.
+    /// Makes the writes from now on leave `reserve` free. Errors: less than that is free already.
     pub(super) fn keep_free(&mut self, reserve: Reserve) -> Result<(), PublishError> {
         self.reserve = Some(reserve);
         reserve.check(&self.file).map_err(|source| self.io("ask for free space", source))?
@@ -201,12 +201,12 @@ impl NewFile {
         self.declared
     }
 
-    /// The open file, readable and writable. Its size is changed through [`Sink`] only.
+    /// The open file, readable and writable. Callers change its size through [`Sink`] only.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The path that it will have. For messages.
+    /// The path of the file once it is published. For messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -318,8 +318,8 @@ impl NewFile {
     }
 }
 
-/// Errors that carry a [`crate::error::Error`] (a limit, a cancellation) give it back from
-/// [`crate::error::Error::disk`].
+/// [`crate::error::Error::disk`] unpacks the [`crate::error::Error`] (a limit, a cancellation) that an error of
+/// these methods may carry.
 impl Sink for NewFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let end = offset.checked_add(bytes.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
@@ -406,7 +406,7 @@ fn temporary_name() -> io::Result<CString> {
     CString::new(name).map_err(io::Error::other)
 }
 
-/// Whether `name` is one that [`NewFile`] gives to temporaries.
+/// Whether `name` has the form of the random names of [`NewFile`].
 pub(super) fn is_temporary(name: &CStr) -> bool {
     name.to_bytes()
         .strip_prefix(TEMPORARY_START.as_bytes())

@@ -40,10 +40,9 @@ const HARMLESS: [&str; 32] = [
     "defaults",
     "nosymfollow",
 ];
-/// Options of any mount with a value, which name SELinux's labels.
+/// Options of any mount with a value: SELinux labels, which layers do not hold.
 const HARMLESS_VALUES: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
-/// Options of an overlay that change how it is written, or which attributes it has; such attributes are seen in the
-/// layers themselves.
+/// Options of an overlay with a known effect: on how it is written, or on attributes that the layers then show.
 const OVERLAY: [&str; 6] =
     ["volatile", "userxattr", "default_permissions", "override_creds", "nooverride_creds", "direct-io"];
 /// Options of an overlay with a value.

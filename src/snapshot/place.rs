@@ -1,4 +1,4 @@
-//! Where a path lies with respect to a root, by its spelling alone.
+//! The position of a path below a root, by its spelling alone.
 
 use super::{
     layout::{Layout, Leaf, SNAPSHOTS},
@@ -44,7 +44,7 @@ pub(super) struct Spot<'a> {
 }
 
 impl Spot<'_> {
-    /// Where `path` lies below the root of this snapshot, if it names a `leaf`.
+    /// The position of `path`, which should name a `leaf`, below the root of this snapshot.
     pub(super) fn place<'p>(&self, path: &'p str, leaf: Leaf) -> Place<'p> {
         place(self.root, path, self.layout.names(leaf))
     }

@@ -1,7 +1,7 @@
 //! From a mount list to the layers it stacks, by text alone.
 //!
-//! Entries that templates name are looked up in the list itself; no disk is touched. Which roots the paths are
-//! below is not known here.
+//! Entries that templates name are looked up in the list itself; no disk is touched. The roots are not known
+//! here, so a path may lie anywhere.
 //!
 //! Source: docs/formats/containerd.md, "From a list to a stack"; containerd `plugins/snapshots/erofs`,
 //! `plugins/snapshots/overlay`, `core/mount/manager`.
@@ -30,7 +30,7 @@ pub(super) struct Plan<'m> {
 /// One layer of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item<'m> {
-    /// `D/fs`, which a container may be writing to.
+    /// `D/fs`, an upper directory. A container may be writing to it.
     Upper(&'m str),
     /// `X/fs`, bound read-only: a layer, or the empty directory of a view of nothing.
     Viewed(&'m str),
@@ -38,9 +38,9 @@ pub(super) enum Item<'m> {
     Lower(&'m str),
     /// `P/layer.erofs`, and the further devices it names.
     Image { path: &'m str, devices: Vec<&'m str> },
-    /// `D/rwlayer.img`, in whose directory `upper` a container may be writing.
+    /// `D/rwlayer.img`, an ext4 image with an upper directory. A container may be writing to it.
     Block(&'m str),
-    /// A block image to be mounted read-only: a view of nothing, which never gets an image.
+    /// `V/rwlayer.img`, to be mounted read-only: a view of nothing, for which the snapshotter makes no image.
     ViewedBlock(&'m str),
 }
 
@@ -96,7 +96,7 @@ pub(super) fn plan<'m>(list: &MountList<'m>) -> Result<Plan<'m>, MountError> {
 
 struct Reading<'l, 'm> {
     before: &'l [Entry<'m>],
-    /// Which of these entries have become part of the plan.
+    /// The entries that have become part of the plan.
     used: Vec<bool>,
     plan: Plan<'m>,
 }
@@ -140,7 +140,7 @@ impl<'l, 'm> Reading<'l, 'm> {
         }
     }
 
-    /// One component of `lowerdir`.
+    /// Adds one component of `lowerdir`.
     fn lower(&mut self, last: &Entry<'m>, part: &'m str) -> Result<(), MountError> {
         if part.is_empty() {
             return Err(MountError::Form("an empty lower directory"));

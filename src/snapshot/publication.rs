@@ -5,11 +5,11 @@
 //! | all files are written, checked by the caller, and synced | nothing |
 //! | a set of several files: the old file of the last name is removed, its directory synced | no layer |
 //! | each file but the last gets its name, its directory is synced | no layer, and the first files of the set |
-//! | the last file gets its name | the new layer, or what was before if the directory is not on disk yet |
+//! | the last file gets its name | the new layer, or the state before if the directory is not on disk yet |
 //! | the directories are synced | the new layer |
 //!
-//! So a file beside the layer never belongs to another layer than the one it stands beside. A set of one file
-//! replaces the old file at once: there is a layer at any instant.
+//! So a layer never stands beside files that belong to another one. A set of one file replaces the old file at
+//! once: there is a layer at any instant.
 //!
 //! Source: docs/formats/containerd.md, "Publishing a layer".
 
@@ -42,7 +42,7 @@ use crate::{
 /// Mode of a published file: what mkfs.erofs leaves. The snapshotter opens it read-only as root, in
 /// a directory of mode 0700.
 const PUBLISHED_MODE: Mode = Mode::from_raw_mode(0o644);
-/// Mode of a file for the command line, less the umask, as of any file that a command creates.
+/// Mode of a file for the command line, less the umask, like that of any file that a command creates.
 const USERS_MODE: Mode = Mode::from_raw_mode(0o666);
 
 /// When a published file is safe on disk.
@@ -63,9 +63,9 @@ pub enum Durability {
 /// Dropped without [`Publication::commit`], it leaves the directory as it was.
 #[derive(Debug)]
 pub struct Publication {
-    /// In the order in which the files get their names.
+    /// The places, in the order in which the files get their names.
     places: Vec<Place>,
-    /// The directory of the snapshot, which is locked; of the output for the command line.
+    /// The directory of the snapshot, which is locked; for the command line, the directory of the output.
     room: Arc<Dir>,
     /// The directory above, whose entry for the snapshot may not be on disk yet.
     parent: Option<Dir>,
@@ -174,10 +174,10 @@ impl Publication {
     /// Publishes `files`, which are all files of the set: trims them, syncs them as `durability` says, and gives
     /// them their names in the order of the set.
     ///
-    /// With `sync_fs` the whole file system is synced as well. After an error none of the files is left, with one
-    /// exception: a single file that replaced another before a failed sync of the directory stays. What was there
-    /// before is left as it was; only from a set of several files the last one may be gone. Panics when a
-    /// file of the set is missing.
+    /// With `sync_fs` the whole file system is synced as well. After an error none of `files` is left, with one
+    /// exception: a single file that replaced another one before the directory could not be synced stays. Older
+    /// files of the same names are left as they were, except that a set of several files may have lost the last
+    /// one, and those that were replaced before it. Panics when a file of the set is missing.
     pub fn commit(
         self,
         files: impl IntoIterator<Item = NewFile>,

@@ -1,7 +1,7 @@
 //! From a mount list to the one path that names its snapshot directory, by text alone.
 //!
-//! Nothing here touches the file system: a list that is not ours must be passed on to the next differ
-//! without a trace. What is below a configured root but misspelt is refused for good.
+//! Nothing here touches the file system: a list of another snapshotter must be passed on to the next differ
+//! without a trace. A path below a configured root that is misspelt is refused for good.
 //!
 //! Source: docs/formats/containerd.md, "Mount lists"; containerd `plugins/snapshots/erofs`.
 
@@ -30,11 +30,11 @@ impl Access {
 /// The path in a mount list that names the directory.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claim<'m> {
-    /// `<root>/snapshots/<id>/<leaf>`, if it is ours.
+    /// `<root>/snapshots/<id>/<leaf>`, if the snapshot is one that is served.
     pub(super) path: &'m str,
     /// The kind of entry that the path must name.
     pub(super) leaf: Leaf,
-    /// What the mounts allow.
+    /// The access that the mounts allow.
     pub(super) access: Access,
 }
 
@@ -96,7 +96,7 @@ fn overlay<'m>(first: &Entry<'m>, last: &Entry<'m>) -> Result<Claim<'m>, MountEr
 
 /// Looks for contradictions in a list of the snapshot `home`, or, without one, of shared layers alone.
 ///
-/// Only for lists below a configured root: oddities of other snapshotters are left to other differs.
+/// Called for lists below a configured root only: oddities of other snapshotters are left to other differs.
 pub(super) fn check_options(
     list: &MountList<'_>,
     home: Option<Spot<'_>>,

@@ -62,28 +62,28 @@ pub(super) struct Home<'a> {
     pub(super) id: &'a str,
 }
 
-/// Why a configured root cannot be used.
+/// The reasons why a configured root cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
-    /// Mount options could not carry such a path.
+    /// The path has characters that mount options cannot carry.
     #[error(
         "snapshot root {0:?} is not an absolute UTF-8 path without `..`, comma, colon, backslash or quote"
     )]
     Spelling(PathBuf),
-    /// Not there, or not a directory.
+    /// The directory does not exist, or is something else.
     #[error("snapshot root {path:?}")]
     Open {
-        /// As configured.
+        /// The configured path.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Others could swap what is below it.
+    /// Another user could exchange the directories below it.
     #[error(
         "snapshot root {path:?}: owner {uid}, mode {permissions:04o}; it must belong to root and be writable by nobody else"
     )]
     Owner {
-        /// As configured.
+        /// The configured path.
         path: PathBuf,
         /// Owner found.
         uid: u32,
@@ -105,7 +105,7 @@ impl Classify for RootsError {
 }
 
 impl Roots {
-    /// Opens the roots, each the directory of one snapshotter, in which it keeps `snapshots/`.
+    /// Opens the roots of EROFS snapshotters, the directories in which they keep `snapshots/`.
     ///
     /// A root may be reached through links; mounts are then recognised under both spellings.
     pub fn open(paths: &[PathBuf]) -> Result<Self, RootsError> {
@@ -133,9 +133,9 @@ impl Roots {
 
     /// Finds the one snapshot directory that `mounts` mean, and opens it to publish files in it.
     ///
-    /// Errors of kind `NotImplemented` mean that the list is not ours; until the path has been found to
-    /// lie below a root, and to be spelt as the snapshotter spells it, nothing is looked at on disk. An empty
-    /// list is an error that no other differ could answer better.
+    /// Errors of kind `NotImplemented` mean that the list is for another differ. Nothing is looked at on disk
+    /// until the path is known to lie below a root, spelt as the snapshotter spells it. An empty list is an error
+    /// that no other differ could answer better.
     pub fn resolve(&self, mounts: &[Mount]) -> Result<SnapshotDir, MountError> {
         let list = MountList::read(mounts)?;
         let claim = claim(&list)?;
@@ -144,7 +144,7 @@ impl Roots {
         home.root.snapshot(home.id, claim.access, self.owner)
     }
 
-    /// Begins a search for temporaries that a killed process left; see [`Sweep::run`].
+    /// Begins a search for the temporary files of a killed process; see [`Sweep::run`].
     pub fn sweep(&self) -> Sweep {
         Sweep::new(self.writable().map(|root| Arc::clone(&root.at.dir)).collect(), self.owner)
     }
@@ -160,7 +160,7 @@ impl Roots {
     }
 }
 
-/// Looks whether a daemon of the user `owner` could take `path` for a snapshot root.
+/// Checks that a daemon of the user `owner` could use `path` as a snapshot root.
 pub fn check_root(path: &Path, owner: u32) -> Result<(), RootsError> {
     Trusted::open(path, owner).map(drop)
 }
@@ -214,7 +214,7 @@ impl Trusted {
         Ok(Self { spellings: [text.to_owned(), canonical], dir: Arc::new(dir) })
     }
 
-    /// Looks whether the open directory is still the one that its path names. A root that was moved away may well
+    /// Checks that the open directory is still the one that its path names. A root that was moved away may well
     /// have a snapshot of the same number, and a layer there would be a success that nobody finds.
     fn check_in_place(&self) -> Result<(), MountError> {
         let [spelling, canonical] = &self.spellings;
@@ -267,7 +267,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Looks for the snapshotter's marker, if the snapshotter has one.
+    /// Checks that the snapshotter has marked the directory, if it marks any.
     pub(super) fn check_marker(&self, owner: u32) -> Result<(), MountError> {
         let Self { path, dir, .. } = self;
         let Some(name) = self.layout.marker else { return Ok(()) };

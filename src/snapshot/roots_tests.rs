@@ -6,7 +6,7 @@ use std::{
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::{
-    super::{LAYER, LAYER_NAME, lists_tests::mounts, scratch_tests::limits},
+    super::{LAYER, LAYER_NAME, layout::FileSet, lists_tests::mounts, scratch_tests::limits},
     *,
 };
 
@@ -351,6 +351,30 @@ fn a_layer_is_written_to_active_snapshots_only() {
     let layer = publication.file(LAYER_NAME).unwrap();
     publication.commit([layer], super::super::Durability::Always, true).unwrap();
     assert!(fixture.snapshot("1").join("layer.erofs").is_file());
+}
+
+/// A snapshotter that marks no directories, and looks for layers in the upper directory.
+#[test]
+fn another_snapshotter_is_another_row() {
+    static SET: FileSet = FileSet(&["layer.tar", "fs/layer.commit"]);
+    static ROW: Layout = Layout { marker: None, keeps: &[Leaf::Upper], publishes: &[&SET], ..EROFS };
+    let mut fixture = fixture();
+    fixture.roots.snapshots[0].layout = &ROW;
+    fs::remove_file(fixture.snapshot("1").join(".erofslayer")).unwrap();
+    let list = "bind R/snapshots/1/fs [rw rbind]";
+    let snapshot = fixture.resolve(list).unwrap();
+    let publication = snapshot.publish(&SET, &limits()).unwrap();
+    let files: Vec<_> = SET.0.iter().map(|name| publication.file(name).unwrap()).collect();
+    publication.commit(files, super::super::Durability::Always, false).unwrap();
+    assert!(SET.0.iter().all(|name| fixture.snapshot("1").join(name).is_file()));
+    // An image of that name is no layer here.
+    fs::write(fixture.snapshot("1").join("layer.erofs"), "").unwrap();
+    let stack = fixture.roots.stack(&fixture.mounts(list)).unwrap();
+    let paths: Vec<_> = stack.layers.iter().map(|layer| layer.path.clone()).collect();
+    assert_eq!(paths, [fixture.snapshot("1").join("fs")]);
+    let image = fixture.mounts("erofs R/snapshots/1/layer.erofs [ro loop]");
+    assert_eq!(fixture.roots.stack(&image).unwrap_err().reason(), "mount.path");
+    assert_eq!(fixture.roots.sweep().run(std::time::Duration::MAX).directories, 3);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// The layers of one snapshot, the newest first. Empty for a view of nothing, and for a list without mounts.
+/// The layers of one snapshot. There are none for a view of nothing, and for a list without mounts.
 #[derive(Debug, Default)]
 pub struct Stack {
     /// Newest first.
@@ -35,14 +35,14 @@ pub struct Stack {
 /// One layer of a stack.
 #[derive(Debug)]
 pub struct StackLayer {
-    /// For messages; nothing is opened by this path.
+    /// The path of the directory or image. For messages: no file is opened by this path.
     pub path: PathBuf,
-    /// Device and inode number of the directory or image: the same layer has the same key. A mounted ext4
-    /// image keeps its own.
+    /// Device and inode number of the directory or image. A layer has the same key in all stacks, an ext4 image
+    /// also while it is mounted.
     pub key: (u64, u64),
     /// The maps from owners on disk to owners inside the container.
     pub ids: IdMaps,
-    /// What holds it.
+    /// The open directory or image.
     pub source: LayerSource,
 }
 
@@ -85,7 +85,7 @@ impl LayerSource {
 impl Roots {
     /// Opens the layers that `mounts` stack, the newest first, for reading. No mounts are a stack without layers.
     ///
-    /// Errors of kind `NotImplemented` mean that the list is not ours, or of a form no snapshotter emits.
+    /// Errors of kind `NotImplemented` mean that the list is for another differ, or of a form no snapshotter emits.
     /// Where the newest layer lies is decided before anything is looked at on disk. Reading the directories
     /// takes [`capabilities::reading`], and reading ext4 images a [`Stack::watch`].
     pub fn stack(&self, mounts: &[Mount]) -> Result<Stack, MountError> {
@@ -139,7 +139,7 @@ impl Roots {
         if let Some(maps) = plan.maps {
             reading.ids = id_maps(maps)?;
         }
-        // The root of an upper directory belongs to whom the container likes.
+        // The owner of an upper directory is the container's choice.
         let refused = |source| refusal(spelling, source);
         let open = || {
             let is_able = capabilities::are_effective(CapabilitySet::SYS_ADMIN).map_err(refused)?;
@@ -166,7 +166,7 @@ impl Roots {
         self.locate(path, leaf).map(Location::Snapshot)
     }
 
-    /// Whether `path` is spelt like an image among the shared layers.
+    /// Whether `path` is spelled like an image among the shared layers.
     pub(super) fn is_shared(&self, path: &str) -> bool {
         shared_place(&self.shared, path).is_some_and(|(_, below)| is_shared_name(below))
     }
@@ -222,10 +222,11 @@ struct Reading<'a> {
     /// `None` when all layers are shared.
     home: Option<Home<'a>>,
     plan: &'a Plan<'a>,
-    /// Of the upper directory.
+    /// The maps of the upper directory.
     ids: IdMaps,
-    /// Whether attributes in `trusted.overlay.` can be read. To a process that may not, they do not exist, and
-    /// an opaque directory looks like any other. Only root can do something about it.
+    /// Whether attributes in `trusted.overlay.` can be read. For a process without the capability they do not
+    /// exist, and an opaque directory looks like any other. Also true where the daemon is not root's: no setting
+    /// would give it the capability.
     sees_trusted: bool,
 }
 
@@ -248,7 +249,7 @@ impl<'a> Reading<'a> {
         Ok(found)
     }
 
-    /// Merged metadata stands for the layer beside it and those below; the list must say the same.
+    /// Checks that merged metadata stands for the layer beside it and those below.
     fn check_merged(&self) -> Result<(), MountError> {
         for (metadata, top) in &self.plan.merged {
             match (self.find(metadata, Leaf::Merged)?, self.find(top, Leaf::Layer)?) {
@@ -371,7 +372,7 @@ impl<'a> Reading<'a> {
             Ok(found) if found.file_type == FileType::Symlink && leaf == Leaf::Layer => {
                 self.shared(snapshot, name, &path)?
             }
-            // A fifo or a device is not even opened.
+            // Opening a fifo or a device could block, or have an effect.
             Ok(found) if found.file_type != FileType::RegularFile => return Err(MountError::File(path)),
             Ok(_) => snapshot.dir.open_file_beneath(name).map_err(refuse)?,
         };

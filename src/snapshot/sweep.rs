@@ -20,7 +20,7 @@ use rustix::fs::FileType;
 use super::{layout::SNAPSHOTS, mount::decimal, new_file::is_temporary};
 use crate::sys::{dir, dir::Dir, file};
 
-/// A walk over the snapshot directories of all roots, in as many steps as the caller likes.
+/// A walk over the snapshot directories of all roots, which can be interrupted and continued.
 #[derive(Debug)]
 pub struct Sweep {
     roots: VecDeque<Arc<Dir>>,

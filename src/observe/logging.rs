@@ -34,6 +34,39 @@ fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("not a text");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(target: "plywood::security", event = "panic", %place, message = %super::one_line(message, 512));
+        tracing::error!(target: "plywood::security", event = "panic", %place, message = %one_line(message, 512));
     }));
+}
+
+/// `text` on one line: control characters escaped, cut to `max_len` bytes.
+pub fn one_line(text: &str, max_len: usize) -> String {
+    const CUT: &str = "...";
+    let mut line = String::new();
+    for part in text.chars() {
+        let before = line.len();
+        if part.is_control() {
+            line.extend(part.escape_default());
+        } else {
+            line.push(part);
+        }
+        if line.len() > max_len.saturating_sub(CUT.len()) {
+            line.truncate(before);
+            line.push_str(CUT);
+            break;
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line() {
+        assert_eq!(one_line("a\nb\x1b[2J", 100), "a\\nb\\u{1b}[2J");
+        assert_eq!(one_line("abcdef", 5), "ab...");
+        assert_eq!(one_line("ééé", 6), "é...");
+        assert_eq!(one_line("", 5), "");
+    }
 }

@@ -9,8 +9,9 @@ pub mod security;
 
 use std::time::Instant;
 
+pub use logging::one_line;
 pub use metrics::{Load, Metrics};
-pub use record::{About, Figures, Record, Subject, Success, one_line};
+pub use record::{About, Figures, Record, Subject, Success};
 pub use security::SecurityEvent;
 
 /// Everything that is counted or logged goes through here.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
-use super::{Metrics, Observer, metrics::Outcome, security::SecurityEvent};
+use super::{Metrics, Observer, logging::one_line, metrics::Outcome, security::SecurityEvent};
 use crate::{
     apply::{self, Applied, Contents},
     call::{Call, Caller},
@@ -280,26 +280,6 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// `text` on one line: control characters escaped, cut to `max_len` bytes.
-pub fn one_line(text: &str, max_len: usize) -> String {
-    const CUT: &str = "...";
-    let mut line = String::new();
-    for part in text.chars() {
-        let before = line.len();
-        if part.is_control() {
-            line.extend(part.escape_default());
-        } else {
-            line.push(part);
-        }
-        if line.len() > max_len.saturating_sub(CUT.len()) {
-            line.truncate(before);
-            line.push_str(CUT);
-            break;
-        }
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,13 +302,5 @@ mod tests {
         }
         assert_eq!(of(Kind::Internal), Level::ERROR);
         assert_eq!([of(Kind::Cancelled), of(Kind::NotImplemented)], [Level::INFO; 2]);
-    }
-
-    #[test]
-    fn a_line_is_one_line() {
-        assert_eq!(one_line("a\nb\x1b[2J", 100), "a\\nb\\u{1b}[2J");
-        assert_eq!(one_line("abcdef", 5), "ab...");
-        assert_eq!(one_line("ééé", 6), "é...");
-        assert_eq!(one_line("", 5), "");
     }
 }

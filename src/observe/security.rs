@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::logging::one_line;
 use crate::error::{Error, Kind};
 
 /// What happened.
@@ -85,7 +86,7 @@ impl SecurityLog {
         // A bucket has no state that a panic could leave half changed.
         let admitted = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
         if let Some(dropped) = admitted {
-            let detail = super::one_line(detail, 1024);
+            let detail = one_line(detail, 1024);
             tracing::warn!(target: "plywood::security", event = event.as_str(), detail, dropped);
         }
     }

@@ -6,6 +6,7 @@
 //! Source: POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar manual,
 //! "Basic Tar Format" (base-256); Go `archive/tar/strconv.go` for what is lenient.
 
+use super::error::Problem;
 use crate::tree::Timestamp;
 
 /// Reads octal digits, with spaces before them and a space or NUL after them; blank is 0. `None`
@@ -151,6 +152,21 @@ pub(super) fn spell_seconds(time: Timestamp) -> String {
         return time.seconds.to_string();
     }
     time.to_string().trim_end_matches('0').to_owned()
+}
+
+/// Reads the value of the extended header's record `key` by `read`; an empty one is none.
+pub(super) fn record<T>(
+    key: &'static str,
+    value: &[u8],
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Option<T>, Problem> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    match read(value) {
+        Some(parsed) => Ok(Some(parsed)),
+        None => Err(Problem::PaxValue { key, value: value.to_vec() }),
+    }
 }
 
 #[cfg(test)]

@@ -99,10 +99,10 @@ impl Overrides {
         match key {
             b"path" => self.path = non_empty(value).map(<[u8]>::to_vec),
             b"linkpath" => self.link_path = non_empty(value).map(<[u8]>::to_vec),
-            b"size" => self.size_bytes = parse("size", value, number::decimal)?,
-            b"uid" => self.uid = parse("uid", value, owner)?,
-            b"gid" => self.gid = parse("gid", value, owner)?,
-            b"mtime" => self.mtime = parse("mtime", value, number::seconds)?,
+            b"size" => self.size_bytes = number::record("size", value, number::decimal)?,
+            b"uid" => self.uid = number::record("uid", value, owner)?,
+            b"gid" => self.gid = number::record("gid", value, owner)?,
+            b"mtime" => self.mtime = number::record("mtime", value, number::seconds)?,
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR) {
                     return self.xattr(name, value);
@@ -150,21 +150,6 @@ fn owner(value: &[u8]) -> Option<i64> {
 
 fn non_empty(value: &[u8]) -> Option<&[u8]> {
     Some(value).filter(|value| !value.is_empty())
-}
-
-/// Reads a value by `read`; an empty one is none.
-pub(super) fn parse<T>(
-    key: &'static str,
-    value: &[u8],
-    read: impl Fn(&[u8]) -> Option<T>,
-) -> Result<Option<T>, Problem> {
-    match non_empty(value) {
-        None => Ok(None),
-        Some(value) => match read(value) {
-            Some(parsed) => Ok(Some(parsed)),
-            None => Err(Problem::PaxValue { key, value: value.to_vec() }),
-        },
-    }
 }
 
 /// The body of an extended header while it is written.

@@ -6,7 +6,7 @@
 //! Source: GNU tar manual, "Storing Sparse Files" (versions 0.0, 0.1, 1.0); Go
 //! `archive/tar/reader.go` for the order of the checks.
 
-use super::{error::Problem, header::BLOCK, number, pax::parse};
+use super::{error::Problem, header::BLOCK, number};
 use crate::{limits, tree::Extent};
 
 /// Longest number in the map of version 1.0, in digits: a 64-bit number.
@@ -45,12 +45,12 @@ impl Records {
     /// Takes the record `GNU.sparse.FIELD`.
     pub(super) fn apply(&mut self, field: &[u8], value: &[u8]) -> Result<(), Problem> {
         match field {
-            b"major" => self.major = parse("GNU.sparse.major", value, digit)?,
-            b"minor" => self.minor = parse("GNU.sparse.minor", value, digit)?,
+            b"major" => self.major = number::record("GNU.sparse.major", value, digit)?,
+            b"minor" => self.minor = number::record("GNU.sparse.minor", value, digit)?,
             b"name" => self.name = (!value.is_empty()).then(|| value.to_vec()),
-            b"size" => self.size = parse("GNU.sparse.size", value, number::decimal)?,
-            b"realsize" => self.real_size = parse("GNU.sparse.realsize", value, number::decimal)?,
-            b"numblocks" => self.regions = parse("GNU.sparse.numblocks", value, number::decimal)?,
+            b"size" => self.size = number::record("GNU.sparse.size", value, number::decimal)?,
+            b"realsize" => self.real_size = number::record("GNU.sparse.realsize", value, number::decimal)?,
+            b"numblocks" => self.regions = number::record("GNU.sparse.numblocks", value, number::decimal)?,
             b"map" => self.map = (!value.is_empty()).then(|| comma_map(value)).transpose()?,
             b"offset" => {
                 let offset = number::decimal(value).ok_or(MAP_NUMBER)?;

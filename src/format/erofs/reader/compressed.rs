@@ -8,7 +8,10 @@
 //! Described in `docs/formats/erofs.md`, "Compressed files". Source: Linux `fs/erofs/zmap.c`,
 //! `fs/erofs/decompressor.c` (`z_erofs_parse_cfgs`).
 
-use super::{Image, Node, error::ReadError};
+use super::{
+    Image, Node,
+    error::{MapFault, ReadError},
+};
 use crate::format::{
     ReadAt,
     erofs::{
@@ -63,76 +66,6 @@ pub enum Source {
         /// Byte offset in that file.
         offset: u64,
     },
-}
-
-/// A defect in the map of a compressed file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MapFault {
-    /// The head of the map.
-    #[error("the head of its map: {fault}")]
-    Header {
-        /// The broken rule.
-        fault: &'static str,
-    },
-    /// An algorithm that the superblock does not list.
-    #[error("compression algorithm {number} is not one of the image's")]
-    Algorithm {
-        /// Number of the algorithm.
-        number: u8,
-    },
-    /// A record of the map.
-    #[error("record {index} of its map: {fault}")]
-    Record {
-        /// The number of the record.
-        index: u64,
-        /// The broken rule.
-        fault: &'static str,
-    },
-    /// An extent and its pcluster do not fit each other.
-    #[error("{len} bytes at byte {offset} cannot come from {encoded} {}", match algorithm {
-        Some(algorithm) => algorithm.as_str(),
-        None => "stored",
-    })]
-    Size {
-        /// Byte offset in the file.
-        offset: u64,
-        /// Bytes of the file.
-        len: u64,
-        /// Bytes of the pcluster.
-        encoded: u64,
-        /// How these are encoded.
-        algorithm: Option<Algorithm>,
-    },
-    /// The inline pcluster crosses a block.
-    #[error("the inline pcluster at byte {offset}, {len} bytes long, crosses a block boundary")]
-    Inline {
-        /// Byte offset in the image.
-        offset: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-    /// A fragment outside the packed file.
-    #[error("{len} bytes at byte {offset} of the packed file are not there")]
-    Fragment {
-        /// Byte offset in the packed file.
-        offset: u64,
-        /// Length in bytes.
-        len: u64,
-    },
-}
-
-impl MapFault {
-    pub(super) fn reason(self) -> &'static str {
-        match self {
-            Self::Header { .. } => "erofs.compressed.header",
-            Self::Algorithm { .. } => "erofs.compressed.algorithm",
-            Self::Record { .. } => "erofs.compressed.map",
-            Self::Size { .. } => "erofs.compressed.size",
-            Self::Inline { .. } => "erofs.compressed.inline",
-            Self::Fragment { .. } => "erofs.compressed.fragment",
-        }
-    }
 }
 
 /// Why a step of a walk failed, without the inode that is walked.

@@ -4,10 +4,9 @@
 
 use std::io;
 
-use super::compressed::MapFault;
 use crate::{
     error::{Classify, Kind, disk_kind},
-    format::erofs::{Nid, inode::InodeError, superblock::SuperblockError},
+    format::erofs::{Nid, compression::Algorithm, inode::InodeError, superblock::SuperblockError},
 };
 
 /// Why an image, or a part of it, cannot be read.
@@ -280,6 +279,76 @@ pub enum XattrFault {
         /// Bytes after the prefix.
         len: usize,
     },
+}
+
+/// A defect in the map of a compressed file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapFault {
+    /// The head of the map.
+    #[error("the head of its map: {fault}")]
+    Header {
+        /// The broken rule.
+        fault: &'static str,
+    },
+    /// An algorithm that the superblock does not list.
+    #[error("compression algorithm {number} is not one of the image's")]
+    Algorithm {
+        /// Number of the algorithm.
+        number: u8,
+    },
+    /// A record of the map.
+    #[error("record {index} of its map: {fault}")]
+    Record {
+        /// The number of the record.
+        index: u64,
+        /// The broken rule.
+        fault: &'static str,
+    },
+    /// An extent and its pcluster do not fit each other.
+    #[error("{len} bytes at byte {offset} cannot come from {encoded} {}", match algorithm {
+        Some(algorithm) => algorithm.as_str(),
+        None => "stored",
+    })]
+    Size {
+        /// Byte offset in the file.
+        offset: u64,
+        /// Bytes of the file.
+        len: u64,
+        /// Bytes of the pcluster.
+        encoded: u64,
+        /// How these are encoded.
+        algorithm: Option<Algorithm>,
+    },
+    /// The inline pcluster crosses a block.
+    #[error("the inline pcluster at byte {offset}, {len} bytes long, crosses a block boundary")]
+    Inline {
+        /// Byte offset in the image.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// A fragment outside the packed file.
+    #[error("{len} bytes at byte {offset} of the packed file are not there")]
+    Fragment {
+        /// Byte offset in the packed file.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+impl MapFault {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Header { .. } => "erofs.compressed.header",
+            Self::Algorithm { .. } => "erofs.compressed.algorithm",
+            Self::Record { .. } => "erofs.compressed.map",
+            Self::Size { .. } => "erofs.compressed.size",
+            Self::Inline { .. } => "erofs.compressed.inline",
+            Self::Fragment { .. } => "erofs.compressed.fragment",
+        }
+    }
 }
 
 impl Classify for ReadError {

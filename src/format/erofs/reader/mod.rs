@@ -22,10 +22,10 @@ mod xattrs;
 use std::cell::RefCell;
 
 pub use self::{
-    compressed::{CompressedExtent, CompressedExtents, Compression, MapFault, Source},
+    compressed::{CompressedExtent, CompressedExtents, Compression, Source},
     data::{Extent, Extents, Place},
     directory::{DirEntry, Directory},
-    error::{DirectoryFault, NodeFault, ReadError, XattrFault},
+    error::{DirectoryFault, MapFault, NodeFault, ReadError, XattrFault},
     xattrs::{XattrEntry, XattrName, Xattrs},
 };
 use self::{devices::Devices, window::Window, xattrs::LongPrefix};

@@ -8,7 +8,7 @@
 //! Source: `docs/formats/erofs.md`, "Directories that the archive does not list"; Linux
 //! `Documentation/filesystems/overlayfs.rst`, "Merging Directories".
 
-use super::{Attributes, TreeError, Xattr, arena::index, layer::Tree, names::Target};
+use super::{Attributes, TreeError, Xattr, arena::index, names::Target, nodes::Tree};
 
 /// Merged tree below a layer, looked up from its root on.
 pub trait Below {

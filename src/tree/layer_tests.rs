@@ -1,6 +1,6 @@
 //! Tests of the tree's rules. Random layers are compared with a model in `tests/oracle/erofs_writer.rs`.
 
-use super::{layer::*, *};
+use super::{nodes::*, *};
 use crate::error::{Classify, Kind};
 
 const ROOMY: Limits = Limits { nodes: 1 << 20, memory_bytes: 1 << 30 };

@@ -16,6 +16,7 @@ mod layer;
 #[cfg(test)]
 mod layer_tests;
 mod names;
+mod nodes;
 pub mod path;
 mod pool;
 mod resolve;
@@ -25,7 +26,8 @@ pub mod xattr;
 pub use entry::{Body, Entry, Extent};
 pub use error::TreeError;
 pub use inherit::Below;
-pub use layer::{DirectoryId, FileId, Inserted, Limits, Node, Tree};
+pub use layer::Inserted;
+pub use nodes::{DirectoryId, FileId, Limits, Node, Tree};
 
 use std::fmt;
 

@@ -5,7 +5,12 @@
 //! that are missing on the way are made. What a link led to is remembered until a directory or a link
 //! is removed, so that a chain of links used by every entry is followed once.
 
-use super::{FileType, TreeError, layer::Tree, names::Target, path::PathError};
+use super::{
+    DirectoryId, FileType, TreeError,
+    names::Target,
+    nodes::{LastParent, Tree},
+    path::PathError,
+};
 use crate::{error::Quoted, limits};
 
 /// The cleaned components between the root and an entry, or the directory they are known to lead to.
@@ -24,32 +29,6 @@ pub(super) enum Missing {
     Refused(TreeError),
 }
 
-/// The parent of the last entry: entries of one directory mostly follow each other.
-#[derive(Debug, Default)]
-pub(super) struct LastParent {
-    spelling: Vec<u8>,
-    directory: u32,
-    generation: u32,
-    is_set: bool,
-}
-
-impl LastParent {
-    /// The way to the parent of `name` and the last component, if both are spelled plainly and the
-    /// parent is that of the last entry.
-    pub fn recall<'a>(&self, name: &'a [u8], generation: u32) -> Option<(Way<'a>, &'a [u8])> {
-        if !self.is_set || self.generation != generation || name.len() > limits::PATH_BYTES {
-            return None;
-        }
-        let trimmed = name.strip_suffix(b"/").unwrap_or(name);
-        let last = trimmed.strip_prefix(self.spelling.as_slice())?;
-        let plain = (1..=limits::NAME_BYTES).contains(&last.len())
-            && last != b"."
-            && last != b".."
-            && !last.iter().any(|byte| matches!(byte, b'/' | 0));
-        plain.then(|| (Way { components: Vec::new(), known: Some(self.directory), spelling: None }, last))
-    }
-}
-
 /// A link target that is being followed.
 struct Frame {
     link: u32,
@@ -61,6 +40,23 @@ struct Frame {
 }
 
 impl<'a> Way<'a> {
+    /// The way to the parent of `name` and the last component, if both are spelled plainly and the
+    /// parent is that of the last entry.
+    pub fn recall(last_parent: &LastParent, name: &'a [u8], generation: u32) -> Option<(Self, &'a [u8])> {
+        if !last_parent.is_set || last_parent.generation != generation || name.len() > limits::PATH_BYTES {
+            return None;
+        }
+        let trimmed = name.strip_suffix(b"/").unwrap_or(name);
+        let last = trimmed.strip_prefix(last_parent.spelling.as_slice())?;
+        let plain = (1..=limits::NAME_BYTES).contains(&last.len())
+            && last != b"."
+            && last != b".."
+            && !last.iter().any(|byte| matches!(byte, b'/' | 0));
+        plain.then(|| {
+            (Self { components: Vec::new(), known: Some(last_parent.directory), spelling: None }, last)
+        })
+    }
+
     /// The way along `components`, the cleaned form of what stands before the last component in `name`.
     pub fn new(name: &'a [u8], components: Vec<&'a [u8]>) -> Self {
         let trimmed = name.strip_suffix(b"/").unwrap_or(name);
@@ -110,7 +106,7 @@ fn walk<P: Copy + Default>(
     components: &[&[u8]],
     mut freed: Option<&mut Vec<P>>,
 ) -> Result<u32, Missing> {
-    let root = super::DirectoryId::ROOT.0;
+    let root = DirectoryId::ROOT.0;
     let mut directory = root;
     let mut hops = 0;
     let mut frames: Vec<Frame> = Vec::new();
@@ -145,7 +141,7 @@ fn walk<P: Copy + Default>(
         match component {
             b"" | b"." => continue,
             b".." => {
-                directory = tree.parent(super::DirectoryId(directory)).0;
+                directory = tree.parent(DirectoryId(directory)).0;
                 continue;
             }
             name if name.len() > limits::NAME_BYTES => {

@@ -3,42 +3,19 @@
 //! containerd may start after us, and may be away for a moment. That is no failure of ours, but somebody has
 //! to know about an address where it will never be.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::time::sleep;
 
-use super::{Containerd, sweep};
+use super::{content::Containerd, sweep};
 
 /// First and longest pause between two questions while nobody answers.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Whether containerd answered last, and why not.
-#[derive(Debug, Default)]
-pub(super) struct Contact {
-    /// Why nobody answered; `None` before the first question.
-    trouble: Mutex<Option<String>>,
-    doubt: Notify,
-}
-
-impl Contact {
-    /// A call found nobody.
-    pub(super) fn doubt(&self) {
-        self.doubt.notify_one();
-    }
-
-    fn replace(&self, trouble: Option<String>) -> Option<String> {
-        std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble)
-    }
-}
-
 impl Containerd {
     /// Whether containerd answered [`Containerd::await_contact`] when it was last asked. Errors: why not.
     pub fn reachable(&self) -> Result<(), String> {
-        let trouble = self.client.contact.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*trouble {
+        match self.client.contact.trouble() {
             None => Ok(()),
             Some(trouble) => {
                 Err(format!("containerd at {} does not answer: {trouble}", self.client.address.display()))
@@ -70,6 +47,6 @@ impl Containerd {
 
     /// Waits until a call has found nobody.
     pub async fn doubted(&self) {
-        self.client.contact.doubt.notified().await;
+        self.client.contact.doubted().await;
     }
 }

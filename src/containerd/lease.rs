@@ -15,7 +15,7 @@ use containerd_client::services::v1::{
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 
-use super::{Client, request};
+use super::client::{Client, MESSAGE_BYTES, request};
 use crate::{call::Call, digest::Digest};
 
 /// The label by which containerd knows when a lease ends.
@@ -40,16 +40,14 @@ pub(super) async fn create(
 /// All leases of the call's namespace.
 pub(super) async fn list(client: &Client, call: &Call) -> Result<Vec<Lease>, Status> {
     let message = request(call, ListRequest::default()).map_err(refused)?;
-    let mut leases =
-        LeasesClient::new(client.channel.clone()).max_decoding_message_size(super::MESSAGE_BYTES);
+    let mut leases = LeasesClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
     Ok(leases.list(message).await?.into_inner().leases)
 }
 
 /// The digests of the blobs that the lease `id` holds.
 pub(super) async fn contents(client: &Client, call: &Call, id: &str) -> Result<Vec<String>, Status> {
     let message = request(call, ListResourcesRequest { id: id.to_owned() }).map_err(refused)?;
-    let mut leases =
-        LeasesClient::new(client.channel.clone()).max_decoding_message_size(super::MESSAGE_BYTES);
+    let mut leases = LeasesClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
     let found = leases.list_resources(message).await?.into_inner().resources;
     Ok(found.into_iter().filter(|found| found.r#type == CONTENT).map(|found| found.id).collect())
 }

@@ -12,7 +12,10 @@ use containerd_client::services::v1::{
 };
 use tonic::{Request, transport::Channel};
 
-use super::{Containerd, from_status, request};
+use super::{
+    client::{from_status, request},
+    content::{Containerd, Discovery},
+};
 use crate::{
     call::Call,
     descriptor::Descriptor,
@@ -29,17 +32,6 @@ use crate::{
 
 /// containerd's type of content stores.
 const CONTENT_PLUGIN: &str = "io.containerd.content.v1";
-
-/// What is known about the store's directory.
-#[derive(Debug)]
-pub(super) enum Discovery {
-    /// To be asked for; nobody has answered yet.
-    Unknown,
-    /// Named by the operator or by containerd, which perhaps has yet to make it.
-    Named(PathBuf),
-    Found(PathBuf, Arc<ContentRoot>),
-    Unusable,
-}
 
 impl Containerd {
     /// The directory that blobs are read from, asking containerd for it if need be; `None` when they

@@ -15,7 +15,11 @@ use containerd_client::services::v1::{
 use tokio::time::timeout;
 use tonic::{Code, Request, Status};
 
-use super::{Client, Containerd, from_status, lease, request, watch};
+use super::{
+    client::{Client, MESSAGE_BYTES, from_status, request},
+    content::Containerd,
+    lease, watch,
+};
 use crate::{
     call::Call,
     error::{Error, Kind, Result},
@@ -122,8 +126,7 @@ async fn take_away(client: &Client, call: &Call, name: &str, swept: &mut Swept) 
 pub(super) async fn namespaces(client: &Client) -> Result<Vec<Call>> {
     // Asked for in no namespace: it is about all of them.
     let message = Request::new(ListNamespacesRequest::default());
-    let mut service =
-        NamespacesClient::new(client.channel.clone()).max_decoding_message_size(super::MESSAGE_BYTES);
+    let mut service = NamespacesClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
     let found = in_time(service.list(message)).await?.into_inner().namespaces;
     // A name that we do not take with a request is none that we have written to.
     Ok(found.into_iter().filter_map(|namespace| namespace.name.parse().ok()).map(Call::new).collect())

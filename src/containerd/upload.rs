@@ -24,9 +24,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::{
-    Client, RETRIES, from_status,
+    client::{Client, RETRIES, from_status, request, text_of},
     ingest::{End, IN_FLIGHT, Kept, Opened, Progress},
-    lease, request, text_of,
+    lease,
     watch::{Held, Watch},
 };
 use crate::{

@@ -25,7 +25,11 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::{Client, lease, name, name::Names, request};
+use super::{
+    client::{Client, request},
+    lease,
+    name::{self, Names},
+};
 use crate::{
     call::{Call, Namespace},
     digest::Digest,

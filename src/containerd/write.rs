@@ -10,9 +10,10 @@ use prost_types::FieldMask;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Client, Containerd, from_status,
+    client::{Client, from_status, request},
+    content::Containerd,
     ingest::{Awaited, Kept, Outcome, PIECE_BYTES, Progress},
-    lease, request,
+    lease,
     upload::{Leaving, Upload},
 };
 use crate::{

@@ -14,11 +14,10 @@ use containerd_client::services::v1::{
     ApplyRequest, ApplyResponse, DiffRequest, DiffResponse, WriteAction, WriteContentRequest,
 };
 use containerd_client::types::{Descriptor, Mount};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use testkit::grpc::channel;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::image::Layer;
@@ -84,8 +83,10 @@ impl Caller {
     /// Connects to both sockets.
     pub fn connect(containerd: &Path, plywood: &Path, namespace: &str) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let containerd = runtime.block_on(channel(containerd))?;
-        let plywood = runtime.block_on(channel(plywood))?;
+        let (containerd, plywood) = {
+            let _entered = runtime.enter();
+            (channel(containerd), channel(plywood))
+        };
         Ok(Self { runtime, containerd, plywood, namespace: namespace.into() })
     }
 
@@ -293,15 +294,4 @@ fn with_lease<T>(mut request: Request<T>, lease: Option<&str>) -> Result<Request
         request.metadata_mut().insert("containerd-lease", value);
     }
     Ok(request)
-}
-
-async fn channel(socket: &Path) -> anyhow::Result<Channel> {
-    let socket = socket.to_owned();
-    // The address is never looked at; only the path counts.
-    let endpoint = Endpoint::try_from("http://localhost")?;
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-    });
-    Ok(endpoint.connect_with_connector_lazy(connector))
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use testkit::Need;
+
 use crate::host;
 
 /// An ext4 file system in a file. Dropping it unmounts.
@@ -12,15 +14,8 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Why there can be none here, or `None` when there can.
-    pub fn missing() -> Option<String> {
-        if host::program("mkfs.ext4").is_none() {
-            return Some("needs mkfs.ext4".into());
-        }
-        // The node is there once the driver is built in or loaded.
-        let loaded = std::path::Path::new("/dev/loop-control").exists();
-        (!loaded).then(|| "needs loop devices".into())
-    }
+    /// What it takes.
+    pub const NEEDS: [Need; 2] = [Need::Tool("mkfs.ext4"), Need::LoopDevices];
 
     /// Makes and mounts one of this size.
     pub fn mount(size_bytes: u64) -> anyhow::Result<Self> {

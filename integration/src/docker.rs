@@ -7,14 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context as _;
 use serde_json::json;
+use testkit::Need;
 
 use crate::daemon::Daemon;
 use crate::env::{Env, wait_until};
 use crate::tree::{self, Node};
 use crate::{host, image};
-
-/// The programs it needs beside those of the set-up; `setup/tools.sh docker` unpacks them.
-const PROGRAMS: [&str; 3] = ["dockerd", "docker", "docker-buildx"];
 
 /// Who makes the layers of builds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +36,8 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Why docker cannot be had here, or `None` when it can.
-    pub fn missing() -> Option<String> {
-        let absent = PROGRAMS.into_iter().find(|name| host::program(name).is_none())?;
-        Some(format!("needs {absent}"))
-    }
+    /// What it needs beside what the set-up does; `setup/tools.sh docker` unpacks it.
+    pub const NEEDS: [Need; 3] = [Need::Tool("dockerd"), Need::Tool("docker"), Need::Tool("docker-buildx")];
 
     /// Starts dockerd with its images and containers in `env`'s containerd, in snapshots of `snapshotter`.
     pub fn start(env: Env, snapshotter: &'static str, layers: Layers) -> anyhow::Result<Self> {

@@ -146,7 +146,7 @@ impl Env {
     /// User and system time that containerd and Plywood have taken together so far.
     pub fn processor_time(&self) -> anyhow::Result<Duration> {
         let daemons = [&self.containerd, &self.plywood];
-        daemons.into_iter().flatten().map(Daemon::processor_time).sum()
+        daemons.into_iter().flatten().map(|daemon| daemon.processor_time()).sum()
     }
 
     /// Ends Plywood without warning.

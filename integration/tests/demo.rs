@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Arguments, Completion, Trial};
 use plywood_integration::host;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use testkit::host::tools;
+use testkit::{Need, Suite};
 
 /// The programs that the demo starts.
 const PROGRAMS: [&str; 9] = [
@@ -35,40 +36,22 @@ const COLUMNS: usize = 80;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
+    let mut suite = Suite::new();
+    suite.test("help_is_printed_and_nothing_is_built", &[], help);
+    suite.test("an_unknown_argument_is_wrong_usage", &[], unknown_argument);
     // Programs of the host are not enough: the demo would unpack its own first.
-    let unpacked = tools().join(".stamp").exists();
-    let missing = host::missing(&PROGRAMS).or_else(|| (!unpacked).then(|| "needs setup/tools.sh".into()));
-    let run = |name: &str, test: fn()| {
-        let missing = missing.clone();
-        Trial::ignorable_test(name, move || match missing {
-            Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => {
-                test();
-                Ok(Completion::Completed)
-            }
-        })
-    };
-    let trial = |name: &str, test: fn()| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    let trials = vec![
-        trial("help_is_printed_and_nothing_is_built", help),
-        trial("an_unknown_argument_is_wrong_usage", unknown_argument),
-        run("two_runs_show_the_same_and_fit_a_narrow_terminal", two_runs),
-        run("a_demo_interrupted_while_it_builds_leaves_nothing", interrupted_build),
-        run("a_demo_interrupted_at_its_daemons_leaves_nothing", || interrupted("== A registry", Signal::INT)),
-        run("a_demo_interrupted_at_a_pull_leaves_nothing", || interrupted("== Pull", Signal::TERM)),
-        run("a_demo_interrupted_at_a_container_leaves_nothing", || interrupted("== Run", Signal::HUP)),
-    ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-/// Where `setup/tools.sh` has unpacked what the demo starts.
-fn tools() -> PathBuf {
-    std::env::var_os("PLYWOOD_TOOLS").map_or_else(|| "/var/cache/plywood-tools".into(), PathBuf::from)
+    let unpacked = Need::Other("setup/tools.sh", || tools().join(".stamp").exists());
+    let needs = [&host::needs(&PROGRAMS)[..], &[unpacked]].concat();
+    for (name, test) in [
+        ("two_runs_show_the_same_and_fit_a_narrow_terminal", two_runs as fn()),
+        ("a_demo_interrupted_while_it_builds_leaves_nothing", interrupted_build),
+        ("a_demo_interrupted_at_its_daemons_leaves_nothing", || interrupted("== A registry", Signal::INT)),
+        ("a_demo_interrupted_at_a_pull_leaves_nothing", || interrupted("== Pull", Signal::TERM)),
+        ("a_demo_interrupted_at_a_container_leaves_nothing", || interrupted("== Run", Signal::HUP)),
+    ] {
+        suite.test(name, &needs, test);
+    }
+    suite.run()
 }
 
 fn script() -> Command {

@@ -6,13 +6,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod archive;
 pub mod containerd;
+pub mod daemon;
+pub mod grpc;
 pub mod host;
 pub mod images;
 pub mod mkfs;
 pub mod mounts;
 pub mod namespace;
 pub mod need;
+pub mod node;
 pub mod strace;
 pub mod suite;
 pub mod tree;

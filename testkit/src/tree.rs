@@ -78,6 +78,16 @@ pub fn hash(mut source: impl Read) -> io::Result<(u64, [u8; 32])> {
     }
 }
 
+/// The names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 // --- a tree of the file system ---------------------------------------------------------------
 
 /// Reads the tree below `root` as the kernel shows it.

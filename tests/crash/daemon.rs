@@ -8,13 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use plywood::apply::Request;
-use testkit::strace::Fault;
-
-use super::{
-    Outcome, Publisher,
-    harness::{Daemon, Node, Reply, SOON, archive, gzip, names},
+use containerd_client::{services::v1::ApplyRequest, types::Descriptor};
+use testkit::{
+    archive::{archive, gzip},
+    daemon::Daemon,
+    node::{Node, SOON},
+    strace::Fault,
+    tree::names,
 };
+use tonic::Code;
+
+use super::{Outcome, Publisher};
 
 /// A gzip layer of so many files of so many bytes.
 pub struct Service {
@@ -26,16 +30,12 @@ pub struct Service {
 /// The blob, the answer it gets, and the image that it becomes.
 struct Layer {
     blob: Vec<u8>,
-    answer: Reply,
+    answer: Descriptor,
     image: Vec<u8>,
 }
 
 pub const SCENARIOS: [(&str, (usize, usize)); 3] =
     [("a tiny layer", (3, 10)), ("a small layer", (100, 5_000)), ("a large layer", (3_000, 4_000))];
-
-/// codes of google.rpc.
-const RESOURCE_EXHAUSTED: i32 = 8;
-const UNAVAILABLE: i32 = 14;
 
 impl Service {
     pub fn new((files, len): (usize, usize)) -> Self {
@@ -49,21 +49,21 @@ impl Service {
             let blob = gzip(&tar);
             let node = Node::new();
             let daemon = node.start();
-            let request = node.request_for(1, &blob);
-            assert_eq!(node.apply(&request), Reply::of_tar(&tar));
+            let request = node.apply_request(1, &blob);
+            assert_eq!(node.apply_over_grpc(&request).unwrap(), Node::applied(&tar));
             daemon.stop();
             let image = fs::read(node.root().join("snapshots/1/layer.erofs")).unwrap();
-            Layer { blob, answer: Reply::of_tar(&tar), image }
+            Layer { blob, answer: Node::applied(&tar), image }
         })
     }
 
     /// A daemon behind strace, and the request that it shall get. The snapshot is newer than the
     /// daemon's sweep.
-    fn node(&self, strace: &[String]) -> (Node, Daemon, Attached, Request) {
+    fn node(&self, strace: &[String]) -> (Node, Daemon, Attached, ApplyRequest) {
         let node = Node::new();
         let daemon = node.start();
         let attached = Attached::to(&daemon, strace);
-        let request = node.request_for(1, &self.layer().blob);
+        let request = node.apply_request(1, &self.layer().blob);
         (node, daemon, attached, request)
     }
 }
@@ -79,10 +79,12 @@ pub fn failures_are_not_remembered() {
             let inject = format!("inject={call}:error={error}");
             let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
             let (node, daemon, attached, request) = service.node(&strace.map(String::from));
-            let disturbed = node.apply(&request);
+            let disturbed = node.apply_over_grpc(&request);
             drop(attached);
-            let reply = node.apply(&request);
-            assert_eq!(reply, service.layer().answer, "{call} {error}, then {disturbed:?}");
+            let reply = node.apply_over_grpc(&request).unwrap_or_else(|status| {
+                panic!("{call} {error}: {disturbed:?}, then {status:?}");
+            });
+            assert_eq!(reply, service.layer().answer, "{call} {error}");
             daemon.stop();
         }
     }
@@ -93,7 +95,7 @@ struct Attached(Child);
 
 impl Attached {
     fn to(daemon: &Daemon, strace: &[String]) -> Self {
-        let pid = daemon.child.id().to_string();
+        let pid = daemon.pid().to_string();
         let mut child = Command::new("strace")
             .args(strace)
             .args(["-p", &pid])
@@ -135,7 +137,7 @@ impl Drop for Attached {
 impl Publisher for Service {
     fn traced(&self, _: &Path, strace: &[String]) {
         let (node, daemon, attached, request) = self.node(strace);
-        assert_eq!(node.apply(&request), self.layer().answer);
+        assert_eq!(node.apply_over_grpc(&request).unwrap(), self.layer().answer);
         daemon.stop();
         attached.wait();
     }
@@ -148,7 +150,7 @@ impl Publisher for Service {
         let Layer { answer, image, .. } = self.layer();
         let (node, daemon, attached, request) = self.node(strace);
         let snapshot = node.root().join("snapshots/1");
-        let reply = node.apply(&request);
+        let reply = node.apply_over_grpc(&request);
         let found = fs::read(snapshot.join("layer.erofs")).ok();
         if found.as_ref().is_some_and(|found| found != image) {
             return Err(format!("a layer of {:?} bytes is left", found.map(|found| found.len())));
@@ -159,32 +161,30 @@ impl Publisher for Service {
             names.retain(|name| !(published && name == "layer.erofs"));
             if names.is_empty() { Ok(()) } else { Err(format!("{names:?} left {when}")) }
         };
-        let want = if fault == Fault::NoSpace { RESOURCE_EXHAUSTED } else { UNAVAILABLE };
+        let want = if fault == Fault::NoSpace { Code::ResourceExhausted } else { Code::Unavailable };
         match &reply {
-            reply if reply == answer && found.is_none() => {
-                return Err("success was reported without a layer".into());
+            Ok(reply) if reply != answer => return Err(format!("a wrong answer: {reply:?}")),
+            Ok(_) if found.is_none() => return Err("success was reported without a layer".into()),
+            Ok(_) => {}
+            Err(_) if fault == Fault::Kill => {}
+            Err(status) if status.code() != want => {
+                return Err(format!("{status:?} instead of {want:?}; {}", daemon.log()));
             }
-            reply if reply == answer => {}
-            Reply::Applied { .. } => return Err(format!("a wrong answer: {reply:?}")),
-            Reply::Refused { .. } if fault == Fault::Kill => {}
-            Reply::Refused { code, .. } if *code != want => {
-                return Err(format!("{code} instead of {want}: {reply:?}; {}", daemon.log()));
-            }
-            Reply::Refused { .. } => left("after the refusal", false)?,
+            Err(_) => left("after the refusal", false)?,
         }
         drop(attached);
         // The next start sweeps, and the same request then works.
         drop(daemon);
         let next = node.start();
         left("after the next start", true)?;
-        let again = node.apply(&request);
-        if again != *answer {
+        let again = node.apply_over_grpc(&request);
+        if again.as_ref().ok() != Some(answer) {
             return Err(format!("the next request fails: {again:?}; {}", next.log()));
         }
         next.stop();
         if fs::read(snapshot.join("layer.erofs")).ok().as_ref() != Some(image) {
             return Err("the next request made another image".into());
         }
-        Ok(if reply == *answer { Outcome::Unharmed } else { Outcome::Struck })
+        Ok(if reply.is_ok() { Outcome::Unharmed } else { Outcome::Struck })
     }
 }

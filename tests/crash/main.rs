@@ -10,9 +10,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod daemon;
-#[path = "../daemon/harness.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod harness;
 mod library;
 
 use std::{

@@ -1,17 +1,14 @@
-//! The daemon as a child, its snapshot directories, layers, and clients for both wires.
+//! Clients of the daemon for both wires, and what they are to see.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    io::Write as _,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
+    path::Path,
+    process::{Command, Stdio},
 };
 
 use containerd_client::services::v1::diff_client::DiffClient;
-use hyper_util::rt::TokioIo;
 use plywood::{
     apply::Request,
     descriptor::Descriptor,
@@ -19,117 +16,35 @@ use plywood::{
     rpc::{convert, proto::ttrpc::diff_ttrpc, status},
     snapshot::Mount,
 };
-use rustix::process::{Pid, Signal, kill_process};
-use testkit::containerd::FakeContainerd;
-use tokio::{net::UnixStream, runtime::Runtime};
-use tonic::transport::{Channel, Endpoint};
-
-/// How long anything may take that should take no time.
-pub const SOON: Duration = Duration::from_secs(20);
-pub const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-pub const NAMESPACE: &str = "default";
+pub use testkit::{
+    archive::{archive, gzip},
+    daemon::{Daemon, until},
+    node::{GZIP, NAMESPACE, Node, SOON},
+    tree::names,
+};
+use tonic::transport::Channel;
 
 /// One of the functions in a table of tests.
 pub type Test = (&'static str, fn());
 
-/// A node in a directory: content store, snapshot root, configuration. The daemon is started by the test.
-pub struct Node {
-    pub scratch: tempfile::TempDir,
-    pub store: FakeContainerd,
-    pub runtime: Runtime,
-    extra: String,
-}
-
-/// A running daemon.
-pub struct Daemon {
-    pub child: Child,
-    log: PathBuf,
-}
-
-impl Node {
-    pub fn new() -> Self {
-        Self::with("")
-    }
-
-    /// `extra` is appended to the configuration, whose last table is `[server]`.
-    pub fn with(extra: &str) -> Self {
-        let scratch = tempfile::tempdir().unwrap();
-        let store = FakeContainerd::start(scratch.path());
-        let runtime = Runtime::new().unwrap();
-        let node = Self { scratch, store, runtime, extra: extra.to_owned() };
-        fs::create_dir_all(node.root().join("snapshots")).unwrap();
-        // Where containerd keeps its mounts, and the other snapshotter its directories.
-        fs::create_dir(node.scratch.path().join("state")).unwrap();
-        fs::create_dir_all(node.scratch.path().join("overlayfs/snapshots")).unwrap();
-        fs::write(node.config(), node.settings()).unwrap();
-        node
-    }
-
-    fn settings(&self) -> String {
-        let at = |name: &str| self.scratch.path().join(name).display().to_string();
-        format!(
-            "[containerd]\naddress = {:?}\nstate_dir = {:?}\n[snapshots]\nroots = [{:?}]\noverlayfs_roots = [{:?}]\n[limits]\nreserve_bytes = 0\n\
-             reserve_percent = 0\n[server]\nsocket = {:?}\nmetrics_socket = {:?}\n{}\n",
-            at("containerd.sock"),
-            at("state"),
-            self.root().display().to_string(),
-            at("overlayfs"),
-            at("plywood.sock"),
-            at("metrics.sock"),
-            self.extra
-        )
-    }
-
-    pub fn config(&self) -> PathBuf {
-        self.scratch.path().join("config.toml")
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.scratch.path().join("plywood.sock")
-    }
-
-    pub fn root(&self) -> PathBuf {
-        self.scratch.path().join("io.containerd.snapshotter.v1.erofs")
-    }
-
-    /// `plywood serve` on this node, not started.
-    pub fn command(&self) -> Command {
-        let mut command = testkit::host::plywood();
-        command.arg("serve").arg("--config").arg(self.config()).env_remove("RUST_LOG");
-        command
-    }
-
-    /// Starts the daemon and waits until it is ready.
-    pub fn start(&self) -> Daemon {
-        self.start_with(&mut self.command())
-    }
-
-    pub fn start_with(&self, command: &mut Command) -> Daemon {
-        let log = self.scratch.path().join("log");
-        let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let before = fs::read_to_string(&log).unwrap().matches(" ready ").count();
-        let child = command.stderr(file).spawn().unwrap();
-        let mut daemon = Daemon { child, log };
-        let end = Instant::now() + SOON;
-        while daemon.log().matches(" ready ").count() == before {
-            let ended = daemon.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < end, "{ended:?}\n{}", daemon.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        daemon
-    }
-
-    /// A fresh directory as the snapshotter leaves it for the differ.
-    pub fn snapshot(&self, id: u32) -> PathBuf {
-        let directory = self.root().join("snapshots").join(id.to_string());
-        fs::create_dir_all(directory.join("fs")).unwrap();
-        fs::create_dir(directory.join("work")).unwrap();
-        fs::write(directory.join(".erofslayer"), "").unwrap();
-        directory
-    }
-
+/// Requests to the daemon of a node, in the library's own types.
+pub trait Requests {
     /// A request to apply a blob of the store to a fresh snapshot.
-    pub fn request(&self, id: u32, media_type: &str, digest: &Digest, size: usize) -> Request {
+    fn request(&self, id: u32, media_type: &str, digest: &Digest, size: usize) -> Request;
+
+    /// Puts `blob` into the store and asks for it.
+    fn request_for(&self, id: u32, blob: &[u8]) -> Request;
+
+    fn grpc(&self) -> Grpc;
+
+    fn ttrpc(&self) -> Ttrpc;
+
+    /// Applies over gRPC and waits.
+    fn apply(&self, request: &Request) -> Reply;
+}
+
+impl Requests for Node {
+    fn request(&self, id: u32, media_type: &str, digest: &Digest, size: usize) -> Request {
         let directory = self.snapshot(id);
         Request {
             diff: Descriptor::new(media_type, digest.clone(), i64::try_from(size).unwrap()).unwrap(),
@@ -144,90 +59,23 @@ impl Node {
         }
     }
 
-    /// Puts `blob` into the store and asks for it.
-    pub fn request_for(&self, id: u32, blob: &[u8]) -> Request {
+    fn request_for(&self, id: u32, blob: &[u8]) -> Request {
         let digest = self.store.add(NAMESPACE, blob);
         self.request(id, GZIP, &digest, blob.len())
     }
 
-    pub fn grpc(&self) -> Grpc {
-        let path = self.socket();
-        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://unix");
-        let _entered = self.runtime.enter();
-        Grpc {
-            client: DiffClient::new(endpoint.connect_with_connector_lazy(connector)),
-            namespace: NAMESPACE.into(),
-        }
+    fn grpc(&self) -> Grpc {
+        Grpc { client: self.diff_client(), namespace: NAMESPACE.into() }
     }
 
-    pub fn ttrpc(&self) -> Ttrpc {
+    fn ttrpc(&self) -> Ttrpc {
         let address = format!("unix://{}", self.socket().display());
         let client = self.runtime.block_on(ttrpc::r#async::Client::connect(&address)).unwrap();
         Ttrpc(diff_ttrpc::DiffClient::new(client))
     }
 
-    /// Applies over gRPC and waits.
-    pub fn apply(&self, request: &Request) -> Reply {
+    fn apply(&self, request: &Request) -> Reply {
         self.runtime.block_on(self.grpc().apply(request))
-    }
-
-    pub fn metrics(&self) -> String {
-        use std::io::Read as _;
-        let mut stream =
-            std::os::unix::net::UnixStream::connect(self.scratch.path().join("metrics.sock")).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    }
-}
-
-impl Daemon {
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Waits for the end of the process.
-    pub fn ended(&mut self) -> ExitStatus {
-        let end = Instant::now() + 2 * SOON;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < end, "still running\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Asks it to end and expects that it does, well.
-    pub fn stop(mut self) {
-        self.signal(Signal::TERM);
-        let status = self.ended();
-        assert!(status.success(), "{status}\n{}", self.log());
-    }
-
-    /// Open descriptors, threads, resident bytes.
-    pub fn size(&self) -> (usize, usize, u64) {
-        let at = |name: &str| format!("/proc/{}/{name}", self.child.id());
-        let entries = |name: &str| fs::read_dir(at(name)).unwrap().count();
-        let statm = fs::read_to_string(at("statm")).unwrap();
-        let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-        (entries("fd"), entries("task"), pages * 4096)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -330,43 +178,6 @@ impl Ttrpc {
     }
 }
 
-/// An archive with a directory and `files` files of `bytes` bytes each.
-pub fn archive(files: usize, bytes: usize) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    let mut entry = |path: &str, kind, mode, data: &[u8]| {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_mtime(1_700_000_000);
-        header.set_size(data.len() as u64);
-        builder.append_data(&mut header, path, data).unwrap();
-    };
-    entry("etc/", tar::EntryType::Directory, 0o755, b"");
-    for number in 0..files {
-        // Different enough that no two files compress into one.
-        let data: Vec<u8> =
-            (0..bytes).map(|at| u8::try_from((at * 31 + number * 7 + at / 251) % 256).unwrap()).collect();
-        entry(&format!("etc/file-{number}"), tar::EntryType::Regular, 0o644, &data);
-    }
-    builder.into_inner().unwrap()
-}
-
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-/// The names in a snapshot directory, sorted.
-pub fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
 /// A snapshot directory before any layer is in it.
 pub const EMPTY: [&str; 3] = [".erofslayer", "fs", "work"];
 
@@ -377,15 +188,6 @@ pub fn assert_published(directory: &Path) {
     assert_eq!((found.mode() & 0o7777, found.uid(), found.len() % 4096), (0o644, 0, 0));
     let image = fs::read(directory.join("layer.erofs")).unwrap();
     assert_eq!(image[1024..1028], 0xe0f5_e1e2_u32.to_le_bytes(), "the EROFS magic");
-}
-
-/// Waits until `done`.
-pub fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + limit;
-    while !done() {
-        assert!(Instant::now() < end, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Lets `command` inherit `listener` as a service manager would hand it over, under `name`.

@@ -49,7 +49,7 @@ fn capabilities() {
         let log = daemon.log();
         assert!(log.contains(&format!("capabilities=\"{names}\"")), "{log}");
         // Every thread, those of the workers included.
-        for thread in fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap() {
+        for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap() {
             let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
             let set = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -102,8 +102,7 @@ fn killed() {
     let node = Node::new();
     let mut daemon = node.start();
     let _call = slow(&node, 1, 60_000);
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
+    daemon.kill().unwrap();
     assert!(node.socket().exists(), "a dead socket stays");
     // What a daemon leaves on a file system without unnamed files.
     let stale = node.root().join("snapshots/1").join(format!(".plywood-{}.tmp", "0a".repeat(16)));

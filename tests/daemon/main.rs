@@ -16,6 +16,7 @@ mod lifecycle;
 mod load;
 mod requests;
 mod restart;
+mod sandbox;
 mod server;
 mod store;
 mod surroundings;
@@ -37,6 +38,7 @@ fn main() {
     suite.room("diff", |suite| suite.table(mounts, &diff::tests()));
     let filter = [mounts, &NEEDS].concat();
     suite.room("unit_filter", |suite| suite.table(&filter, unit_filter::TESTS));
+    suite.room("sandbox", sandbox::add);
     suite.room("server", server::add);
     suite.room("store", store::add);
     suite.run()

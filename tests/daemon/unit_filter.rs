@@ -36,7 +36,7 @@ fn works(filter: &Filter) {
     free.stop();
     let daemon = node.start_with(&mut filter.around(&node.command()));
     assert_eq!(confined(&daemon), want);
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     assert!(status.contains("Seccomp:\t2\n"), "{status}");
     let mut shop = Shop::of(node, daemon);
     shop.image();

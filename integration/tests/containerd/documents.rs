@@ -11,6 +11,7 @@ use plywood_integration::env::{Env, Setup};
 use plywood_integration::image::{Coding, Image, Layer};
 use plywood_integration::node::{CHECKOUT, Node};
 use plywood_integration::{commands, host};
+use testkit::Need;
 
 use crate::Suite;
 
@@ -21,12 +22,11 @@ const IMAGE: &str = "docker.io/library/alpine:latest";
 const PROGRAMS: [&str; 5] = ["bash", "chroot", "curl", "mkfifo", "timeout"];
 
 pub fn add(suite: &mut Suite) {
-    let missing = suite.missing.clone().or_else(|| host::missing(&PROGRAMS));
     for (name, text) in [
         ("README.md", include_str!("../../../README.md")),
         ("docs/operations.md", include_str!("../../../docs/operations.md")),
     ] {
-        suite.test(format!("every_command_of_{name}_works"), missing.clone(), move || {
+        suite.test(format!("every_command_of_{name}_works"), &PROGRAMS.map(Need::Tool), move || {
             follow(&Env::start(&Setup::default())?, name, text)
         });
     }

@@ -10,19 +10,15 @@ use plywood_integration::env::{Env, Setup};
 use plywood_integration::image::{Coding, Image, Layer};
 
 use crate::Suite;
-use testkit::{
-    Need,
-    unit_filter::{Filter, NEEDS, SYSTEMD_252, SYSTEMD_257, UNIT},
-};
+use testkit::unit_filter::{Filter, NEEDS, SYSTEMD_252, SYSTEMD_257, UNIT};
 
 pub fn add(suite: &mut Suite) {
     let by_252 = |command: Command| Filter::of_unit(SYSTEMD_252, UNIT).around(&command);
     let by_257 = |command: Command| Filter::of_unit(SYSTEMD_257, UNIT).around(&command);
     for (version, wrap) in [(252, by_252 as fn(Command) -> Command), (257, by_257)] {
-        let missing = suite.missing.clone().or_else(|| NEEDS.iter().find_map(Need::missing));
         suite.test(
             format!("under_the_filter_of_systemd_{version}_a_pull_a_diff_and_a_restart_work"),
-            missing,
+            &NEEDS,
             move || {
                 let mut env = Env::start(&Setup { wrap, ..Setup::default() })?;
                 works(&mut env).map_err(|error| error.context(env.logs()))

@@ -10,7 +10,7 @@ mod writes;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::{Debug, Display, Write as _},
+    fmt::{Debug, Display},
     path::{Path, PathBuf},
     pin::Pin,
     str::FromStr,
@@ -24,13 +24,14 @@ use containerd_client::services::v1::{
     PluginInfoResponse, PluginsRequest, PluginsResponse, ReadContentRequest, ReadContentResponse,
     ServerResponse, StatusRequest, StatusResponse, UpdateRequest, UpdateResponse, WriteContentRequest,
 };
-use sha2::{Digest as _, Sha256};
 use tokio::{net::UnixListener, runtime::Runtime, sync::mpsc};
 use tokio_stream::{
     Stream, StreamExt,
     wrappers::{ReceiverStream, UnixListenerStream},
 };
 use tonic::{Request, Response, Status, Streaming};
+
+use crate::archive;
 
 pub use leases::LeaseView;
 pub use writes::{Message, WriteFault};
@@ -140,7 +141,7 @@ impl FakeContainerd {
     /// Adds a blob to a namespace. Returns its digest as the type that the caller has for one.
     pub fn add<D: FromStr<Err: Debug>>(&self, namespace: &str, bytes: impl Into<Vec<u8>>) -> D {
         let bytes = bytes.into();
-        let digest = sha256(&bytes);
+        let digest = archive::digest(&bytes);
         self.add_as(namespace, &digest, bytes);
         digest.parse().unwrap()
     }
@@ -282,14 +283,6 @@ impl Drop for FakeContainerd {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// The digest of these bytes, as `sha256:` and the hexadecimal digits.
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |mut text, byte| {
-        write!(text, "{byte:02x}").unwrap();
-        text
-    })
 }
 
 fn disconnect(state: &Mutex<State>) {

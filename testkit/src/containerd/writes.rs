@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Code, Status, Streaming};
 
-use super::{FakeContainerd, Held, State, disconnect, leases::Leases, sha256};
+use crate::archive;
+
+use super::{FakeContainerd, Held, State, disconnect, leases::Leases};
 
 /// Longest label, key and value together, in bytes.
 const LABEL: usize = 4096;
@@ -353,7 +355,7 @@ impl Writer {
             }
         }
         reply.offset = length(&ingest.bytes);
-        let digest = sha256(&ingest.bytes);
+        let digest = archive::digest(&ingest.bytes);
         if request.action() == WriteAction::Commit {
             if self.total != 0 && self.total != reply.offset {
                 let text =
@@ -380,7 +382,7 @@ impl Writer {
         }
         reply.digest = digest;
         if fault == Some(WriteFault::WrongDigest) && request.action() == WriteAction::Commit {
-            reply.digest = sha256(b"another");
+            reply.digest = archive::digest(b"another");
         }
         if let Some(WriteFault::WrongOffset(at)) = fault
             && at == self.number

@@ -11,7 +11,6 @@ use std::{
 };
 
 use containerd_client::services::v1::{ApplyResponse, diff_client::DiffClient};
-use hyper_util::rt::TokioIo;
 use plywood::{
     apply::{Applied, Apply, Contents, Request, Stats},
     call::Call,
@@ -29,8 +28,9 @@ use plywood::{
     service::{Capacity, Domain, Service},
     snapshot::Mount,
 };
+use testkit::grpc;
 use tokio::net::{UnixListener, UnixStream};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// How long anything may take that should take no time.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -107,7 +107,8 @@ impl StandIn {
             }
             "short" => std::thread::sleep(Duration::from_millis(300)),
             "stuck" => std::thread::sleep(Duration::from_secs(4)),
-            "panic" => panic!("on purpose"),
+            // Past the hook, which would write it among the results.
+            "panic" => std::panic::resume_unwind(Box::new("on purpose")),
             "refuse" => {
                 let hostile = "name \"\u{1b}[2J\n\"";
                 return Err(Error::new(Kind::Malformed, "tar.name", hostile).context("apply x"));
@@ -177,12 +178,7 @@ impl Server {
     }
 
     pub async fn channel(&self) -> Channel {
-        let path = self.path();
-        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        Endpoint::from_static("http://unix").connect_with_connector(connector).await.unwrap()
+        grpc::connected(&self.path()).await.unwrap()
     }
 
     pub async fn grpc(&self) -> Grpc {

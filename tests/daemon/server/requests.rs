@@ -163,13 +163,8 @@ async fn losing_a_connection_cancels_its_work_on_either_wire() {
         move || {
             // A client whose process ends: its runtime, and with it the socket, just goes away.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-                let path = path.clone();
-                async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
-            });
             runtime.block_on(async {
-                let endpoint = tonic::transport::Endpoint::from_static("http://unix");
-                let channel = endpoint.connect_with_connector(connector).await.unwrap();
+                let channel = testkit::grpc::connected(&path).await.unwrap();
                 let client = containerd_client::services::v1::diff_client::DiffClient::new(channel);
                 let call = tokio::spawn(async move { super::harness::Grpc(client).apply("wait").await });
                 tokio::time::sleep(Duration::from_millis(300)).await;

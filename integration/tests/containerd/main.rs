@@ -3,46 +3,29 @@
 //! Every test starts a set-up of its own. Without root, the programs of `setup/tools.sh` or a kernel feature, each
 //! test is reported as skipped, with what it needs.
 
-#[path = "containerd/config.rs"]
 mod config;
-#[path = "containerd/crash.rs"]
 mod crash;
-#[path = "containerd/diff.rs"]
 mod diff;
-#[path = "containerd/docker.rs"]
 mod docker;
-#[path = "containerd/documents.rs"]
 mod documents;
-#[path = "containerd/fallback.rs"]
 mod fallback;
-#[path = "containerd/faults.rs"]
 mod faults;
-#[path = "containerd/native.rs"]
 mod native;
-#[path = "containerd/parallel.rs"]
 mod parallel;
-#[path = "containerd/parents.rs"]
 mod parents;
-#[path = "containerd/pull.rs"]
 mod pull;
-#[path = "containerd/request.rs"]
 mod request;
-#[path = "containerd/reset.rs"]
 mod reset;
-#[path = "containerd/restart.rs"]
 mod restart;
-#[path = "containerd/store.rs"]
 mod store;
-#[path = "containerd/unit_filter.rs"]
 mod unit_filter;
-#[path = "containerd/wires.rs"]
 mod wires;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use plywood_integration::disk::SmallDisk;
 use plywood_integration::docker::{Docker, Layers};
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
+use testkit::Need;
 
 /// What the set-up starts, and what trees are made with.
 const PROGRAMS: [&str; 11] = [
@@ -59,10 +42,10 @@ const PROGRAMS: [&str; 11] = [
     "umount",
 ];
 
-/// Tests as they are collected.
+/// Tests as they are collected, all of which need a set-up.
 struct Suite {
-    missing: Option<String>,
-    trials: Vec<Trial>,
+    needs: Vec<Need>,
+    suite: testkit::Suite,
 }
 
 impl Suite {
@@ -73,7 +56,7 @@ impl Suite {
         setup: Setup,
         test: impl FnOnce(&mut Env) -> anyhow::Result<()> + Send + 'static,
     ) {
-        self.test(name, self.missing.clone(), move || {
+        self.test(name, &[], move || {
             let mut env = Env::start(&setup)?;
             test(&mut env).map_err(|error| error.context(env.logs()))
         });
@@ -87,8 +70,7 @@ impl Suite {
         layers: Layers,
         test: impl FnOnce(&Docker) -> anyhow::Result<()> + Send + 'static,
     ) {
-        let missing = self.missing.clone().or_else(Docker::missing);
-        self.test(name, missing, move || {
+        self.test(name, &Docker::NEEDS, move || {
             let setup = Setup { differs: &["plywood", "walking"], ..Setup::default() };
             let docker = Docker::start(Env::start(&setup)?, snapshotter, layers)?;
             test(&docker)
@@ -103,36 +85,26 @@ impl Suite {
         name: impl Into<String>,
         test: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) {
-        let missing = self.missing.clone().or_else(SmallDisk::missing);
-        self.test(name, missing, test);
+        self.test(name, &SmallDisk::NEEDS, test);
     }
 
+    /// Adds a test that makes its set-up itself. It needs more than the set-up.
     fn test(
         &mut self,
         name: impl Into<String>,
-        missing: Option<String>,
+        more: &[Need],
         test: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) {
-        self.trials.push(Trial::ignorable_test(name, move || match missing {
-            Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => match test() {
-                Ok(()) => Ok(Completion::Completed),
-                Err(error) => {
-                    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
-                    Err(Failed::from(chain.join("\n")))
-                }
-            },
-        }));
+        self.suite.test(name.into(), &[&self.needs, more].concat(), test);
     }
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::from_args();
-    let missing = host::missing(&PROGRAMS);
-    if missing.is_none() && !arguments.list {
+    let needs = host::needs(&PROGRAMS);
+    if needs.iter().all(|need| need.missing().is_none()) {
         host::isolate()?;
     }
-    let mut suite = Suite { missing, trials: Vec::new() };
+    let mut suite = Suite { needs, suite: testkit::Suite::new() };
     config::add(&mut suite);
     pull::add(&mut suite);
     native::add(&mut suite);
@@ -150,5 +122,5 @@ fn main() -> anyhow::Result<()> {
     store::add(&mut suite);
     docker::add(&mut suite);
     documents::add(&mut suite);
-    libtest_mimic::run(&arguments, suite.trials).exit()
+    suite.suite.run()
 }

@@ -39,7 +39,7 @@ fn eight_digits(digits: [u8; 8]) -> Option<u64> {
     Some((fours & 0xfff) | ((fours >> 20) & 0xff_f000))
 }
 
-/// Reads an octal field that is not padded with zeros.
+/// Reads an octal field in any other accepted form.
 fn any_octal(field: &[u8]) -> Option<u64> {
     let mut rest = field;
     while let Some(after) = rest.strip_prefix(b" ") {

@@ -7,7 +7,8 @@ use std::io;
 use super::WriterError;
 use crate::format::{Sink, erofs::BlockBits};
 
-/// Number of gathered bytes at which they go to the sink.
+/// Number of gathered bytes at which they go to the sink. ext4 takes 4550 MB/s in writes of 1 MiB, but
+/// 1320 MB/s in writes of 4 KiB (page cache).
 const GATHERED: usize = 1 << 20;
 /// Writes of at least this many bytes go to the sink directly: copying them would cost more than a
 /// call saves.

@@ -87,6 +87,7 @@ impl<'a> Header<'a> {
         let size = numeric(block, "size", SIZE)?;
         let size_bytes = u64::try_from(size).ok().ok_or(Problem::Size { found: size })?;
         let device = match dialect {
+            // V7 has no fields for devices.
             Dialect::V7 => (0, 0),
             Dialect::Posix | Dialect::Star | Dialect::Gnu => {
                 (numeric(block, "devmajor", DEVICE_MAJOR)?, numeric(block, "devminor", DEVICE_MINOR)?)

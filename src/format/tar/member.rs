@@ -65,7 +65,9 @@ impl Extensions {
     /// `size_bytes` is that of the extension's own header: a PAX size counts for the entry alone.
     pub(super) fn admit(&mut self, kind: u8, size_bytes: u64) -> Result<usize, Problem> {
         match kind {
+            // Readers merge two of these, keep the last, or fail.
             b'x' if self.pax.is_some() => return Err(Problem::ExtensionRepeated { found: kind }),
+            // Go forgets the headers before this one.
             b'g' if self.own => return Err(Problem::ExtensionOrder),
             _ => {}
         }
@@ -116,6 +118,7 @@ impl Extensions {
         let stored = pax.size_bytes.unwrap_or(header.size_bytes);
         let body = body(header, &path, link_target, stored)?;
         let attributes = Attributes {
+            // The kernel gives every symbolic link this mode, whatever an archive says.
             mode: if matches!(body, Body::Symlink { .. }) { Attributes::SYMLINK_MODE } else { header.mode },
             uid: owner("uid", pax.uid.unwrap_or(header.uid))?,
             gid: owner("gid", pax.gid.unwrap_or(header.gid))?,
@@ -133,6 +136,7 @@ impl Extensions {
         if !is_file && pax.sparse.is_some() {
             return Err(Problem::SparseType { found: header.kind });
         }
+        // Go continues with the next block, other readers skip the data first.
         if !is_file && stored > 0 {
             return Err(Problem::Body { found: header.kind, size_bytes: stored });
         }
@@ -175,6 +179,7 @@ fn keep_settable(xattrs: &mut Vec<Xattr>, file_type: FileType) -> Result<(), Pro
 /// earlier one.
 fn long_name(place: &mut Option<Vec<u8>>, kind: u8, body: &[u8]) -> Result<(), Problem> {
     match (header::until_nul(body), place.as_deref()) {
+        // Go ignores such a header, GNU tar takes the empty name.
         ([], _) => Err(Problem::LongNameEmpty),
         (name, Some(earlier)) if name != earlier => Err(Problem::ExtensionRepeated { found: kind }),
         (name, _) => {
@@ -190,6 +195,7 @@ fn one_of(
     long: Option<Vec<u8>>,
     pax: Option<Vec<u8>>,
 ) -> Result<Option<Vec<u8>>, Problem> {
+    // Go prefers the GNU header, other readers the PAX record.
     match (long, pax) {
         (Some(long), Some(pax)) if long != pax => Err(Problem::NameConflict { what }),
         (long, pax) => Ok(long.or(pax)),
@@ -212,6 +218,7 @@ fn body(
     match header.kind {
         // V7 had no type for directories: a slash at the end of the name marked one.
         0 if path.ends_with(b"/") => Ok(Body::Directory),
+        // A file for Go, a directory for GNU tar and libarchive.
         b'0' | b'7' if path.ends_with(b"/") => Err(Problem::FileSlash),
         0 | b'0' | b'7' => Ok(Body::Regular { size_bytes, extents: None }),
         b'1' => Ok(Body::HardLink { target: link_target()? }),
@@ -220,7 +227,9 @@ fn body(
         b'4' => Ok(Body::BlockDevice(device(header)?)),
         b'5' => Ok(Body::Directory),
         b'6' => Ok(Body::Fifo),
+        // Many readers take its map, in header blocks of its own, for data.
         b'S' => Err(Problem::SparseGnu),
+        // Skipping the entry would lose its content in silence.
         found => Err(Problem::Type { found }),
     }
 }

@@ -329,6 +329,7 @@ impl Parser {
         let zero = block.first() == Some(&0) && *block == [0; BLOCK];
         match (&self.state, zero) {
             (State::ZeroBlock, true) => self.state = State::End,
+            // Some readers stop at a single zero block, others go on.
             (State::ZeroBlock, false) => return Err(Problem::LoneZeroBlock),
             (_, true) if self.pending.need_entry() => return Err(Problem::ExtensionOrphan),
             (_, true) => self.state = State::ZeroBlock,

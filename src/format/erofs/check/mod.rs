@@ -61,6 +61,7 @@ pub enum Level {
     Strict,
 }
 
+// Without ISHARE_XATTRS: by a forged content fingerprint a layer could share another's pages.
 const LAYER_COMPAT: u32 = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER | compat::PLAIN_XATTR_PFX;
 const LAYER_INCOMPAT: u32 = incompat::KNOWN & !incompat::METABOX;
 
@@ -72,6 +73,7 @@ impl Policy {
         let limits = crate::limits::Limits::default();
         Self {
             level: Level::Strict,
+            // The page size of most machines; a kernel mounts no larger blocks.
             max_block_bits: 12,
             compat: LAYER_COMPAT,
             incompat: LAYER_INCOMPAT,

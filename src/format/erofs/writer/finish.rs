@@ -105,6 +105,7 @@ impl<S: Sink> Writer<S> {
             let size = directories.get(directory).size_bytes;
             let tail = bits.within(size);
             let is_root = directory == DirectoryId::ROOT;
+            // The last block goes beside the inode whatever the inline limit is, as in mkfs.erofs.
             let inline = if is_root {
                 tail > 0 && root_has_room(root_head.len() as u64, tail, bits.size())
             } else {
@@ -156,7 +157,9 @@ impl<S: Sink> Writer<S> {
         summary.size_bytes = end << bits.get();
         self.sink.set_len(summary.size_bytes)?;
         let mut superblock = Superblock::new(bits);
+        // Kernels that do not know these bits ignore them.
         superblock.feature_compat = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER;
+        // Kernels before 5.15 cannot read chunks, so the bit is set only when a file needs it.
         superblock.feature_incompat = if self.chunked.is_empty() { 0 } else { incompat::CHUNKED_FILE };
         superblock.root = root_nid().ok_or(WriterError::Order("the root is off a slot"))?;
         superblock.inos = summary.nodes;
@@ -201,6 +204,7 @@ impl<S: Sink> Writer<S> {
             at += 1;
             self.tree.sort(directory);
             let mut extent = Extent::new(self.bits());
+            // Two links: the record in the parent and its own `.`; each subdirectory adds its `..`.
             let mut planned = Planned { nlink: 2, ..Planned::default() };
             let children = self.tree.children(directory).map(|(name, node)| (name, Some(node)));
             for (name, node) in with_dots(children, None, None) {

@@ -108,6 +108,7 @@ impl<S: Sink> Writer<S> {
         let ino = self.take_ino();
         let bits = self.bits();
         let mut place = Place::default();
+        // Beside the inode whatever the inline limit is, as mkfs.erofs stores it.
         let data = if len < bits.size() && self.has_room_for(len) {
             self.tail.extend_from_slice(target);
             Data::Inline { start: Some(Block::UNUSED) }
@@ -177,6 +178,8 @@ impl<S: Sink> Writer<S> {
             Stored::Chunks(chunks)
         } else {
             let tail_len = bits.within(size_bytes);
+            // A file of whole blocks has no tail: the kernel would take its last block for one,
+            // other readers would not.
             let inline = tail_len > 0
                 && tail_len <= u64::from(self.options.image.inline_limit)
                 && self.has_room_for(tail_len);

@@ -52,7 +52,7 @@ pub struct Policy {
     pub max_memory_bytes: u64,
 }
 
-/// How deep a check looks.
+/// Depth of a check: how much of the image it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// Superblock, tables and root inode only.

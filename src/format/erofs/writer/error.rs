@@ -1,4 +1,4 @@
-//! Why an image cannot be written.
+//! Failures of writing an image.
 //!
 //! Source: `docs/formats/erofs.md`, "How an image is written".
 

@@ -1,11 +1,11 @@
 //! The in-memory tree of a layer: entries in the order of the source, one image's tree at the end.
 //!
-//! Later entries win; markers delete; a hard link is one more name of a file. The tree knows names,
-//! directories and what links where. Of a file it keeps only what the writer of an image asks it to
-//! (`P`, a few numbers): its data and attributes are in the image already.
+//! Later entries replace earlier ones, markers delete, and a hard link is one more name of a file.
+//! The tree knows names, directories and links. Of a file it keeps only the payload that the writer
+//! of an image stores in it (`P`, a few numbers): data and attributes are in the image already.
 //!
-//! Everything a hostile layer can ask for costs at most a logarithm more than the bytes it takes to
-//! ask: wide and deep trees, chains of links, names replaced again and again.
+//! A hostile layer can cause work of at most n log n in its own bytes: with wide and deep trees,
+//! chains of links, names replaced again and again.
 //!
 //! Source: OCI image specification, layer.md; overlayfs, Linux `Documentation/filesystems/overlayfs.rst`.
 
@@ -22,11 +22,11 @@ use crate::{error::Quoted, limits};
 /// What an entry did to the tree, as far as whoever writes inodes has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inserted {
-    /// A new file that needs an inode; its type is that of the entry.
+    /// New file that needs an inode of the entry's type.
     File(FileId),
-    /// A new whiteout, character device 0:0, that needs an inode. A body the entry has does not count.
+    /// New whiteout, character device 0:0, that needs an inode. The entry's data has no meaning.
     Whiteout(FileId),
-    /// Nothing that needs an inode now. A body the entry has does not count.
+    /// No new inode. The entry's data has no meaning.
     Nothing,
 }
 
@@ -40,7 +40,7 @@ fn is_link_target(target: &[u8]) -> bool {
 impl<P: Copy + Default> Tree<P> {
     /// Applies the next entry. The payloads of files that lost their last name are added to `freed`.
     ///
-    /// Errors: [`TreeError`]; the tree is not to be used after one.
+    /// Errors: [`TreeError`]. After an error the tree cannot be used.
     pub fn insert(&mut self, entry: &Entry, freed: &mut Vec<P>) -> Result<Inserted, TreeError> {
         self.link_steps += LINK_STEPS_PER_ENTRY;
         let inserted = self.place(entry, freed)?;
@@ -65,7 +65,7 @@ impl<P: Copy + Default> Tree<P> {
             };
         };
         let file_type = match (whiteout::parse(name)?, &entry.body) {
-            // `place_aufs` has taken it.
+            // `place_aufs` has handled these names.
             (Marker::Ignored, _) => return Ok(Inserted::Nothing),
             (Marker::Opaque, _) => {
                 let parent = parent.resolve(self, freed)?;
@@ -76,7 +76,7 @@ impl<P: Copy + Default> Tree<P> {
                 let parent = parent.resolve(self, freed)?;
                 return self.white_out(parent, name, freed);
             }
-            // Overlayfs would take it for a whiteout, so that is what it is.
+            // Overlayfs takes this device for a whiteout, so the tree treats it as one.
             (Marker::Ordinary, Body::CharDevice(Device::WHITEOUT)) => {
                 let parent = parent.resolve(self, freed)?;
                 return self.white_out(parent, name, freed);
@@ -88,7 +88,7 @@ impl<P: Copy + Default> Tree<P> {
                 return Ok(Inserted::Nothing);
             }
             (Marker::Ordinary, Body::HardLink { target }) => {
-                // Looked up first: the layer's own entries at this point count.
+                // Looked up first: only entries before this one count.
                 let file = self.link_target(target)?;
                 let parent = parent.resolve(self, freed)?;
                 self.link(parent, name, file, freed)?;
@@ -115,8 +115,9 @@ impl<P: Copy + Default> Tree<P> {
         Ok(Inserted::File(FileId(file)))
     }
 
-    /// Keeps one of aufs's files until [`Tree::drop_aufs`], for hard links to it. What cannot be linked to is
-    /// dropped at once; nothing is followed, replaced or refused, since all of it is dropped in the end.
+    /// Keeps a file of aufs until [`Tree::drop_aufs`], for hard links to it. Entries that cannot be
+    /// hard linked are dropped at once. Nothing is followed, replaced or refused, because all of it
+    /// is dropped in the end.
     fn place_aufs(
         &mut self,
         components: &[&[u8]],
@@ -164,8 +165,8 @@ impl<P: Copy + Default> Tree<P> {
         Ok(Inserted::File(FileId(file)))
     }
 
-    /// Drops aufs's files, once no entry follows that could link to them. The payloads of those that have no
-    /// other name are added to `freed`.
+    /// Drops the files of aufs, after the last entry that could link to them. The payloads of those
+    /// without another name are added to `freed`.
     pub fn drop_aufs(&mut self, freed: &mut Vec<P>) {
         if let Some(aufs) = self.aufs.take() {
             self.drop_directory(aufs, freed);
@@ -195,7 +196,7 @@ impl<P: Copy + Default> Tree<P> {
         Ok(Inserted::Whiteout(FileId(file)))
     }
 
-    /// The file that a hard link's target names.
+    /// Finds the file that a hard link's target names.
     fn link_target(&mut self, target: &[u8]) -> Result<u32, TreeError> {
         let missing = || TreeError::LinkMissing(Quoted(target).to_string());
         if let Some(components) = path::below_aufs(target)? {
@@ -228,13 +229,14 @@ impl<P: Copy + Default> Tree<P> {
         }
     }
 
-    /// Gives `file` the name `name` too.
+    /// Adds the name `name` to `file`.
     fn link(&mut self, parent: u32, name: &[u8], file: u32, freed: &mut Vec<P>) -> Result<(), TreeError> {
         let found = self.names.find(parent, name);
         if found.is_some_and(|found| self.names.get(found).target() == Target::File(file)) {
             return Ok(());
         }
-        // Counted first: what is replaced may be the directory that holds the file's other name.
+        // Counted first, because the link may replace the directory that holds the file's only
+        // other name.
         self.files.get_mut(file).nlink += 1;
         self.name(parent, name, Target::File(file), freed)?;
         Ok(())

@@ -1,9 +1,9 @@
-//! The way to an entry's parent directory, through symbolic links of the layer itself.
+//! Finds the parent directory of an entry, through symbolic links of the layer itself.
 //!
-//! Links are followed as a process with the image as its root would: absolute targets begin at the
-//! root, `..` at the root stays there, at most [`limits::SYMLINK_HOPS`] links in all. Directories
-//! that are missing on the way are made. What a link led to is remembered until a directory or a link
-//! is removed, so that a chain of links used by every entry is followed once.
+//! Links are followed as in a process with the image as its root: absolute targets begin at the
+//! root, `..` at the root stays there, and at most [`limits::SYMLINK_HOPS`] links are followed in
+//! all. Missing directories on the way are created. The tree remembers where a link leads until a
+//! directory or a link is removed, so a chain of links that every entry uses is followed once.
 
 use super::{
     DirectoryId, FileType, TreeError,
@@ -13,19 +13,20 @@ use super::{
 };
 use crate::{error::Quoted, limits};
 
-/// The cleaned components between the root and an entry, or the directory they are known to lead to.
+/// Way from the root to a parent directory: its cleaned components, or the directory if that is
+/// known.
 pub(super) struct Way<'a> {
     components: Vec<&'a [u8]>,
     known: Option<u32>,
-    /// How the way was spelled, to be recognised in the next entry.
+    /// Spelling of the way, by which the next entry recognises it.
     spelling: Option<&'a [u8]>,
 }
 
-/// Why a parent was not found when none may be made.
+/// Reason why a parent was not found, when none may be created.
 pub(super) enum Missing {
-    /// It does not exist.
+    /// A component does not exist.
     Nothing,
-    /// It cannot be followed.
+    /// The way cannot be followed.
     Refused(TreeError),
 }
 
@@ -62,12 +63,12 @@ impl<'a> Way<'a> {
         let trimmed = name.strip_suffix(b"/").unwrap_or(name);
         let end = trimmed.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
         let last = trimmed.get(end..).unwrap_or_default();
-        // Behind a last component like `..` the way is not what stands before it.
+        // When the last component is `..` or empty, the way is not the part before it.
         let plain = !matches!(last, b"" | b"." | b"..");
         Self { components, known: None, spelling: if plain { trimmed.get(..end) } else { None } }
     }
 
-    /// The directory at the end of the way; missing ones are made.
+    /// Directory at the end of the way. Missing directories are created.
     pub fn resolve<P: Copy + Default>(
         self,
         tree: &mut Tree<P>,
@@ -90,7 +91,8 @@ impl<'a> Way<'a> {
         Ok(directory)
     }
 
-    /// The directory at the end of the way, if there is one.
+    /// Directory at the end of the way. Errors: [`Missing`] when it does not exist or the way
+    /// cannot be followed.
     pub fn look_up<P: Copy + Default>(self, tree: &mut Tree<P>) -> Result<u32, Missing> {
         match self.known {
             Some(known) => Ok(known),
@@ -99,8 +101,8 @@ impl<'a> Way<'a> {
     }
 }
 
-/// Follows `components` from the root. Directories that are missing are made, in the place of whiteouts
-/// too, if there is a list for what they free.
+/// Follows `components` from the root. With a list `freed`, missing directories are created, also
+/// in place of whiteouts.
 fn walk<P: Copy + Default>(
     tree: &mut Tree<P>,
     components: &[&[u8]],
@@ -111,7 +113,7 @@ fn walk<P: Copy + Default>(
     let mut hops = 0;
     let mut frames: Vec<Frame> = Vec::new();
     let mut components = components.iter();
-    // A component of a link target is copied here: making a directory moves the store of targets.
+    // The component is copied, because creating a directory may move the store of targets.
     let mut from_target = Vec::new();
     loop {
         let component: &[u8] = match frames.last_mut() {
@@ -162,12 +164,13 @@ fn walk<P: Copy + Default>(
                 hops += 1;
                 let link = tree.links.get(file.link);
                 let frame = Frame { link: file.link, offset: link.offset, len: usize::from(link.len), hops };
-                // Under another name it may lie in another directory, from where it leads elsewhere.
+                // With another name the link may lie in a second directory too, from which it leads
+                // elsewhere.
                 if link.generation == tree.generation && file.nlink == 1 {
                     hops += u32::from(link.hops);
                     directory = link.directory;
                 } else {
-                    // Only work that is done counts; what is remembered is free.
+                    // Only links that are really followed count; remembered ones cost nothing.
                     let left = tree.link_steps.checked_sub(u64::from(link.len));
                     tree.link_steps = left.ok_or(Missing::Refused(TreeError::LinkSteps))?;
                     if tree.targets.get(frame.offset, frame.len).first() == Some(&b'/') {

@@ -1,7 +1,8 @@
-//! PAX extended headers: the records, and what they say about the entry that follows.
+//! PAX extended headers: their records, and the values they give the next entry.
 //!
-//! Of equal keys the last counts, and an empty value leaves the header's value in place. Keys that do
-//! not change what is unpacked (access time, user names, comments, ...) are checked for grammar only.
+//! The last of equal keys counts, and an empty value leaves the header's value in place. Keys that
+//! do not change what is unpacked (access time, user names, comments, ...) are checked for grammar
+//! only.
 //!
 //! Source: POSIX.1-2017 `pax`, "pax Extended Header"; `star(5)` for `SCHILY.xattr`; containerd
 //! `pkg/archive/tar.go` for which keys end up in a file system.
@@ -10,18 +11,18 @@ use super::{error::Problem, number, sparse};
 use crate::tree::{Timestamp, Xattr, xattr};
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
-/// The same in base64, written by libarchive beside the former; never read.
+/// Prefix of attributes in base64, which libarchive writes beside the former. Never read.
 const XATTR_LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
 const SPARSE: &[u8] = b"GNU.sparse.";
 
-/// One record of a header's body.
+/// Record of a header's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Record<'a> {
     key: &'a [u8],
     value: &'a [u8],
 }
 
-/// The records of a body, in order; after an error there are no more.
+/// Iterator over the records of a body, in order. It stops after an error.
 struct Records<'a> {
     body: &'a [u8],
     at: usize,
@@ -47,7 +48,8 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// Splits `LENGTH KEY=VALUE\n` off the front of `body`; `LENGTH` counts all of it, itself included.
+/// Splits `LENGTH KEY=VALUE
+/// ` off the front of `body`. `LENGTH` counts the whole record, itself included.
 fn record(body: &[u8]) -> Option<(Record<'_>, usize)> {
     let digits = body.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (length, rest) = body.split_at_checked(digits)?;
@@ -58,7 +60,7 @@ fn record(body: &[u8]) -> Option<(Record<'_>, usize)> {
     Some((Record { key: fields.get(..equals)?, value: fields.get(equals + 1..)? }, len))
 }
 
-/// A NUL would end a name early for some readers; in other values it is data.
+/// Refuses a NUL in a name, which would end it early for some readers. In other values it is data.
 fn check_nul(record: Record<'_>) -> Result<Record<'_>, Problem> {
     let is_name = matches!(record.key, b"path" | b"linkpath" | b"uname" | b"gname" | b"GNU.sparse.name");
     if record.key.contains(&0) || (is_name && record.value.contains(&0)) {
@@ -67,7 +69,7 @@ fn check_nul(record: Record<'_>) -> Result<Record<'_>, Problem> {
     Ok(record)
 }
 
-/// What an extended header says about its entry; `None` leaves the header's value.
+/// Values for the next entry from an extended header; `None` leaves the header's value.
 #[derive(Debug, Default)]
 pub(super) struct Overrides {
     pub(super) path: Option<Vec<u8>>,
@@ -76,11 +78,11 @@ pub(super) struct Overrides {
     pub(super) uid: Option<i64>,
     pub(super) gid: Option<i64>,
     pub(super) mtime: Option<Timestamp>,
-    /// Those that an image keeps, in the archive's order.
+    /// Attributes that an image keeps, in the archive's order.
     pub(super) xattrs: Vec<Xattr>,
-    /// How many an image does not keep.
+    /// Number of attributes that an image does not keep.
     pub(super) dropped_xattrs: u64,
-    /// The records of a sparse file, of which there are few.
+    /// Records of a sparse file. Boxed, because few entries have them.
     pub(super) sparse: Option<Box<sparse::Records>>,
 }
 
@@ -115,7 +117,7 @@ impl Overrides {
         Ok(())
     }
 
-    /// An empty value is a value here: files have attributes without one.
+    /// Adds an attribute. An empty value is a value here: files have attributes without one.
     fn xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), Problem> {
         if !xattr::is_kept(name) {
             self.dropped_xattrs += 1;
@@ -129,8 +131,8 @@ impl Overrides {
 
 /// Checks the body of a global header (type `g`), which changes nothing.
 ///
-/// Readers differ in whether it applies to the entries that follow, so it must not hold anything that
-/// would change where one ends, what it is called or what it carries.
+/// Readers differ in whether it applies to the entries that follow. So it must not hold a record
+/// that would change where an entry ends, what it is called or what it carries.
 pub(super) fn check_global(body: &[u8]) -> Result<(), Problem> {
     for record in (Records { body, at: 0 }) {
         let Record { key, .. } = record?;
@@ -143,7 +145,7 @@ pub(super) fn check_global(body: &[u8]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Owners are compared with their range when the entry is put together, like those of a header.
+/// Reads an owner. Its range is checked with the entry's other fields, as for owners in headers.
 fn owner(value: &[u8]) -> Option<i64> {
     i64::try_from(number::decimal(value)?).ok()
 }
@@ -154,25 +156,26 @@ fn non_empty(value: &[u8]) -> Option<&[u8]> {
 
 /// The body of an extended header while it is written.
 ///
-/// Records come in the byte order of their keys, so that equal entries give equal bytes; Go sorts them too.
+/// Records are sorted by the bytes of their keys, as Go does, so that equal entries give equal
+/// bytes.
 #[derive(Debug, Default)]
 pub(super) struct Body {
     records: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Body {
-    /// Whether it has no records.
+    /// True when the body has no records.
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// Adds the record `key`, which holds no `=`.
+    /// Adds a record. `key` holds no `=`.
     pub(super) fn add(&mut self, key: &[u8], value: &[u8]) {
         self.records.push((key.to_vec(), value.to_vec()));
     }
 
-    /// Adds an extended attribute. False when its name cannot be spelled: a key ends at its first `=`, and
-    /// a NUL in it is refused.
+    /// Adds an extended attribute. Returns false when its name cannot be spelled: a key ends at its
+    /// first `=`, and a NUL in it is refused.
     pub(super) fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> bool {
         if name.is_empty() || name.iter().any(|byte| matches!(byte, b'=' | 0)) {
             return false;
@@ -181,7 +184,7 @@ impl Body {
         true
     }
 
-    /// The body.
+    /// Encodes all records, sorted by key.
     pub(super) fn encode(mut self) -> Vec<u8> {
         self.records.sort();
         let mut body = Vec::new();
@@ -197,11 +200,11 @@ impl Body {
     }
 }
 
-/// Length of a record whose key and value have `content` bytes: it counts its own digits.
+/// Length of a record whose key and value have `content` bytes, the digits of the length included.
 fn record_len(content: usize) -> usize {
     let rest = content + " =\n".len();
     let mut len = rest + digits(rest);
-    // The digits of the length may be one more than those of the rest.
+    // Adding the digits may make the length one digit longer.
     while len != rest + digits(len) {
         len = rest + digits(len);
     }
@@ -232,7 +235,7 @@ mod tests {
 
     #[test]
     fn written_records_are_sorted_and_count_themselves() {
-        // Around the lengths at which the length gets another digit.
+        // Contents around which the length gets another digit.
         for len in (0..130).chain(985..1010).chain(9_980..10_010) {
             let mut body = Body::default();
             body.add(b"path", &vec![b'p'; len]);

@@ -1,7 +1,7 @@
 //! Sparse files in PAX archives: the three spellings of their map, and the check they all pass.
 //!
-//! An archive holds only the data of such a file; the map says where in the file it belongs. Versions
-//! 0.0 and 0.1 keep the map in records of the extended header, 1.0 at the head of the data.
+//! An archive stores only the data of a sparse file; the map holds its places in the file. Versions
+//! 0.0 and 0.1 keep the map in records of the extended header, version 1.0 at the head of the data.
 //!
 //! Source: GNU tar manual, "Storing Sparse Files" (versions 0.0, 0.1, 1.0); Go
 //! `archive/tar/reader.go` for the order of the checks.
@@ -9,40 +9,40 @@
 use super::{error::Problem, header::BLOCK, number};
 use crate::{limits, tree::Extent};
 
-/// Longest number in the map of version 1.0, in digits: a 64-bit number.
+/// Most digits of a number in the map of version 1.0: those of 2^64 - 1.
 const MAP_DIGITS: u32 = 20;
 
-/// The `GNU.sparse.*` records of one extended header.
+/// Values of the `GNU.sparse.*` records in one extended header.
 #[derive(Debug, Default)]
 pub(super) struct Records {
-    /// The file's own name; the header's is made up.
+    /// Name of the file. The header holds a made-up one.
     pub(super) name: Option<Vec<u8>>,
     major: Option<u8>,
     minor: Option<u8>,
-    /// `GNU.sparse.size` of version 0.
+    /// Value of `GNU.sparse.size`, in version 0.
     size: Option<u64>,
-    /// `GNU.sparse.realsize` of version 1.
+    /// Value of `GNU.sparse.realsize`, in version 1.
     real_size: Option<u64>,
     regions: Option<u64>,
-    /// The map of version 0.1, one record.
+    /// Map of version 0.1, from a single record.
     map: Option<Vec<Extent>>,
-    /// The map of version 0.0, two records for each region.
+    /// Map of version 0.0, from two records for each region.
     pairs: Vec<Extent>,
-    /// The first of such two.
+    /// Offset of a region whose length has not come yet.
     offset: Option<u64>,
 }
 
-/// What the records say about the file, before the map is compared with the data.
+/// Size and map of a sparse file, before the map is compared with the data.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Logical size in bytes.
+    /// Logical size of the file in bytes.
     pub(super) size_bytes: u64,
-    /// The map; `None` when it stands at the head of the data.
+    /// Map of the data; `None` when it stands at the head of the data.
     pub(super) map: Option<Vec<Extent>>,
 }
 
 impl Records {
-    /// Takes the record `GNU.sparse.FIELD`.
+    /// Takes the record `GNU.sparse.FIELD`. Errors: an unknown field, or a value that is no number.
     pub(super) fn apply(&mut self, field: &[u8], value: &[u8]) -> Result<(), Problem> {
         match field {
             b"major" => self.major = number::record("GNU.sparse.major", value, digit)?,
@@ -68,9 +68,9 @@ impl Records {
         Ok(())
     }
 
-    /// Decides the version and hands out the map.
+    /// Decides the version and returns size and map.
     ///
-    /// Records that some readers would take for a sparse file and others for a plain one are refused.
+    /// Refuses records that some readers would take for a sparse file and others for a plain one.
     pub(super) fn plan(self) -> Result<Plan, Problem> {
         if self.offset.is_some() {
             return Err(MAP_PAIRS);
@@ -113,7 +113,7 @@ fn digit(value: &[u8]) -> Option<u8> {
     }
 }
 
-/// Reads `OFFSET,LENGTH,OFFSET,LENGTH...`.
+/// Reads the map `OFFSET,LENGTH,OFFSET,LENGTH...`.
 fn comma_map(value: &[u8]) -> Result<Vec<Extent>, Problem> {
     let mut map = Vec::new();
     let mut numbers = value.split(|byte| *byte == b',').map(|text| number::decimal(text).ok_or(MAP_NUMBER));
@@ -132,8 +132,8 @@ fn push(map: &mut Vec<Extent>, region: Extent) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Reads the map of version 1.0 as it arrives: the number of regions, then offset and length of each,
-/// every number on a line of its own, in decimal; zeros up to a multiple of 512.
+/// Reads the map of version 1.0 as it arrives: the number of regions, then offset and length of
+/// each. Every number is decimal and on a line of its own. Zeros follow up to a multiple of 512.
 #[derive(Debug, Default)]
 pub(super) struct MapReader {
     taken: u64,
@@ -173,7 +173,7 @@ impl MapReader {
         self.taken = self.taken.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
-    /// Takes the number of a finished line; true after the last.
+    /// Takes the number of a finished line. Returns true after the last one.
     fn line(&mut self) -> Result<bool, Problem> {
         let number = std::mem::take(&mut self.number);
         self.digits = 0;
@@ -191,26 +191,26 @@ impl MapReader {
         Ok(complete && self.offset.is_none())
     }
 
-    /// How many of `stored` bytes of data have not been taken.
+    /// Number of the `stored` bytes that have not been taken.
     pub(super) fn missing(&self, stored: u64) -> u64 {
         stored.saturating_sub(self.taken)
     }
 
-    /// Once the map is complete: the bytes that fill its last block, and how many of `stored` bytes are
-    /// data behind that. `None` when the data ends before.
+    /// Bytes that pad the map's last block, then the number of data bytes after them. `None` when
+    /// the data ends before. Call once the map is complete.
     pub(super) fn rest(&self, stored: u64) -> Option<(usize, u64)> {
         let padded = self.taken.checked_next_multiple_of(u64::try_from(BLOCK).ok()?)?;
         Some((usize::try_from(padded - self.taken).ok()?, stored.checked_sub(padded)?))
     }
 
-    /// The regions, once the map is complete.
+    /// Regions of the map. Call once the map is complete.
     pub(super) fn into_map(self) -> Vec<Extent> {
         self.map
     }
 }
 
-/// Checks a map against the file and its stored bytes, and brings it into its normal form: without
-/// empty regions, neighbours joined; `None` when it is the whole file without holes.
+/// Checks a map against the file and its stored bytes, and normalises it: no empty regions,
+/// neighbours joined. `None` when the file has no holes.
 pub(super) fn settle(map: &[Extent], size_bytes: u64, stored: u64) -> Result<Option<Vec<Extent>>, Problem> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut floor = 0;
@@ -220,7 +220,7 @@ pub(super) fn settle(map: &[Extent], size_bytes: u64, stored: u64) -> Result<Opt
         let Some(end) = end else {
             return Err(Problem::SparseOrder { offset, len, floor, size_bytes });
         };
-        // Within the size, because regions do not overlap.
+        // No overflow: regions do not overlap, so their sum is within the size.
         mapped += len;
         match extents.last_mut() {
             _ if len == 0 => {}

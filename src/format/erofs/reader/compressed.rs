@@ -1,9 +1,9 @@
-//! Compressed files: their maps, which say where the pclusters of a file are and what they hold. The data
-//! is not decoded.
+//! Compressed files: reads their maps, which hold the place and content of each pcluster. Data is
+//! not decoded.
 //!
-//! A map is walked once, from its first record to its last. The kernel jumps: from any lcluster back to
-//! the start of the extent it belongs to, and forward to the next. So the walk also holds every distance
-//! to what it would lead to.
+//! A map is read once, from its first record to its last. The kernel instead jumps from any
+//! lcluster back to the start of its extent, and forward to the next. So every distance is compared
+//! here with the place to which it should lead.
 //!
 //! Described in `docs/formats/erofs.md`, "Compressed files". Source: Linux `fs/erofs/zmap.c`,
 //! `fs/erofs/decompressor.c` (`z_erofs_parse_cfgs`).
@@ -25,45 +25,45 @@ use crate::format::{
     },
 };
 
-/// An extent of a compressed file: a stretch of the file that one pcluster holds.
+/// Extent of a compressed file: a stretch of the file that one pcluster holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompressedExtent {
-    /// Byte offset in the file.
+    /// Byte of the file at which the extent starts.
     pub offset: u64,
-    /// Length in bytes, not zero.
+    /// Length of the decoded bytes, not zero.
     pub len: u64,
-    /// Where its pcluster is.
+    /// Place of the pcluster, or that there is none.
     pub source: Source,
-    /// How it is encoded; `None` for bytes stored as they are, holes and fragments.
+    /// Algorithm of the pcluster; `None` for uncompressed bytes, holes and fragments.
     pub algorithm: Option<Algorithm>,
-    /// The pcluster decodes to more than this extent.
+    /// True when the pcluster decodes to more than this extent.
     pub partial: bool,
 }
 
-/// Where the bytes of an extent come from.
+/// Source of an extent's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nowhere: they are zeros.
+    /// Hole: all bytes are zero.
     Hole,
-    /// A stretch of a device.
+    /// Pcluster on a device.
     Device {
-        /// 0 is the image's own file.
+        /// Number of the device; 0 for the image's own file.
         device: u16,
         /// Byte offset in the device's file.
         offset: u64,
         /// Encoded length in bytes.
         len: u64,
     },
-    /// After the map, in the image's own file.
+    /// Pcluster after the map, in the image's own file.
     Inline {
-        /// Byte offset.
+        /// Byte offset in the image's own file.
         offset: u64,
         /// Encoded length in bytes.
         len: u64,
     },
-    /// The packed file.
+    /// Part of the packed file.
     Fragment {
-        /// Byte offset in that file.
+        /// Byte offset in the data of the packed file.
         offset: u64,
     },
 }
@@ -95,18 +95,18 @@ impl From<MapFault> for Fault {
     }
 }
 
-/// Compression settings of the whole image.
+/// Compression settings of the whole image, from the superblock and the records after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compression {
-    /// The algorithms that files may use.
+    /// Algorithms that files may use.
     pub algorithms: Vec<Algorithm>,
-    /// Most bytes of an LZ4 pcluster.
+    /// Largest LZ4 pcluster, in bytes.
     pub lz4_bytes: u64,
     /// Byte after the configuration records.
     pub end: u64,
 }
 
-/// The extents of a compressed file in order; an iterator that stops after its first error.
+/// Iterator over the extents of a compressed file, in order. It stops after the first error.
 #[derive(Debug)]
 pub struct CompressedExtents<'i, R> {
     image: &'i Image<R>,
@@ -126,7 +126,7 @@ enum Map {
     Records(Records),
 }
 
-/// An index: a record for each lcluster.
+/// Index: a map with one record for each lcluster.
 #[derive(Debug)]
 struct Index {
     header: MapHeader,
@@ -134,7 +134,7 @@ struct Index {
     cluster_bits: u8,
     clusters: u64,
     form: IndexForm,
-    /// The lcluster read next.
+    /// Number of the lcluster that is read next.
     next: u64,
     head: Option<Head>,
 }
@@ -145,50 +145,50 @@ enum IndexForm {
     Compact { start: u64, narrow_first: u64, wide: u64 },
 }
 
-/// The start of an extent whose end is not known yet.
+/// Start of an extent whose end is not known yet.
 #[derive(Clone, Copy, Debug)]
 struct Head {
     cluster: u64,
-    /// Byte of the file.
+    /// Byte of the file at which the extent starts.
     offset: u64,
     start: Start,
     block: u32,
     hole: bool,
     partial: bool,
-    /// Blocks of the pcluster, where the record after the start says so.
+    /// Blocks of the pcluster, if the record after the start has them.
     blocks: Option<u16>,
-    /// Whether that record had to say so, and did not.
+    /// True when that record had to have them but does not.
     uncounted: bool,
-    /// The furthest lcluster that a distance forward leads to.
+    /// Furthest lcluster to which a distance forward leads.
     ahead: u64,
 }
 
-/// Extent records.
+/// Map of extent records, one for each extent.
 #[derive(Debug)]
 struct Records {
     header: MapHeader,
     start: u64,
     count: u64,
-    /// Bytes of an extent, where each has the same.
+    /// Length of every extent in bytes, when all have the same.
     unit: Option<u64>,
     next: u64,
-    /// Where the pcluster of the next extent starts, where they follow each other.
+    /// First byte of the next extent's pcluster, when pclusters follow each other.
     physical: u64,
-    /// The record read ahead.
+    /// Record that was read ahead to find the end of the one before.
     ahead: Option<ExtentRecord>,
 }
 
 impl<R: ReadAt> Image<R> {
-    /// The algorithms of the image, from the superblock and the records after it.
+    /// Reads the compression settings of the image.
     ///
-    /// Errors: [`ReadError::Compression`] for what no kernel mounts.
+    /// Errors: [`ReadError::Compression`] for settings that no kernel mounts.
     pub fn compression(&self) -> Result<Compression, ReadError> {
         let superblock = &self.superblock;
         let block_len = superblock.block_bits.size();
         let slots = usize::from(superblock.extension_slots) * Superblock::SLOT_LEN;
         let mut end = Superblock::OFFSET + (Superblock::LEN + slots) as u64;
         if !superblock.has_incompat(incompat::COMPR_CFGS) {
-            // The field is LZ4's largest distance then.
+            // Without COMPR_CFGS the field holds LZ4's largest distance.
             let lz4 = superblock.compression != 0 || superblock.has_incompat(incompat::ZERO_PADDING);
             let algorithms = if lz4 { vec![Algorithm::Lz4] } else { Vec::new() };
             return Ok(Compression { algorithms, lz4_bytes: block_len, end });
@@ -223,7 +223,7 @@ impl<R: ReadAt> Image<R> {
         Ok(compression)
     }
 
-    /// The packed file, whose parts are the ends of others; `None` without one.
+    /// Inode of the packed file, which holds the ends of other files; `None` without one.
     pub fn packed(&self) -> Result<Option<Node>, ReadError> {
         let nid = Nid(self.superblock.packed_nid);
         if !self.superblock.has_incompat(incompat::FRAGMENTS) || nid.0 == 0 {
@@ -232,9 +232,10 @@ impl<R: ReadAt> Image<R> {
         self.node(nid).map(Some)
     }
 
-    /// The extents of a compressed file, and with it whether its map is one that the kernel reads.
+    /// Iterates over the extents of a compressed file, and checks on the way that the kernel reads
+    /// its map.
     ///
-    /// Errors: [`ReadError::Map`], [`ReadError::Outside`].
+    /// Errors: [`ReadError::Map`], [`ReadError::Outside`]; items can be the same errors.
     pub fn compressed_extents(&self, node: &Node) -> Result<CompressedExtents<'_, R>, ReadError> {
         let compression = self.compression()?;
         let fault = |fault| ReadError::Map { nid: node.nid, fault };
@@ -254,7 +255,7 @@ impl<R: ReadAt> Image<R> {
         Ok(CompressedExtents { image: self, nid: node.nid, size, compression, map, end, finished: size == 0 })
     }
 
-    /// The map whose head was read, and where it ends.
+    /// Builds the map from its header, and finds the byte after it.
     fn map(&self, node: &Node, header: MapHeader, at: u64) -> Result<(Map, u64), Fault> {
         let header_fault = |fault| Err(Fault::Map(MapFault::Header { fault }));
         let superblock = &self.superblock;
@@ -316,7 +317,7 @@ impl<R: ReadAt> Image<R> {
         let form = if full {
             IndexForm::Full { start: at + 8 }
         } else {
-            // In blocks, as the kernel counts here.
+            // The kernel counts in blocks here.
             let blocks = superblock.block_bits.blocks_for(size);
             let narrow_first = (32 - at % 32) / 4 % 8;
             let wide = match blocks.checked_sub(narrow_first) {
@@ -342,7 +343,7 @@ impl<R: ReadAt> Image<R> {
 }
 
 impl Index {
-    /// Where the record of an lcluster, or the pack it is in, starts and ends.
+    /// First and end byte of an lcluster's record, or of the pack that holds it.
     fn record_place(&self, cluster: u64) -> (u64, u64) {
         match self.form {
             IndexForm::Full { start } => {
@@ -356,7 +357,7 @@ impl Index {
         }
     }
 
-    /// Where the record of an lcluster is in a compact index, and the length of its pack.
+    /// Byte of an lcluster's record in a compact index, then the length of its pack.
     fn compact_place(&self, cluster: u64) -> (u64, u64) {
         let IndexForm::Compact { start, narrow_first, wide } = self.form else { return (0, 1) };
         let (narrow, wide_pack) = (Pack::NARROW_LEN as u64, Pack::WIDE_LEN as u64);
@@ -367,12 +368,12 @@ impl Index {
         }
     }
 
-    /// Whether pclusters of extents that start so may be larger than a block.
+    /// True when pclusters of extents with this start may be larger than a block.
     fn big(&self, start: Start) -> bool {
         self.header.has(if start == Start::First { advise::BIG_PCLUSTER_1 } else { advise::BIG_PCLUSTER_2 })
     }
 
-    /// Reads the record of an lcluster.
+    /// Reads the record of lcluster `cluster`.
     fn record<R: ReadAt>(&self, image: &Image<R>, cluster: u64) -> Result<FullRecord, Fault> {
         let (at, _) = self.record_place(cluster);
         if let IndexForm::Full { .. } = self.form {
@@ -400,7 +401,8 @@ impl Index {
         Ok(record)
     }
 
-    /// The next extent, as its start and the byte of the file at which the next one starts, if one does.
+    /// Next extent: its start, then the byte of the file at which the one after it starts, if there
+    /// is one.
     fn next<R: ReadAt>(&mut self, image: &Image<R>, size: u64) -> Result<Option<(Head, Option<u64>)>, Fault> {
         let wrong = |index, fault| Err(MapFault::Record { index, fault }.into());
         while self.next < self.clusters {
@@ -428,7 +430,8 @@ impl Index {
                     }
                     head.uncounted |= distance == 1 && may_count && !head.hole;
                 }
-                // Writers before erofs-utils 1.0 left the distance out; the kernel takes the next record.
+                // Writers before erofs-utils 1.0 left the distance out; the kernel then takes the
+                // next record.
                 head.ahead = head.ahead.max(cluster + u64::from(record.ahead.max(1)));
                 continue;
             }
@@ -460,7 +463,7 @@ impl Index {
                 return Ok(Some((before, Some(offset))));
             }
         }
-        // Where the file ends within an lcluster, a record may mark its end.
+        // When the file ends within an lcluster, a record may mark its end.
         Ok(self.head.take().filter(|head| head.offset < size).map(|head| (head, None)))
     }
 }
@@ -475,7 +478,8 @@ impl Records {
         Ok(ExtentRecord::decode(&record))
     }
 
-    /// The next extent as its record, where it starts, and where the next one does, if one does.
+    /// Next extent: its record, its byte in the file, then that of the one after it, if there is
+    /// one.
     fn next<R: ReadAt>(
         &mut self,
         image: &Image<R>,
@@ -519,7 +523,7 @@ impl Records {
 }
 
 impl<R: ReadAt> CompressedExtents<'_, R> {
-    /// Byte of the image after the map, and the inline pcluster that may follow it.
+    /// Byte of the image after the map and after the inline pcluster that may follow it.
     pub fn map_end(&self) -> u64 {
         self.end
     }
@@ -543,12 +547,13 @@ impl<R: ReadAt> CompressedExtents<'_, R> {
                 let (big, in_last) = (index.big(head.start), head.cluster + 1 == clusters);
                 let end = next.unwrap_or(self.size);
                 let last = end == self.size;
-                // The kernel's length of the last extent goes to the end of its lcluster.
+                // The kernel lets the last extent end with its lcluster, not with the file.
                 let mapped_end = next.unwrap_or(clusters << cluster_bits);
                 let offset = head.offset;
                 if last && header.has(advise::FRAGMENT) {
-                    // Linux 6.18 compares a plain extent with the length of its pcluster, of which there is
-                    // none, and refuses it; mkfs.erofs marks fragments as compressed.
+                    // Linux 6.18 compares a plain extent with the length of its pcluster, which a
+                    // fragment does not have, and refuses it. mkfs.erofs marks fragments as
+                    // compressed.
                     if head.start == Start::Plain {
                         let (index, fault) = (head.cluster, "a fragment marked as plain");
                         return Err(MapFault::Record { index, fault }.into());
@@ -614,7 +619,7 @@ impl<R: ReadAt> CompressedExtents<'_, R> {
         }
     }
 
-    /// Where `len` bytes from byte `at` of the line of all devices on are.
+    /// Place of `len` bytes from byte `at` of the unified line.
     fn on_line(&self, at: u64, len: u64) -> Result<Source, ReadError> {
         let bits = self.image.superblock.block_bits;
         let stretch = self.image.devices.unified(bits, Block(bits.block_of(at)));
@@ -640,7 +645,7 @@ impl<R: ReadAt> CompressedExtents<'_, R> {
     fn fragment(&self, offset: u64, at: u64) -> Result<CompressedExtent, Fault> {
         let len = self.size - offset;
         let packed = self.image.packed()?;
-        // The packed file cannot consist of itself.
+        // The packed file cannot have its own end in itself.
         let packed = packed.filter(|packed| packed.nid != self.nid);
         let packed_size = packed.map_or(0, |packed| packed.inode.size_bytes);
         if at.checked_add(len).is_none_or(|end| end > packed_size) {
@@ -650,7 +655,8 @@ impl<R: ReadAt> CompressedExtents<'_, R> {
         Ok(CompressedExtent { offset, len, source, algorithm: None, partial: false })
     }
 
-    /// The extent from `offset` to `end`, which the kernel takes to end at `mapped_end`, of `encoded` bytes.
+    /// Extent from `offset` to `end` with a pcluster of `encoded` bytes. The kernel lets it end at
+    /// `mapped_end`.
     #[expect(clippy::too_many_arguments, reason = "they are the fields of one record")]
     fn stored(
         &self,
@@ -668,7 +674,8 @@ impl<R: ReadAt> CompressedExtents<'_, R> {
             _ => PCLUSTER_BYTES,
         };
         let fits = match algorithm {
-            // What decodes to less than it takes is stored plain; the kernel refuses it except at the end.
+            // Writers store data uncompressed that would grow. The kernel refuses such a pcluster
+            // except at the end of the file.
             Some(_) => partial || encoded <= len || end == self.size,
             None => mapped <= encoded,
         };
@@ -689,7 +696,7 @@ fn hole(offset: u64, len: u64) -> CompressedExtent {
     CompressedExtent { offset, len, source: Source::Hole, algorithm: None, partial: false }
 }
 
-/// Whether the index has room for the upper half of a fragment's offset.
+/// True when the index has room for the upper half of a fragment's offset.
 fn header_is_full(index: &Index) -> bool {
     matches!(index.form, IndexForm::Full { .. })
 }

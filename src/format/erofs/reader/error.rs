@@ -1,4 +1,4 @@
-//! Why an image cannot be read, each failure with the place it was found at.
+//! Errors of reading an image, each with the place at which it was found.
 //!
 //! Reasons are listed in `docs/formats/erofs.md`, "Checking".
 
@@ -9,91 +9,91 @@ use crate::{
     format::erofs::{Nid, compression::Algorithm, inode::InodeError, superblock::SuperblockError},
 };
 
-/// Why an image, or a part of it, cannot be read.
+/// Failure to read an image or a part of it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The file below failed.
+    /// Reading the image or a device failed.
     #[error("reading {len} bytes at byte {offset} of the image failed")]
     Io {
-        /// Byte offset.
+        /// Byte of the file at which the read started.
         offset: u64,
-        /// Bytes wanted.
+        /// Number of bytes requested.
         len: u64,
-        /// The failure.
+        /// Error of the file's reader.
         source: io::Error,
     },
-    /// Too short for a superblock.
+    /// The file ends before the superblock does.
     #[error("{size_bytes} bytes are too few for an EROFS image")]
     Truncated {
-        /// Size of the file.
+        /// Size of the file in bytes.
         size_bytes: u64,
     },
-    /// No superblock.
+    /// The file has no superblock, or one with a block size outside 512 bytes to 64 KiB.
     #[error(transparent)]
     Superblock(#[from] SuperblockError),
-    /// The superblock's checksum does not match.
+    /// The superblock's checksum is not that of its bytes.
     #[error("superblock checksum {stored:#010x} is not the computed {computed:#010x}")]
     Checksum {
-        /// In the superblock.
+        /// Checksum that the superblock holds.
         stored: u32,
-        /// Of the bytes covered.
+        /// Checksum of the covered bytes.
         computed: u32,
     },
-    /// A field of the superblock that no kernel mounts.
+    /// A field of the superblock has a value that no kernel mounts.
     #[error("superblock field {field} is {found}, {want}")]
     Field {
-        /// Its name.
+        /// Name of the field, as the kernel spells it.
         field: &'static str,
-        /// Its value.
+        /// Value that was found in the field.
         found: u64,
-        /// What is wanted.
+        /// Values that are accepted, in words.
         want: &'static str,
     },
-    /// Features that this reader does not know.
+    /// Incompatible features that this reader does not know.
     #[error("incompatible features {bits:#x} are not supported")]
     Feature {
-        /// The bits.
+        /// Bits of the unknown features.
         bits: u32,
     },
-    /// Something lies outside the image.
+    /// Bytes that a record points at lie outside their file.
     #[error(
         "{what} at byte {offset}, {len} bytes long, is outside the {size_bytes} bytes of device {device}"
     )]
     Outside {
-        /// What it is.
+        /// Kind of the bytes, in words.
         what: &'static str,
-        /// The device; 0 is the image itself.
+        /// Number of the device; 0 for the image itself.
         device: u16,
-        /// Byte offset.
+        /// Byte offset on the device.
         offset: u64,
         /// Length in bytes.
         len: u64,
         /// Size of the device in bytes.
         size_bytes: u64,
     },
-    /// An inode record without a meaning.
+    /// The record of an inode is malformed.
     #[error("inode {nid}: {source}")]
     Inode {
-        /// Its number.
+        /// Number of the inode.
         nid: Nid,
-        /// What is wrong.
+        /// Fault of the record.
         source: InodeError,
     },
-    /// A rule about one inode is broken.
+    /// A rule for one inode is broken.
     #[error("inode {nid}: {fault}")]
     Node {
-        /// Its number.
+        /// Number of the inode.
         nid: Nid,
-        /// What is wrong.
+        /// Rule that is broken.
         fault: NodeFault,
     },
-    /// The compression configurations are not ones that a kernel mounts.
+    /// No kernel mounts the compression configurations.
     #[error("compression configuration {algorithm}: {fault}")]
     Compression {
-        /// Name of the algorithm; empty for all of them.
+        /// Name of the algorithm; empty when the fault is not about one.
         algorithm: &'static str,
-        /// The broken rule.
+        /// Rule that is broken, in words.
         fault: &'static str,
     },
     /// The map of a compressed file is malformed.
@@ -101,7 +101,7 @@ pub enum ReadError {
     Map {
         /// Number of the inode.
         nid: Nid,
-        /// The broken rule.
+        /// Rule that is broken.
         fault: MapFault,
     },
     /// A directory block is malformed.
@@ -111,7 +111,7 @@ pub enum ReadError {
         nid: Nid,
         /// Block of the directory, from 0.
         block: u64,
-        /// What is wrong.
+        /// Fault of the block.
         fault: DirectoryFault,
     },
     /// The extended attributes of an inode are malformed.
@@ -119,164 +119,164 @@ pub enum ReadError {
     Xattr {
         /// Number of the inode.
         nid: Nid,
-        /// What is wrong.
+        /// Fault of the attributes.
         fault: XattrFault,
     },
     /// The table of long attribute name prefixes is malformed.
     #[error("long xattr prefix {index}: {fault}")]
     Prefix {
-        /// Its number.
+        /// Number of the prefix, from 0.
         index: u8,
-        /// What is wrong.
+        /// Rule that is broken, in words.
         fault: &'static str,
     },
     /// The device table is malformed.
     #[error("device {id}: {fault}")]
     Device {
-        /// Its number, from 1.
+        /// Number of the device, from 1.
         id: u16,
-        /// What is wrong.
+        /// Rule that is broken, in words.
         fault: &'static str,
     },
-    /// Another number of files was given than the image has devices.
+    /// The number of files given differs from the number of devices.
     #[error("the image has {slots} extra devices, {given} were given")]
     DeviceCount {
-        /// Slots in the image.
+        /// Device slots in the image.
         slots: u16,
-        /// Files given.
+        /// Number of files given.
         given: usize,
     },
 }
 
-/// What is wrong with an inode beyond its record.
+/// Rule that an inode breaks although its record is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeFault {
-    /// Compressed data is not read yet.
+    /// The data is compressed, and decoding is not implemented.
     #[error("its data is compressed, which is not supported")]
     Compressed,
-    /// The inode number has the metabox bit, in an image without a metabox.
+    /// The inode number has the metabox bit, but readable images have no metabox.
     #[error("its number is one of the metabox, which the image does not have")]
     Metabox,
-    /// The inline tail crosses a block.
+    /// The inline tail crosses a block boundary.
     #[error("the inline tail at byte {offset}, {len} bytes long, crosses a block boundary")]
     Tail {
-        /// Byte offset.
+        /// Byte of the image at which the tail starts.
         offset: u64,
         /// Length in bytes.
         len: u64,
     },
-    /// Not a directory.
+    /// The inode is no directory.
     #[error("it is not a directory")]
     NotDirectory,
-    /// Not a symbolic link.
+    /// The inode is no symbolic link.
     #[error("it is not a symbolic link")]
     NotSymlink,
-    /// It has no data.
+    /// The inode has no data: device, fifo or socket.
     #[error("it is a special file without data")]
     NoData,
-    /// The target of a symbolic link has no acceptable length.
+    /// The target of a symbolic link is empty or longer than 4095 bytes.
     #[error("a symbolic link of {len} bytes is not within 1 to 4095")]
     LinkLength {
-        /// Its length in bytes.
+        /// Length of the target in bytes.
         len: u64,
     },
-    /// The target of a symbolic link has a NUL.
+    /// The target of a symbolic link holds a NUL.
     #[error("the symbolic link has a NUL in it")]
     LinkNul,
-    /// A chunk on a device that does not exist.
+    /// A chunk lies on a device that does not exist.
     #[error("a chunk is on device {id} of {count}")]
     ChunkDevice {
-        /// The device's number.
+        /// Number of the device in the chunk's record.
         id: u16,
-        /// Devices of the image.
+        /// Number of devices that the image has.
         count: u16,
     },
 }
 
-/// What is wrong with a directory block.
+/// Fault of a directory block.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirectoryFault {
     /// The first name offset does not follow a whole number of records.
     #[error("the first name offset {found} is not a multiple of 12 within the block of {len} bytes")]
     FirstOffset {
-        /// The offset.
+        /// First name offset of the block.
         found: u16,
-        /// Bytes of the block.
+        /// Length of the block in bytes.
         len: usize,
     },
-    /// A name offset is before the names or not after the one before it.
+    /// A name offset is not above the one before it, or beyond the block.
     #[error("the offset {found} of name {index} is not above {before} and within the block of {len} bytes")]
     Offset {
-        /// The record's index.
+        /// Index of the record in the block.
         index: usize,
-        /// Its name offset.
+        /// Name offset of the record.
         found: u16,
-        /// The offset before it.
+        /// Name offset of the record before.
         before: u16,
-        /// Bytes of the block.
+        /// Length of the block in bytes.
         len: usize,
     },
-    /// A record names no type.
+    /// The type byte of a record is none of 1 to 7.
     #[error("file type {found} of record {index} is not one of 1..=7")]
     FileType {
-        /// The record's index.
+        /// Index of the record in the block.
         index: usize,
-        /// The byte found.
+        /// Type byte of the record.
         found: u8,
     },
-    /// A name of no or too many bytes.
+    /// A name is empty or longer than 255 bytes.
     #[error("name {index} has {len} bytes, not 1 to 255")]
     NameLength {
-        /// The record's index.
+        /// Index of the record in the block.
         index: usize,
-        /// Its length.
+        /// Length of the name in bytes.
         len: usize,
     },
-    /// A name with a slash or NUL.
+    /// A name holds a slash or NUL.
     #[error("name {name} holds a slash or NUL")]
     NameByte {
-        /// The name, quoted.
+        /// Name with quotes and escapes.
         name: String,
     },
-    /// Names do not ascend.
+    /// Names do not ascend strictly.
     #[error("name {name} does not sort after {before}")]
     Order {
-        /// The name, quoted.
+        /// Name with quotes and escapes.
         name: String,
-        /// The name before it, quoted.
+        /// Name before it, with quotes and escapes.
         before: String,
     },
 }
 
-/// What is wrong with extended attributes.
+/// Fault of the extended attributes of an inode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum XattrFault {
-    /// A body that is a header and nothing else.
+    /// The body is a header without attributes, which kernels refuse.
     #[error("the body holds nothing but its header")]
     Empty,
-    /// An entry, or the ids, go beyond the body.
+    /// An entry or the shared ids end beyond the body.
     #[error("an entry ends at byte {end} of a body of {len}")]
     Bounds {
-        /// Where the entry ends, in bytes from the start of the body.
+        /// Byte after the entry, counted from the start of the body.
         end: u64,
-        /// Length of the body.
+        /// Length of the body in bytes.
         len: u64,
     },
-    /// A name index that means nothing.
+    /// A name index selects no known prefix.
     #[error("name index {index:#04x} is not known")]
     Index {
-        /// The index.
+        /// Name index of the entry.
         index: u8,
     },
-    /// A name the kernel cannot list.
+    /// A name that the kernel cannot list: empty after its prefix, too long, or with a NUL.
     #[error("a name of {len} bytes after prefix {index} is not acceptable")]
     Name {
-        /// The index.
+        /// Name index of the entry.
         index: u8,
-        /// Bytes after the prefix.
+        /// Length of the name after its prefix, in bytes.
         len: usize,
     },
 }
@@ -356,7 +356,7 @@ impl Classify for ReadError {
         match self {
             Self::Io { source, .. } => disk_kind(source),
             Self::DeviceCount { .. } => Kind::Conflict,
-            // Nothing is wrong with the image, so the request is not to blame.
+            // The image is sound, so the request is not malformed.
             error if error.is_compressed() => Kind::Conflict,
             _ => Kind::Malformed,
         }
@@ -385,7 +385,7 @@ impl Classify for ReadError {
 }
 
 impl ReadError {
-    /// True when the only obstacle is that data is compressed.
+    /// True when the only obstacle is that the data is compressed.
     pub fn is_compressed(&self) -> bool {
         matches!(self, Self::Node { fault: NodeFault::Compressed, .. })
     }

@@ -39,7 +39,7 @@ impl Applier {
         &self,
         call: &Call,
         request: &Request,
-        kind: &'static LayerType,
+        layer_type: &'static LayerType,
         strategy: Strategy,
         dir: &SnapshotDir,
     ) -> Result<Applied> {
@@ -54,7 +54,7 @@ impl Applier {
         let publication = dir.publish(strategy.files(), limits)?;
         let open = || Ok(self.roots.parents(&request.mounts)?);
         let layer = Layer {
-            kind,
+            layer_type,
             size_bytes: Some(size_bytes),
             digest: Some(request.diff.digest.clone()),
             file: file.as_ref(),
@@ -75,13 +75,16 @@ impl Apply for Applier {
         if request.mounts.is_empty() {
             return Err(layer(MountError::Empty.into()));
         }
-        let kind = LayerType::of(media_type).ok_or_else(|| ApplyError::MediaType(media_type.clone()));
-        let kind = kind.map_err(|error| layer(error.into()))?;
+        let layer_type = LayerType::of(media_type).ok_or_else(|| ApplyError::MediaType(media_type.clone()));
+        let layer_type = layer_type.map_err(|error| layer(error.into()))?;
         let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;
-        let strategy = choose(kind, dir.publishes()).ok_or_else(|| ApplyError::Snapshot(media_type.clone()));
+        let strategy =
+            choose(layer_type, dir.publishes()).ok_or_else(|| ApplyError::Snapshot(media_type.clone()));
         let strategy = strategy.map_err(|error| layer(error.into()))?;
         self.flights
-            .fly(dir.key(), call, request, || catch(|| self.apply_to(call, request, kind, strategy, &dir)))
+            .fly(dir.key(), call, request, || {
+                catch(|| self.apply_to(call, request, layer_type, strategy, &dir))
+            })
             .map_err(|error| {
                 error.context(format!("apply {digest} ({media_type}) to {}", dir.path().display()))
             })

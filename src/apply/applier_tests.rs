@@ -568,7 +568,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
     let convert = |kind: Kind, required| {
         let open = || -> Result<Stack> { Err(Error::new(kind, "test.below", "on purpose")) };
         let layer = Layer {
-            kind: kind::DEFAULT,
+            layer_type: kind::DEFAULT,
             reader: &mut archive.as_slice(),
             file: None,
             size_bytes: None,

@@ -32,12 +32,12 @@ impl Strategy {
     }
 }
 
-/// The strategy for a layer of type `kind` in a directory where the sets `accepted` may be published; `None` when the
+/// The strategy for a layer of type `layer_type` in a directory where the sets `accepted` may be published; `None` when the
 /// snapshotter has no use for such a layer.
-pub fn choose(kind: &LayerType, accepted: &[&'static FileSet]) -> Option<Strategy> {
-    let strategy = match kind.container {
+pub fn choose(layer_type: &LayerType, accepted: &[&'static FileSet]) -> Option<Strategy> {
+    let strategy = match layer_type.container {
         Container::Tar => Strategy::Erofs,
-        Container::Erofs => Strategy::Native { coding: kind.coding },
+        Container::Erofs => Strategy::Native { coding: layer_type.coding },
     };
     accepted.contains(&strategy.files()).then_some(strategy)
 }
@@ -63,8 +63,12 @@ mod tests {
             ("application/vnd.oci.image.layer.v1.tar", &[], None),
             ("application/vnd.erofs.layer.v1", &[], None),
         ] {
-            let kind = LayerType::of(media_type).unwrap();
-            assert_eq!(choose(kind, accepted), want, "{media_type} where {accepted:?} may be published");
+            let layer_type = LayerType::of(media_type).unwrap();
+            assert_eq!(
+                choose(layer_type, accepted),
+                want,
+                "{media_type} where {accepted:?} may be published"
+            );
         }
     }
 }

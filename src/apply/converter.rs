@@ -51,7 +51,7 @@ impl Converter {
         let started = Instant::now();
         let lease = self.resources.budget.lease(work.cancel)?;
         let plan = Plan { resources: &self.resources, lease: &lease, work };
-        let applied = layer.kind.applied;
+        let applied = layer.layer_type.applied;
         let job = Job { layer, publication: &publication, plan, options: &self.options };
         let Built { files, image_bytes, contents, mut facts } = match strategy {
             Strategy::Erofs => erofs::run(job)?,

@@ -20,7 +20,7 @@ use crate::{
 /// A layer as its store delivers it.
 pub struct Layer<'a> {
     /// What it is.
-    pub kind: &'static LayerType,
+    pub layer_type: &'static LayerType,
     /// The blob from its first byte to its last.
     pub reader: &'a mut dyn Read,
     /// The file that holds just this blob, if it is at hand.

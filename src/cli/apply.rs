@@ -118,12 +118,13 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     if head.is_empty() && arguments.digest.is_none() {
         return Err(Error::new(Kind::Malformed, "apply.empty", EMPTY));
     }
-    let kind = match arguments.media_type {
-        Some(kind) => kind,
+    let layer_type = match arguments.media_type {
+        Some(layer_type) => layer_type,
         None => detect(&head)?,
     };
     // A file of the user's can be any file that a strategy publishes alone.
-    let strategy = choose(kind, &[&LAYER]).ok_or_else(|| ApplyError::Snapshot(kind.media_type.to_owned()))?;
+    let strategy = choose(layer_type, &[&LAYER])
+        .ok_or_else(|| ApplyError::Snapshot(layer_type.media_type.to_owned()))?;
     let publication = Publication::beside(&arguments.output)?;
     let options = Options {
         image: WriteOptions {
@@ -140,7 +141,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let below = Cell::new(Spelled::of(&arguments.parents).open(reading)?);
     let parents = || Ok(below.take());
     let layer = Layer {
-        kind,
+        layer_type,
         reader: &mut prefix.chain(input),
         file: file.as_ref(),
         size_bytes,

@@ -44,8 +44,8 @@ pub struct Arguments {
     pub output: PathBuf,
     /// Type of the layer: tar, tar+gzip (or gzip), tar+zstd (or zstd), erofs, erofs+zstd, or a media type. Without it,
     /// the ending of the output's name decides: .tar, .tar.gz, .tar.zst, .erofs or .erofs.zst
-    #[arg(short = 't', long = "type", value_name = "TYPE", value_parser = form)]
-    pub form: Option<&'static LayerType>,
+    #[arg(short = 't', long = "type", value_name = "TYPE", value_parser = layer_type)]
+    pub layer_type: Option<&'static LayerType>,
     /// Take UPPER for layers on top of LOWER instead of a whole tree. Only its whiteouts delete files. Files that it
     /// lacks are unchanged
     #[arg(short, long)]
@@ -98,7 +98,7 @@ Examples:
   What is different in another image, whose newest layer is new2.erofs:
     plywood diff old.erofs new2.erofs:new1.erofs -t tar -o - | tar -tv"#;
 
-fn form(text: &str) -> Result<&'static LayerType, String> {
+fn layer_type(text: &str) -> Result<&'static LayerType, String> {
     LayerType::of_name(text).ok_or_else(|| {
         "neither tar, tar+gzip, tar+zstd, erofs, erofs+zstd nor the media type of one".to_owned()
     })
@@ -136,7 +136,7 @@ pub fn is_standard_output(path: &Path) -> bool {
 
 /// A layer that was written.
 struct Written {
-    form: &'static LayerType,
+    layer_type: &'static LayerType,
     composed: Composed,
     total: Duration,
 }
@@ -144,7 +144,7 @@ struct Written {
 fn diff(arguments: &Arguments) -> Result<Written> {
     let started = Instant::now();
     let to_standard_output = is_standard_output(&arguments.output);
-    let form = arguments.form.or_else(|| LayerType::of_file(&arguments.output)).ok_or_else(|| {
+    let layer_type = arguments.layer_type.or_else(|| LayerType::of_file(&arguments.output)).ok_or_else(|| {
         usage(
             "the type of the layer is unknown: give the output a name that ends in .tar, .tar.gz, .tar.zst, \
              .erofs or .erofs.zst, or use --type, for example --type tar+gzip",
@@ -156,13 +156,12 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         ));
     }
     let compression = match arguments.level {
-        Some(_) if form.coding == Coding::Plain => {
-            return Err(usage(format!("--level: {} is not compressed", form.media_type)));
+        Some(_) if layer_type.coding == Coding::Plain => {
+            return Err(usage(format!("--level: {} is not compressed", layer_type.media_type)));
         }
-        Some(level) => {
-            Compression::at_level(form.coding, level).map_err(|error| usage(format!("--level: {error}")))?
-        }
-        None => Compression::of(form.coding),
+        Some(level) => Compression::at_level(layer_type.coding, level)
+            .map_err(|error| usage(format!("--level: {error}")))?,
+        None => Compression::of(layer_type.coding),
     };
     let xattrs = match arguments.xattrs.as_slice() {
         [] => XattrFilter::default(),
@@ -170,8 +169,8 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     };
     let mut image = erofs::Options::in_directory(work_directory(&arguments.output));
     if let Some(limit) = arguments.inline_limit {
-        if form.container != Container::Erofs {
-            return Err(usage(format!("--inline-limit: {} is not an EROFS image", form.media_type)));
+        if layer_type.container != Container::Erofs {
+            return Err(usage(format!("--inline-limit: {} is not an EROFS image", layer_type.media_type)));
         }
         let block_bytes = image.image.block_bits.size();
         if u64::from(limit) > block_bytes {
@@ -218,7 +217,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let composed = if to_standard_output {
         let mut out = io::stdout();
         let mut deliver = |bytes: &[u8]| out.write_all(bytes).map_err(unwritable);
-        let composed = composer.compose(work, sides, form, epoch, &mut deliver);
+        let composed = composer.compose(work, sides, layer_type, epoch, &mut deliver);
         composed.and_then(|composed| {
             io::stdout().flush().map_err(unwritable)?;
             Ok(composed)
@@ -232,7 +231,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
             at += bytes.len() as u64;
             Ok(())
         };
-        let composed = composer.compose(work, sides, form, epoch, &mut deliver);
+        let composed = composer.compose(work, sides, layer_type, epoch, &mut deliver);
         composed.and_then(|mut composed| {
             progress.begin(Phase::Commit, None);
             let committing = Instant::now();
@@ -241,7 +240,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
             Ok(composed)
         })
     };
-    Ok(Written { form, composed: composed?, total: started.elapsed() })
+    Ok(Written { layer_type, composed: composed?, total: started.elapsed() })
 }
 
 /// Where an image is laid out before it is compressed or sent on: beside the output.
@@ -259,14 +258,14 @@ fn unwritable(error: io::Error) -> Error {
 }
 
 fn as_json(written: &Written) -> serde_json::Value {
-    let Written { form, composed, total } = written;
+    let Written { layer_type, composed, total } = written;
     json!({
-        "media_type": form.media_type,
+        "media_type": layer_type.media_type,
         "diff_id": composed.diff_id.to_string(),
         "blob_digest": composed.blob.to_string(),
         "blob_bytes": composed.blob_bytes,
         "uncompressed_bytes": composed.uncompressed_bytes,
-        "coding": form.coding.as_str(),
+        "coding": layer_type.coding.as_str(),
         "entries": composed.contents.entries,
         "whiteouts": composed.contents.whiteouts,
         "sockets": composed.contents.sockets,
@@ -275,12 +274,12 @@ fn as_json(written: &Written) -> serde_json::Value {
 }
 
 fn for_people(output: &Path, written: &Written) -> String {
-    let Written { form, composed, total } = written;
+    let Written { layer_type, composed, total } = written;
     let place = if is_standard_output(output) { "standard output".into() } else { output.to_string_lossy() };
     let mut text = format!(
         "{place}: {} of {} ({} uncompressed)\nentries {}",
         HumanBytes(composed.blob_bytes),
-        form.media_type,
+        layer_type.media_type,
         HumanBytes(composed.uncompressed_bytes),
         HumanCount(composed.contents.entries),
     );
@@ -313,7 +312,7 @@ mod tests {
             ("tar.gz", None),
             ("-", None),
         ] {
-            let want = short.map(|short| form(short).unwrap());
+            let want = short.map(|short| layer_type(short).unwrap());
             assert_eq!(LayerType::of_file(Path::new(name)), want, "{name}");
         }
     }
@@ -321,13 +320,13 @@ mod tests {
     #[test]
     fn types_have_short_and_long_names() {
         for row in TABLE.iter().filter(|row| row.written) {
-            assert_eq!(form(row.media_type), Ok(row));
+            assert_eq!(layer_type(row.media_type), Ok(row));
         }
         for (short, long) in [("gzip", "tar+gzip"), ("zstd", "tar+zstd")] {
-            assert_eq!(form(short), form(long));
+            assert_eq!(layer_type(short), layer_type(long));
         }
         for unknown in ["", "gz", "tar.gz", "application/vnd.docker.image.rootfs.diff.tar.gzip"] {
-            assert!(form(unknown).is_err(), "{unknown}");
+            assert!(layer_type(unknown).is_err(), "{unknown}");
         }
     }
 }

@@ -102,7 +102,7 @@ impl Composer {
         &self,
         work: Work<'_>,
         sides: Sides,
-        form: &LayerType,
+        layer_type: &LayerType,
         epoch: Option<Timestamp>,
         deliver: Deliver<'_>,
     ) -> Result<Composed> {
@@ -119,7 +119,7 @@ impl Composer {
         let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
         let opened = started.elapsed();
 
-        let compression = match form.coding {
+        let compression = match layer_type.coding {
             Coding::Plain => Compression::PLAIN,
             Coding::Gzip => *gzip,
             Coding::Zstd => *zstd,
@@ -130,7 +130,7 @@ impl Composer {
             reading(|| changes::write(&lower, &upper, &options, cancel, &mut charge, output))
         };
         // All that depends on the container is decided here: how it is written, and what of both sides it needs.
-        let (counts, facts) = match form.container {
+        let (counts, facts) = match layer_type.container {
             Container::Tar => {
                 let options = tar::Options { compression, nanoseconds: *nanoseconds };
                 tar::write(plan, options, deliver, |output| compare(RootEntry::WhenChanged, output))?

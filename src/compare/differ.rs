@@ -52,14 +52,23 @@ impl Differ {
         Self { sink, roots, composer }
     }
 
-    fn write(&self, call: &Call, request: &Request, form: &LayerType, sides: Sides) -> Result<Compared> {
+    fn write(
+        &self,
+        call: &Call,
+        request: &Request,
+        layer_type: &LayerType,
+        sides: Sides,
+    ) -> Result<Compared> {
         let started = Instant::now();
         check_labels(&request.labels)?;
         let mut ingest = self.sink.ingest(call, &request.reference)?;
-        let composed =
-            self.composer.compose(call.work(), sides, form, request.source_date_epoch, &mut |bytes| {
-                ingest.write(bytes)
-            })?;
+        let composed = self.composer.compose(
+            call.work(),
+            sides,
+            layer_type,
+            request.source_date_epoch,
+            &mut |bytes| ingest.write(bytes),
+        )?;
         call.cancel.check()?;
         call.progress.begin(Phase::Commit, None);
         let committing = Instant::now();
@@ -70,31 +79,32 @@ impl Differ {
         let stats = Stats {
             diff_id: composed.diff_id,
             uncompressed_bytes: composed.uncompressed_bytes,
-            coding: form.coding,
+            coding: layer_type.coding,
             contents: composed.contents,
             times: Times { commit: committing.elapsed(), ..composed.times },
             total: started.elapsed(),
         };
-        Ok(Compared { descriptor: Descriptor::of(form.media_type, digest, size_bytes), stats })
+        Ok(Compared { descriptor: Descriptor::of(layer_type.media_type, digest, size_bytes), stats })
     }
 }
 
 impl Compare for Differ {
     fn compare(&self, call: &Call, request: &Request) -> Result<Compared> {
         // Nothing is written and no layer is read before both stacks are open.
-        let form = LayerType::to_write(&request.media_type)
+        let layer_type = LayerType::to_write(&request.media_type)
             .ok_or_else(|| CompareError::MediaType(request.media_type.clone()))
             .map_err(|error| Error::from(error).context("diff"))?;
         let stack = |mounts, side: &str| -> Result<Stack> {
             self.roots.stack(mounts).map_err(|error| {
-                Error::from(error).context(side).context(format!("diff ({})", form.media_type))
+                Error::from(error).context(side).context(format!("diff ({})", layer_type.media_type))
             })
         };
         let lower = stack(&request.left, "the older side")?;
         let upper = stack(&request.right, "the newer side")?;
         let sides = Sides { lower, upper };
-        let context = format!("diff of {} to {} ({})", top(&sides.lower), top(&sides.upper), form.media_type);
-        catch(|| self.write(call, request, form, sides)).map_err(|error| error.context(context))
+        let context =
+            format!("diff of {} to {} ({})", top(&sides.lower), top(&sides.upper), layer_type.media_type);
+        catch(|| self.write(call, request, layer_type, sides)).map_err(|error| error.context(context))
     }
 }
 

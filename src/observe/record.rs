@@ -85,9 +85,10 @@ impl Subject for apply::Request {
 
 impl Subject for compare::Request {
     fn about(&self) -> About {
-        let form = LayerType::to_write(&self.media_type);
-        let layer = label(form);
-        let media_type = form.map_or_else(|| self.media_type.clone(), |form| form.media_type.to_owned());
+        let layer_type = LayerType::to_write(&self.media_type);
+        let layer = label(layer_type);
+        let media_type =
+            layer_type.map_or_else(|| self.media_type.clone(), |layer_type| layer_type.media_type.to_owned());
         let [snapshot, parent] =
             [&self.right, &self.left].map(|mounts| snapshot_id(mounts).map(str::to_owned));
         let name = snapshot.as_deref().map(|id| format!(" of snapshot {id}")).unwrap_or_default();

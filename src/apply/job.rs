@@ -9,7 +9,6 @@ use std::{
 use super::{options::Options, parents::Parents, request::Contents};
 use crate::{
     call::Phase,
-    codec::Coding,
     digest::Digest,
     error::Result,
     kind::LayerType,
@@ -34,9 +33,9 @@ pub struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    /// The source of a pipeline; `None`: the coding is found out.
-    pub(super) fn source(self, coding: Option<Coding>) -> Source<'a> {
-        Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest, coding }
+    /// The source of a pipeline.
+    pub(super) fn source(self) -> Source<'a> {
+        Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest }
     }
 }
 

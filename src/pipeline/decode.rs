@@ -6,12 +6,12 @@ use std::{
 };
 
 use super::{
-    budget::{Lease, Use},
+    Plan,
+    budget::Use,
     buffer::{Buffer, Chunk, Pool},
     stage::Stage,
 };
 use crate::{
-    call::Cancel,
     codec::Decoder,
     error::{Classify, Kind, Result},
     limits::Limits,
@@ -107,37 +107,37 @@ pub struct Decode<'env, S> {
     filled: usize,
     meter: Meter,
     memory: u64,
-    lease: &'env Lease,
-    cancel: &'env Cancel,
+    plan: Plan<'env>,
     busy: Duration,
 }
 
+/// What a decoded stream leaves. What a decoder makes on its way, such as an index of the stream, belongs here too.
+#[derive(Debug)]
+pub struct Decoded<T> {
+    /// What the next stage gives.
+    pub output: T,
+    /// Time spent decoding.
+    pub busy: Duration,
+}
+
 impl<'env, S: Stage> Decode<'env, S> {
-    /// Decodes into buffers of `pool` for `next`; the window is charged to `lease`.
-    pub fn new(
-        decoder: Box<dyn Decoder>,
-        pool: Arc<Pool>,
-        limits: &Limits,
-        lease: &'env Lease,
-        cancel: &'env Cancel,
-        next: S,
-    ) -> Self {
+    /// Decodes into buffers of `pool` for `next`; the window is charged to the lease of `plan`.
+    pub fn new(decoder: Box<dyn Decoder>, pool: Arc<Pool>, plan: Plan<'env>, next: S) -> Self {
         Self {
             decoder,
             next,
             pool,
             buffer: None,
             filled: 0,
-            meter: Meter::new(limits),
+            meter: Meter::new(&plan.resources.limits),
             memory: 0,
-            lease,
-            cancel,
+            plan,
             busy: Duration::ZERO,
         }
     }
 
     fn ship(&mut self) -> Result<()> {
-        self.cancel.check()?;
+        self.plan.work.cancel.check()?;
         match self.buffer.take() {
             Some(buffer) => self.next.push(buffer.freeze(std::mem::take(&mut self.filled))),
             None => Ok(()),
@@ -146,8 +146,7 @@ impl<'env, S: Stage> Decode<'env, S> {
 }
 
 impl<S: Stage> Stage for Decode<'_, S> {
-    /// What the next stage gives, and the time spent decoding.
-    type Output = (S::Output, Duration);
+    type Output = Decoded<S::Output>;
 
     fn push(&mut self, chunk: Chunk) -> Result<()> {
         let mut input = &*chunk;
@@ -163,7 +162,7 @@ impl<S: Stage> Stage for Decode<'_, S> {
             self.filled += filled;
             let memory = self.decoder.memory_bytes();
             if memory > self.memory {
-                self.lease.charge(Use::Window, memory, self.cancel)?;
+                self.plan.lease.charge(Use::Window, memory, self.plan.work.cancel)?;
                 self.memory = memory;
             } else if filled == room {
                 self.ship()?;
@@ -176,7 +175,7 @@ impl<S: Stage> Stage for Decode<'_, S> {
     fn finish(mut self) -> Result<Self::Output> {
         self.decoder.finish()?;
         self.ship()?;
-        Ok((self.next.finish()?, self.busy))
+        Ok(Decoded { output: self.next.finish()?, busy: self.busy })
     }
 }
 

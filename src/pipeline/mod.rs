@@ -19,7 +19,9 @@
 mod blocks;
 pub mod budget;
 pub mod buffer;
+mod builder;
 pub mod decode;
+mod detect;
 pub mod encode;
 pub mod hash;
 pub mod helpers;
@@ -30,9 +32,10 @@ mod ordered;
 mod resources;
 mod source;
 
+pub use builder::{Facts, Pipeline, Ran};
 pub use decode::StreamLimit;
 pub use resources::Resources;
-pub use source::{BlobError, Facts, Ran, Source, run};
+pub use source::{BlobError, Source};
 
 use std::time::Duration;
 

@@ -73,6 +73,14 @@ impl<'scope, S: Stage + 'scope> Placed<'scope, S> {
         })?;
         Ok(Self::Apart(Apart { sender, thread: Some(thread) }))
     }
+
+    /// Moves a stage that is at work here to a thread of its own. Errors: the system has no more threads.
+    pub fn apart<'env>(self, scope: &'scope Scope<'scope, 'env>, permit: Permit, name: &str) -> Result<Self> {
+        match self {
+            Self::Here(stage) => Self::new(scope, Some(permit), name, stage),
+            apart @ Self::Apart(_) => Ok(apart),
+        }
+    }
 }
 
 /// The life of a stage on a thread. It and its receiver are gone when this returns.

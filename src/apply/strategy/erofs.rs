@@ -24,7 +24,7 @@ use crate::{
         tar::{Event, Parser},
     },
     pipeline::{
-        self, StreamLimit,
+        Pipeline, StreamLimit,
         buffer::Chunk,
         image::{self, ImageWriter},
         stage::Stage,
@@ -58,7 +58,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
         limit: limits.stream_bytes,
         busy: Duration::ZERO,
     };
-    let ran = pipeline::run(layer.source(None), plan, build)?;
+    let ran = Pipeline::new(layer.source(), plan).run(build)?;
     let (mut build, mut facts) = (ran.output, ran.facts);
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();

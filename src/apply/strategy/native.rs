@@ -22,7 +22,7 @@ use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
     format::{ReadAt as _, Sink as _, erofs::check::Level},
-    pipeline::{self, BlobError, Facts, Plan, StageTimes, buffer::Chunk, image, stage::Stage},
+    pipeline::{BlobError, Facts, Pipeline, Plan, StageTimes, buffer::Chunk, image, stage::Stage},
     snapshot::{LAYER_NAME, NewFile},
     sys::thread::spawn_scoped,
 };
@@ -57,7 +57,7 @@ fn copy(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Res
         return share(plan, file, size_bytes, expected, image);
     }
     let copy = Copy { image, written: 0, busy: Duration::ZERO };
-    let ran = pipeline::run(layer.source(Some(coding)), plan, copy)?;
+    let ran = Pipeline::new(layer.source(), plan).coded(coding).run(copy)?;
     let (mut image, mut facts) = (ran.output.image, ran.facts);
     image.set_len(ran.output.written).map_err(Error::disk)?;
     facts.times.build = ran.output.busy;

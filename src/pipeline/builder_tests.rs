@@ -1,13 +1,14 @@
-use std::io::Write;
+use std::io::{self, Read, Write};
 
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    call::{Cancel, Progress, Seen, Work},
+    call::{Cancel, Phase, Progress, Seen, Work},
+    error::{Error, Kind},
     limits::Limits,
-    pipeline::Resources,
+    pipeline::{Resources, buffer::Chunk},
 };
 
 /// Collects the bytes; refuses or panics when it meets a certain one.
@@ -77,20 +78,14 @@ impl Setup {
     fn run<S: Stage>(&self, blob: &[u8], consumer: S) -> Result<Ran<S::Output>> {
         let resources = Resources::new(self.limits.clone(), self.helpers);
         let progress = Progress::default();
-        let outcome = run(
-            Source {
-                reader: &mut Pieces { bytes: blob, step: self.step },
-                size_bytes: self.size_bytes,
-                digest: self.digest.clone(),
-                coding: None,
-            },
-            Plan {
-                resources: &resources,
-                lease: &resources.budget.lease(&Cancel::new()).unwrap(),
-                work: Work { cancel: &self.cancel, progress: &progress },
-            },
-            consumer,
-        );
+        let mut reader = Pieces { bytes: blob, step: self.step };
+        let (size_bytes, digest) = (self.size_bytes, self.digest.clone());
+        let source = Source { reader: &mut reader, size_bytes, digest };
+        let lease = resources.budget.lease(&Cancel::new()).unwrap();
+        let work = Work { cancel: &self.cancel, progress: &progress };
+        let plan = Plan { resources: &resources, lease: &lease, work };
+        let outcome = Pipeline::new(source, plan).run(consumer);
+        drop(lease);
         assert_eq!(resources.helpers.free(), self.helpers, "permits come back");
         assert_eq!(resources.budget.charged_bytes(), 0, "memory comes back");
         if outcome.is_ok() {
@@ -143,6 +138,48 @@ fn every_coding_gives_the_same_stream_and_diff_id_with_any_threads() {
                     (ran.facts.blob, ran.facts.blob_bytes),
                     (Digest::sha256(&blob), blob.len() as u64)
                 );
+            }
+        }
+    }
+}
+
+/// A step before the detection, which makes other bytes of the blob and pushes them on one by one.
+struct Flip<S>(S);
+
+impl<S: Stage> Stage for Flip<S> {
+    type Output = S::Output;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        chunk.iter().try_for_each(|byte| self.0.push(Chunk::copy_of(&[!byte])))
+    }
+
+    fn finish(self) -> Result<S::Output> {
+        self.0.finish()
+    }
+}
+
+#[test]
+fn the_coding_is_that_of_the_bytes_that_reach_the_detection() {
+    for len in [0, 1, 30_000] {
+        let bytes = noise(len);
+        for (stream, coding) in codings(&bytes).into_iter().zip([Coding::Plain, Coding::Gzip, Coding::Zstd]) {
+            for helpers in [0, 3] {
+                let blob: Vec<u8> = stream.iter().map(|byte| !byte).collect();
+                let Setup { limits, cancel, size_bytes, digest, .. } = setup(&blob);
+                let resources = Resources::new(limits, helpers);
+                let lease = resources.budget.lease(&cancel).unwrap();
+                let work = Work { cancel: &cancel, progress: &Progress::default() };
+                let plan = Plan { resources: &resources, lease: &lease, work };
+                let source = Source { reader: &mut &blob[..], size_bytes, digest };
+                let manner = Manner { plan, is_small: false, coding: None, whole: None };
+                let fed = thread::scope(|scope| {
+                    let detect = Detect::new(scope, manner, Collect::default());
+                    Feed::new(source, plan)?.drive(scope, &Spare::default(), Flip(detect))
+                });
+                let Ran { output, facts } = fed.unwrap().into_ran();
+                assert_eq!((facts.coding, output == bytes), (coding, true), "{len} bytes, {helpers} helpers");
+                assert_eq!((facts.blob, facts.diff_id), (Digest::sha256(&blob), Digest::sha256(&bytes)));
+                assert_eq!((facts.blob_bytes, facts.stream_bytes), (blob.len() as u64, len as u64));
             }
         }
     }
@@ -261,16 +298,11 @@ fn a_cancelled_run_ends_at_the_next_buffer() {
     }
     for helpers in [0, 3] {
         let (resources, cancel) = (Resources::new(Limits::default(), helpers), Cancel::new());
-        let error = run(
-            Source { reader: &mut Endless(&cancel, 0), size_bytes: None, digest: None, coding: None },
-            Plan {
-                resources: &resources,
-                lease: &resources.budget.lease(&cancel).unwrap(),
-                work: Work { cancel: &cancel, progress: &Progress::default() },
-            },
-            Collect::default(),
-        )
-        .unwrap_err();
+        let source = Source { reader: &mut Endless(&cancel, 0), size_bytes: None, digest: None };
+        let lease = resources.budget.lease(&cancel).unwrap();
+        let work = Work { cancel: &cancel, progress: &Progress::default() };
+        let plan = Plan { resources: &resources, lease: &lease, work };
+        let error = Pipeline::new(source, plan).run(Collect::default()).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled);
     }
 }
@@ -308,16 +340,11 @@ fn an_error_of_the_store_keeps_its_class() {
         }
     }
     let (resources, cancel) = (Resources::new(Limits::default(), 0), Cancel::new());
-    let error = run(
-        Source { reader: &mut Failing, size_bytes: Some(9), digest: None, coding: None },
-        Plan {
-            resources: &resources,
-            lease: &resources.budget.lease(&cancel).unwrap(),
-            work: Work { cancel: &cancel, progress: &Progress::default() },
-        },
-        Collect::default(),
-    )
-    .unwrap_err();
+    let source = Source { reader: &mut Failing, size_bytes: Some(9), digest: None };
+    let lease = resources.budget.lease(&cancel).unwrap();
+    let work = Work { cancel: &cancel, progress: &Progress::default() };
+    let plan = Plan { resources: &resources, lease: &lease, work };
+    let error = Pipeline::new(source, plan).run(Collect::default()).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Unavailable, "store.gone"));
 }
 

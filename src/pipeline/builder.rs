@@ -1,0 +1,109 @@
+//! Puts a run together: read → blob digest → detect → decode → diffID → consumer.
+//!
+//! Each arrow is a [`Stage`] that pushes into the next one. A step that transforms the blob before it is decoded, such
+//! as a decryption, goes between [`Feed`], which hashes the bytes that the store delivers, and [`Detect`]: as a stage
+//! that pushes what it makes of them into `Detect`. The digest of the blob is not that of the stream then, so `Detect`
+//! gets no [`Spare`].
+
+use std::{thread, time::Duration};
+
+use super::{
+    Plan, StageTimes,
+    detect::{Detect, Manner, Spare, Streamed},
+    hash::Hashed,
+    source::{Fed, Feed, Source},
+    stage::Stage,
+};
+use crate::{
+    codec::Coding,
+    digest::{Algorithm, Digest},
+    error::Result,
+};
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Ran<T> {
+    /// What the consumer gives.
+    pub output: T,
+    /// What has been found out about the bytes.
+    pub facts: Facts,
+}
+
+/// The digests and sizes of a layer. Those of the blob are the ones asked for, where any were.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// How the blob was compressed.
+    pub coding: Coding,
+    /// Digest of the blob.
+    pub blob: Digest,
+    /// Its size in bytes.
+    pub blob_bytes: u64,
+    /// SHA-256 of the uncompressed stream.
+    pub diff_id: Digest,
+    /// Its length in bytes.
+    pub stream_bytes: u64,
+    /// How long the steps took; those of the consumer are the caller's to fill in.
+    pub times: StageTimes,
+}
+
+/// A run that has not begun.
+pub struct Pipeline<'s, 'p> {
+    source: Source<'s>,
+    plan: Plan<'p>,
+    coding: Option<Coding>,
+}
+
+impl<'s, 'p> Pipeline<'s, 'p> {
+    /// Reads `source`, whose first bytes decide how it is compressed.
+    pub fn new(source: Source<'s>, plan: Plan<'p>) -> Self {
+        Self { source, plan, coding: None }
+    }
+
+    /// Says how the stream is compressed instead.
+    #[must_use]
+    pub fn coded(self, coding: Coding) -> Self {
+        Self { coding: Some(coding), ..self }
+    }
+
+    /// Moves the whole stream into `consumer`.
+    ///
+    /// Errors: [`BlobError`](super::BlobError) when the bytes are not those asked for; those of the decoder, of the
+    /// consumer and of the limits; `Cancelled`.
+    pub fn run<S: Stage>(self, consumer: S) -> Result<Ran<S::Output>> {
+        let Self { source, plan, coding } = self;
+        let spare = Spare::default();
+        // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
+        let whole = (source.algorithm() == Algorithm::Sha256).then_some(&spare);
+        let manner = Manner { plan, is_small: source.is_small(), coding, whole };
+        let feed = Feed::new(source, plan)?;
+        let fed = thread::scope(|scope| feed.drive(scope, &spare, Detect::new(scope, manner, consumer)))?;
+        Ok(fed.into_ran())
+    }
+}
+
+impl<T> Fed<Streamed<T>> {
+    fn into_ran(self) -> Ran<T> {
+        let Self { output: Streamed { coding, output, diff_id, decode }, blob, reading } = self;
+        let times = StageTimes {
+            read: reading,
+            blob_digest: blob.busy,
+            decode,
+            diff_id: diff_id.as_ref().map_or(Duration::ZERO, |hashed| hashed.busy),
+            ..StageTimes::default()
+        };
+        let Hashed { digest, size_bytes, .. } = diff_id.unwrap_or_else(|| blob.clone());
+        let facts = Facts {
+            coding,
+            blob: blob.digest,
+            blob_bytes: blob.size_bytes,
+            diff_id: digest,
+            stream_bytes: size_bytes,
+            times,
+        };
+        Ran { output, facts }
+    }
+}
+
+#[cfg(test)]
+#[path = "builder_tests.rs"]
+mod tests;

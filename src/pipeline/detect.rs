@@ -1,0 +1,207 @@
+//! The second half of a run: detects the coding of the bytes that reach it, decodes them, hashes and hands on the
+//! stream.
+//!
+//! What reaches it is the blob, or what steps before it have made of the blob. So the coding is detected here, on the
+//! first bytes that come, and the stages behind are set up only then.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    thread::Scope,
+    time::Duration,
+};
+
+use super::{
+    Plan,
+    buffer::{Chunk, Pool},
+    decode::{Decode, Decoded, Meter},
+    hash::{Hash, Hashed},
+    helpers::Permit,
+    stage::{Both, Placed, Stage},
+};
+use crate::{
+    codec::Coding,
+    digest::Algorithm,
+    error::{Error, Kind, Result},
+};
+
+/// Uncompressed bytes handed on at a time: large enough that writing them costs few calls, small enough
+/// that they are still in the cache when they are hashed and written.
+const STREAM_BYTES: usize = 512 << 10;
+/// Buffer for the uncompressed bytes of small blobs.
+const SMALL_STREAM_BYTES: usize = 128 << 10;
+
+/// A permit that a stream has no use for, because the digest of the blob is that of the stream. The digest's thread
+/// gets it.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Mutex<Option<Permit>>);
+
+impl Spare {
+    pub(super) fn take(&self) -> Option<Permit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn put(&self, permit: Option<Permit>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    }
+}
+
+/// How a stream is taken in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner<'env> {
+    /// What it may use.
+    pub(super) plan: Plan<'env>,
+    /// So few bytes that they are done by the time a thread has started.
+    pub(super) is_small: bool,
+    /// How it is compressed; without, its first bytes decide.
+    pub(super) coding: Option<Coding>,
+    /// The bytes are those of a blob whose SHA-256 is computed anyway, and here goes the permit for that.
+    pub(super) whole: Option<&'env Spare>,
+}
+
+/// Takes in a stream, compressed or not, and pushes it into a consumer, uncompressed.
+pub(super) struct Detect<'scope, 'env, S: Stage + 'scope> {
+    scope: &'scope Scope<'scope, 'env>,
+    manner: Manner<'env>,
+    /// Until the coding is known.
+    consumer: Option<S>,
+    head: Vec<Chunk>,
+    /// From then on.
+    rest: Option<Rest<'scope, 'env, S>>,
+}
+
+/// The stages behind the detection.
+struct Rest<'scope, 'env, S: Stage + 'scope> {
+    coding: Coding,
+    way: Way<'scope, 'env, S>,
+}
+
+enum Way<'scope, 'env, S: Stage + 'scope> {
+    /// Uncompressed, and the digest of the blob is the diffID.
+    Plain(Metered<Placed<'scope, S>>),
+    /// Everything else; uncompressed bytes go through a decoder that changes nothing.
+    Decoded(Box<Placed<'scope, Decode<'env, Placed<'scope, Hashing<'scope, S>>>>>),
+}
+
+/// The consumer, and the diffID beside it.
+type Hashing<'scope, S> = Both<Placed<'scope, Hash>, S>;
+
+/// What has been found out about a stream.
+#[derive(Debug)]
+pub(super) struct Streamed<T> {
+    pub(super) coding: Coding,
+    /// What the consumer gives.
+    pub(super) output: T,
+    /// `None`: the digest of the blob is that of the stream.
+    pub(super) diff_id: Option<Hashed>,
+    /// Time spent decoding.
+    pub(super) decode: Duration,
+}
+
+impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
+    /// A stage before `consumer`, whose threads live in `scope`.
+    pub(super) fn new(scope: &'scope Scope<'scope, 'env>, manner: Manner<'env>, consumer: S) -> Self {
+        Self { scope, manner, consumer: Some(consumer), head: Vec::new(), rest: None }
+    }
+
+    /// Sets up the stages behind, and pushes what has come so far.
+    fn begin(&mut self) -> Result<&mut Rest<'scope, 'env, S>> {
+        let head = std::mem::take(&mut self.head);
+        let consumer = self.consumer.take().ok_or_else(abandoned)?;
+        let coding = self.manner.coding.unwrap_or_else(|| {
+            let prefix: Vec<u8> =
+                head.iter().flat_map(|chunk| chunk.iter()).copied().take(Coding::PREFIX_LEN).collect();
+            Coding::detect(&prefix)
+        });
+        let way = self.set_up(coding, consumer)?;
+        let rest = self.rest.insert(Rest { coding, way });
+        head.into_iter().try_for_each(|chunk| rest.push(chunk))?;
+        Ok(rest)
+    }
+
+    fn set_up(&self, coding: Coding, consumer: S) -> Result<Way<'scope, 'env, S>> {
+        let (scope, Manner { plan, is_small, whole, .. }) = (self.scope, self.manner);
+        let limits = &plan.resources.limits;
+        let permits = |wanted| plan.resources.helpers.take_up_to(if is_small { 0 } else { wanted });
+        if let (Coding::Plain, Some(spare)) = (coding, whole) {
+            // Hashing takes longest here; reading is little beside it, but not nothing.
+            let mut permits = permits(2).into_iter();
+            let consumer = Placed::new(scope, permits.next(), "build", consumer)?;
+            spare.put(permits.next());
+            return Ok(Way::Plain(Metered { meter: Meter::new(limits), next: consumer }));
+        }
+        // In the order of what helps most: decoding beside hashing and building, reading beside decoding,
+        // hashing beside building.
+        let mut permits = permits(3).into_iter();
+        let (apart, decoding, hashing) = (permits.next(), permits.next(), permits.next());
+        let stream = if is_small { SMALL_STREAM_BYTES } else { STREAM_BYTES };
+        let decoder = coding.decoder(limits.zstd_window_bytes)?;
+        let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
+        let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
+        let decode = Decode::new(decoder, Pool::new(stream), plan, consume);
+        Ok(Way::Decoded(Box::new(Placed::new(scope, decoding, "decode", decode)?)))
+    }
+}
+
+impl<'scope, S: Stage + 'scope> Stage for Detect<'scope, '_, S> {
+    type Output = Streamed<S::Output>;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        if let Some(rest) = &mut self.rest {
+            return rest.push(chunk);
+        }
+        self.head.push(chunk);
+        let len: usize = self.head.iter().map(|chunk| chunk.len()).sum();
+        if self.manner.coding.is_some() || len >= Coding::PREFIX_LEN {
+            self.begin()?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Self::Output> {
+        if self.rest.is_none() {
+            self.begin()?;
+        }
+        let Rest { coding, way } = self.rest.ok_or_else(abandoned)?;
+        Ok(match way {
+            Way::Plain(plain) => {
+                Streamed { coding, output: plain.finish()?, diff_id: None, decode: Duration::ZERO }
+            }
+            Way::Decoded(decoded) => {
+                let Decoded { output: (diff_id, output), busy } = decoded.finish()?;
+                Streamed { coding, output, diff_id: Some(diff_id), decode: busy }
+            }
+        })
+    }
+}
+
+impl<'scope, S: Stage + 'scope> Rest<'scope, '_, S> {
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        match &mut self.way {
+            Way::Plain(plain) => plain.push(chunk),
+            Way::Decoded(decoded) => decoded.push(chunk),
+        }
+    }
+}
+
+fn abandoned() -> Error {
+    Error::new(Kind::Internal, "pipeline.abandoned", "the steps have failed before")
+}
+
+/// Counts an uncompressed stream against its limit.
+struct Metered<S> {
+    meter: Meter,
+    next: S,
+}
+
+impl<S: Stage> Stage for Metered<S> {
+    type Output = S::Output;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        self.meter.count(chunk.len(), chunk.len())?;
+        self.next.push(chunk)
+    }
+
+    fn finish(self) -> Result<S::Output> {
+        self.next.finish()
+    }
+}

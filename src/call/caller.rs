@@ -1,4 +1,4 @@
-//! Where a request came from.
+//! The origin of a request.
 
 /// Which wire a request came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,14 +43,14 @@ impl Method {
 pub struct Caller {
     /// gRPC or ttrpc.
     pub wire: Wire,
-    /// What is asked for.
+    /// Apply or Diff.
     pub method: Method,
-    /// Who asks.
+    /// The process that connected, where the wire knows it.
     pub peer: Option<Peer>,
 }
 
 impl Caller {
-    /// Puts the three together.
+    /// The origin of one request.
     pub fn new(wire: Wire, method: Method, peer: Option<Peer>) -> Self {
         Self { wire, method, peer }
     }
@@ -59,14 +59,14 @@ impl Caller {
 /// Credentials of the process that connected, taken by the kernel at that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its effective user.
+    /// Effective user of the process.
     pub uid: u32,
-    /// Its process, if the kernel can name it in our process namespace.
+    /// Process id, if the process is visible in our process namespace.
     pub pid: Option<i32>,
 }
 
 impl Peer {
-    /// Whether it is root or the one configured user.
+    /// Whether the process belongs to root or to the one configured user.
     pub fn is_allowed(&self, allowed_uid: u32) -> bool {
         self.uid == 0 || self.uid == allowed_uid
     }

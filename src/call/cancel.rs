@@ -14,7 +14,7 @@ use std::{
 
 use crate::error::{Classify, Kind};
 
-/// A flag shared by everything that works for one request.
+/// Flag that ends the work for one request; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,
@@ -49,46 +49,46 @@ impl Classify for Cancelled {
 }
 
 impl Cancel {
-    /// How long any wait may last before it looks at the flag again.
+    /// Longest time that a wait goes without looking at the flag.
     pub const POLL: Duration = Duration::from_millis(100);
 
-    /// Not cancelled, no deadline.
+    /// A flag that is not set, without deadline.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Cancels itself at `deadline`.
+    /// A flag that is set at `deadline`.
     pub fn with_deadline(deadline: Instant) -> Self {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
-    /// A handle to this flag for work that has a place.
+    /// Adds the place of the request, which waits give to others.
     #[must_use]
     pub fn with_place(self, place: Arc<Place>) -> Self {
         Self { place: Some(place), ..self }
     }
 
-    /// The place of the request that is worked on, if others wait for places.
+    /// The place of the request, if it has one.
     pub fn place(&self) -> Option<&Arc<Place>> {
         self.place.as_ref()
     }
 
-    /// Begins a wait for somebody outside.
+    /// Begins a wait for somebody outside this process.
     pub fn wait(&self) -> Wait<'_> {
         Wait { cancel: self, since: Instant::now() }
     }
 
-    /// When it cancels itself.
+    /// The deadline, if there is one.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Asks everything that shares this flag to stop.
+    /// Sets the flag.
     pub fn cancel(&self) {
         self.flag.store(true, Ordering::Release);
     }
 
-    /// Errors when work should stop. A caller that gives up because its deadline passed is told so.
+    /// Errors: the work should stop. A caller that goes away at its deadline gets the error of the deadline.
     pub fn check(&self) -> Result<(), Cancelled> {
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(Cancelled::Deadline),
@@ -98,19 +98,19 @@ impl Cancel {
     }
 }
 
-/// A part of what a request holds while it is worked on, and others wait for.
+/// Something that a request holds while it is worked on, and that others wait for.
 pub trait Part: Send + Sync + fmt::Debug {
-    /// Gives it away. `false`: it stays.
+    /// Gives it away; `false` when the request keeps it.
     fn give(&self) -> bool;
 
-    /// Waits until it is there again. Errors: cancelled meanwhile; then it is not.
+    /// Waits for it, and takes it back. Errors: cancelled meanwhile; the request does not have it then.
     fn take(&self, cancel: &Cancel) -> Result<(), Cancelled>;
 }
 
 /// The place of a request among those that are worked on: its slot, and the memory set aside for it.
 #[derive(Debug)]
 pub struct Place {
-    /// Only this thread gives the place away: while another one of the request waits, this one may be at work.
+    /// The thread that may give the place away. Others of the request may not: this one may be at work while they wait.
     thread: ThreadId,
     slot: Arc<dyn Part>,
     parts: Mutex<Parts>,
@@ -152,14 +152,14 @@ impl Place {
         }
     }
 
-    /// Waits until the place is there again, if it was given away. Errors: cancelled meanwhile.
+    /// Takes the place back if it was given away, and waits for it. Errors: cancelled meanwhile.
     pub fn take(&self, cancel: &Cancel) -> Result<(), Cancelled> {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if !parts.away {
             return Ok(());
         }
-        // In the order in which a request gets them at first. So whoever holds memory that others wait for has a
-        // slot, and gets on.
+        // In the order in which a request gets them at first. So every request that holds memory has a slot, and
+        // finishes.
         self.slot.take(cancel)?;
         parts.away = false;
         match parts.memory.as_ref().and_then(Weak::upgrade) {
@@ -169,7 +169,7 @@ impl Place {
     }
 }
 
-/// A wait for somebody outside, who may take long.
+/// A wait for somebody outside this process, who may take long.
 #[derive(Debug)]
 pub struct Wait<'a> {
     cancel: &'a Cancel,
@@ -177,12 +177,12 @@ pub struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    /// How long a request keeps its place while it waits. Stores answer within milliseconds; a pause of a slow disk
+    /// Time that a request keeps its place while it waits. Stores answer within milliseconds; a pause of a slow disk
     /// should not cost a request its turn.
     const KEEPS_PLACE: Duration = Duration::from_millis(200);
 
-    /// To be called every [`Cancel::POLL`], not under a lock: gives the place away once the wait has lasted.
-    /// Errors: work should stop.
+    /// Goes on waiting; gives the place away once the wait has lasted. Call it every [`Cancel::POLL`], without a lock.
+    /// Errors: the work should stop.
     pub fn go_on(&self) -> Result<(), Cancelled> {
         self.cancel.check()?;
         match &self.cancel.place {
@@ -191,12 +191,12 @@ impl Wait<'_> {
         }
     }
 
-    /// How long it has lasted.
+    /// Time since the wait began.
     pub fn elapsed(&self) -> Duration {
         self.since.elapsed()
     }
 
-    /// Ends the wait; waits for a place if it was given away. Errors: cancelled meanwhile.
+    /// Ends the wait, and takes the place back if it was given away. Errors: cancelled meanwhile.
     pub fn end(self) -> Result<(), Cancelled> {
         self.cancel.place.as_ref().map_or(Ok(()), |place| place.take(self.cancel))
     }

@@ -1,4 +1,4 @@
-//! Who asks, whether that is still wanted, and how far it is.
+//! One request: its caller, whether it is still wanted, and how far it is.
 //!
 //! A [`Call`] goes with every request from the edge down to the content store. [`Cancel`] is the one
 //! flag that every stage looks at, at least once a buffer and in every wait. It also leads to the request's
@@ -16,7 +16,7 @@ pub use namespace::{Namespace, NamespaceError};
 pub use progress::{Phase, Progress, Seen};
 pub use trace::TraceParent;
 
-/// One request: in whose name it works, and what its work shares with those who wait for it. Cheap to clone.
+/// One request: the namespace it works in, its cancellation and its progress. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Forwarded on every call to the content store.
@@ -44,7 +44,7 @@ impl Call {
     }
 }
 
-/// What the work for a request looks at and reports to. The commands, which work in no namespace, make their own.
+/// Cancellation and progress of a piece of work. A command, which works in no namespace, makes its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Work<'a> {
     /// Ends the work early.

@@ -16,7 +16,7 @@ pub struct Namespace(String);
 /// Why a namespace header is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NamespaceError {
-    /// The header is absent; the same status the daemon itself answers.
+    /// The header is absent; containerd answers with the same status.
     #[error("the request names no namespace")]
     Missing,
     /// Not an identifier.

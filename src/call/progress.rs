@@ -1,11 +1,11 @@
-//! How far a request is.
+//! Progress of a request.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
-/// Counters that the work for a request sets, and that anybody with a clone reads at any time.
+/// Counters that the work for a request sets. A clone reads them at any time.
 ///
 /// ```
 /// use plywood::call::{Phase, Progress};
@@ -45,10 +45,10 @@ pub enum Phase {
     Commit,
 }
 
-/// Where a request was when somebody looked.
+/// Progress at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// What it was doing.
+    /// The phase at that moment.
     pub phase: Phase,
     /// Bytes done in this phase; 0 in one that counts none.
     pub done_bytes: u64,

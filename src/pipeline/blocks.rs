@@ -1,4 +1,4 @@
-//! The stage that compresses: [`Ordered`] work, one item a block.
+//! Compresses a stream on many threads: [`Ordered`] work, one item a block.
 //!
 //! The output does not depend on the threads, because each block depends on nothing but its bytes and those before it.
 
@@ -70,7 +70,7 @@ impl<'scope, 'env, S: Stage> Blocks<'scope, 'env, S> {
 }
 
 impl<S: Stage> Stage for Blocks<'_, '_, S> {
-    /// What the next stage gives, and the time spent compressing.
+    /// Output of the next stage, and the time spent compressing.
     type Output = (S::Output, Duration);
 
     /// Every chunk but the last has the block length of the compression.

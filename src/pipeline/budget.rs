@@ -4,8 +4,8 @@
 //! waits for the large share, of which there is one: requests never hold a part of what another waits
 //! for, so they cannot block each other for good. The sum stays within the operator's limit.
 //!
-//! A request that waits for its blob keeps of its small share what it uses, and gives the rest to others. One
-//! share is always left to those at work, so that they get on, and those that waited after them.
+//! A request that waits for its blob keeps the part of its small share that it uses, and gives the rest to others. One
+//! whole share is always left for the requests at work: they finish, and then those that waited get theirs back.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -15,10 +15,10 @@ use crate::{
     limits::Limits,
 };
 
-/// What every request may use without asking, in bytes: some 300 000 entries with short names.
+/// Small share of every request, in bytes: enough for some 300 000 entries with short names.
 pub const SHARE_BYTES: u64 = 24 << 20;
 
-/// Why a request may not use more memory.
+/// A request needs more memory than one may use.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("metadata and decoder window need {needed} bytes of memory, more than {limit}")]
 pub struct MetadataLimit {
@@ -38,9 +38,9 @@ impl Classify for MetadataLimit {
 /// The memory of all requests.
 #[derive(Debug)]
 pub struct Budget {
-    /// Most that one request may use, in bytes.
+    /// Most bytes that one request may use.
     limit: u64,
-    /// All small shares together, in bytes.
+    /// Bytes of all small shares together.
     shares: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -56,7 +56,7 @@ struct State {
     charged: u64,
 }
 
-/// What one request holds of it; given back when dropped.
+/// Memory of one request; dropping it gives the memory back.
 #[derive(Debug)]
 pub struct Lease {
     hold: Arc<Hold>,
@@ -74,7 +74,8 @@ struct Held {
     metadata: u64,
     window: u64,
     large: bool,
-    /// The request waits for its blob: of its small share it has only what it used then.
+    /// Set while the request waits for its blob: the bytes of its small share that it used when the wait began, and
+    /// all it has meanwhile.
     kept: Option<u64>,
 }
 
@@ -84,7 +85,7 @@ impl Held {
     }
 }
 
-/// What memory is used for.
+/// A purpose that memory is charged for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// The tree of a layer.
@@ -107,7 +108,7 @@ impl Budget {
         })
     }
 
-    /// A small share; waits for one when all are in use. Errors: cancelled while waiting.
+    /// Takes a small share, and waits for one when all are in use. Errors: cancelled while waiting.
     pub fn lease(self: &Arc<Self>, cancel: &Cancel) -> Result<Lease> {
         self.reserve(cancel, 0)?;
         let held = Mutex::new(Held { metadata: 0, window: 0, large: false, kept: None });
@@ -129,7 +130,7 @@ impl Budget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a small share, of which `kept` bytes were kept.
+    /// Waits for a small share, `kept` bytes of which the request still has.
     fn reserve(&self, cancel: &Cancel, kept: u64) -> Result<(), Cancelled> {
         self.wait(cancel, |state| match state.free.checked_sub(SHARE_BYTES - kept) {
             Some(rest) => {
@@ -154,7 +155,7 @@ impl Budget {
 }
 
 impl Lease {
-    /// Says that `bytes` are now used for `purpose`, before they are. Waits for the large share when
+    /// Sets the memory used for `purpose` to `bytes`; call it before they are used. Waits for the large share when
     /// the small one does not suffice. Errors: [`MetadataLimit`], or cancelled while waiting.
     pub fn charge(&self, purpose: Use, bytes: u64, cancel: &Cancel) -> Result<()> {
         let budget = &self.hold.budget;
@@ -192,7 +193,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Whether it holds the large share.
+    /// Whether the request holds the large share.
     pub fn is_large(&self) -> bool {
         self.hold.lock().large
     }
@@ -205,7 +206,7 @@ impl Hold {
 }
 
 impl Part for Hold {
-    /// Not with the large share: those that wait for it hold slots, and this one would wait for a slot.
+    /// Refuses with the large share: the requests that wait for it hold slots, and this one would wait for a slot.
     fn give(&self) -> bool {
         let mut held = self.lock();
         let used = held.used();

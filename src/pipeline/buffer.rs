@@ -48,7 +48,7 @@ impl Buffer {
         &mut self.bytes
     }
 
-    /// Its first `len` bytes, for sharing; all of it when it has fewer.
+    /// Shares the first `len` bytes, or all when there are fewer.
     pub fn freeze(self, len: usize) -> Chunk {
         Chunk { len: len.min(self.bytes.len()), shared: Arc::new(self) }
     }
@@ -62,7 +62,7 @@ impl Drop for Buffer {
 }
 
 impl Chunk {
-    /// A few bytes that are in no buffer yet.
+    /// Copies a few bytes that are in no buffer.
     pub fn copy_of(bytes: &[u8]) -> Self {
         let mut buffer = Pool::new(bytes.len()).take();
         buffer.space().copy_from_slice(bytes);

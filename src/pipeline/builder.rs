@@ -20,29 +20,29 @@ use crate::{
     error::Result,
 };
 
-/// What came of a run.
+/// A run that succeeded.
 #[derive(Debug)]
 pub struct Ran<T> {
-    /// What the consumer gives.
+    /// Output of the consumer.
     pub output: T,
-    /// What has been found out about the bytes.
+    /// Digests, sizes and times.
     pub facts: Facts,
 }
 
-/// The digests and sizes of a layer. Those of the blob are the ones asked for, where any were.
+/// Digests and sizes of a layer. Those of the blob equal the ones asked for, where any were.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// How the blob was compressed.
     pub coding: Coding,
     /// Digest of the blob.
     pub blob: Digest,
-    /// Its size in bytes.
+    /// Size of the blob in bytes.
     pub blob_bytes: u64,
     /// SHA-256 of the uncompressed stream.
     pub diff_id: Digest,
-    /// Its length in bytes.
+    /// Length of the uncompressed stream in bytes.
     pub stream_bytes: u64,
-    /// How long the steps took; those of the consumer are the caller's to fill in.
+    /// Time of each step. The caller fills in those of the consumer.
     pub times: StageTimes,
 }
 

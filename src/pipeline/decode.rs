@@ -1,4 +1,4 @@
-//! The stage that decompresses, within the limits on what may come out.
+//! Decompresses, within limits on the output.
 
 use std::{
     sync::Arc,
@@ -17,9 +17,10 @@ use crate::{
     limits::Limits,
 };
 
-/// Output below this many bytes is never too much for its input.
+/// Output up to this many bytes is never refused for its ratio.
+// A file of zeros is legal at any ratio, and up to here it costs little.
 const EXPANSION_FROM: u64 = 1 << 30;
-/// From there on the ratio is looked at once in so many bytes of output.
+/// Bytes of output between two looks at the ratio.
 const EXPANSION_EVERY: u64 = 64 << 20;
 
 /// Why a stream is too large.
@@ -31,7 +32,7 @@ pub enum StreamLimit {
         /// [`Limits::stream_bytes`].
         limit: u64,
     },
-    /// More uncompressed bytes than so few compressed ones may become.
+    /// Too many uncompressed bytes for so few compressed ones.
     #[error("{compressed} compressed bytes became {uncompressed}, more than {ratio} times as many")]
     Expansion {
         /// Compressed bytes so far.
@@ -76,7 +77,7 @@ impl Meter {
         }
     }
 
-    /// Adds what a step took and gave.
+    /// Adds one step: `compressed` bytes became `uncompressed` bytes.
     pub(super) fn count(&mut self, compressed: usize, uncompressed: usize) -> Result<(), StreamLimit> {
         self.compressed = self.compressed.saturating_add(compressed as u64);
         self.uncompressed = self.uncompressed.saturating_add(uncompressed as u64);
@@ -102,7 +103,7 @@ pub struct Decode<'env, S> {
     decoder: Box<dyn Decoder>,
     next: S,
     pool: Arc<Pool>,
-    /// The buffer being filled, and how far it is.
+    /// The buffer being filled; its first `filled` bytes are.
     buffer: Option<Buffer>,
     filled: usize,
     meter: Meter,
@@ -111,10 +112,10 @@ pub struct Decode<'env, S> {
     busy: Duration,
 }
 
-/// What a decoded stream leaves. What a decoder makes on its way, such as an index of the stream, belongs here too.
+/// Result of decoding a stream. An index that a decoder makes of the stream on its way belongs here too.
 #[derive(Debug)]
 pub struct Decoded<T> {
-    /// What the next stage gives.
+    /// Output of the next stage.
     pub output: T,
     /// Time spent decoding.
     pub busy: Duration,

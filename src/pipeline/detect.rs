@@ -48,13 +48,14 @@ impl Spare {
 /// How a stream is taken in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner<'env> {
-    /// What it may use.
+    /// Threads, memory, limits.
     pub(super) plan: Plan<'env>,
-    /// So few bytes that they are done by the time a thread has started.
+    /// The blob is so short that starting a thread is not worth it.
     pub(super) is_small: bool,
-    /// How it is compressed; without, its first bytes decide.
+    /// The compression; `None` detects it.
     pub(super) coding: Option<Coding>,
-    /// The bytes are those of a blob whose SHA-256 is computed anyway, and here goes the permit for that.
+    /// Set when the bytes are a whole blob whose SHA-256 is computed before this stage: a plain stream is not hashed
+    /// again then, and leaves the permit for hashing here.
     pub(super) whole: Option<&'env Spare>,
 }
 
@@ -85,11 +86,11 @@ enum Way<'scope, 'env, S: Stage + 'scope> {
 /// The consumer, and the diffID beside it.
 type Hashing<'scope, S> = Both<Placed<'scope, Hash>, S>;
 
-/// What has been found out about a stream.
+/// A stream that was taken in whole.
 #[derive(Debug)]
 pub(super) struct Streamed<T> {
     pub(super) coding: Coding,
-    /// What the consumer gives.
+    /// Output of the consumer.
     pub(super) output: T,
     /// `None`: the digest of the blob is that of the stream.
     pub(super) diff_id: Option<Hashed>,

@@ -1,14 +1,13 @@
-//! The other direction: a stream that is produced here is hashed, compressed, hashed again and delivered.
+//! Writes a blob: a stream that is produced here is hashed, compressed, hashed again and delivered.
 //!
 //! ```text
 //! produce ──> Feed ──┬──> SHA-256 (diffID)
 //!                    └──> compress ──> SHA-256 (blob) ──> deliver
 //! ```
 //!
-//! The producer runs on the caller's thread; the other steps, and as many threads that compress as there are
-//! free helpers, on threads of their own. What is delivered does not depend on how many there were. A stream
-//! of one block needs no thread but the caller's. Nothing is published here: that is for the caller, who has
-//! the digests when [`run`] returns.
+//! The producer runs on the caller's thread. The other steps run on threads of their own, and compression on as many
+//! as there are free helpers; the bytes delivered do not depend on their number. A stream of one block needs no thread
+//! but the caller's. Nothing is published here: the caller does that, with the digests that [`run`] returns.
 
 use std::{
     io::{self, Write},
@@ -32,55 +31,55 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
-/// Takes the blob, piece by piece.
+/// Receives the blob, piece by piece.
 pub type Deliver<'a> = &'a mut (dyn FnMut(&[u8]) -> Result<()> + Send);
 
-/// The digests and sizes of a blob that was written.
+/// Digests and sizes of a blob that was written.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// How it is compressed.
+    /// Compression of the blob.
     pub compression: Compression,
     /// SHA-256 of the uncompressed stream.
     pub diff_id: Digest,
-    /// Its length in bytes.
+    /// Length of the uncompressed stream in bytes.
     pub stream_bytes: u64,
     /// SHA-256 of the blob.
     pub blob: Digest,
-    /// Its size in bytes.
+    /// Size of the blob in bytes.
     pub blob_bytes: u64,
-    /// How long the steps took.
+    /// Time of each step.
     pub times: Times,
 }
 
-/// Seconds that each step was at work, waiting not counted. They overlap when threads are free.
+/// Time that each step was at work, without waiting for other steps. The times overlap when threads are free.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
     /// Producing the stream: reading the layers, comparing them, writing headers.
     pub produce: Duration,
     /// Digest of the uncompressed stream.
     pub diff_id: Duration,
-    /// Compression, the sum over all threads.
+    /// Compression, summed over all threads.
     pub encode: Duration,
     /// Digest of the blob; zero when it is uncompressed.
     pub blob_digest: Duration,
-    /// Delivering the blob, waiting for the store included.
+    /// Delivering the blob, including the wait for the store.
     pub deliver: Duration,
 }
 
 /// Where a producer writes its stream.
 ///
-/// Errors of [`Write`] carry a classified error, which [`Error::from_io`] unpacks. After one the producer
-/// ends.
+/// An error of [`Write`] carries a classified error, which [`Error::from_io`] unpacks. The producer returns it and
+/// writes no more.
 pub trait Feed: Write {
-    /// Says that `bytes` more are coming. Errors: the limit on the stream would be passed; so a file that is
-    /// too large is refused before its first byte.
+    /// Announces `bytes` more, so that a file that is too large is refused before its first byte. Errors: the stream
+    /// would become longer than its limit.
     fn announce(&self, bytes: u64) -> Result<()>;
 }
 
 /// Runs `produce`, and delivers what it writes, compressed.
 ///
-/// Errors: those of `produce`, of `deliver` and of the limits; `Cancelled`. `deliver` has seen part of a blob
-/// then.
+/// Errors: those of `produce`, of `deliver` and of the limits; `Cancelled`. After an error, `deliver` may have received
+/// part of a blob.
 pub fn run<T>(
     plan: Plan<'_>,
     compression: Compression,
@@ -116,14 +115,14 @@ struct Stream<'scope, 'env, 'plan> {
     plan: Plan<'plan>,
     compression: Compression,
     pool: Arc<Pool>,
-    /// The block being filled, and how far it is.
+    /// The block being filled; its first `filled` bytes are.
     buffer: Option<Buffer>,
     filled: usize,
-    /// Bytes of the blocks before it.
+    /// Bytes of all blocks before it.
     shipped_bytes: u64,
     /// Time spent in the steps that run on this thread, and in waiting for the others.
     pushing: Duration,
-    /// Until the steps are set up, which is when the first block is full.
+    /// Waits for the steps, which are set up when the first block is full or the stream has ended.
     delivery: Option<Delivery<'env>>,
     steps: Option<Steps<'scope, 'env>>,
 }
@@ -134,11 +133,11 @@ struct Steps<'scope, 'env> {
     rest: Rest<'scope, 'env>,
 }
 
-/// What happens to the stream besides its digest.
+/// The way from the stream to the blob.
 enum Rest<'scope, 'env> {
-    /// It is the blob.
+    /// The stream is the blob.
     Plain(Box<Placed<'scope, Delivery<'env>>>),
-    /// It is compressed.
+    /// The stream is compressed.
     Coded(Box<Blocks<'scope, 'env, Placed<'scope, Delivery<'env>>>>),
 }
 
@@ -158,7 +157,7 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
         Ok(len)
     }
 
-    /// Hands the block on. `more` tells that it is not the last one.
+    /// Hands the block on; `more` blocks follow, or this is the last one.
     fn ship(&mut self, more: bool) -> Result<()> {
         self.plan.work.cancel.check()?;
         self.announce(0)?;
@@ -172,7 +171,7 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
         Ok(())
     }
 
-    /// The steps; set up at first, on threads of their own when there is enough to do.
+    /// The steps. The first call sets them up, on threads of their own when the stream is `large`.
     fn steps(&mut self, large: bool) -> Result<&mut Steps<'scope, 'env>> {
         if let Some(delivery) = self.delivery.take() {
             self.steps = Some(self.set_up(delivery, large)?);
@@ -189,7 +188,8 @@ impl<'scope, 'env> Stream<'scope, 'env, '_> {
             (true, true) => 2,
             (true, false) => 3,
         };
-        // In the order of what helps most.
+        // In the order of what helps most: compression takes far longer than all the rest, a store may be slow, and
+        // hashing runs at gigabytes a second.
         let mut permits = helpers.take_up_to(wanted).into_iter();
         let compressing = if is_plain { None } else { permits.next() };
         delivery.hash = if is_plain { None } else { Some(hash()) };

@@ -1,4 +1,4 @@
-//! The stage that hashes and counts.
+//! Hashes and counts the bytes that pass.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ pub struct Hash {
     busy: Duration,
 }
 
-/// A stream's digest and length, and what it cost to find them.
+/// Digest and length of a stream, and the time that hashing took.
 #[derive(Clone, Debug)]
 pub struct Hashed {
     /// Digest of all bytes.
     pub digest: Digest,
-    /// Their number.
+    /// Number of bytes.
     pub size_bytes: u64,
     /// Time spent hashing.
     pub busy: Duration,

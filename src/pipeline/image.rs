@@ -1,4 +1,4 @@
-//! An EROFS image on its way: written to a file under the limits of a request, and checked in that file.
+//! Writes an EROFS image to a file under the limits of a request, and checks it in that file.
 
 use std::io;
 
@@ -18,7 +18,7 @@ use crate::{
     tree::{Below, Entry},
 };
 
-/// Memory is charged in steps of this many bytes.
+/// Step in which memory is charged, in bytes: each charge takes the lock of all requests.
 const CHARGE_BYTES: u64 = 1 << 20;
 
 /// Writes an image whose metadata memory is charged to the request.
@@ -32,12 +32,12 @@ pub struct ImageWriter<'a> {
 }
 
 impl<'a> ImageWriter<'a> {
-    /// A writer into `file`, which is new.
+    /// A writer into `file`, which is empty.
     pub fn new(file: NewFile, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
         Self { writer: Writer::new(Watched { file, cancel }, options), charged: 0, lease, cancel }
     }
 
-    /// [`Writer::entry`]. Errors also when the request has no more memory, or was cancelled.
+    /// [`Writer::entry`]. Errors: also when the request gets no more memory, or was cancelled.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
         let taken = self.writer.entry(entry);
         self.charge()?;
@@ -142,12 +142,13 @@ impl<T: ReadAt> ReadAt for Watched<'_, T> {
     }
 }
 
-/// Checks a finished image, on the bytes in the file. What decoder and writer used of `lease` has to be free
-/// again. Errors: what is wrong with the image; `Cancelled`.
+/// Checks a finished image, on the bytes in the file. The decoder and the writer that used `lease` must be gone: the
+/// check uses all of it. Errors: the first rule that the image breaks; `Cancelled`.
 pub fn verify(image: &NewFile, level: Level, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
     let image = Watched { file: image, cancel };
     lease.charge(Use::Window, 0, cancel)?;
-    // How much the check needs only the check can tell.
+    // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
+    // has, and is repeated with the most there is if that was too little.
     let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
     loop {
         lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
@@ -166,7 +167,7 @@ pub fn verify(image: &NewFile, level: Level, limits: &Limits, lease: &Lease, can
     }
 }
 
-/// The same for an image made here, with which nothing can be wrong but the program.
+/// Like [`verify`] at the strictest level, for an image made here: a broken rule is a fault of this program.
 pub fn verify_own(image: &NewFile, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
     match verify(image, Level::Strict, limits, lease, cancel) {
         Err(error) if error.kind() == Kind::Malformed => {

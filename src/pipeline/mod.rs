@@ -1,20 +1,21 @@
-//! The way of a layer: read, compare with its digest, decompress, hash again, consume.
+//! Moves a layer: reads it, compares it with its digest, decompresses it, hashes it again, and hands it on.
 //!
-//! [`run`] moves one blob from a reader into a consumer (which parses a tar archive, or writes an
-//! image) and tells both digests. The steps are [`stage::Stage`]s, on as many threads as are free:
+//! A [`Pipeline`] moves one blob from a reader into a consumer, which parses a tar archive or writes an image, and
+//! returns both digests. The steps are [`stage::Stage`]s, on as many threads as are free:
 //!
 //! ```text
-//! compressed:  read + blob digest ──> decode ──┬──> diffID
-//!                                              └──> consumer
+//! compressed:  read + blob digest ──> detect, decode ──┬──> diffID
+//!                                                      └──> consumer
 //! plain:       read ──┬──> blob digest = diffID
-//!                     └──> consumer
+//!                     └──> detect ──> consumer
 //! ```
 //!
-//! The result does not depend on the threads. Small blobs use the caller's alone.
+//! The result does not depend on the threads. A small blob is done on the caller's thread alone. The other direction,
+//! from a stream that is produced here to a blob, is [`encode`].
 //!
-//! A consumer sees the end of the stream, but publishes nothing: that is for the caller, who has the
-//! digests by then. When a consumer or decoder refuses the bytes, the rest of the blob is still read and
-//! hashed: only if the bytes are the ones that were asked for is the layer to blame, else the store.
+//! A consumer sees the end of the stream, but publishes nothing: the caller does, who has the digests by then. When a
+//! consumer or decoder refuses the bytes, the rest of the blob is still read and hashed. Only if the bytes are the
+//! ones that were asked for, the layer is to blame; otherwise the store is.
 
 mod blocks;
 pub mod budget;
@@ -42,21 +43,21 @@ use std::time::Duration;
 use self::budget::Lease;
 use crate::call::Work;
 
-/// What a run may use.
+/// Everything that one run may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
     /// Threads and limits, shared with other requests.
     pub resources: &'a Resources,
     /// Memory of this request.
     pub lease: &'a Lease,
-    /// Its cancellation, looked at once a buffer, and its progress.
+    /// Cancellation, looked at once a buffer, and progress of this request.
     pub work: Work<'a>,
 }
 
-/// Seconds that each step was at work, waiting not counted. They overlap when threads are free.
+/// Time that each step of Apply was at work, without waiting for other steps. The times overlap when threads are free.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StageTimes {
-    /// Reading the blob, waiting for the store included.
+    /// Reading the blob, including the wait for the store.
     pub read: Duration,
     /// Digest of the blob.
     pub blob_digest: Duration,

@@ -25,11 +25,11 @@ const WORKERS_MAX: usize = 16;
 /// only when there are more: all others depend on it for items.
 const WAITING: usize = 2;
 
-/// What happens to each item, on any thread.
+/// Works on items, on any thread.
 pub(super) trait Worker: Clone + Send {
-    /// What goes in.
+    /// A piece of work.
     type Item: Send;
-    /// What comes out.
+    /// The result of one.
     type Done: Send;
 
     /// Works on one item. A panic is an error of that item.

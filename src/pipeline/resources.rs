@@ -1,4 +1,4 @@
-//! What all requests share.
+//! Threads, memory and limits that all requests share.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ pub struct Resources {
     pub helpers: Arc<Helpers>,
     /// Memory for metadata and decoder windows.
     pub budget: Arc<Budget>,
-    /// The most that one request may cost.
+    /// Bounds on one request, and on all together.
     pub limits: Limits,
 }
 

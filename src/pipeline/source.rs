@@ -20,9 +20,9 @@ use crate::{
     error::{Classify, Error, Kind, Result},
 };
 
-/// Compressed bytes read at a time.
+/// Bytes of the blob read at a time.
 const READ_BYTES: usize = 256 << 10;
-/// Blobs up to this size are done by the time a thread has started.
+/// Largest blob that is worked on by the caller's thread alone: it is done by the time another has started.
 const SMALL_BYTES: u64 = 256 << 10;
 
 /// Why a blob is not what was asked for.
@@ -32,7 +32,7 @@ pub enum BlobError {
     /// Larger than any blob may be.
     #[error("the blob has {size_bytes} bytes, more than {limit}")]
     Limit {
-        /// Its size, or how much of it there is at least.
+        /// Size of the blob in bytes, or the bytes read so far when the size was not known.
         size_bytes: u64,
         /// [`Limits::blob_bytes`](crate::limits::Limits::blob_bytes).
         limit: u64,
@@ -42,17 +42,17 @@ pub enum BlobError {
     Size {
         /// The descriptor's size.
         expected: u64,
-        /// How many there were; when there were too many, those read so far.
+        /// Bytes that the store delivered; when there were too many, those read so far.
         found: u64,
     },
-    /// The bytes are others than those named.
+    /// The bytes are not those that the digest names.
     #[error("the blob's digest is {found} instead of {expected}{}", consequence(.refused))]
     Digest {
         /// The descriptor's digest.
         expected: Digest,
-        /// What the bytes give.
+        /// Digest of the bytes.
         found: Digest,
-        /// What a decoder or parser said about these bytes.
+        /// The error of a decoder or parser that refused these bytes.
         refused: Option<Box<Error>>,
     },
 }
@@ -112,7 +112,7 @@ pub(super) struct Feed<'s, 'p> {
 /// A blob that was read and is the one asked for.
 #[derive(Debug)]
 pub(super) struct Fed<T> {
-    /// What the stage behind gives.
+    /// Output of the stage behind.
     pub(super) output: T,
     pub(super) blob: Hashed,
     /// Time spent reading.

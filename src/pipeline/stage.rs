@@ -1,8 +1,8 @@
-//! Stages: one step of work each, on the caller's thread or on one of their own.
+//! Steps of work on a stream, each on the caller's thread or on one of its own.
 //!
 //! Bytes are pushed from the source downwards. A stage that has a thread is fed through a bounded
-//! channel, so a slow one holds up those before it and nothing piles up. Errors come back up: whoever
-//! pushes into a stage that failed gets its error. A panic is such an error.
+//! channel, so a slow one holds up those before it and nothing piles up. Errors come back up: a push into
+//! a stage that failed returns the error of that stage. A panic is such an error.
 //!
 //! No wait here is cancellable, and none needs to be: at the source a read ends soon after a
 //! cancellation, and so does the only wait downstream, the one for memory.
@@ -18,18 +18,18 @@ use crate::{
     sys::thread::{Scoped, spawn_scoped},
 };
 
-/// Chunks on their way to a thread. Two keep both ends busy; more only hold memory.
+/// Chunks on their way to a thread. Fewer leave one end idle when the other is uneven; more only hold memory.
 const CHANNEL_DEPTH: usize = 3;
 
 /// One step of work over a stream of bytes.
 pub trait Stage: Send {
-    /// What is known when the stream has ended.
+    /// Result of the whole stream.
     type Output: Send;
 
-    /// Takes in the next bytes. After an error the stage is only dropped.
+    /// Takes in the next bytes. After an error the caller drops the stage.
     fn push(&mut self, chunk: Chunk) -> Result<()>;
 
-    /// Tells that the stream has ended.
+    /// Ends the stream.
     fn finish(self) -> Result<Self::Output>;
 }
 

@@ -1,4 +1,4 @@
-//! Giving up capabilities for good, and using those that are left only where they are needed.
+//! Gives up capabilities for good, and raises those that are left only where they are needed.
 //!
 //! Everything an Apply touches belongs to root, and the daemon is root: its user id is all it needs. A Diff
 //! reads what containers wrote, files of any owner and attributes of overlayfs's own. What that takes stays
@@ -44,7 +44,7 @@ pub fn drop_all_but(keep: CapabilitySet) -> io::Result<CapabilitySet> {
     Ok(permitted)
 }
 
-/// Whether all of `set` is effective for the calling thread now.
+/// Whether the calling thread has all of `set` effective now.
 pub fn are_effective(set: CapabilitySet) -> io::Result<bool> {
     Ok(capabilities(None)?.effective.contains(set))
 }
@@ -94,7 +94,7 @@ impl Drop for Raised {
     }
 }
 
-/// Undoes in a new thread what its parent had raised for itself.
+/// Lowers what [`reading`] raises. A new thread calls it: it inherits what its parent has raised.
 pub(super) fn lower() {
     let Ok(sets) = capabilities(None) else { return };
     let effective = sets.effective.difference(READING);

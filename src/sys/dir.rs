@@ -1,4 +1,4 @@
-//! Directories by descriptor: everything below a root is reached with `openat2` and cannot leave it.
+//! Directories by descriptor: no path that is opened below a root with `openat2` leads out of it.
 //!
 //! Source: openat2(2).
 
@@ -19,20 +19,21 @@ use rustix::{
 use super::inode::Handle;
 use crate::tree::{Device, Timestamp};
 
-/// Nothing below a root may lead out of it: no `..` above it, no links, no other file system.
+/// Refuses every way out of a root: `..` above it, links, other file systems.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-/// How often `openat2` is tried again when a rename elsewhere made its answer uncertain.
+/// Most attempts when renames elsewhere make the answer of `openat2` uncertain.
+// Each rename on the system can spoil one attempt; sixteen in a row do not happen by chance.
 const RETRIES: u32 = 16;
 
 /// An open directory.
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
 
-/// What `fstat` tells about an entry, as far as it is asked for here.
+/// Status of an entry: the fields of `fstat` that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
     /// The file's type.
@@ -49,15 +50,15 @@ pub struct Status {
     pub inode: u64,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Bytes of disk, as far as the file system tells.
+    /// Bytes of disk; file systems report them in their own ways.
     pub allocated_bytes: u64,
     /// Number of names.
     pub links: u64,
-    /// What a device is; 0:0 for all else.
+    /// Number of a device; 0:0 for everything else.
     pub special: Device,
-    /// When its data changed last.
+    /// Time of the last change to the data.
     pub modified: Timestamp,
-    /// When anything about it changed last; nobody can set this time.
+    /// Time of the last change to anything; no system call sets it.
     pub changed: Timestamp,
 }
 
@@ -97,7 +98,7 @@ impl Dir {
         Ok(Self(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
     }
 
-    /// The same as a mere handle, which cannot be listed or locked, only walked from.
+    /// Like [`open`](Self::open), but as a mere handle: a place to walk from, which cannot be listed or locked.
     pub fn open_root(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
@@ -121,22 +122,22 @@ impl Dir {
         Ok(Handle(resolve(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW)?))
     }
 
-    /// Looks at an entry below this directory, without opening what it is.
+    /// Status of an entry below this directory, which is not opened.
     pub fn status_beneath(&self, path: impl Arg) -> io::Result<Status> {
         status(resolve(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW)?)
     }
 
-    /// What this directory itself is.
+    /// Status of this directory itself.
     pub fn status(&self) -> io::Result<Status> {
         status(&self.0)
     }
 
-    /// Looks at `name` in this directory; a symbolic link is described, not followed.
+    /// Status of `name` in this directory; a symbolic link is described, not followed.
     pub fn status_of(&self, name: impl Arg) -> io::Result<Status> {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?.into())
     }
 
-    /// Where the symbolic link `name` in this directory points.
+    /// Target of the symbolic link `name` in this directory.
     pub fn link_target(&self, name: impl Arg) -> io::Result<CString> {
         Ok(rustix::fs::readlinkat(&self.0, name, Vec::new())?)
     }
@@ -153,18 +154,18 @@ impl Dir {
 }
 
 impl Handle {
-    /// Opens the directory that this is a handle on, to list it.
+    /// Opens the directory behind this handle, to list it.
     pub fn open_dir(&self) -> io::Result<Dir> {
         Ok(Dir(resolve(self, c".", OFlags::RDONLY | OFlags::DIRECTORY)?))
     }
 
-    /// A handle on an entry of the directory that this is a handle on.
+    /// A handle on an entry of the directory behind this handle.
     ///
-    /// Errors: `EXDEV` only for a mount point; `EAGAIN` for what is renamed to another directory again and again
-    /// while it is looked up.
+    /// Errors: `EXDEV` for a mount point and nothing else; `EAGAIN` for an entry that is renamed to another directory
+    /// at every attempt.
     pub fn child(&self, name: impl Arg) -> io::Result<Self> {
         let found = name.into_with_c_str(|name| match resolve(self, name, OFlags::PATH | OFlags::NOFOLLOW) {
-            // openat2 says the same when it finds the entry somewhere else in the end.
+            // openat2 answers the same when the entry is elsewhere by the end of the lookup.
             Err(Errno::XDEV) if !is_mount_point(self, name)? => Err(Errno::AGAIN),
             outcome => outcome,
         });
@@ -172,19 +173,19 @@ impl Handle {
     }
 }
 
-/// Whether something is mounted on `name` in `directory`; true as well on kernels before 5.8, which do not tell.
+/// Whether something is mounted on `name` in `directory`. True on kernels before 5.8, which report no mount ids.
 fn is_mount_point(directory: &Handle, name: &CStr) -> Result<bool, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let mount = |status: Statx| {
-        let told = StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::MNT_ID);
-        told.then_some(status.stx_mnt_id)
+        let reported = StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::MNT_ID);
+        reported.then_some(status.stx_mnt_id)
     };
     let here = mount(rustix::fs::statx(directory, c"", flags | AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?);
     let there = mount(rustix::fs::statx(directory, name, flags, StatxFlags::MNT_ID)?);
     Ok(here.is_none() || here != there)
 }
 
-/// Opens what is at `path` below `root`.
+/// Opens `path` below `root`.
 fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
     let root = root.as_fd();
     path.into_with_c_str(|path| {
@@ -207,7 +208,7 @@ impl AsFd for Dir {
     }
 }
 
-/// What the open file `fd` is.
+/// Status of the open file `fd`.
 pub fn status(fd: impl AsFd) -> io::Result<Status> {
     Ok(rustix::fs::fstat(fd)?.into())
 }

@@ -1,4 +1,4 @@
-//! New files without a name, their space, their contents and their publication.
+//! New files: created without a name, given space and contents, and named last.
 //!
 //! Source: open(2) `O_TMPFILE`, linkat(2), fallocate(2), copy_file_range(2), ioctl_ficlone(2).
 
@@ -22,8 +22,8 @@ use crate::format::ReadAt;
 
 /// Bytes moved at a time when the kernel cannot copy by itself.
 const COPY_BUFFER: usize = 1 << 20;
-/// Bytes asked of one `copy_file_range` call, so that a cancelled copy ends soon and whoever hashes the
-/// copy can follow closely.
+/// Bytes asked of one `copy_file_range` call, so that a cancelled copy ends soon and the thread that hashes the
+/// copy follows closely.
 const COPY_STEP: usize = 8 << 20;
 
 impl ReadAt for File {
@@ -31,13 +31,13 @@ impl ReadAt for File {
         FileExt::read_exact_at(self, buf, offset)
     }
 
-    /// Asked of the kernel each time; 0 when it does not answer.
+    /// Asks the kernel each time; 0 when it does not answer.
     fn size_bytes(&self) -> u64 {
         self.metadata().map_or(0, |metadata| metadata.len())
     }
 }
 
-/// Creates a file in `dir` that has no name yet: it is gone when its last descriptor closes.
+/// Creates a file in `dir` that has no name yet and goes away when its last descriptor closes.
 ///
 /// Errors: `Unsupported` where the file system has no such files.
 pub fn create_unnamed(dir: impl AsFd, mode: Mode) -> io::Result<File> {
@@ -52,13 +52,13 @@ pub fn create_unnamed(dir: impl AsFd, mode: Mode) -> io::Result<File> {
     }
 }
 
-/// Creates `name` in `dir`; errors when anything of that name exists, a dangling link too.
+/// Creates `name` in `dir`. Errors: anything of that name exists, even a dangling link.
 pub fn create_new(dir: impl AsFd, name: impl Arg, mode: Mode) -> io::Result<File> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::openat(dir, name, flags, mode)?))
 }
 
-/// Gives an unnamed file its name; errors with `AlreadyExists` when the name is taken.
+/// Gives an unnamed file its name. Errors: `AlreadyExists` when the name is taken.
 pub fn link_unnamed(file: &File, dir: impl AsFd, name: impl Arg + Copy) -> io::Result<()> {
     let dir = dir.as_fd();
     match rustix::fs::linkat(file, c"", dir, name, AtFlags::EMPTY_PATH) {
@@ -85,8 +85,8 @@ pub fn remove(dir: impl AsFd, name: impl Arg) -> io::Result<()> {
     }
 }
 
-/// Reserves `len` bytes from `offset` on without changing the size. `Ok(false)`: the file system
-/// cannot, or has not that much left; nothing is lost by writing without.
+/// Reserves `len` bytes from `offset` on without changing the size. Returns `false` when the file system cannot, or
+/// has not that much left; the caller may write all the same.
 pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, len) {
         Ok(()) => Ok(true),
@@ -97,8 +97,7 @@ pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     }
 }
 
-/// Makes `len` bytes from `offset` on read as zeros and gives their blocks back; the size stays.
-/// `Ok(false)`: the file system has no holes.
+/// Turns `len` bytes from `offset` on into a hole; the size stays. Returns `false` when the file system has no holes.
 pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     loop {
         match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
@@ -111,13 +110,13 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     }
 }
 
-/// Bytes of disk that the file occupies, preallocated ones included.
+/// Bytes of disk that the file occupies, including preallocated ones.
 pub fn allocated_bytes(file: &File) -> io::Result<u64> {
     let blocks = rustix::fs::fstat(file)?.st_blocks;
     Ok(u64::try_from(blocks).unwrap_or(0).saturating_mul(512))
 }
 
-/// Makes `to` share all blocks of `from`. `Ok(false)`: not on this file system, or not between these two.
+/// Makes `to` share all blocks of `from`. Returns `false` when this file system cannot, or not between these two files.
 pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     match rustix::fs::ioctl_ficlone(to, from) {
         Ok(()) => Ok(true),
@@ -187,7 +186,7 @@ fn copy_by_hand(
 }
 
 /// Takes an exclusive lock on the open file or directory; `false` when another open file holds one.
-/// It goes with the last duplicate of this descriptor.
+/// Closing the last duplicate of this descriptor releases it.
 pub fn lock_exclusive(fd: impl AsFd) -> io::Result<bool> {
     match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -199,9 +198,9 @@ pub fn lock_exclusive(fd: impl AsFd) -> io::Result<bool> {
 /// Size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// All of it.
+    /// Size of the file system.
     pub total_bytes: u64,
-    /// What an ordinary user may still take.
+    /// Free bytes that an ordinary user may take.
     pub available_bytes: u64,
 }
 
@@ -214,8 +213,8 @@ pub fn space(fd: impl AsFd) -> io::Result<Space> {
     })
 }
 
-/// Writes the file's data and metadata to disk. The result is final: after an error the kernel may
-/// have dropped the pages, so a second call proves nothing.
+/// Writes the file's data and metadata to disk. An error is final: the kernel may have dropped the pages, so the
+/// success of a second call proves nothing.
 pub fn sync(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::fsync(fd)?)
 }
@@ -235,7 +234,7 @@ pub fn random_hex() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// What stands under a name, the last component not followed.
+/// Kind of thing under a name, whose last component is not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occupant {
     /// Nothing.

@@ -1,4 +1,4 @@
-//! Sockets that a service manager opened for us.
+//! Sockets that a service manager opened for this process.
 //!
 //! Source: sd_listen_fds(3).
 

@@ -1,11 +1,10 @@
-//! One inode held fast: looked at, read and listed through a descriptor that cannot become another file.
+//! One inode, looked at and read through a descriptor that cannot become another file.
 //!
-//! A handle (`O_PATH`) opens nothing: a device does not notice, a fifo does not block. What it refers to
-//! is known before any of it is read, and reading goes through `/proc/self/fd`, which leads to that inode
-//! and no other, whatever its name stands for meanwhile. Calls that take a path could be given another
-//! file in between; those that take a descriptor do not take a handle (Linux 6.13's `getxattrat` refuses
-//! one as well), and opening a device to ask for its attributes is what must not happen. Of a regular file
-//! that is open anyway they are read through the open file, which takes a fifteenth of the time.
+//! A handle (`O_PATH`) opens nothing: a device does not notice, a fifo does not block. The caller looks at the inode's
+//! type before any of it is read, and reading goes through `/proc/self/fd`, which leads to that inode and no other,
+//! whatever its name stands for meanwhile. A call with a path might meet another file. A call with a descriptor takes
+//! no handle (Linux 6.13's `getxattrat` refuses one as well), and a device must not be opened to read its attributes.
+//! The attributes of a regular file that is open anyway are read through the open file, in a fifteenth of the time.
 //!
 //! Source: open(2) `O_PATH`, proc_pid_fd(5), listxattr(2), lseek(2) `SEEK_DATA`.
 
@@ -26,17 +25,17 @@ use rustix::{
 const LIST_BYTES: usize = 64 << 10;
 /// Largest value of an attribute, in bytes: `XATTR_SIZE_MAX`.
 const VALUE_BYTES: usize = 64 << 10;
-/// What nearly all values fit into.
+/// Length that nearly all values fit into, in bytes.
 const SHORT_VALUE_BYTES: usize = 256;
 
 /// A handle on one inode of any type.
 #[derive(Debug)]
 pub struct Handle(pub(super) OwnedFd);
 
-/// `/proc/self/fd`, opened once: the way to it is half of what opening a file through it takes.
+/// `/proc/self/fd`, opened once: walking to it takes half the time of opening a file through it.
 static PROC: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Errors unless `/proc/self/fd` is what this module needs it to be.
+/// Errors: there is no `/proc/self/fd` of procfs.
 pub fn require_proc() -> io::Result<()> {
     proc_fds().map(drop)
 }
@@ -54,30 +53,30 @@ fn proc_fds() -> io::Result<BorrowedFd<'static>> {
 }
 
 impl Handle {
-    /// The path under which the kernel finds this very inode.
+    /// Path that leads the kernel to this very inode.
     fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
-    /// Opens the inode for reading. Call it for a regular file only: others would notice.
+    /// Opens the inode for reading. Call it for regular files only: opening has effects on others.
     pub fn open_file(&self) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let name = self.0.as_raw_fd().to_string();
         Ok(File::from(rustix::fs::openat(proc_fds()?, name, flags, Mode::empty())?))
     }
 
-    /// Where a symbolic link points.
+    /// Target of a symbolic link.
     pub fn symlink_target(&self) -> io::Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.0, c"", Vec::new())?.into_bytes())
     }
 
-    /// The names of all extended attributes that this process may see, in the file system's order.
+    /// Names of all extended attributes that this process may see, in the file system's order.
     pub fn xattr_names(&self) -> io::Result<Vec<CString>> {
         let path = self.path();
         names(|| rustix::fs::listxattr_query(&path), |list| rustix::fs::listxattr(&path, list))
     }
 
-    /// The value of an extended attribute; `None` when there is no such attribute (any more).
+    /// Value of an extended attribute; `None` when there is none of that name (any more).
     pub fn xattr(&self, name: &CStr) -> io::Result<Option<Vec<u8>>> {
         let path = self.path();
         value(|value| rustix::fs::getxattr(&path, name, value))
@@ -98,7 +97,7 @@ fn names(
     query: impl FnOnce() -> rustix::io::Result<usize>,
     list: impl FnOnce(&mut [u8]) -> rustix::io::Result<usize>,
 ) -> io::Result<Vec<CString>> {
-    // Most files have none, and are told so without a buffer.
+    // Most files have none: asking for the length first saves the buffer.
     let len = match query() {
         Ok(len) => len,
         Err(Errno::OPNOTSUPP) => 0,
@@ -137,8 +136,8 @@ impl AsFd for Handle {
     }
 }
 
-/// The first data of `file` at or after byte `from`, as start and end; `None` when only a hole is left.
-/// A file system without holes calls everything data.
+/// Start and end of the first data of `file` at or after byte `from`; `None` when only a hole is left.
+/// On a file system without holes everything is data.
 pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
         Ok(start) => start,
@@ -147,7 +146,7 @@ pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     };
     match rustix::fs::seek(file, SeekFrom::Hole(start)) {
         Ok(end) => Ok(Some((start, end))),
-        // Cut off meanwhile.
+        // The file was truncated meanwhile.
         Err(Errno::NXIO) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -1,6 +1,6 @@
 //! Loop devices: whether a file is attached to one, and where its file system is mounted.
 //!
-//! Only looks, through sysfs and the mount table: no device is opened, nothing is attached or mounted.
+//! Reads sysfs and the mount table: no device is opened, nothing is attached or mounted.
 //!
 //! Source: loop(4); Linux `drivers/block/loop.c` (`backing_file`); proc_pid_mountinfo(5).
 
@@ -14,9 +14,9 @@ use std::{
 
 use super::dir::Dir;
 
-/// Where sysfs keeps the loop devices, among other devices without hardware.
+/// Directory of the loop devices in sysfs, among other devices without hardware.
 pub const DEVICES: &str = "/sys/devices/virtual/block";
-/// The directory above, for kernels that have no such device yet.
+/// Directory above [`DEVICES`], which exists before the first device does.
 const VIRTUAL: &str = "/sys/devices/virtual";
 /// Inode number of an ext4 file system's root directory.
 const EXT4_ROOT: u64 = 2;
@@ -26,15 +26,15 @@ const EXT4_ROOT: u64 = 2;
 pub struct LoopDevice {
     /// `loop0` and so on.
     pub name: String,
-    /// Its number, as in the status of every file on it.
+    /// Device number, as in the status of every file on the device.
     pub device: u64,
-    /// Whether the file that is attached could be looked at: another mount namespace may hide it.
+    /// The attached file could be looked at, and is the one asked for. Another mount namespace may hide it.
     pub is_certain: bool,
 }
 
-/// What a confined process must be able to read to see the loop devices.
+/// Directory that a confined process must be able to read to see the loop devices.
 ///
-/// sysfs has no directory for them before the first: then it is the one above.
+/// Before the first device there is only the one above.
 pub fn to_read() -> PathBuf {
     let devices = Path::new(DEVICES);
     if devices.exists() { devices } else { Path::new(VIRTUAL) }.to_owned()
@@ -42,7 +42,7 @@ pub fn to_read() -> PathBuf {
 
 /// The loop devices to which the file `path` is attached, whose device and inode number are `key`.
 ///
-/// Another file of the same last three components that cannot be looked at is reported as uncertain.
+/// A file whose path has the same last three components and cannot be looked at is reported as uncertain.
 /// Errors: sysfs cannot be read.
 pub fn attached(path: &Path, key: (u64, u64)) -> io::Result<Vec<LoopDevice>> {
     match attached_among(Path::new(DEVICES), path, key) {
@@ -92,7 +92,7 @@ fn attached_among(devices: &Path, path: &Path, key: (u64, u64)) -> io::Result<Ve
     Ok(found)
 }
 
-/// Whether the snapshot directories and all below them are the same.
+/// Whether both paths end in the same `snapshots/ID/FILE`.
 fn ends_alike(a: &Path, b: &Path) -> bool {
     let (mut a, mut b) = (a.components().rev(), b.components().rev());
     (0..3).all(|_| a.next() == b.next())
@@ -117,8 +117,8 @@ fn device_number(text: &str) -> Option<u64> {
 impl LoopDevice {
     /// The root directory of the ext4 file system on the device, where this process sees it mounted.
     ///
-    /// It is opened by the path in the mount table and then looked at: what else may lie there by now is
-    /// passed over. Errors: the mount table cannot be read.
+    /// The path comes from the mount table, and something else may be there by now. So its device and inode are
+    /// compared, and another directory is passed over. Errors: the mount table cannot be read.
     pub fn mounted_ext4(&self) -> io::Result<Option<(PathBuf, Dir)>> {
         let table = fs::read("/proc/self/mountinfo")?;
         for point in mount_points(&table, self.device) {

@@ -1,7 +1,7 @@
 //! Linux, as far as a differ needs it: files and directories reached by descriptor, never by a path
-//! that somebody else may change in between.
+//! that somebody else may change in between; threads and their capabilities.
 //!
-//! System calls under safe names and nothing more: what they are used for is decided by their callers.
+//! System calls under safe names and nothing more: the callers decide what they are for.
 //!
 //! Source: the manual pages of section 2; kernel 5.6 or later for `openat2`.
 

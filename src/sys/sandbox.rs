@@ -1,7 +1,7 @@
 //! Confining the process to the few directories it works in, with Landlock where the kernel has it.
 //!
-//! Best effort: an older kernel enforces less, one without Landlock nothing, and the caller is told which.
-//! Binds the calling thread and those it starts later. What is open already stays open.
+//! Best effort: an older kernel enforces less, one without Landlock nothing; [`Enforced`] says which.
+//! The rules bind the calling thread and those it starts later. Open files stay open.
 //!
 //! Its test is in `tests/daemon/sandbox.rs`, which is skipped by name on a kernel without Landlock.
 //!
@@ -14,14 +14,14 @@ use landlock::{
     RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
-/// The newest rules that are asked for. Later ones cut off unix sockets by path, which would cut off
-/// containerd when it restarts.
+/// Newest rules in use. Later ones forbid connecting to unix sockets by path, and containerd's is connected to again
+/// when it restarts.
 const NEWEST: ABI = ABI::V6;
 
-/// What the process may still reach.
+/// Paths that stay within reach.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Paths<'p> {
-    /// Directories where anything may be done.
+    /// Directories to read, write and create files in.
     pub read_write: &'p [&'p Path],
     /// Directories whose files may be read.
     pub read: &'p [&'p Path],
@@ -31,14 +31,14 @@ pub struct Paths<'p> {
     pub abstract_sockets: bool,
 }
 
-/// How much of it the kernel enforces.
+/// Confinement that the kernel enforces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enforced {
-    /// In words, for the log.
+    /// Name of the level for the log: `full`, `partial` or `none`.
     pub level: &'static str,
     /// The kernel's Landlock version, 0 without.
     pub abi: i32,
-    /// Directories that do not exist and are therefore out of reach until the next start.
+    /// Directories that do not exist, and so stay out of reach until the next start.
     pub missing: Vec<String>,
 }
 

@@ -31,7 +31,7 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
-/// A thread that ends before the scope it was started in.
+/// A thread that ends before its scope does.
 #[derive(Debug)]
 pub struct Scoped<'scope, T>(ScopedJoinHandle<'scope, Result<T>>);
 

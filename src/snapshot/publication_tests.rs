@@ -241,14 +241,9 @@ fn states(set: &FileSet) -> Vec<BTreeSet<String>> {
 fn a_layer_is_never_seen_beside_files_of_another_one() {
     for set in [&TWO, &BESIDE] {
         let [first, last] = *set.0 else { panic!("{set:?}") };
-        let state = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
         let (new_first, new_last) = (format!("+{first}"), format!("+{last}"));
-        let want = [
-            state(&[first.into(), last.into()]),
-            state(&[first.into()]),
-            state(&[new_first.clone()]),
-            state(&[new_first, new_last]),
-        ];
+        let want = [vec![first, last], vec![first], vec![&new_first], vec![&new_first, &new_last]];
+        let want = want.map(|names| names.into_iter().map(String::from).collect::<BTreeSet<_>>());
         assert_eq!(states(set), want);
     }
     // A single file is replaced at once.

@@ -117,10 +117,10 @@ pub(super) fn check_options(
                 return refuse(name, value, "a comma or an escape in a path");
             }
         }
-        if let Some(Word::Path(value)) = entry.work.first.map(Word::of) {
-            if home.is_none_or(|home| home.place(value, Leaf::Work) != Place::Snapshot(home.id)) {
-                return refuse("workdir", value, "not beside the upper directory");
-            }
+        if let Some(Word::Path(value)) = entry.work.first.map(Word::of)
+            && home.is_none_or(|home| home.place(value, Leaf::Work) != Place::Snapshot(home.id))
+        {
+            return refuse("workdir", value, "not beside the upper directory");
         }
         for &value in &entry.devices {
             if !matches!(placed(value, Leaf::Layer), Place::Snapshot(_)) && !is_shared(value) {

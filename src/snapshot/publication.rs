@@ -220,7 +220,8 @@ impl Publication {
         given: &mut Vec<&'p Place>,
     ) -> Result<(), PublishError> {
         let Some(((last, last_file), first)) = files.split_last_mut() else { return Ok(()) };
-        if !first.is_empty() {
+        let is_alone = first.is_empty();
+        if !is_alone {
             self.make_way(last, sync)?;
         }
         for (place, file) in first {
@@ -232,7 +233,8 @@ impl Publication {
             }
         }
         let replaced = last_file.give_name(last)?;
-        if !replaced {
+        // A layer in the place of an older one is of use, unless files beside it are taken back.
+        if !(is_alone && replaced) {
             given.push(last);
         }
         if sync {

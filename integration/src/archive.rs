@@ -9,6 +9,8 @@ use std::process::Command;
 use anyhow::Context as _;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
+pub use testkit::random::noise;
+
 use crate::host;
 
 /// How GNU tar spells what the plain header cannot hold.
@@ -121,21 +123,6 @@ impl Tree {
         std::fs::remove_dir_all(&self.root)?;
         Ok(())
     }
-}
-
-/// Bytes that do not compress and are the same on every run.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        // xorshift64*
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// Text that gzip makes small: `len` bytes that differ with `seed`.

@@ -1,6 +1,5 @@
 //! dockerd on top of a set-up: docker's own commands, with images in containerd's store and containerd's snapshots.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +10,7 @@ use testkit::Need;
 
 use crate::daemon::Daemon;
 use crate::env::{Env, wait_until};
-use crate::tree::{self, Node};
+use crate::tree::{self, Tree};
 use crate::{host, image};
 
 /// Who makes the layers of builds.
@@ -127,7 +126,7 @@ impl Docker {
     }
 
     /// The tree of an image that is unpacked.
-    pub fn tree(&self, image: &str) -> anyhow::Result<BTreeMap<PathBuf, Node>> {
+    pub fn tree(&self, image: &str) -> anyhow::Result<Tree> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let layers = self.run(&["image", "inspect", "--format", "{{json .RootFS.Layers}}", image])?;
         let layers: Vec<String> = serde_json::from_str(&layers)?;

@@ -17,10 +17,12 @@ pub mod mounts;
 pub mod namespace;
 pub mod need;
 pub mod node;
+pub mod random;
 pub mod strace;
 pub mod suite;
 pub mod tree;
 pub mod unit_filter;
 
+pub use libtest_mimic::Failed;
 pub use need::Need;
 pub use suite::Suite;

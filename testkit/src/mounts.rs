@@ -12,8 +12,31 @@ use std::{
 use libtest_mimic::Failed;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// An overlay mount, until dropped.
-pub struct Overlay(PathBuf);
+/// A mount, until dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Mounts `source` on the directory `at`. Images are mounted to be read.
+    pub fn new(source: &Path, at: &Path, kind: &str, options: &str) -> Result<Self, Failed> {
+        let options = CString::new(options)?;
+        let flags = if kind == "erofs" { MountFlags::RDONLY } else { MountFlags::empty() };
+        mount(source, at, kind, flags, Some(options.as_c_str()))
+            .map_err(|error| format!("mount {kind} {}: {error}", options.to_string_lossy()))?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// An overlay mount on a directory of its own, until dropped.
+pub struct Overlay {
+    at: PathBuf,
+    mounted: Option<Mounted>,
+}
 
 impl Overlay {
     /// `lowers`, the newest first, below `upper` (its upper and its work directory), if there is one.
@@ -25,20 +48,19 @@ impl Overlay {
             options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
             options += ",redirect_dir=off,metacopy=off,index=off,xino=off";
         }
-        let options = CString::new(options)?;
-        mount("overlay", &at, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
-        Ok(Self(at))
+        let mounted = Some(Mounted::new(Path::new("overlay"), &at, "overlay", &options)?);
+        Ok(Self { at, mounted })
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.at
     }
 }
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.0);
+        drop(self.mounted.take());
+        let _ = fs::remove_dir(&self.at);
     }
 }
 

@@ -90,8 +90,17 @@ pub fn names(directory: &Path) -> Vec<String> {
 
 // --- a tree of the file system ---------------------------------------------------------------
 
-/// Reads the tree below `root` as the kernel shows it.
+/// Reads the tree below `root` as the kernel shows it, but for labels of this host's policy: no layer has these.
 pub fn scan(root: &Path) -> Result<Tree, Failed> {
+    let mut tree = scan_with_labels(root)?;
+    for node in tree.values_mut() {
+        node.xattrs.remove(&b"security.selinux"[..]);
+    }
+    Ok(tree)
+}
+
+/// Reads the tree below `root` with all that the kernel shows of it.
+pub fn scan_with_labels(root: &Path) -> Result<Tree, Failed> {
     let mut tree = Tree::new();
     let mut groups = HashMap::new();
     let mut pending = vec![Vec::new()];
@@ -136,13 +145,10 @@ fn at(root: &Path, name: &[u8]) -> PathBuf {
 
 fn kind(path: &Path, meta: &Metadata) -> Result<Kind, Failed> {
     let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-    Ok(match rustix::fs::FileType::from_raw_mode(meta.mode()) {
+    let kind = match rustix::fs::FileType::from_raw_mode(meta.mode()) {
         rustix::fs::FileType::RegularFile => {
-            let (read, sha256) = hash(File::open(path)?)?;
-            if read != meta.len() {
-                return Err(format!("{}: {read} bytes read, size {}", path.display(), meta.len()).into());
-            }
-            Kind::Regular { size_bytes: read, sha256 }
+            let (size_bytes, sha256) = hash(File::open(path)?)?;
+            Kind::Regular { size_bytes, sha256 }
         }
         rustix::fs::FileType::Directory => Kind::Directory,
         rustix::fs::FileType::Symlink => {
@@ -153,7 +159,18 @@ fn kind(path: &Path, meta: &Metadata) -> Result<Kind, Failed> {
         rustix::fs::FileType::Fifo => Kind::Fifo,
         rustix::fs::FileType::Socket => Kind::Socket,
         rustix::fs::FileType::Unknown => return Err(format!("{}: of no known type", path.display()).into()),
-    })
+    };
+    let size_bytes = match &kind {
+        // A matter of the file system.
+        Kind::Directory => meta.len(),
+        Kind::Regular { size_bytes, .. } => *size_bytes,
+        Kind::Symlink { target } => target.len() as u64,
+        Kind::Char { .. } | Kind::Block { .. } | Kind::Fifo | Kind::Socket => 0,
+    };
+    if meta.len() != size_bytes {
+        return Err(format!("{}: {size_bytes} bytes read, size {}", path.display(), meta.len()).into());
+    }
+    Ok(kind)
 }
 
 fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Failed> {
@@ -165,10 +182,6 @@ fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Failed> {
         return Ok(found);
     }
     for name in list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        // A label of this host's policy is not the layer's.
-        if name == b"security.selinux" {
-            continue;
-        }
         let mut value = vec![0_u8; 1 << 16];
         let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
         value.truncate(len);

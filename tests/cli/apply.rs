@@ -7,9 +7,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use flate2::{Compression, write::GzEncoder};
 use plywood::digest::Digest;
-use testkit::Suite;
+use testkit::{Suite, archive::gzip};
 
 pub fn add(suite: &mut Suite) {
     testkit::tests![suite, &[];
@@ -51,12 +50,6 @@ fn archive() -> Vec<u8> {
         builder.append_data(&mut header, name, &data[..]).expect("the header is good");
     }
     builder.into_inner().expect("memory takes everything")
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
 }
 
 fn text(path: &Path) -> &str {

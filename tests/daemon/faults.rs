@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use plywood::apply::Request;
-
 use testkit::containerd::Fault;
 
 use super::harness::*;

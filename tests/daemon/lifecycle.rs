@@ -11,7 +11,6 @@ use std::{
 };
 
 use rustix::process::Signal;
-
 use testkit::containerd::Fault;
 
 use super::harness::*;

@@ -40,7 +40,7 @@ use plywood::{
     tree::{Attributes, Body, Device, Entry, Extent, FileType, Timestamp, Xattr},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use testkit::{Need, Suite, host::program, mkfs};
+use testkit::{Need, Suite, host::program, mkfs, random::Random};
 
 /// Accepted mutants without another wish: a few seconds.
 const MUTANTS: u64 = 300;
@@ -231,28 +231,6 @@ fn ours(bits: u8) -> Result<Vec<u8>, Failed> {
     Ok(writer.finish()?.0)
 }
 
-/// Numbers that look random, and are the same for one seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
-
 /// Values at the edges of fields.
 const EDGES: &[u64] = &[
     0,
@@ -305,9 +283,9 @@ fn mutant(base: &Base, number: u64) -> Vec<u8> {
     let mut random = Random(number);
     let mut bytes = base.bytes.clone();
     for _ in 0..=random.below(3) {
-        let width = random.pick(&[1_usize, 2, 2, 4, 4, 8]);
+        let width = *random.of(&[1_usize, 2, 2, 4, 4, 8]);
         let place = |random: &mut Random, width: usize| {
-            let (at, len) = random.pick(&base.places);
+            let (at, len) = *random.of(&base.places);
             let at = at + random.below(len);
             (at - at % width).min(base.bytes.len() - width)
         };
@@ -315,8 +293,8 @@ fn mutant(base: &Base, number: u64) -> Vec<u8> {
         let word: u64 = bytes[at..at + width].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         let value = match random.below(8) {
             0 | 1 => word ^ 1 << random.below(8 * width),
-            2 | 3 => random.pick(EDGES),
-            4 => word.wrapping_add(random.pick(&[1, 2, 4, 8, u64::MAX, u64::MAX - 1, 32, 4096])),
+            2 | 3 => *random.of(EDGES),
+            4 => word.wrapping_add(*random.of(&[1, 2, 4, 8, u64::MAX, u64::MAX - 1, 32, 4096])),
             5 => random.next(),
             6 => {
                 let other = place(&mut random, width);
@@ -328,7 +306,7 @@ fn mutant(base: &Base, number: u64) -> Vec<u8> {
             _ => {
                 // A record over another.
                 let (from, to) = (place(&mut random, 32), place(&mut random, 32));
-                let len = random.pick(&[32, 64]).min(bytes.len() - from.max(to));
+                let len = (*random.of(&[32, 64])).min(bytes.len() - from.max(to));
                 bytes.copy_within(from..from + len, to);
                 continue;
             }

@@ -18,7 +18,6 @@ use plywood::{
         reader::Image,
     },
 };
-
 use testkit::{Need, Suite, mkfs};
 
 use super::{

@@ -25,8 +25,7 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestError, TestRunner},
 };
-
-use testkit::{Need, Suite, host::program};
+use testkit::{Need, Suite, host::program, mounts::Mounted};
 
 use super::{
     layer_model::{Listing, Model},
@@ -351,23 +350,20 @@ fn pieces_do_not_matter() -> Result<(), Failed> {
 }
 
 /// A file system that is mounted as long as this lives.
-struct Mounted {
+struct MountPoint {
+    _mounted: Mounted,
     dir: tempfile::TempDir,
 }
 
-impl Mounted {
+impl MountPoint {
     fn at(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
 
     fn new(kind: &str, source: &Path, dir: tempfile::TempDir, data: &str) -> Result<Self, Failed> {
-        let mounted = Self { dir };
-        fs::create_dir_all(mounted.at())?;
-        let flags = rustix::mount::MountFlags::RDONLY;
-        let data = std::ffi::CString::new(data)?;
-        rustix::mount::mount(source, mounted.at(), kind, flags, Some(data.as_c_str()))
-            .map_err(|error| format!("mount of {kind}: {error}"))?;
-        Ok(mounted)
+        let at = dir.path().join("mnt");
+        fs::create_dir_all(&at)?;
+        Ok(Self { _mounted: Mounted::new(source, &at, kind, data)?, dir })
     }
 
     fn image(image: &[u8]) -> Result<Self, Failed> {
@@ -378,17 +374,11 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.at(), rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 fn random_layers_in_the_kernel() -> Result<(), Failed> {
     check(80, layers(), |(items, options)| {
         let (items, want) = accepted(items);
         let (image, _) = written(&items, &options)?;
-        let mounted = Mounted::image(&image).map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
+        let mounted = MountPoint::image(&image).map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
         assert_same(listing::by_kernel(&mounted.at()), &want, "the kernel")
     })
 }
@@ -461,10 +451,10 @@ fn deletions_hide() -> Result<(), Failed> {
         [".wh.a", "b/.wh.gone", "c/.wh..wh..opq", "c/new", ".wh.d", "d/new", "f/.wh.nothing", "f/file"]
             .map(file)
             .into();
-    let lower = Mounted::image(&write(&lower, &Options::default()).unwrap().0)?;
-    let upper = Mounted::image(&write(&upper, &Options::default()).unwrap().0)?;
+    let lower = MountPoint::image(&write(&lower, &Options::default()).unwrap().0)?;
+    let upper = MountPoint::image(&write(&upper, &Options::default()).unwrap().0)?;
     let options = format!("lowerdir={}:{}", upper.at().display(), lower.at().display());
-    let merged = Mounted::new("overlay", Path::new("overlay"), tempfile::tempdir()?, &options)?;
+    let merged = MountPoint::new("overlay", Path::new("overlay"), tempfile::tempdir()?, &options)?;
     let names: Vec<String> = listing::by_kernel(&merged.at())
         .keys()
         .map(|name| String::from_utf8_lossy(name).into_owned())

@@ -1,18 +1,13 @@
 //! The same [`Listing`] of an image, read by four independent programs or not so independent ones.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Read,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
-    path::Path,
-};
+use std::{collections::BTreeMap, ffi::OsStr, fs, io::Read, os::unix::ffi::OsStrExt, path::Path};
 
 use erofs_rs::{EroFS, backend::SliceImage};
 use plywood::{
     format::erofs::{Nid, inode::Data, reader::Image},
     tree::{Attributes, Device, FileType, Timestamp},
 };
+use testkit::tree::{self, Kind};
 
 use super::layer_model::{Listed, Listing};
 
@@ -142,61 +137,40 @@ pub fn of_erofs_rs(image: &EroFS<SliceImage<'_>>) -> Listing {
 
 /// Read through a mounted file system.
 pub fn by_kernel(root: &Path) -> Listing {
+    let tree = tree::scan_with_labels(root).unwrap();
     let mut listing = Listing::new();
     let mut inodes = BTreeMap::new();
-    let mut open = vec![root.to_owned()];
-    while let Some(path) = open.pop() {
-        let found = fs::symlink_metadata(&path).unwrap();
-        let mode = u16::try_from(found.mode()).unwrap();
-        let file_type = FileType::from_mode(mode).unwrap();
-        let mut data = Vec::new();
-        match file_type {
-            FileType::Directory => {
-                open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+    for (name, node) in tree {
+        let device = |major, minor| Some(Device { major, minor });
+        let (file_type, size_bytes, device, data) = match node.kind {
+            Kind::Regular { size_bytes, .. } => {
+                let path = root.join(OsStr::from_bytes(&name));
+                (FileType::Regular, size_bytes, None, fs::read(path).unwrap())
             }
-            FileType::Regular => data = fs::read(&path).unwrap(),
-            FileType::Symlink => data = fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec(),
-            _ => {}
-        }
-        let is_device = matches!(file_type, FileType::CharDevice | FileType::BlockDevice);
-        let number = found.rdev();
-        let listed = Listed {
-            file_type,
-            attributes: Attributes {
-                mode: mode & 0o7777,
-                uid: found.uid(),
-                gid: found.gid(),
-                mtime: Timestamp {
-                    seconds: found.mtime(),
-                    nanoseconds: u32::try_from(found.mtime_nsec()).unwrap(),
-                },
-            },
-            nlink: u32::try_from(found.nlink()).unwrap(),
-            size_bytes: if file_type == FileType::Directory { 0 } else { found.size() },
-            device: is_device
-                .then(|| Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) }),
-            data,
-            xattrs: xattrs_of(&path),
-            first_name: Vec::new(),
+            Kind::Directory => (FileType::Directory, 0, None, Vec::new()),
+            Kind::Symlink { target } => (FileType::Symlink, target.len() as u64, None, target),
+            Kind::Char { major, minor } => (FileType::CharDevice, 0, device(major, minor), Vec::new()),
+            Kind::Block { major, minor } => (FileType::BlockDevice, 0, device(major, minor), Vec::new()),
+            Kind::Fifo => (FileType::Fifo, 0, None, Vec::new()),
+            Kind::Socket => (FileType::Socket, 0, None, Vec::new()),
         };
-        let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
-        inodes.insert(name.clone(), found.ino());
-        assert!(listing.insert(name, listed).is_none(), "a name is listed twice");
+        let (seconds, nanoseconds) = node.mtime;
+        let attributes = Attributes {
+            mode: u16::try_from(node.mode).unwrap(),
+            uid: node.uid,
+            gid: node.gid,
+            mtime: Timestamp { seconds, nanoseconds },
+        };
+        if file_type != FileType::Directory {
+            inodes.insert(name.clone(), node.link_group);
+        }
+        let nlink = u32::try_from(node.nlink).unwrap();
+        // Directories have one name each.
+        let first_name = name.clone();
+        let xattrs = node.xattrs;
+        let listed = Listed { file_type, attributes, nlink, size_bytes, device, data, xattrs, first_name };
+        listing.insert(name, listed);
     }
     join_names(&mut listing, &inodes);
     listing
-}
-
-fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let mut names = vec![0; 1 << 16];
-    let len = rustix::fs::llistxattr(path, &mut names).unwrap();
-    let names = names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    names
-        .map(|name| {
-            let mut value = vec![0; 1 << 16];
-            let len = rustix::fs::lgetxattr(path, name, &mut value).unwrap();
-            value.truncate(len);
-            (name.to_vec(), value)
-        })
-        .collect()
 }

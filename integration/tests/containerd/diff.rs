@@ -16,7 +16,7 @@ use plywood_integration::calls::{Caller, Differ};
 use plywood_integration::env::{Env, Setup, wait_until};
 use plywood_integration::host;
 use plywood_integration::image::{self, Coding, Image, Layer};
-use plywood_integration::tree::{self, Node, carried};
+use plywood_integration::tree::{self, Tree, carried};
 
 use crate::Suite;
 
@@ -122,13 +122,7 @@ fn gunzip(blob: &[u8]) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Applies a gzip layer to the layers below it, by GNU tar and by Plywood; both must give `want`.
-fn leads_to(
-    env: &Env,
-    below: &[PathBuf],
-    parent: &str,
-    blob: &[u8],
-    want: &BTreeMap<PathBuf, Node>,
-) -> anyhow::Result<()> {
+fn leads_to(env: &Env, below: &[PathBuf], parent: &str, blob: &[u8], want: &Tree) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let tar = gunzip(blob)?;
     let file = scratch.path().join("diff.tar");
@@ -143,7 +137,7 @@ fn leads_to(
 }
 
 /// Applies a layer on a parent by Plywood and compares what the kernel then shows.
-fn applied(env: &Env, parent: &str, layer: &Layer, want: &BTreeMap<PathBuf, Node>) -> anyhow::Result<()> {
+fn applied(env: &Env, parent: &str, layer: &Layer, want: &Tree) -> anyhow::Result<()> {
     let caller = env.caller()?;
     caller.ingest(layer)?;
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -301,7 +295,7 @@ fn without_mounts(env: &mut Env) -> anyhow::Result<()> {
     let whole = caller.view("erofs", "whole", pulled.top())?;
     for differ in [Differ::Plywood, Differ::Service] {
         let found = caller.diff(differ, request(whole.clone(), Vec::new()), None)?;
-        leads_to(env, &pulled.files, pulled.top(), &fetched(&caller, &found)?.blob, &BTreeMap::new())
+        leads_to(env, &pulled.files, pulled.top(), &fetched(&caller, &found)?.blob, &Tree::new())
             .with_context(|| format!("{differ:?}"))?;
         let found = caller.diff(differ, request(Vec::new(), Vec::new()), None)?;
         anyhow::ensure!(gunzip(&fetched(&caller, &found)?.blob)? == [0; 1024], "no empty archive: {found:?}");
@@ -580,7 +574,7 @@ fn overlayfs(env: &mut Env) -> anyhow::Result<()> {
         if differ == Differ::Service {
             // The walking differ writes no other attributes.
             for node in want.values_mut().chain(found.values_mut()) {
-                node.xattrs.retain(|name, _| name == "security.capability");
+                node.xattrs.retain(|name, _| name == b"security.capability");
             }
         }
         tree::ensure_equal(&want, &found).with_context(|| format!("written by {name}"))?;

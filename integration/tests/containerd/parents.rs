@@ -1,12 +1,12 @@
 //! Layers that list none of their directories, on top of one that has them in every kind: a container sees what it
 //! sees when containerd unpacks the same image with its own differ into the overlayfs snapshotter.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
 
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::image::{Coding, Image, Layer};
-use plywood_integration::tree::{self, Node};
+use plywood_integration::tree::{self, Kind, Tree};
+use testkit::tree::count_links;
 
 use crate::Suite;
 
@@ -160,9 +160,9 @@ fn like_on_overlayfs(env: &mut Env) -> anyhow::Result<()> {
     };
     anyhow::ensure!(want.len() == DIRECTORIES.len(), "{want:?}");
     for (name, mode, [uid, gid], ..) in DIRECTORIES {
-        let found = &want[Path::new(name)];
+        let found = &want[name.as_bytes()];
         let owner = (u32::try_from(uid)?, u32::try_from(gid)?);
-        anyhow::ensure!((found.mode, found.owner) == (mode, owner), "{name}: {found:?}");
+        anyhow::ensure!((found.mode, (found.uid, found.gid)) == (mode, owner), "{name}: {found:?}");
     }
     let mut numbers = Random(0x9E37_79B9_7F4A_7C15);
     for number in 0..IMAGES {
@@ -176,7 +176,7 @@ fn like_on_overlayfs(env: &mut Env) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn compare(env: &Env, name: &str, image: &Image, base: &BTreeMap<PathBuf, Node>) -> anyhow::Result<()> {
+fn compare(env: &Env, name: &str, image: &Image, base: &Tree) -> anyhow::Result<()> {
     let reference = env.push(name, image)?;
     env.pull(&reference, "erofs", &[])?;
     env.pull(&reference, "overlayfs", &[])?;
@@ -192,9 +192,12 @@ fn compare(env: &Env, name: &str, image: &Image, base: &BTreeMap<PathBuf, Node>)
     tree::ensure_equal(&comparable(theirs), &comparable(ours))
 }
 
-fn directories(tree: &BTreeMap<PathBuf, Node>) -> BTreeMap<PathBuf, Node> {
-    let listed = |name: &Path| DIRECTORIES.iter().any(|(listed, ..)| Path::new(listed) == name);
-    tree.iter().filter(|(name, _)| listed(name)).map(|(name, node)| (name.clone(), node.clone())).collect()
+fn directories(tree: &Tree) -> Tree {
+    let listed = |name: &[u8]| DIRECTORIES.iter().any(|(listed, ..)| listed.as_bytes() == name);
+    let mut tree = tree.clone();
+    tree.retain(|name, _| listed(name));
+    count_links(&mut tree);
+    tree
 }
 
 /// A tree without what containerd's own differ does not take from the layers below.
@@ -203,14 +206,14 @@ fn directories(tree: &BTreeMap<PathBuf, Node>) -> BTreeMap<PathBuf, Node> {
 /// attributes but for `trusted.*`, so that those are lost. The root is the snapshotter's. Files get an access-control
 /// list from the kernel when their directory has a default one; no layer here gives them any. Source: containerd
 /// `pkg/archive/tar.go`, `mkparent`, and `tar_unix.go`, `copyDirInfo` and `copyUpXAttrs`.
-fn comparable(mut tree: BTreeMap<PathBuf, Node>) -> BTreeMap<PathBuf, Node> {
-    tree.remove(Path::new(""));
-    for node in tree.values_mut().filter(|node| node.kind == "directory") {
+fn comparable(mut tree: Tree) -> Tree {
+    tree.remove(&b""[..]);
+    for node in tree.values_mut().filter(|node| node.kind == Kind::Directory) {
         node.mtime = (0, 0);
-        node.xattrs.retain(|name, _| !name.starts_with("trusted."));
+        node.xattrs.retain(|name, _| !name.starts_with(b"trusted."));
     }
-    for node in tree.values_mut().filter(|node| node.kind == "file") {
-        node.xattrs.remove("system.posix_acl_access");
+    for node in tree.values_mut().filter(|node| matches!(node.kind, Kind::Regular { .. })) {
+        node.xattrs.remove(&b"system.posix_acl_access"[..]);
     }
     tree
 }

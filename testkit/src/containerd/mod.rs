@@ -33,11 +33,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::archive;
 
-pub use leases::LeaseView;
-pub use writes::{Message, WriteFault};
-
 use content::content_server::{Content, ContentServer};
 use introspection::introspection_server::{Introspection, IntrospectionServer};
+pub use leases::LeaseView;
+pub use writes::{Message, WriteFault};
 
 /// Bytes of one message that is sent; containerd's own.
 const MESSAGE: usize = 1 << 20;

@@ -31,8 +31,9 @@ use rustix::{
     io::Errno,
 };
 use tempfile::TempDir;
+use testkit::mounts::Mounted;
 
-use super::{Mounted, compare, layer};
+use super::{compare, layer};
 
 /// What no file of a layer holds.
 const SECRET: &[u8] = b"SECRET OF THE HOST";

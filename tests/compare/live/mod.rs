@@ -10,7 +10,6 @@ mod overlay;
 
 use std::{env, path::Path};
 
-use libtest_mimic::Failed;
 use plywood::{
     call::Cancel,
     compare::{
@@ -26,7 +25,6 @@ use plywood::{
     tree::Entry,
     view::{Control, DirectoryView, View},
 };
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use testkit::{Need, Suite};
 
 pub fn add(suite: &mut Suite) {
@@ -66,25 +64,6 @@ pub fn add(suite: &mut Suite) {
         ("hostile: a mount inside the layer", root, hostile::mounted_inside),
     ] {
         suite.test(name, needs, run);
-    }
-}
-
-/// A mount, until dropped.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn new(source: &Path, at: &'a Path, kind: &str, options: &str) -> Result<Self, Failed> {
-        let options = std::ffi::CString::new(options)?;
-        let flags = if kind == "erofs" { MountFlags::RDONLY } else { MountFlags::empty() };
-        mount(source, at, kind, flags, Some(options.as_c_str()))
-            .map_err(|error| format!("mount {kind} {}: {error}", options.to_string_lossy()))?;
-        Ok(Self(at))
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = unmount(self.0, UnmountFlags::DETACH);
     }
 }
 

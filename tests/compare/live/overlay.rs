@@ -21,9 +21,12 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 use tempfile::TempDir;
-use testkit::tree::{self, Kind as Type, Tree};
+use testkit::{
+    mounts::Mounted,
+    tree::{self, Kind as Type, Tree},
+};
 
-use super::{Image, Mounted, compare, layer};
+use super::{Image, compare, layer};
 
 /// The directories of an overlay.
 struct Places {
@@ -47,7 +50,7 @@ impl Places {
         Ok(Self { image: place("image"), _scratch: scratch, lower, upper, work, top, merged })
     }
 
-    fn mount(&self, options: &str) -> Result<Mounted<'_>, Failed> {
+    fn mount(&self, options: &str) -> Result<Mounted, Failed> {
         let show = |path: &Path| path.display().to_string();
         let (lower, upper, work) = (show(&self.lower), show(&self.upper), show(&self.work));
         let options = format!("lowerdir={lower},upperdir={upper},workdir={work}{options}");

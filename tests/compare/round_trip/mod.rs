@@ -18,17 +18,17 @@ use std::{
 };
 
 use libtest_mimic::Failed;
+use merge::merge;
+use mutate::{change, make};
 use tempfile::TempDir;
 use testkit::{
     Need, Suite,
     host::{plywood, program, run},
     images::{Mounted, apply},
     mounts::Overlay,
+    random::Random,
     tree::{Kind, Tree, compare, count_links, scan, split},
 };
-
-use merge::merge;
-use mutate::{Random, change, make};
 
 /// Rounds in one trial, each on top of the one before; between trials the tree begins anew.
 const CHAIN: u64 = 5;

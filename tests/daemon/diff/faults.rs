@@ -7,7 +7,6 @@ use std::{
 
 use plywood::compare::Request;
 use rustix::process::Signal;
-
 use testkit::containerd::WriteFault;
 
 use super::{

@@ -3,7 +3,6 @@
 use std::{fs, path::Path};
 
 use plywood::snapshot::Mount;
-
 use testkit::{host, images, mounts::Overlay};
 
 use super::{

@@ -8,7 +8,6 @@ use std::{
 };
 
 use plywood::{digest::Digest, snapshot::Mount};
-
 use testkit::tree::Tree;
 
 use super::{

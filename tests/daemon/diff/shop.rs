@@ -10,7 +10,6 @@ use std::{
 
 use plywood::{compare::Request, digest::Digest, rpc::convert, snapshot::Mount};
 use rustix::fs::{CWD, FileType, Mode as Permissions, XattrFlags, makedev};
-
 use testkit::{
     host,
     images::{self, Mounted},

@@ -7,7 +7,6 @@ use std::{
 };
 
 use plywood::{compare::Request, tree::Timestamp};
-
 use testkit::containerd::WriteFault;
 
 use super::{

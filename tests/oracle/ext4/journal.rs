@@ -9,7 +9,6 @@ use std::{
 
 use libtest_mimic::{Completion, Failed};
 use plywood::format::ext4::reader::{Extent, Image, Place};
-
 use testkit::{Need, Suite};
 
 use super::{

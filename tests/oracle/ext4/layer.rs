@@ -14,7 +14,6 @@ use plywood::{
     tree::{Extent, FileType, Timestamp, Xattr},
     view::{At, Control, DirectoryView, Ext4View, Node, View, Volume},
 };
-
 use testkit::Suite;
 
 use super::{

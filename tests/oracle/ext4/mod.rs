@@ -21,7 +21,6 @@ use plywood::{
     },
     tree::FileType,
 };
-
 use testkit::{Need, Suite};
 
 use super::{

@@ -7,9 +7,7 @@ use std::{
 };
 
 use libtest_mimic::Failed;
-use testkit::host::plywood;
-
-use super::pack::noise;
+use testkit::{host::plywood, random::noise};
 
 /// The small stream, in MiB: enough for every buffer to have been used.
 const SMALL_MIB: u64 = 64;

@@ -10,7 +10,7 @@ use std::{
 
 use libtest_mimic::Failed;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev};
-use testkit::host::run;
+use testkit::{host::run, random::noise};
 
 /// How GNU tar spells what a plain header cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,18 +174,4 @@ fn set_times(root: &Path) -> Result<(), Failed> {
         rustix::fs::utimensat(CWD, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
-}
-
-/// Bytes that do not compress and are the same on every run (xorshift64*).
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }

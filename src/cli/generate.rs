@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::CommandFactory as _;
-
 use super::output;
 use crate::error::{Error, Kind};
 
@@ -29,16 +27,15 @@ pub struct Man {
     pub directory: Option<PathBuf>,
 }
 
-/// Prints the completion script.
-pub fn completions(arguments: &Completions) -> Result<(), Error> {
+/// Prints the completion script of `command`.
+pub fn completions(arguments: &Completions, command: &mut clap::Command) -> Result<(), Error> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "plywood", &mut script);
+    clap_complete::generate(arguments.shell, command, "plywood", &mut script);
     output::result(&String::from_utf8_lossy(&script))
 }
 
-/// Prints the manual page, or writes one file per subcommand.
-pub fn man(arguments: &Man) -> Result<(), Error> {
-    let command = super::Arguments::command();
+/// Prints the manual page of `command`, or writes one file per subcommand.
+pub fn man(arguments: &Man, command: clap::Command) -> Result<(), Error> {
     let Some(directory) = &arguments.directory else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command)
@@ -58,12 +55,14 @@ pub fn man(arguments: &Man) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::CommandFactory as _;
+
+    use super::{super::Arguments, *};
 
     #[test]
     fn one_manual_page_is_written_per_command() {
         let directory = tempfile::tempdir().unwrap();
-        man(&Man { directory: Some(directory.path().to_owned()) }).unwrap();
+        man(&Man { directory: Some(directory.path().to_owned()) }, Arguments::command()).unwrap();
         for page in ["plywood.1", "plywood-config.1", "plywood-config-default.1"] {
             let text = std::fs::read_to_string(directory.path().join(page)).unwrap();
             assert!(text.contains(".SH"), "{page}");

@@ -20,7 +20,7 @@ mod stack;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::output::Json;
 
@@ -90,8 +90,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
-        Command::Completions(arguments) => generate::completions(&arguments),
-        Command::Man(arguments) => generate::man(&arguments),
+        Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),
+        Command::Man(arguments) => generate::man(&arguments, Arguments::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

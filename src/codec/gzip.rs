@@ -7,7 +7,7 @@
 
 use zlib_rs::{Inflate, InflateError, InflateFlush, Status, crc32::crc32};
 
-use super::{CodecError, Decoder};
+use super::{decoder::Decoder, error::CodecError};
 use crate::limits::GZIP_HEADER_BYTES;
 
 /// ID1 and ID2, the first bytes of every member.

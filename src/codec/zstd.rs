@@ -8,7 +8,7 @@
 
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-use super::{CodecError, Decoder};
+use super::{decoder::Decoder, error::CodecError};
 
 const MAGIC: u32 = 0xfd2f_b528;
 /// First of the sixteen magic numbers of skippable frames; the other fifteen follow it.

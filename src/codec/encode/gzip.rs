@@ -12,7 +12,10 @@ use zlib_rs::{
     crc32::{crc32, crc32_combine},
 };
 
-use super::{CodecError, Coded, Coding};
+use super::{
+    super::{coding::Coding, error::CodecError},
+    coded::Coded,
+};
 
 /// Block length in bytes. From 256 KiB on the output is within 0.1 % of that of a single piece.
 /// Longer blocks only leave threads idle at the end of small layers.

@@ -8,10 +8,12 @@
 //!
 //! Source: `docs/formats/compression.md`, "What is written".
 
+mod coded;
 mod gzip;
 mod zstd;
 
-use super::{CodecError, Coding};
+pub use self::coded::Coded;
+use super::{coding::Coding, error::CodecError};
 use crate::error::{Classify, Kind};
 
 /// Highest ratio of a block to its output. Zeros are denser: a tar layer stores the holes of sparse
@@ -166,15 +168,6 @@ impl Compression {
         let len = len.ok_or(CodecError::Encoder { coding: self.coding })?;
         Ok(Coded { len, ..coded })
     }
-}
-
-/// Result of compressing a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Coded {
-    /// Length of the output in bytes.
-    pub len: usize,
-    /// CRC-32 of the block's plain bytes; 0 for codings whose envelope has none.
-    pub crc32: u32,
 }
 
 /// Bytes around the blocks of a stream, with the sums that they hold.

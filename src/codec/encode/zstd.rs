@@ -9,7 +9,10 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, Strategy, compress_bound};
 
-use super::{CodecError, Coded, Coding};
+use super::{
+    super::{coding::Coding, error::CodecError},
+    coded::Coded,
+};
 
 /// Base-2 logarithm of the window at every level: 8 MiB, the largest that every decoder takes.
 const WINDOW_LOG: u32 = 23;

@@ -110,13 +110,6 @@ rules! {
     Unchecked = "erofs.lint.unchecked",
 }
 
-impl Rule {
-    /// True for rules that never refuse an image.
-    pub fn is_lint(self) -> bool {
-        self >= Self::Links
-    }
-}
-
 /// Refusal of an image, or failure to read it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

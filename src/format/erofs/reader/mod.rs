@@ -14,6 +14,7 @@ mod data;
 mod devices;
 mod directory;
 mod error;
+mod prefix;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -28,7 +29,7 @@ pub use self::{
     error::{DirectoryFault, MapFault, NodeFault, ReadError, XattrFault},
     xattrs::{XattrEntry, XattrName, Xattrs},
 };
-use self::{devices::Devices, window::Window, xattrs::LongPrefix};
+use self::{devices::Devices, prefix::LongPrefix, window::Window};
 use super::{
     BlockBits, Nid,
     device::DeviceSlot,

@@ -6,6 +6,7 @@
 use super::{
     Image, Node,
     error::{ReadError, XattrFault},
+    prefix::LongPrefix,
 };
 use crate::{
     format::{
@@ -38,16 +39,6 @@ pub struct XattrName {
     pub base: Prefix,
     /// Length of that prefix in the full name, in bytes.
     pub base_len: usize,
-}
-
-/// Entry of the table of long name prefixes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LongPrefix {
-    base: Prefix,
-    infix: Vec<u8>,
-    /// Byte of the image at which the prefix starts, and its length; `None` when it lies in the
-    /// packed file.
-    place: Option<(u64, u64)>,
 }
 
 /// Iterator over the attributes of one inode: first the shared ones, then those in its body.

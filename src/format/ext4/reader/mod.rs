@@ -29,7 +29,6 @@ pub use self::{
     directory::{DirEntry, Directory},
     error::{NodeFault, Place as NodePlace, ReadError},
     names::Names,
-    replay::Replayed,
 };
 use super::{
     Block, InodeNumber,
@@ -48,6 +47,17 @@ pub struct Image<R> {
     blocks: Blocks<R>,
     superblock: Superblock,
     replayed: Option<Replayed>,
+}
+
+/// Counts from the replay of a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// Number of transactions with a commit.
+    pub transactions: u32,
+    /// Number of blocks that are read from the journal.
+    pub blocks: usize,
+    /// Number of blocks that a transaction revokes.
+    pub revoked: usize,
 }
 
 /// Inode and its number.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Image, blocks::Copy, error::ReadError, map::Map};
+use super::{Image, Replayed, blocks::Copy, error::ReadError, map::Map};
 use crate::{
     format::{
         ReadAt,
@@ -22,17 +22,6 @@ use crate::{
     },
     limits::JOURNAL_ENTRIES,
 };
-
-/// Counts from the replay of a journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Replayed {
-    /// Number of transactions with a commit.
-    pub transactions: u32,
-    /// Number of blocks that are read from the journal.
-    pub blocks: usize,
-    /// Number of blocks that a transaction revokes.
-    pub revoked: usize,
-}
 
 /// Log of the journal, read block by block.
 struct Log<'i, R> {

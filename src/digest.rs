@@ -31,7 +31,7 @@ impl Algorithm {
     }
 
     /// Length of the digest in bytes; its hex form is twice as long.
-    pub fn digest_len(self) -> usize {
+    fn digest_len(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha384 => 48,

@@ -155,7 +155,7 @@ impl fmt::Display for Error {
 }
 
 /// Name from a layer as messages print it: in quotes, with escapes for control bytes and for bytes
-/// that are not UTF-8, and cut after [`Quoted::SHOWN_BYTES`].
+/// that are not UTF-8, and cut after 256 bytes.
 ///
 /// ```
 /// assert_eq!(plywood::error::Quoted(b"a\n\xffb").to_string(), r#""a\n\xffb""#);
@@ -165,7 +165,7 @@ pub struct Quoted<'a>(pub &'a [u8]);
 
 impl Quoted<'_> {
     /// Most bytes printed between the quotes. A longer name ends in `...`.
-    pub const SHOWN_BYTES: usize = 256;
+    const SHOWN_BYTES: usize = 256;
 }
 
 impl fmt::Display for Quoted<'_> {

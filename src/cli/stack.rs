@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What is said instead of a stack when there is nothing below.
-pub const NONE: &str = "none";
+const NONE: &str = "none";
 /// A stack as it was spelled; nothing is opened yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spelled(Vec<PathBuf>);
@@ -44,7 +44,7 @@ impl Spelled {
         Self(layers.to_vec())
     }
 
-    /// Takes the stack apart. [`NONE`] is the empty stack; a directory of that name is `./none`.
+    /// Takes the stack apart. `none` is the empty stack; a directory of that name is `./none`.
     pub fn parse(text: &OsString) -> Result<Self, String> {
         if text == NONE {
             return Ok(Self(Vec::new()));

@@ -19,7 +19,7 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Why a request is declined.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum CompareError {
+enum CompareError {
     /// This differ does not write the type. Another one may.
     #[error("this differ does not write layers of type {0:?}")]
     MediaType(String),

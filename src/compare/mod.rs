@@ -17,7 +17,7 @@ pub mod output;
 pub mod tar;
 
 pub use compose::{Composed, Composer, Options, Sides};
-pub use differ::{CompareError, Differ};
+pub use differ::Differ;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -21,7 +21,7 @@ pub const SHARE_BYTES: u64 = 24 << 20;
 /// A request needs more memory than one may use.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("metadata and decoder window need {needed} bytes of memory, more than {limit}")]
-pub struct MetadataLimit {
+struct MetadataLimit {
     needed: u64,
     limit: u64,
 }
@@ -156,7 +156,7 @@ impl Budget {
 
 impl Lease {
     /// Sets the memory used for `purpose` to `bytes`; call it before they are used. Waits for the large share when
-    /// the small one does not suffice. Errors: [`MetadataLimit`], or cancelled while waiting.
+    /// the small one does not suffice. Errors: the request needs more than the large share; cancelled while waiting.
     pub fn charge(&self, purpose: Use, bytes: u64, cancel: &Cancel) -> Result<()> {
         let budget = &self.hold.budget;
         let (mut held, needed) = loop {

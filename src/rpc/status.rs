@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Code of a kind of failure, which has the same number on both wires.
-pub fn code(kind: Kind) -> Code {
+fn code(kind: Kind) -> Code {
     match kind {
         Kind::NotImplemented => Code::Unimplemented,
         Kind::Malformed => Code::InvalidArgument,

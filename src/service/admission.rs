@@ -6,7 +6,7 @@
 //!
 //! A request whose blob stalls gives its slot to the next one. When bytes arrive, it gets a slot
 //! again before the requests in the queue. Its thread waits with it, and a further thread takes its
-//! place among the workers, up to [`STALLED`] of them. Requests that stall beyond that number keep
+//! place among the workers, up to 128 of them. Requests that stall beyond that number keep
 //! their slots.
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
 
 /// Most requests that wait for their blobs without a slot. Each has a thread and its buffers; with
 /// the workers and helpers of a large machine they stay below the 256 tasks of the shipped unit.
-pub const STALLED: usize = 128;
+const STALLED: usize = 128;
 
 /// Numbers of requests that are worked on and that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +224,7 @@ impl fmt::Debug for Slot {
 
 impl Ticket {
     /// Takes the job out of the queue, if it is still there, and drops it before returning.
-    pub fn withdraw(&self) {
+    fn withdraw(&self) {
         let mut state = self.shared.lock();
         let found = state.queues.iter().enumerate().find_map(|(index, (_, queue))| {
             queue.iter().position(|waiting| waiting.id == self.id).map(|at| (index, at))

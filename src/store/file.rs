@@ -1,55 +1,15 @@
-//! A blob in a file of the host: the store of the command line, and the last step of the direct
-//! path.
+//! A blob in a file of the host: the last step of the direct path.
 
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
 };
 
-use super::{Blob, ContentStore, memory::check_size, reason};
+use super::{Blob, reason};
 use crate::{
-    call::{Call, Cancel},
-    descriptor::Descriptor,
+    call::Cancel,
     error::{Error, Kind, Result},
 };
-
-/// Store of one file, which is returned for every blob of its size. Readers compare the digest, as
-/// with any store.
-#[derive(Clone, Debug)]
-pub struct FileStore {
-    path: PathBuf,
-}
-
-impl FileStore {
-    /// Store of the file at `path`, which is opened anew for each blob.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
-    }
-}
-
-impl ContentStore for FileStore {
-    fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
-        call.cancel.check()?;
-        let blob = open(&self.path, &call.cancel)?;
-        check_size(descriptor, blob.size_bytes())?;
-        Ok(blob)
-    }
-}
-
-/// Opens the regular file at `path` as a blob of its present size.
-pub fn open(path: &Path, cancel: &Cancel) -> Result<Box<dyn Blob>> {
-    let context = |error: Error| error.context(path.display().to_string());
-    let file = File::open(path).map_err(|error| {
-        let (kind, reason) = match error.kind() {
-            io::ErrorKind::NotFound => (Kind::NotFound, reason::NOT_FOUND),
-            io::ErrorKind::PermissionDenied => (Kind::Denied, reason::READ),
-            _ => (Kind::Unavailable, reason::READ),
-        };
-        context(Error::from_io(error, kind, reason))
-    })?;
-    Ok(Box::new(FileBlob::new(file, cancel.clone()).map_err(context)?))
-}
 
 /// File of which exactly the present size is read.
 pub(crate) struct FileBlob {
@@ -110,11 +70,15 @@ mod tests {
 
     use super::*;
 
+    fn blob(file: File) -> Result<FileBlob> {
+        FileBlob::new(file, Cancel::new())
+    }
+
     #[test]
     fn a_file_that_shrinks_while_it_is_read_is_data_loss() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let mut blob = open(file.path(), &Cancel::new()).unwrap();
+        let mut blob = blob(file.reopen().unwrap()).unwrap();
         assert_eq!(blob.size_bytes(), 10);
         assert_eq!(blob.read(&mut [0; 4]).unwrap(), 4);
         file.as_file().set_len(6).unwrap();
@@ -126,7 +90,7 @@ mod tests {
     fn a_file_that_grows_while_it_is_read_ends_where_it_ended() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let mut blob = open(file.path(), &Cancel::new()).unwrap();
+        let mut blob = blob(file.reopen().unwrap()).unwrap();
         file.write_all(b"more").unwrap();
         let mut read = Vec::new();
         blob.read_to_end(&mut read).unwrap();
@@ -135,18 +99,13 @@ mod tests {
 
     #[test]
     fn what_is_no_regular_file_is_refused() {
-        assert_eq!(open(Path::new("/dev/null"), &Cancel::new()).err().unwrap().kind(), Kind::Malformed);
-        assert_eq!(open(Path::new("/nowhere"), &Cancel::new()).err().unwrap().kind(), Kind::NotFound);
+        assert_eq!(blob(File::open("/dev/null").unwrap()).err().unwrap().kind(), Kind::Malformed);
     }
 
     #[test]
     fn the_file_is_handed_out_for_sharing_its_blocks() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"blob").unwrap();
-        let store = FileStore::new(file.path());
-        let call = Call::new("default".parse().unwrap());
-        let descriptor = |size| Descriptor::new("a/b", crate::digest::Digest::sha256(b"blob"), size).unwrap();
-        assert!(store.open(&call, &descriptor(4)).unwrap().file().is_some());
-        assert_eq!(store.open(&call, &descriptor(5)).err().unwrap().reason(), reason::SIZE);
+        assert!(blob(file.reopen().unwrap()).unwrap().file().is_some());
     }
 }

@@ -55,7 +55,7 @@ impl Memory {
     }
 
     /// Adds bytes under a digest that need not be theirs, as a lying store would.
-    pub fn insert_as(&self, digest: Digest, bytes: impl Into<Arc<[u8]>>) {
+    pub(crate) fn insert_as(&self, digest: Digest, bytes: impl Into<Arc<[u8]>>) {
         self.lock().blobs.insert(digest, Held { bytes: bytes.into(), labels: HashMap::new() });
     }
 

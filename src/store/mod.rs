@@ -15,7 +15,6 @@ pub(crate) mod local;
 pub(crate) mod memory;
 pub(crate) mod stream;
 
-pub use file::{FileStore, open as open_file};
 pub use labels::check_labels;
 pub use memory::Memory;
 

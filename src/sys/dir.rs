@@ -122,11 +122,6 @@ impl Dir {
         Ok(Handle(resolve(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW)?))
     }
 
-    /// Status of an entry below this directory, which is not opened.
-    pub fn status_beneath(&self, path: impl Arg) -> io::Result<Status> {
-        status(resolve(&self.0, path, OFlags::PATH | OFlags::NOFOLLOW)?)
-    }
-
     /// Status of this directory itself.
     pub fn status(&self) -> io::Result<Status> {
         status(&self.0)

@@ -110,12 +110,6 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     }
 }
 
-/// Bytes of disk that the file occupies, including preallocated ones.
-pub fn allocated_bytes(file: &File) -> io::Result<u64> {
-    let blocks = rustix::fs::fstat(file)?.st_blocks;
-    Ok(u64::try_from(blocks).unwrap_or(0).saturating_mul(512))
-}
-
 /// Makes `to` share all blocks of `from`. Returns `false` when this file system cannot, or not between these two files.
 pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     match rustix::fs::ioctl_ficlone(to, from) {

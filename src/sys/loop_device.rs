@@ -15,7 +15,7 @@ use std::{
 use super::dir::Dir;
 
 /// Directory of the loop devices in sysfs, among other devices without hardware.
-pub const DEVICES: &str = "/sys/devices/virtual/block";
+const DEVICES: &str = "/sys/devices/virtual/block";
 /// Directory above [`DEVICES`], which exists before the first device does.
 const VIRTUAL: &str = "/sys/devices/virtual";
 /// Inode number of an ext4 file system's root directory.

@@ -50,7 +50,7 @@ impl XattrFilter {
     }
 
     /// Whether the attribute `name` is written.
-    pub fn keeps(&self, name: &[u8]) -> bool {
+    fn keeps(&self, name: &[u8]) -> bool {
         let listed = self.names.iter().any(|kept| kept == name)
             || self.prefixes.iter().any(|prefix| name.starts_with(prefix));
         listed && xattr::is_kept(name) && !HOST.iter().any(|label| name.starts_with(label))

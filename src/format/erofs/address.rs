@@ -74,14 +74,6 @@ impl Block {
         (address != Self::LIMIT).then_some(Self(address))
     }
 
-    /// Spells an address as a 32-bit field, or `None` when it needs more.
-    pub fn to_narrow(address: Option<Self>) -> Option<u32> {
-        match address {
-            None => Some(u32::MAX),
-            Some(Self(block)) => u32::try_from(block).ok().filter(|low| *low != u32::MAX),
-        }
-    }
-
     /// Spells an address as fields of 32 and 16 bits; addresses above 48 bits are cut off.
     pub fn to_wide(address: Option<Self>) -> (u32, u16) {
         let address = address.map_or(Self::LIMIT, |block| block.0);
@@ -171,8 +163,6 @@ mod tests {
         assert_eq!(Block::from_narrow(u32::MAX), None);
         assert_eq!(Block::from_wide(u32::MAX, u16::MAX), None);
         assert_eq!(Block::from_wide(u32::MAX, 0), Some(Block(0xffff_ffff)));
-        assert_eq!(Block::to_narrow(None), Some(u32::MAX));
-        assert_eq!(Block::to_narrow(Some(Block(0xffff_ffff))), None);
         assert_eq!(Block::to_wide(None), (u32::MAX, u16::MAX));
         assert_eq!(Block::to_wide(Some(Block(0x1_0000_0002))), (2, 1));
     }

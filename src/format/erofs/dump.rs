@@ -332,7 +332,7 @@ impl fmt::Display for Details {
 }
 
 /// An extent as `offset+length@place`, the place being a byte of the image or of a device.
-pub fn place_text(Extent { offset, len, place }: Extent) -> String {
+fn place_text(Extent { offset, len, place }: Extent) -> String {
     match place {
         Place::Hole => format!("{offset}+{len}@hole"),
         Place::Inline { offset: at } => format!("{offset}+{len}@inline:{at}"),
@@ -343,7 +343,7 @@ pub fn place_text(Extent { offset, len, place }: Extent) -> String {
 
 /// A compressed extent as `offset+length@place+encoded:algorithm`, the place being a byte of the image, of a
 /// device or of the packed file. `partial` follows where the pcluster decodes to more.
-pub fn source_text(extent: &CompressedExtent) -> String {
+fn source_text(extent: &CompressedExtent) -> String {
     let CompressedExtent { offset, len, source, algorithm, partial } = extent;
     let coding = match algorithm {
         Some(algorithm) => algorithm.as_str(),

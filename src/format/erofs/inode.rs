@@ -299,7 +299,7 @@ impl Inode {
     }
 
     /// Reads a compact record, whose times count from `base`.
-    pub fn decode_compact(record: &[u8; Self::COMPACT_LEN], base: TimeBase) -> Result<Self, InodeError> {
+    fn decode_compact(record: &[u8; Self::COMPACT_LEN], base: TimeBase) -> Result<Self, InodeError> {
         let layout = Layout::of(get::<0x00, _, _>(record))?;
         let (file_type, mode) = split_mode(u16::from_le_bytes(get::<0x04, _, _>(record)))?;
         let short = u16::from_le_bytes(get::<0x00, _, _>(record)) & SHORT != 0;
@@ -326,7 +326,7 @@ impl Inode {
     }
 
     /// Reads an extended record. Errors: [`InodeError`] for a field without a meaning.
-    pub fn decode_extended(record: &[u8; Self::EXTENDED_LEN]) -> Result<Self, InodeError> {
+    fn decode_extended(record: &[u8; Self::EXTENDED_LEN]) -> Result<Self, InodeError> {
         let layout = Layout::of(get::<0x00, _, _>(record))?;
         let (file_type, mode) = split_mode(u16::from_le_bytes(get::<0x04, _, _>(record)))?;
         let short = u16::from_le_bytes(get::<0x00, _, _>(record)) & SHORT != 0;
@@ -382,8 +382,10 @@ impl Inode {
     /// Spells the compact record; `None` when a field does not fit it.
     ///
     /// Times other than `base` are stored relative to it, and kernels before 6.15 ignore that
-    /// field: a writer for older kernels compares first.
-    pub fn encode_compact(&self, base: TimeBase) -> Option<[u8; Self::COMPACT_LEN]> {
+    /// field: a writer for older kernels compares first. Ours writes extended records only; tests
+    /// read both.
+    #[cfg(test)]
+    pub(crate) fn encode_compact(&self, base: TimeBase) -> Option<[u8; Self::COMPACT_LEN]> {
         let mtime = self.attributes.mtime;
         if mtime.nanoseconds != base.nanoseconds {
             return None;

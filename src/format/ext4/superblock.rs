@@ -81,13 +81,11 @@ pub struct Superblock {
 }
 
 /// Features that readers may ignore.
-pub mod compat {
+mod compat {
     /// The file system has a journal.
     pub const HAS_JOURNAL: u32 = 0x4;
     /// Only two groups hold copies of the superblock.
     pub const SPARSE_SUPER2: u32 = 0x200;
-    /// The journal may hold fast commits.
-    pub const FAST_COMMIT: u32 = 0x400;
 }
 
 /// Features that a reader must know.

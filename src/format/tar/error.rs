@@ -30,7 +30,8 @@ impl TarError {
     }
 
     /// Byte of the archive at which the header of the refused entry begins.
-    pub fn header_offset(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn header_offset(&self) -> u64 {
         self.inner.header_offset
     }
 

@@ -386,7 +386,7 @@ impl Classify for ReadError {
 
 impl ReadError {
     /// True when the only obstacle is that the data is compressed.
-    pub fn is_compressed(&self) -> bool {
+    fn is_compressed(&self) -> bool {
         matches!(self, Self::Node { fault: NodeFault::Compressed, .. })
     }
 }

@@ -93,7 +93,7 @@ impl Packer {
     }
 
     /// Takes the next number, for a record with blocks of its own.
-    pub fn take_number(&mut self) -> u32 {
+    fn take_number(&mut self) -> u32 {
         let number = self.next;
         // `Metadata` refuses numbers whose slots need more than 32 bits.
         self.next = self.next.saturating_add(1);
@@ -106,7 +106,7 @@ impl Packer {
     }
 
     /// Closes the open bin with the lowest number, unless it is empty.
-    pub fn close_first(&mut self) -> Option<u32> {
+    fn close_first(&mut self) -> Option<u32> {
         let first = self.open.iter().position(|bin| bin.used > 0)?;
         Some(self.open.remove(first).number)
     }

@@ -8,9 +8,9 @@
 use std::{thread, time::Duration};
 
 use super::{
-    Plan, StageTimes,
     detect::{Detect, Manner, Spare, Streamed},
     hash::Hashed,
+    resources::Plan,
     source::{Fed, Feed, Source},
     stage::Stage,
 };
@@ -44,6 +44,43 @@ pub struct Facts {
     pub stream_bytes: u64,
     /// Time of each step. The caller fills in those of the consumer.
     pub times: StageTimes,
+}
+
+/// Time that each step of Apply was at work, without waiting for other steps. The times overlap when threads are free.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StageTimes {
+    /// Reading the blob, including the wait for the store.
+    pub read: Duration,
+    /// Digest of the blob.
+    pub blob_digest: Duration,
+    /// Decompression.
+    pub decode: Duration,
+    /// Digest of the uncompressed stream; zero when the blob is uncompressed.
+    pub diff_id: Duration,
+    /// Parsing the stream and writing the image.
+    pub build: Duration,
+    /// Laying out the rest of the image.
+    pub finish: Duration,
+    /// Checking the image, read back from the file.
+    pub verify: Duration,
+    /// Syncing and renaming.
+    pub commit: Duration,
+}
+
+impl StageTimes {
+    /// Every step by its name, in the order of the work.
+    pub fn steps(&self) -> [(&'static str, Duration); 8] {
+        [
+            ("read", self.read),
+            ("blob_digest", self.blob_digest),
+            ("decode", self.decode),
+            ("diff_id", self.diff_id),
+            ("build", self.build),
+            ("finish", self.finish),
+            ("verify", self.verify),
+            ("commit", self.commit),
+        ]
+    }
 }
 
 /// A run that has not begun.

@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    Plan,
     budget::Use,
     buffer::{Buffer, Chunk, Pool},
+    resources::Plan,
     stage::Stage,
 };
 use crate::{

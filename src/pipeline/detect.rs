@@ -11,11 +11,11 @@ use std::{
 };
 
 use super::{
-    Plan,
     buffer::{Chunk, Pool},
     decode::{Decode, Decoded, Meter},
     hash::{Hash, Hashed},
     helpers::Permit,
+    resources::Plan,
     stage::{Both, Placed, Stage},
 };
 use crate::{

@@ -17,11 +17,11 @@ use std::{
 };
 
 use super::{
-    Plan,
     blocks::Blocks,
     buffer::{Buffer, Chunk, Pool},
     decode::StreamLimit,
     hash::{Hash, Hashed},
+    resources::Plan,
     stage::{Placed, Stage},
 };
 use crate::{

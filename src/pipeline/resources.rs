@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{budget::Budget, helpers::Helpers};
-use crate::limits::Limits;
+use super::{
+    budget::{Budget, Lease},
+    helpers::Helpers,
+};
+use crate::{call::Work, limits::Limits};
 
 /// Threads, memory and limits: made once for a process, lent to everything that turns layers into something else.
 #[derive(Debug)]
@@ -22,4 +25,15 @@ impl Resources {
     pub fn new(limits: Limits, helper_threads: usize) -> Arc<Self> {
         Arc::new(Self { helpers: Helpers::new(helper_threads), budget: Budget::new(&limits), limits })
     }
+}
+
+/// Everything that one run may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// Threads and limits, shared with other requests.
+    pub resources: &'a Resources,
+    /// Memory of this request.
+    pub lease: &'a Lease,
+    /// Cancellation, looked at once a buffer, and progress of this request.
+    pub work: Work<'a>,
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use super::{
-    Plan,
     buffer::{Chunk, Pool},
     detect::Spare,
     hash::{Hash, Hashed},
+    resources::Plan,
     stage::{Placed, Stage},
 };
 use crate::{

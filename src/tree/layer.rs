@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{error::Quoted, limits};
 
-/// What an entry did to the tree, as far as whoever writes inodes has to know.
+/// Effect of an entry on the tree, as far as a writer of inodes needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inserted {
     /// New file that needs an inode of the entry's type.
@@ -30,7 +30,7 @@ pub enum Inserted {
     Nothing,
 }
 
-/// Bytes of link targets that an entry adds to those that may be followed.
+/// Bytes of link targets that each entry adds to those that may be followed.
 const LINK_STEPS_PER_ENTRY: u64 = 256;
 
 fn is_link_target(target: &[u8]) -> bool {
@@ -173,13 +173,13 @@ impl<P: Copy + Default> Tree<P> {
         }
     }
 
-    /// Gives a directory the attributes of an entry for it.
+    /// Gives a directory the attributes of its entry. It no longer counts as implied.
     fn describe(&mut self, number: u32, attributes: &Attributes, xattrs: &[Xattr]) -> Result<(), TreeError> {
         self.directories.get_mut(number).implied = false;
         self.attribute(number, attributes, xattrs)
     }
 
-    /// Deletes `name` from lower layers: what this layer has of that name stays.
+    /// Deletes `name` from lower layers. A name that this layer has itself stays.
     fn white_out(&mut self, parent: u32, name: &[u8], freed: &mut Vec<P>) -> Result<Inserted, TreeError> {
         let found = self.names.find(parent, name);
         let stays = found.is_some_and(|found| match self.names.get(found).target() {
@@ -242,7 +242,7 @@ impl<P: Copy + Default> Tree<P> {
         Ok(())
     }
 
-    /// Splits a name into the way to its parent and its last component; `None` for the root.
+    /// Splits a name into the way to its parent, and its last component; `None` for the root.
     fn parent_of<'a>(&self, name: &'a [u8]) -> Result<Option<(Way<'a>, &'a [u8])>, TreeError> {
         if let Some(known) = Way::recall(&self.last_parent, name, self.generation) {
             return Ok(Some(known));

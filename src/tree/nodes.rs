@@ -1,6 +1,7 @@
-//! What the tree of a layer holds: names, directories, files and links, and how each of them comes and goes.
+//! Contents of a layer's tree: names, directories, files and links, with the operations that add
+//! and remove them.
 //!
-//! Which entry does what to them is decided by [`super::layer`].
+//! [`super::layer`] decides which of them an entry needs.
 
 use super::{
     Attributes, FileType, TreeError, Xattr,
@@ -11,92 +12,92 @@ use super::{
 };
 use crate::{error::Quoted, limits};
 
-/// What a tree may cost.
+/// Bounds of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most live names: entries, implied directories and whiteouts. Above 2^30 it counts as 2^30.
     pub nodes: u64,
-    /// Largest memory of the tree, in bytes.
+    /// Most memory that the tree holds, in bytes.
     pub memory_bytes: u64,
 }
 
-/// A directory of a [`Tree`].
+/// Number of a directory in a [`Tree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DirectoryId(pub(super) u32);
 
 impl DirectoryId {
-    /// The root directory.
+    /// Root directory, which every tree has.
     pub const ROOT: Self = Self(0);
 
-    /// Its number, below [`Tree::directory_slots`].
+    /// Number of the directory, below [`Tree::directory_slots`].
     pub fn index(self) -> usize {
         super::arena::index(self.0)
     }
 }
 
-/// A file of a [`Tree`]: an inode that is no directory.
+/// Number of a file in a [`Tree`]: an inode that is no directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub(super) u32);
 
-/// What a name of a directory stands for.
+/// Directory or file that a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// A directory.
+    /// Directory, with this number.
     Directory(DirectoryId),
-    /// Any other inode.
+    /// Any other inode, with this number.
     File(FileId),
 }
 
-/// A directory while the layer is read.
+/// Directory while the layer is read.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     attributes: Attributes,
     xattrs: Set,
-    /// Its name; [`NONE`] for the root.
+    /// Name of the directory; [`NONE`] for the root.
     pub(super) name: u32,
-    /// The newest of its names.
+    /// Name in it that was added last.
     pub(super) first: u32,
-    /// Directories above it.
+    /// Number of directories above it.
     depth: u16,
-    /// An opaque marker was seen in it.
+    /// True when the layer has an opaque marker in it.
     pub(super) opaque: bool,
-    /// Names imply it and no entry describes it.
+    /// True when names imply the directory and no entry describes it.
     pub(super) implied: bool,
 }
 
 impl Directory {
-    /// A directory without a name and without names in it.
+    /// Creates a directory without a name and without names in it.
     pub(super) fn nameless() -> Self {
         Self { name: NONE, first: NONE, ..Self::default() }
     }
 }
 
-/// A file while the layer is read.
+/// File while the layer is read.
 #[derive(Debug)]
 pub(super) struct File<P> {
     payload: P,
-    /// Names it has; 0 for a freed slot.
+    /// Number of its names; 0 for a freed slot.
     pub(super) nlink: u32,
-    /// Number of its symbolic link, or [`NONE`].
+    /// Number of its symbolic link, or [`NONE`] for other files.
     pub(super) link: u32,
     pub(super) file_type: FileType,
     pub(super) whiteout: bool,
 }
 
-/// A symbolic link while the layer is read; [`super::resolve`] follows it.
+/// Symbolic link while the layer is read. [`super::resolve`] follows it.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) offset: u32,
-    /// 0 for a freed slot.
+    /// Length of the target in bytes; 0 for a freed slot.
     pub(super) len: u16,
-    /// Links followed on the way to `directory`.
+    /// Number of links followed on the way to `directory`.
     pub(super) hops: u16,
-    /// Where it leads, as long as `generation` is the tree's.
+    /// Directory that the link leads to. Valid while `generation` is the tree's.
     pub(super) directory: u32,
     pub(super) generation: u32,
 }
 
-/// The tree of a layer: entries in the order of the source, one image's tree at the end.
+/// Tree of a layer, which entries are added to in the order of the source.
 #[derive(Debug)]
 pub struct Tree<P> {
     pub(super) limits: Limits,
@@ -108,16 +109,18 @@ pub struct Tree<P> {
     pool: Pool,
     /// Memory that directories hold in their attribute sets, in bytes.
     set_bytes: usize,
-    /// A directory without a name that holds aufs's files: images do not have them, but hard links name them.
+    /// Nameless directory with the files of aufs: images do not have them, but hard links may name
+    /// them.
     pub(super) aufs: Option<u32>,
-    /// Rises when a directory or a symbolic link loses its name: what links led to may be gone.
+    /// Rises when a directory or a symbolic link loses its name, because directories that links led
+    /// to may be gone.
     pub(super) generation: u32,
     pub(super) last_parent: LastParent,
-    /// Bytes of link targets that may still be followed; each entry adds some.
+    /// Bytes of link targets that may still be followed. Each entry adds some.
     pub(super) link_steps: u64,
 }
 
-/// The parent of the last entry: entries of one directory mostly follow each other.
+/// Parent of the last entry. Entries of one directory mostly follow each other.
 #[derive(Debug, Default)]
 pub(super) struct LastParent {
     pub(super) spelling: Vec<u8>,
@@ -126,17 +129,18 @@ pub(super) struct LastParent {
     pub(super) is_set: bool,
 }
 
-/// Owner and permissions of directories that the layer implies but does not list.
+/// Attributes of directories that the layer implies but does not list. 0755 and root: never
+/// writable for others.
 const IMPLIED: Attributes =
     Attributes { mode: 0o755, uid: 0, gid: 0, mtime: super::Timestamp { seconds: 0, nanoseconds: 0 } };
 
-/// What following links may cost in all, in bytes of their targets: this, and some more per entry.
-/// Layers in the wild need a few bytes per entry, and what was followed once is remembered; this
-/// bounds those that keep replacing what they link to.
+/// Bytes of link targets that may be followed in a whole layer, before those that entries add. Real
+/// layers need a few bytes per entry, because the tree remembers where a link leads. This bounds
+/// layers that keep replacing what they link to.
 const LINK_STEPS: u64 = 16 << 20;
 
 impl<P: Copy + Default> Tree<P> {
-    /// An empty tree: a root of mode 0755, owner 0:0, time 0.
+    /// Creates a tree with a root of mode 0755, owner 0:0, time 0.
     pub fn new(limits: Limits) -> Self {
         let mut directories = Slab::default();
         directories.insert(Directory { attributes: IMPLIED, ..Directory::nameless() });
@@ -156,60 +160,60 @@ impl<P: Copy + Default> Tree<P> {
         }
     }
 
-    /// What a writer wants to remember about a file.
+    /// Stores the payload of a file, for the writer of the image.
     pub fn set_payload(&mut self, file: FileId, payload: P) {
         self.files.get_mut(file.0).payload = payload;
     }
 
-    /// What [`Tree::set_payload`] stored.
+    /// Payload of a file, as stored by [`Tree::set_payload`].
     pub fn payload(&self, file: FileId) -> P {
         self.files.get(file.0).payload
     }
 
-    /// What a file is.
+    /// Type of the file's inode.
     pub fn file_type(&self, file: FileId) -> FileType {
         self.files.get(file.0).file_type
     }
 
-    /// Whether a file is a whiteout.
+    /// True when a file is a whiteout.
     pub fn is_whiteout(&self, file: FileId) -> bool {
         self.files.get(file.0).whiteout
     }
 
-    /// Payload and number of names of every file that has more than one.
+    /// Payload and link count of every file with several names.
     pub fn hard_linked(&self) -> impl Iterator<Item = (P, u32)> {
         self.files.slots().filter(|(_, file)| file.nlink > 1).map(|(_, file)| (file.payload, file.nlink))
     }
 
-    /// Type of every file, each once, and whether it is a whiteout.
+    /// Type of every file, each once, and true for a whiteout.
     pub fn files(&self) -> impl Iterator<Item = (FileType, bool)> {
         let live = self.files.slots().filter(|(_, file)| file.nlink > 0);
         live.map(|(_, file)| (file.file_type, file.whiteout))
     }
 
-    /// Files that are in the tree, each once.
+    /// Number of files in the tree, each counted once.
     pub fn file_count(&self) -> u64 {
         self.files.live() as u64
     }
 
-    /// Directories that are in the tree, the root included.
+    /// Number of directories in the tree, the root included.
     pub fn directory_count(&self) -> u64 {
         self.directories.live() as u64
     }
 
-    /// Numbers that directories have or had: one more than the largest.
+    /// One more than the largest number that a directory has or had.
     pub fn directory_slots(&self) -> usize {
         self.directories.slots().count()
     }
 
-    /// Sorts the names of a directory by unsigned bytes. Until this is done for it,
-    /// [`Tree::children`] lists in any order.
+    /// Sorts the names of a directory by unsigned bytes. Before that, [`Tree::children`] lists them
+    /// in any order.
     pub fn sort(&mut self, directory: DirectoryId) {
         let first = self.directories.get(directory.0).first;
         self.directories.get_mut(directory.0).first = self.names.sort_chain(first);
     }
 
-    /// The names of a directory and what they stand for.
+    /// Names in a directory, with the nodes that they stand for.
     pub fn children(&self, directory: DirectoryId) -> impl Iterator<Item = (&[u8], Node)> {
         let first = self.directories.get(directory.0).first;
         self.names.chain(first).map(|at| {
@@ -221,7 +225,7 @@ impl<P: Copy + Default> Tree<P> {
         })
     }
 
-    /// The directory that holds `directory`; the root's is the root itself.
+    /// Directory that holds `directory`; the root holds itself.
     pub fn parent(&self, directory: DirectoryId) -> DirectoryId {
         match self.directories.get(directory.0).name {
             NONE => DirectoryId::ROOT,
@@ -239,13 +243,13 @@ impl<P: Copy + Default> Tree<P> {
         self.pool.attributes(&self.directories.get(directory.0).xattrs)
     }
 
-    /// Whether a directory hides what lower layers have in it.
+    /// True when a directory hides everything that lower layers have in it.
     pub fn is_opaque(&self, directory: DirectoryId) -> bool {
         let directory = self.directories.get(directory.0);
         directory.opaque || (directory.name != NONE && self.names.get(directory.name).whited_out)
     }
 
-    /// Memory the tree holds, in bytes.
+    /// Memory that the tree holds, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let bytes = self.names.memory_bytes()
             + self.directories.memory_bytes()
@@ -257,7 +261,8 @@ impl<P: Copy + Default> Tree<P> {
         bytes as u64
     }
 
-    /// An implied directory called `name`, which `parent` has no name or only a whiteout for.
+    /// Creates an implied directory called `name`, for which `parent` has no name or only a
+    /// whiteout.
     pub(super) fn imply(&mut self, parent: u32, name: &[u8], freed: &mut Vec<P>) -> Result<u32, TreeError> {
         if whiteout::is_reserved(name) {
             return Err(TreeError::Reserved(Quoted(name).to_string()));
@@ -267,7 +272,8 @@ impl<P: Copy + Default> Tree<P> {
         Ok(number)
     }
 
-    /// The directory called `name`, made in place of whatever else has that name.
+    /// Directory called `name`. If the name stands for anything else, a new directory replaces
+    /// that.
     pub(super) fn directory_at(
         &mut self,
         parent: u32,
@@ -306,7 +312,7 @@ impl<P: Copy + Default> Tree<P> {
         Ok(())
     }
 
-    /// Gives a directory the attributes of one that is only implied.
+    /// Gives a directory the attributes of an implied one.
     pub(super) fn make_implied(&mut self, number: u32) {
         let directory = self.directories.get_mut(number);
         directory.attributes = IMPLIED;
@@ -321,12 +327,13 @@ impl<P: Copy + Default> Tree<P> {
     pub(super) fn new_link(&mut self, target: &[u8]) -> Result<u32, TreeError> {
         let len = u16::try_from(target.len()).expect("link targets are at most 4095 bytes");
         let offset = self.targets.push(target).ok_or(TreeError::Memory { limit: u64::from(u32::MAX) })?;
-        // A generation that is not the tree's: nobody has followed it yet.
+        // An older generation than the tree's marks a link that was not followed yet.
         let generation = self.generation.wrapping_sub(1);
         Ok(self.links.insert(Link { offset, len, hops: 0, directory: 0, generation }))
     }
 
-    /// Makes `name` stand for `target`, whatever it stood for, and returns the name's number.
+    /// Makes `name` stand for `target` instead of what it stood for. Returns the number of the
+    /// name.
     pub(super) fn name(
         &mut self,
         parent: u32,
@@ -355,7 +362,7 @@ impl<P: Copy + Default> Tree<P> {
         Ok(number)
     }
 
-    /// Removes a directory that has lost its name, and everything below it.
+    /// Removes a directory that lost its name, and everything below it.
     pub(super) fn drop_directory(&mut self, number: u32, freed: &mut Vec<P>) {
         self.generation = self.generation.wrapping_add(1);
         let mut dropped = vec![number];
@@ -377,7 +384,7 @@ impl<P: Copy + Default> Tree<P> {
         }
     }
 
-    /// Takes one name from a file, and the file when it was the last.
+    /// Removes one name of a file, and the file with its last name.
     fn drop_name(&mut self, number: u32, freed: &mut Vec<P>) {
         let file = self.files.get_mut(number);
         file.nlink -= 1;
@@ -397,7 +404,7 @@ impl<P: Copy + Default> Tree<P> {
         self.files.release(number);
     }
 
-    /// Rewrites the link targets when most of their store belongs to links that are gone.
+    /// Rewrites the link targets when most of their store belongs to removed links.
     pub(super) fn tidy_targets(&mut self) {
         if !self.targets.is_wasteful() {
             return;

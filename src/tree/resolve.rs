@@ -30,19 +30,19 @@ pub(super) enum Missing {
     Refused(TreeError),
 }
 
-/// A link target that is being followed.
+/// Link target that is being followed.
 struct Frame {
     link: u32,
-    /// The rest of the target, in the tree's store of targets.
+    /// Byte in the tree's store of targets at which the rest of the target starts.
     offset: u32,
     len: usize,
-    /// Links followed before this one's target.
+    /// Number of links followed before this one's target, itself included.
     hops: u32,
 }
 
 impl<'a> Way<'a> {
-    /// The way to the parent of `name` and the last component, if both are spelled plainly and the
-    /// parent is that of the last entry.
+    /// Way to the parent of `name`, and the last component, if the name is spelled plainly and has
+    /// the same parent as the last entry.
     pub fn recall(last_parent: &LastParent, name: &'a [u8], generation: u32) -> Option<(Self, &'a [u8])> {
         if !last_parent.is_set || last_parent.generation != generation || name.len() > limits::PATH_BYTES {
             return None;
@@ -58,7 +58,7 @@ impl<'a> Way<'a> {
         })
     }
 
-    /// The way along `components`, the cleaned form of what stands before the last component in `name`.
+    /// Way along `components`, the cleaned form of the part of `name` before the last component.
     pub fn new(name: &'a [u8], components: Vec<&'a [u8]>) -> Self {
         let trimmed = name.strip_suffix(b"/").unwrap_or(name);
         let end = trimmed.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);

@@ -154,7 +154,7 @@ fn non_empty(value: &[u8]) -> Option<&[u8]> {
     Some(value).filter(|value| !value.is_empty())
 }
 
-/// The body of an extended header while it is written.
+/// Body of an extended header that is being written.
 ///
 /// Records are sorted by the bytes of their keys, as Go does, so that equal entries give equal
 /// bytes.

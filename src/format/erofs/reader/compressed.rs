@@ -68,7 +68,7 @@ pub enum Source {
     },
 }
 
-/// Why a step of a walk failed, without the inode that is walked.
+/// Failure of one step, before the number of the inode is added.
 enum Fault {
     Read(ReadError),
     Map(MapFault),

@@ -281,54 +281,54 @@ pub enum XattrFault {
     },
 }
 
-/// A defect in the map of a compressed file.
+/// Fault in the map of a compressed file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapFault {
-    /// The head of the map.
+    /// The header of the map is malformed.
     #[error("the head of its map: {fault}")]
     Header {
-        /// The broken rule.
+        /// Rule that is broken, in words.
         fault: &'static str,
     },
-    /// An algorithm that the superblock does not list.
+    /// A file uses an algorithm that the superblock does not list.
     #[error("compression algorithm {number} is not one of the image's")]
     Algorithm {
         /// Number of the algorithm.
         number: u8,
     },
-    /// A record of the map.
+    /// A record of the map is malformed.
     #[error("record {index} of its map: {fault}")]
     Record {
-        /// The number of the record.
+        /// Number of the record, from 0.
         index: u64,
-        /// The broken rule.
+        /// Rule that is broken, in words.
         fault: &'static str,
     },
-    /// An extent and its pcluster do not fit each other.
+    /// The length of an extent and that of its pcluster do not fit each other.
     #[error("{len} bytes at byte {offset} cannot come from {encoded} {}", match algorithm {
         Some(algorithm) => algorithm.as_str(),
         None => "stored",
     })]
     Size {
-        /// Byte offset in the file.
+        /// Byte of the file at which the extent starts.
         offset: u64,
-        /// Bytes of the file.
+        /// Length of the extent in bytes.
         len: u64,
-        /// Bytes of the pcluster.
+        /// Length of the pcluster in bytes.
         encoded: u64,
-        /// How these are encoded.
+        /// Algorithm of the pcluster; `None` for uncompressed bytes.
         algorithm: Option<Algorithm>,
     },
-    /// The inline pcluster crosses a block.
+    /// The inline pcluster crosses a block boundary.
     #[error("the inline pcluster at byte {offset}, {len} bytes long, crosses a block boundary")]
     Inline {
-        /// Byte offset in the image.
+        /// Byte of the image at which it starts.
         offset: u64,
-        /// Length in bytes.
+        /// Length of the pcluster in bytes.
         len: u64,
     },
-    /// A fragment outside the packed file.
+    /// A fragment ends outside the packed file.
     #[error("{len} bytes at byte {offset} of the packed file are not there")]
     Fragment {
         /// Byte offset in the packed file.

@@ -27,7 +27,6 @@ library only.
 """
 
 import argparse
-import json
 import pathlib
 import shutil
 import subprocess
@@ -177,9 +176,7 @@ def main():
     finally:
         shutil.rmtree(bench.work, ignore_errors=True)
     missed, results = paired.judge(bars(bench.rows))
-    if arguments.json:
-        report = {**about, "rows": bench.rows, "bars": results, "skipped": bench.skipped}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    paired.keep(arguments, about, bench, results)
     sys.exit(1 if arguments.gate and missed else 0)
 
 

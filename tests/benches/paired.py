@@ -35,6 +35,7 @@ import json
 import math
 import os
 import pathlib
+import platform
 import re
 import resource
 import shutil
@@ -356,7 +357,14 @@ def machine():
     memory = re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())
     return {"cpu": model.group(1) if model else os.uname().machine, "cores": len(os.sched_getaffinity(0)),
             "memory_gib": round(int(memory.group(1)) / 2**20), "kernel": os.uname().release.split("-")[0],
-            "load": os.getloadavg()[0]}
+            "system": platform.freedesktop_os_release().get("PRETTY_NAME"), "load": os.getloadavg()[0]}
+
+
+def commit():
+    """The commit of the checkout that this script is in; None outside of one."""
+    shown = subprocess.run(["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--abbrev=40",
+                            "--exclude=*", "--dirty"], capture_output=True, text=True)
+    return shown.stdout.strip() or None
 
 
 def tools(*names):
@@ -424,12 +432,21 @@ def parse(parser, suites):
 
 def introduce(bench):
     """Prints what is measured where, and the head of the table; returns it."""
-    about = {"machine": machine(), "versions": versions(bench)}
+    about = {"bench": pathlib.Path(sys.argv[0]).name, "pairs": bench.arguments.pairs, "suites": bench.arguments.suite,
+             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(),
+             "machine": machine(), "versions": versions(bench)}
     print("machine:", ", ".join(f"{key} {value}" for key, value in about["machine"].items()))
     for name, version in about["versions"].items():
         print(f"{name}: {version or 'missing'}")
     print(HEAD)
     return about
+
+
+def keep(arguments, about, bench, results):
+    """Writes every figure to the file that --json names; docs/performance/README.md describes it."""
+    if arguments.json:
+        report = {**about, "rows": bench.rows, "bars": results, "skipped": bench.skipped}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def judge(bars):
@@ -467,8 +484,7 @@ def main():
             print(f"{suite}: geomean of {len(rows)} big corpora: wall {means['wall_s']:.3f}, "
                   f"cpu {means['cpu_s']:.3f}, size {means['size_bytes']:.3f}")
     missed, results = judge(bars(bench.rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**about, "rows": bench.rows, "bars": results, "skipped": bench.skipped}, indent=1) + "\n")
+    keep(arguments, about, bench, results)
     sys.exit(1 if arguments.gate and missed else 0)
 
 

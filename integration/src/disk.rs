@@ -14,7 +14,7 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// What it takes.
+    /// The machine must have these to make one.
     pub const NEEDS: [Need; 2] = [Need::Tool("mkfs.ext4"), Need::LoopDevices];
 
     /// Makes and mounts one of this size.

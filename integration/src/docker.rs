@@ -35,7 +35,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// What it needs beside what the set-up does; `setup/tools.sh docker` unpacks it.
+    /// Programs that it needs beside those of the set-up; `setup/tools.sh docker` unpacks them.
     pub const NEEDS: [Need; 3] = [Need::Tool("dockerd"), Need::Tool("docker"), Need::Tool("docker-buildx")];
 
     /// Starts dockerd with its images and containers in `env`'s containerd, in snapshots of `snapshotter`.

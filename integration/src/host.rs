@@ -1,4 +1,4 @@
-//! What this machine offers: programs, file systems, rights; and a corner of it where nothing stays behind.
+//! The machine: its programs, and a corner of it where nothing stays behind.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ pub fn command(name: &str) -> Command {
     command
 }
 
-/// What a set-up needs that starts these programs.
+/// The needs of a set-up that starts these programs.
 pub fn needs(programs: &[&'static str]) -> Vec<Need> {
     let mut needs = vec![Need::Root];
     needs.extend(programs.iter().copied().map(Need::Tool));

@@ -52,7 +52,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Its process id.
+    /// The id of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

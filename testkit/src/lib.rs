@@ -1,4 +1,4 @@
-//! What the test programs of Plywood share: one way to run tests and to skip them, a corner of the machine in which
+//! Parts that the test programs of Plywood share: one way to run tests and to skip them, a corner of the machine in which
 //! nothing stays behind, trees that can be compared, and programs and services of others.
 //!
 //! A test program collects its tests in a [`suite::Suite`] and runs it. A test names what it needs ([`need::Need`]), and

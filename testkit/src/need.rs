@@ -1,4 +1,4 @@
-//! What a test cannot do without, by name.
+//! Things that a test cannot do without, by name.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ pub enum Need {
     /// Extended attributes of this name can be set on files in the directory for temporary files. The value is that of
     /// the probe.
     Xattr(&'static str, &'static [u8]),
-    /// Anything else: its name, and whether it is there.
+    /// Something else: its name, and whether it is there.
     Other(&'static str, fn() -> bool),
 }
 

@@ -28,7 +28,7 @@ pub const NAMESPACE: &str = "default";
 pub struct Node {
     /// Holds all of it.
     pub scratch: tempfile::TempDir,
-    /// What the daemon takes for its containerd.
+    /// The daemon takes it for its containerd.
     pub store: FakeContainerd,
     /// Where clients run.
     pub runtime: Runtime,
@@ -160,7 +160,7 @@ impl Node {
         DiffClient::new(grpc::channel(&self.socket()))
     }
 
-    /// What the daemon's metrics socket answers.
+    /// The answer of the daemon's metrics socket.
     pub fn metrics(&self) -> String {
         let mut stream =
             std::os::unix::net::UnixStream::connect(self.scratch.path().join("metrics.sock")).unwrap();

@@ -84,7 +84,7 @@ macro_rules! tests {
     };
 }
 
-/// What a test function returns. A test that panics has failed too.
+/// The result of a test function. A test that panics has failed too.
 pub trait Verdict {
     /// Success, a failure with its reason, or that the test turned out to lack something.
     fn verdict(self) -> Result<Completion, Failed>;

@@ -15,7 +15,7 @@ use std::{
 use libtest_mimic::Failed;
 use sha2::{Digest as _, Sha256};
 
-/// What an inode is, with what only that type has.
+/// The type of an inode, with the values that only this type has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Regular { size_bytes: u64, sha256: [u8; 32] },
@@ -192,7 +192,7 @@ fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Failed> {
 
 // --- what a layer's names become -------------------------------------------------------------
 
-/// What overlayfs would take as its own never comes from a layer.
+/// Whether overlayfs would take the attribute for its own. No layer may set one.
 pub fn is_overlay_attribute(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }

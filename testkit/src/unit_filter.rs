@@ -25,7 +25,7 @@ const NUMBERS: &str = match cfg!(target_arch = "x86_64") {
     false => "/usr/include/asm-generic/unistd.h",
 };
 
-/// What [`Filter`] needs.
+/// The machine must have these for a [`Filter`].
 pub const NEEDS: [Need; 3] = [
     Need::Other("the kernel's headers (linux-libc-dev)", || Path::new(NUMBERS).exists()),
     Need::Tool("python3"),

@@ -79,7 +79,7 @@ impl Requests for Node {
     }
 }
 
-/// What a call came to, the same for both wires.
+/// The outcome of a call, the same for both wires.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     Applied { media_type: String, digest: String, size: i64 },

@@ -1,8 +1,11 @@
 //! The daemon under the shipped unit's filter of system calls and with its capabilities, as systemd sets them up.
 
-use std::fs;
+use std::{env, fs, process::Command};
 
-use testkit::unit_filter::{Filter, SYSTEMD_252, SYSTEMD_257, SYSTEMD_262, UNIT};
+use testkit::{
+    host,
+    unit_filter::{Filter, SYSTEMD_252, SYSTEMD_257, SYSTEMD_262, UNIT},
+};
 
 use super::{
     diff::{lists::Release, shop::*},
@@ -14,7 +17,11 @@ pub const TESTS: &[Test] = &[
     ("under_the_filter_of_systemd_257_the_daemon_confines_itself_and_works", systemd_257),
     ("under_the_filter_of_systemd_262_the_daemon_confines_itself_and_works", systemd_262),
     ("a_filter_that_denies_landlock_is_a_warning", denied),
+    ("the_test_of_the_sandbox_is_skipped_where_landlock_is_denied", skipped),
 ];
+
+/// A unit whose process may not call Landlock, under the groups of systemd 252.
+const WITHOUT_LANDLOCK: &str = "SystemCallFilter=@system-service\nCapabilityBoundingSet=\n";
 
 fn systemd_252() {
     works(&Filter::of_unit(SYSTEMD_252, UNIT));
@@ -60,14 +67,21 @@ fn diff(shop: &Shop, stack: &[u32]) {
 }
 
 fn denied() {
-    let groups = SYSTEMD_252;
-    let unit = "SystemCallFilter=@system-service\nCapabilityBoundingSet=\n";
     let node = Node::with("[diff]\nenabled = false");
-    let daemon = node.start_with(&mut Filter::of_unit(groups, unit).around(&node.command()));
+    let daemon = node.start_with(&mut Filter::of_unit(SYSTEMD_252, WITHOUT_LANDLOCK).around(&node.command()));
     let log = daemon.log();
     assert!(confined(&daemon).contains("landlock=\"none\""), "{log}");
     assert!(log.lines().any(|line| line.contains("WARN") && line.contains("Landlock")), "{log}");
     daemon.stop();
+}
+
+/// It would pass without having seen anything.
+fn skipped() {
+    let mut tests = Command::new(env::current_exe().unwrap());
+    tests.args(["--exact", "sandbox::a_confined_thread_reaches_its_directories_and_nothing_else"]);
+    let filter = Filter::of_unit(SYSTEMD_252, WITHOUT_LANDLOCK);
+    let said = host::run(&mut filter.around(&tests)).unwrap();
+    assert!(said.contains("ignored (needs Landlock in the kernel)"), "{said}");
 }
 
 /// The last line about the confinement, from its capabilities on.

@@ -53,7 +53,7 @@ mod introspection {
     include!(concat!(env!("OUT_DIR"), "/containerd.services.introspection.v1.rs"));
 }
 
-/// What goes wrong with every read until it is cleared. Offsets are bytes of the blob.
+/// A fault of every read until it is cleared. Offsets are bytes of the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing more is sent from this byte on, and the stream stays open.
@@ -179,7 +179,7 @@ impl FakeContainerd {
         self.state.lock().unwrap().lists
     }
 
-    /// What containerd's collection does at the time `now`: leases that are over go, then blobs and ingests
+    /// Collects garbage as containerd does, at the time `now`: leases that are over go, then blobs and ingests
     /// that nothing holds any more.
     pub fn collect(&self, now: SystemTime) {
         let mut state = self.state.lock().unwrap();

@@ -24,7 +24,7 @@ use super::{FakeContainerd, Held, State, disconnect, leases::Leases};
 /// Longest label, key and value together, in bytes.
 const LABEL: usize = 4096;
 
-/// What goes wrong with every write until it is cleared. Messages are counted from 0, which is the first
+/// A fault of every write until it is cleared. Messages are counted from 0, which is the first
 /// of a stream, its STAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteFault {

@@ -18,6 +18,8 @@ use crate::{host, namespace};
 pub enum Need {
     /// The effective user is root.
     Root,
+    /// A capability, by its name and its number in Linux's `capability.h`.
+    Capability(&'static str, u32),
     /// A program of this name, in [`host::program_path`].
     Tool(&'static str),
     /// `tar` is GNU's.
@@ -50,7 +52,7 @@ impl Need {
     fn reason(&self) -> String {
         match self {
             Self::Root => "needs root".into(),
-            Self::Tool(name) => format!("needs {name}"),
+            Self::Tool(name) | Self::Capability(name, _) => format!("needs {name}"),
             Self::GnuTar => "needs GNU tar".into(),
             Self::FileSystem(name) => format!("needs {name} in the kernel"),
             Self::MountNamespace => "needs mount namespaces".into(),
@@ -64,6 +66,7 @@ impl Need {
     fn is_there(&self) -> bool {
         match self {
             Self::Root => rustix::process::geteuid().is_root(),
+            Self::Capability(_, number) => effective_capabilities() & 1 << number != 0,
             Self::Tool(name) => host::program(name).is_some(),
             Self::GnuTar => {
                 host::run(Command::new("tar").arg("--version")).is_ok_and(|said| said.contains("GNU tar"))
@@ -78,6 +81,12 @@ impl Need {
             Self::Other(_, is_there) => is_there(),
         }
     }
+}
+
+fn effective_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(set.trim(), 16).unwrap()
 }
 
 /// Loads the module where that is allowed.

@@ -14,11 +14,11 @@ use plywood::{
     tree::{Extent, FileType, Timestamp, Xattr},
     view::{At, Control, DirectoryView, Ext4View, Node, View, Volume},
 };
-use testkit::Suite;
+use testkit::{Suite, host::run};
 
 use super::{
     NEEDS,
-    disk::{Disk, Mounted, run},
+    disk::{Disk, Mounted},
     fill,
 };
 

@@ -16,6 +16,9 @@ pub struct Suite {
     trials: Vec<Trial>,
 }
 
+/// A test and its name.
+pub type Named<V> = (&'static str, fn() -> V);
+
 impl Suite {
     /// Without any test yet.
     pub fn new() -> Self {
@@ -57,7 +60,7 @@ impl Suite {
     }
 
     /// Adds the tests of a table, which need the same.
-    pub fn table<V: Verdict + 'static>(&mut self, needs: &[Need], tests: &[(&str, fn() -> V)]) {
+    pub fn table<V: Verdict + 'static>(&mut self, needs: &[Need], tests: &[Named<V>]) {
         for (name, test) in tests {
             self.test(name, needs, *test);
         }

@@ -295,7 +295,7 @@ fn mutant(base: &Base, number: u64) -> Vec<u8> {
             0 | 1 => word ^ 1 << random.below(8 * width),
             2 | 3 => *random.of(EDGES),
             4 => word.wrapping_add(*random.of(&[1, 2, 4, 8, u64::MAX, u64::MAX - 1, 32, 4096])),
-            5 => random.next(),
+            5 => random.number(),
             6 => {
                 let other = place(&mut random, width);
                 let words = [at, other].map(|at| bytes[at..at + width].to_vec());

@@ -9,7 +9,7 @@ fn broken_links(documents: &[Source], is_there: impl Fn(&Path) -> bool) -> Vec<S
     let mut findings = Vec::new();
     for Source { path, text } in documents {
         for (at, _) in text.match_indices("](") {
-            let target = text[at + 2..].split([')', '#', ' ']).next().expect("split gives one part at least");
+            let target = text.split_at(at + 2).1.split([')', '#', ' ']).next().expect("split gives one part at least");
             let is_outside = target.is_empty() || target.contains("://") || target.starts_with("mailto:");
             let beside = Path::new(path).parent().expect("a file has a directory").join(target);
             if !is_outside && !is_there(&beside) {
@@ -59,7 +59,7 @@ fn missing_documents(sources: &[Source], is_there: impl Fn(&Path) -> bool) -> Ve
     for Source { path, text } in sources {
         for (at, _) in text.match_indices("docs/") {
             let is_of_name = |c: &char| c.is_alphanumeric() || "/._-".contains(*c);
-            let name: String = text[at..].chars().take_while(is_of_name).collect();
+            let name: String = text.split_at(at).1.chars().take_while(is_of_name).collect();
             // Documents of other projects, containerd's for one, lie elsewhere below their docs/.
             if name.starts_with("docs/formats/") && name.ends_with(".md") {
                 cited.insert((name, path));

@@ -1,7 +1,7 @@
 //! No dead public items: whatever is `pub` is used outside its file, and not by tests alone.
 //!
-//! The compiler finds dead code that nobody outside can name, and `unreachable_pub` what is public by mistake. What is
-//! reachable, both believe to be used by somebody; in a library that only its own binary uses, that is not so.
+//! The compiler finds dead code that nobody outside the crate can name. What others can name it takes for used; in a
+//! library that only its own binary uses, that is not so.
 
 use std::collections::BTreeSet;
 

@@ -30,7 +30,7 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Layers come from `store`, and go where `roots` allows.
+    /// An applier of blobs in `store` to snapshots below `roots`.
     pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, converter: Converter) -> Self {
         Self { store, roots, converter, flights: Flights::default() }
     }
@@ -70,8 +70,9 @@ impl Apply for Applier {
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
         let Descriptor { digest, media_type, .. } = &request.diff;
         let layer = |error: Error| error.context(format!("apply {digest} ({media_type})"));
-        // Up to here and including the directory, nothing has been read or created. Without mounts no other differ
-        // may be asked, whatever the type: containerd's EROFS differ takes the first mount of none, and crashes.
+        // Until the strategy is chosen nothing is read or created, so that a refusal can send the caller to the next
+        // differ. Without mounts no other differ may be asked, whatever the type: containerd's EROFS differ takes the
+        // first mount of none, and crashes.
         if request.mounts.is_empty() {
             return Err(layer(MountError::Empty.into()));
         }

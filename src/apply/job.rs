@@ -18,17 +18,17 @@ use crate::{
 
 /// A layer as its store delivers it.
 pub struct Layer<'a> {
-    /// What it is.
+    /// Row of the layer's media type.
     pub layer_type: &'static LayerType,
     /// The blob from its first byte to its last.
     pub reader: &'a mut dyn Read,
-    /// The file that holds just this blob, if it is at hand.
+    /// File that holds just this blob, where the store has one.
     pub file: Option<&'a File>,
-    /// The size it must have, in bytes, when that is known.
+    /// Size that the blob must have, in bytes, when it is known.
     pub size_bytes: Option<u64>,
-    /// The digest it must have, when that is known.
+    /// Digest that the blob must have, when it is known.
     pub digest: Option<Digest>,
-    /// The layers below it, when they are known.
+    /// Access to the layers below, for directories that the layer does not list.
     pub parents: Option<Parents<'a>>,
 }
 

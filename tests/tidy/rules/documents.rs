@@ -9,7 +9,8 @@ fn broken_links(documents: &[Source], is_there: impl Fn(&Path) -> bool) -> Vec<S
     let mut findings = Vec::new();
     for Source { path, text } in documents {
         for (at, _) in text.match_indices("](") {
-            let target = text.split_at(at + 2).1.split([')', '#', ' ']).next().expect("split gives one part at least");
+            let target =
+                text.split_at(at + 2).1.split([')', '#', ' ']).next().expect("split gives one part at least");
             let is_outside = target.is_empty() || target.contains("://") || target.starts_with("mailto:");
             let beside = Path::new(path).parent().expect("a file has a directory").join(target);
             if !is_outside && !is_there(&beside) {

@@ -5,13 +5,13 @@
 
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
-/// Parses `text`: levels and directives joined by commas, such as `info,plywood::store=debug`.
+/// Parses `text`: levels and directives joined by commas, such as `info,plywood::containerd=debug`.
 /// `warning` stands for `warn`, as it does for containerd.
 ///
 /// Errors: the reason of the refusal, in words.
 ///
 /// ```
-/// assert!(plywood::config::log_filter("warning,plywood::store=debug").is_ok());
+/// assert!(plywood::config::log_filter("warning,plywood::containerd=debug").is_ok());
 /// assert!(plywood::config::log_filter("loud").is_err());
 /// ```
 pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
@@ -84,9 +84,9 @@ mod tests {
             ("WARN", "warn"),
             ("off", "off"),
             ("3", "info"),
-            (" info , plywood::store=debug", "info,plywood::store=debug"),
+            (" info , plywood::containerd=debug", "info,plywood::containerd=debug"),
             ("plywood", "plywood=trace"),
-            ("plywood::store=debug", "plywood::store=debug"),
+            ("plywood::containerd=debug", "plywood::containerd=debug"),
             ("info,h2=trace", "info,h2=trace"),
             ("[apply{namespace=k8s.io}]=debug", "[apply{namespace=k8s.io}]=debug"),
             ("plywood[apply]=debug", "plywood[apply]=debug"),
@@ -101,7 +101,7 @@ mod tests {
         for (text, same_as) in [
             ("warning", "warn"),
             ("Warning", "warn"),
-            ("info,plywood::store=warning", "info,plywood::store=warn"),
+            ("info,plywood::containerd=warning", "info,plywood::containerd=warn"),
         ] {
             let want: EnvFilter = same_as.parse().unwrap();
             assert_eq!(log_filter(text).unwrap().to_string(), want.to_string(), "{text}");

@@ -72,7 +72,7 @@ table! {
 table! {
     /// What is logged on standard error.
     Log {
-        /// error, warn, info, debug, trace or off, or directives such as "info,plywood::store=debug".
+        /// error, warn, info, debug, trace or off, or directives such as "info,plywood::containerd=debug".
         /// The environment variable RUST_LOG, if it is set, overrides this.
         level: String = "info".to_owned();
         /// "text" or "json".

@@ -21,7 +21,7 @@ use crate::{
     sys::thread::catch,
 };
 
-/// Applies layers from a content store to the snapshots below some roots.
+/// Applies layers from a content store to the snapshots below the configured roots.
 pub struct Applier {
     store: Arc<dyn ContentStore>,
     roots: Arc<Roots>,

@@ -73,7 +73,7 @@ impl Fixture {
         fs::read(self.snapshot(id).join("layer.erofs")).unwrap()
     }
 
-    /// What is in snapshot 1 besides what the snapshotter put there.
+    /// Names in snapshot 1 besides those that the snapshotter put there.
     fn left_behind(&self) -> Vec<String> {
         let names = fs::read_dir(self.snapshot("1")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -134,7 +134,7 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 1).unwrap()
 }
 
-/// An archive of sparse files (PAX 1.0) of so many bytes each, whose only data is their last byte.
+/// An archive of sparse files (PAX 1.0), each of the given size in bytes, whose only data is their last byte.
 fn sparse(sizes: &[u64]) -> Vec<u8> {
     let mut builder = ::tar::Builder::new(Vec::new());
     for (number, size_bytes) in sizes.iter().enumerate() {
@@ -417,7 +417,7 @@ fn a_native_image_may_be_compressed_inside() {
     }
 }
 
-/// Hands out blobs as files, as the direct path of a content store does.
+/// Opens blobs as files, like a content store whose directory can be read.
 struct Files(tempfile::TempDir);
 
 impl ContentStore for Files {
@@ -529,7 +529,7 @@ fn the_same_layer_asked_for_many_times_is_converted_once() {
     impl ContentStore for Counting {
         fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>> {
             OPENED.fetch_add(1, Ordering::Relaxed);
-            // Long enough for everybody to ask.
+            // Long enough for all callers to arrive.
             std::thread::sleep(Duration::from_millis(200));
             self.0.open(call, descriptor)
         }

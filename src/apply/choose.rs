@@ -9,9 +9,9 @@ use crate::{
 /// A way to turn a layer into the files of a snapshot; each has a file in [`super::strategy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// A tar archive becomes an EROFS image.
+    /// Converts a tar archive into an EROFS image.
     Erofs,
-    /// The layer is an EROFS image already.
+    /// Copies a layer that is an EROFS image already.
     Native {
         /// Compression around the image.
         coding: Coding,
@@ -26,14 +26,14 @@ impl Strategy {
         }
     }
 
-    /// Whether the blob's file is of use, where the store has one.
+    /// Whether the strategy copies the blob's file, where the store has one.
     pub(super) fn copies_the_blob(self) -> bool {
         self == Self::Native { coding: Coding::Plain }
     }
 }
 
-/// The strategy for a layer of type `layer_type` in a directory where the sets `accepted` may be published; `None` when the
-/// snapshotter has no use for such a layer.
+/// Returns the strategy for a layer of type `layer_type` in a directory where the sets `accepted` may be published.
+/// `None`: the snapshotter has no use for such a layer.
 pub fn choose(layer_type: &LayerType, accepted: &[&'static FileSet]) -> Option<Strategy> {
     let strategy = match layer_type.container {
         Container::Tar => Strategy::Erofs,

@@ -1,4 +1,4 @@
-//! From an open blob to published files: what daemon and command line have in common.
+//! From an open blob to published files: the part of Apply that daemon and command line share.
 
 use std::{sync::Arc, time::Instant};
 
@@ -26,20 +26,20 @@ pub struct Converter {
 }
 
 impl Converter {
-    /// A converter that uses `resources`, which it shares with others.
+    /// A converter with `options`. Other converters and composers may use the same `resources`.
     pub fn new(options: Options, resources: Arc<Resources>) -> Self {
         Self { options, resources }
     }
 
-    /// The most that one layer may cost.
+    /// Limits on one layer.
     pub(super) fn limits(&self) -> &Limits {
         &self.resources.limits
     }
 
     /// Turns `layer` into the files of `strategy` and publishes them.
     ///
-    /// Nothing is published unless the blob is the one asked for and the finished files, read back from the disk, have
-    /// passed their check. After an error they are gone.
+    /// Nothing is published unless size and digest of the blob are those of `layer` and the finished files, read back
+    /// from the disk, have passed their check. After an error the files are removed.
     pub fn convert(
         &self,
         work: Work<'_>,

@@ -1,8 +1,8 @@
-//! One conversion for all who ask for the same at the same time.
+//! Equal requests that arrive while the first is running share one conversion.
 //!
-//! A request that finds its directory taken by the same layer waits for that conversion and gets its
-//! reply; one that wants another layer there is refused. A conversion that its caller cancelled is no
-//! reply for the others: one of them starts anew.
+//! A request for the layer that is being applied to its directory waits for that conversion and returns the same
+//! reply. A request for another layer there is refused. When the caller of a conversion cancels it, one of the
+//! waiting requests starts anew.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use crate::{
     snapshot::Mount,
 };
 
-/// The conversions under way, by directory.
+/// The running conversions, by device and inode number of their directory.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     running: Mutex<HashMap<(u64, u64), Arc<Flight>>>,
@@ -25,13 +25,13 @@ pub(super) struct Flights {
 
 #[derive(Debug)]
 struct Flight {
-    /// Who asked: another namespace may not have the blob, so it cannot join.
+    /// Namespace of the first request. A request of another one cannot join: its namespace may not have the blob.
     namespace: Namespace,
     digest: Digest,
     media_type: String,
     size_bytes: u64,
     sync_fs: bool,
-    /// They show the layers below, and an image may depend on these.
+    /// Mounts of the first request. They name the layers below, on which the image may depend.
     mounts: Vec<Mount>,
     landed: Mutex<Option<Outcome>>,
     changed: Condvar,
@@ -41,7 +41,7 @@ struct Flight {
 enum Outcome {
     Applied(Box<Applied>),
     Failed(Kind, &'static str, String),
-    /// The one who did the work gave up.
+    /// The call that ran the conversion was cancelled, ran out of time or panicked.
     Abandoned,
 }
 
@@ -50,7 +50,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Flights {
-    /// Runs `work` for `request`, or waits for the same work of another call.
+    /// Runs `work` for `request`, or waits for an equal request that is running and returns its outcome.
+    ///
+    /// Errors: [`ApplyError::Busy`] when another layer is being applied to `directory`; those of `work`; `Cancelled`.
     pub(super) fn fly(
         &self,
         directory: (u64, u64),
@@ -67,7 +69,7 @@ impl Flights {
                         let flight = Arc::new(Flight::new(call, request));
                         running.insert(directory, Arc::clone(&flight));
                         drop(running);
-                        // Lands, as abandoned, even if the work panics.
+                        // Dropped without an outcome when the work panics: the flight then counts as abandoned.
                         let landing = Landing { flights: self, directory, flight };
                         let outcome = work();
                         landing.land(&outcome);
@@ -80,9 +82,9 @@ impl Flights {
                 return Err(ApplyError::Busy { digest, media_type }.into());
             }
             match flight.wait(&call.cancel)? {
-                // An image that was made on top of other layers may be another one.
+                // On top of other layers the same archive may give another image.
                 _ if flight.mounts != request.mounts => {}
-                // A reply without the promise that this request asks for is none.
+                // A layer that was not synced is no answer to a request with `sync_fs`.
                 Outcome::Applied(applied) if flight.sync_fs || !request.sync_fs => return Ok(*applied),
                 Outcome::Failed(kind, reason, message) => return Err(Error::new(kind, reason, message)),
                 Outcome::Applied(_) | Outcome::Abandoned => {}
@@ -125,7 +127,7 @@ impl Flight {
     }
 }
 
-/// Ends a flight, with its outcome or without.
+/// Removes a flight from the running ones when it is dropped, and wakes the requests that wait for it.
 struct Landing<'a> {
     flights: &'a Flights,
     directory: (u64, u64),
@@ -146,7 +148,7 @@ impl Landing<'_> {
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        // First the place, then the news: whoever hears it and starts anew finds the place free.
+        // The place is freed before the others wake: one of them may start anew at once.
         lock(&self.flights.running).remove(&self.directory);
         lock(&self.flight.landed).get_or_insert(Outcome::Abandoned);
         self.flight.changed.notify_all();

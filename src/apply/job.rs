@@ -1,4 +1,4 @@
-//! One layer to apply: what a strategy gets, and what it returns.
+//! One layer to apply: the input of a strategy, and its result.
 
 use std::{
     fs::File,
@@ -33,16 +33,16 @@ pub struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    /// The source of a pipeline.
+    /// The source of the pipeline that reads the layer.
     pub(super) fn source(self) -> Source<'a> {
         Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest }
     }
 }
 
-/// Everything that a strategy works with.
+/// Input of a strategy: the layer, and the means to build its files.
 pub(super) struct Job<'a, 'l> {
     pub(super) layer: Layer<'l>,
-    /// Begins the files of the strategy's set.
+    /// Creates the files of the strategy's set.
     pub(super) publication: &'a Publication,
     pub(super) plan: Plan<'a>,
     pub(super) options: &'a Options,
@@ -58,7 +58,7 @@ pub(super) struct Built {
     pub(super) facts: Facts,
 }
 
-/// Runs the check that ends a strategy, and returns the time it took. Errors: those of `check`; `Cancelled`.
+/// Runs `check`, the last step of a strategy, and returns its time. Errors: those of `check`; `Cancelled`.
 pub(super) fn verified(plan: Plan<'_>, check: impl FnOnce() -> Result<()>) -> Result<Duration> {
     plan.work.cancel.check()?;
     plan.work.progress.begin(Phase::Verify, None);

@@ -4,39 +4,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::{format::erofs::writer::WriteOptions, snapshot::Durability};
 
-/// How images are made, checked and published.
+/// Settings for making, checking and publishing images.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Layout of images made from tar layers.
     pub image: WriteOptions,
-    /// When a published image is on disk.
+    /// Moment at which a published image is synced to disk.
     pub durability: Durability,
-    /// How images that come ready are checked.
+    /// Check of layers that are EROFS images already.
     pub native_verify: NativeVerify,
-    /// The attributes of directories that an archive does not list.
+    /// Attributes of directories that an archive uses but does not list.
     pub implied_directories: ImpliedDirectories,
 }
 
-/// How an image that comes ready is checked before it is published.
+/// Check of a layer that is an EROFS image already, made before it is published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NativeVerify {
-    /// All its metadata.
+    /// Checks the superblock and all metadata.
     #[default]
     Strict,
-    /// Its superblock.
+    /// Checks the superblock only.
     Superblock,
-    /// Not at all.
+    /// Publishes the image unread.
     Off,
 }
 
-/// Where directories that an archive does not list get their attributes.
+/// Source of the attributes of directories that an archive uses but does not list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImpliedDirectories {
-    /// Like the directory of the layers below that they shadow, where that can be seen; otherwise root's.
+    /// Copied from the directory of the layers below that they shadow. Where the layers cannot be read, as `Default`.
     #[default]
     FromParents,
-    /// Root's, of mode 0755 and time 0.
+    /// Owned by root, mode 0755, time 0.
     Default,
 }

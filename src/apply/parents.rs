@@ -11,15 +11,14 @@ use crate::{
 /// Access to the layers below a new one.
 #[derive(Clone, Copy)]
 pub struct Parents<'a> {
-    /// Opens the layers, the newest first; an empty stack when they are not known. Called at most once, and only
-    /// for a layer that needs them.
+    /// Opens the layers, the newest first. Returns an empty stack when they are not known. Called at most once, and
+    /// only for a layer that needs them.
     pub open: &'a dyn Fn() -> Result<Stack>,
-    /// Refuse a layer that needs the layers below when they cannot be read, instead of making it as if there were
-    /// none.
+    /// Fail when the layers below are needed and cannot be read, instead of making the image as if there were none.
     pub required: bool,
 }
 
-/// Numbers of the directories that a layer implies.
+/// Counts of the directories that a layer uses but does not list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Implied {
     pub(super) directories: u64,
@@ -27,7 +26,7 @@ pub(super) struct Implied {
     pub(super) without_parents: bool,
 }
 
-/// Gives the directories that the finished archive implies the attributes of those that they shadow.
+/// Copies attributes from the layers below to the directories that the archive implied. Runs at its end.
 pub(super) fn inherit(
     writer: &mut ImageWriter<'_>,
     parents: Option<Parents<'_>>,
@@ -65,8 +64,8 @@ pub(super) fn inherit(
     }
 }
 
-/// Whether an error is about the layers below themselves, and would come again. The kernel judges such layers when
-/// they are mounted.
+/// Whether an error lies in the layers below themselves, so that a retry would fail again. The kernel judges such
+/// layers when they are mounted.
 fn may_be_ignored(kind: Kind) -> bool {
     matches!(kind, Kind::NotImplemented | Kind::Malformed | Kind::Denied | Kind::Conflict)
 }

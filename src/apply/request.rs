@@ -1,4 +1,4 @@
-//! The service: its request, its reply, and why a request is not begun.
+//! The Apply service: request, reply, and the errors that refuse a request before it begins.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,97 +12,97 @@ use crate::{
     snapshot::Mount,
 };
 
-/// Apply this blob to this snapshot.
+/// Request to apply a blob to a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
-    /// The layer.
+    /// Descriptor of the layer's blob.
     pub diff: Descriptor,
-    /// The snapshot, as its snapshotter describes it.
+    /// Mounts of the snapshot, as its snapshotter lists them.
     pub mounts: Vec<Mount>,
     /// Messages for the stream processors of the layer, by the processor's name.
     pub payloads: BTreeMap<String, Payload>,
-    /// The layer must be on disk before the reply.
+    /// Sync the published layer to disk before the reply.
     pub sync_fs: bool,
 }
 
-/// A message that means something to a stream processor only.
+/// A message for a stream processor. Nothing else decodes it.
 ///
 /// Source: protobuf's `google.protobuf.Any`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Payload {
     /// URL of the message's type.
     pub type_url: String,
-    /// The encoded message.
+    /// Encoded bytes of the message.
     pub value: Vec<u8>,
 }
 
 /// The result of an Apply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
-    /// The uncompressed layer; its digest is the diffID.
+    /// Descriptor of the uncompressed layer. Its digest is the diffID.
     pub descriptor: Descriptor,
-    /// Figures for logs, metrics and people.
+    /// Sizes and times for logs, metrics and the command line.
     pub stats: Stats,
 }
 
-/// What went in, what came out, and how long it took.
+/// Sizes of blob and image, and the time that each step took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats {
     /// Digest of the blob.
     pub blob: Digest,
     /// Size of the blob in bytes.
     pub blob_bytes: u64,
-    /// How it was compressed.
+    /// Compression of the blob.
     pub coding: Coding,
     /// Size of the image in bytes.
     pub image_bytes: u64,
-    /// What the image holds; zeros for an image that came ready.
+    /// Counts of the image's contents; zeros for a layer that was an EROFS image already.
     pub contents: Contents,
-    /// Time at work in each step.
+    /// Busy time of each step.
     pub times: StageTimes,
-    /// From the first byte read to the published file.
+    /// Time from the first byte read to the published files.
     pub total: Duration,
 }
 
-/// What an image made from a tar layer holds.
+/// Counts of the contents of an image made from a tar layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Inodes, whiteouts and implied directories included.
+    /// Inodes. Whiteouts and implied directories are included.
     pub nodes: u64,
-    /// Of these, markers that delete something below.
+    /// Whiteouts among the inodes: markers that delete a name below.
     pub whiteouts: u64,
-    /// Extended attributes of the archive that do not belong into an image.
+    /// Extended attributes of the archive that were left out of the image.
     pub dropped_xattrs: u64,
-    /// Directories that names of the archive imply and no entry describes; the root is not counted.
+    /// Directories that names of the archive imply and no entry describes. The root is not counted.
     pub implied_directories: u64,
-    /// The implied directories that took owner, mode, time and attributes from the layers below.
+    /// Implied directories that took owner, mode, time and attributes from the layers below.
     pub inherited_directories: u64,
-    /// There are implied directories, and the layers below were not known, not readable or not asked.
+    /// There are implied directories, and the layers below were unknown, unreadable or not to be read.
     pub without_parents: bool,
 }
 
-/// The service as the edges see it.
+/// Apply as the edges call it.
 pub trait Apply: Send + Sync + 'static {
-    /// Applies one layer. Blocks; ends within a second of the call's cancellation.
+    /// Applies one layer. Blocks. Returns within a second of the call's cancellation.
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied>;
 }
 
-/// Why a request is not begun.
+/// Reason to refuse a request before its blob is opened.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// Another differ may know the type.
+    /// The media type is none of [`crate::kind::TABLE`]. Another differ may know it.
     #[error("this differ does not apply layers of type {0:?}")]
     MediaType(String),
     /// The snapshotter of the directory has no use for the files that the layer would become.
     #[error("this differ does not put layers of type {0:?} into snapshots of this kind")]
     Snapshot(String),
-    /// The directory is taken.
+    /// A conversion of another layer to the same directory is running.
     #[error("another layer, {digest} ({media_type}), is being applied to the same directory")]
     Busy {
-        /// That layer.
+        /// Digest of the layer that is being applied.
         digest: Digest,
-        /// Its type.
+        /// Media type of that layer.
         media_type: String,
     },
 }

@@ -33,7 +33,7 @@ use crate::{
     tree::Body,
 };
 
-/// Makes an image of the tar archive in the layer.
+/// Converts the layer's tar archive into an EROFS image.
 pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     let Job { layer, publication, plan, options } = job;
     let image = publication.file(LAYER_NAME)?;
@@ -80,7 +80,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     Ok(Built { image_bytes: image.size_bytes(), files: vec![image], contents, facts })
 }
 
-/// The identifier that containerd's differ gives the image of a blob: a name-based UUID.
+/// UUID of the image: name-based, and the one that containerd's EROFS differ gives the image of the same blob.
 ///
 /// Source: containerd `plugins/diff/erofs/differ.go`.
 fn image_uuid(blob: &Digest) -> [u8; 16] {
@@ -93,7 +93,7 @@ struct Build<'env> {
     writer: ImageWriter<'env>,
     stream_bytes: u64,
     hole_bytes: u64,
-    /// Most bytes of both.
+    /// Largest sum of `stream_bytes` and `hole_bytes`.
     limit: u64,
     busy: Duration,
 }
@@ -113,7 +113,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Holes count like the zeros as which Diff would write them; a header can ask for any number of them.
+    /// Adds the holes of a file to the bytes that are limited, because a header can name holes of any length. Diff
+    /// would write them as zeros.
     fn count_holes(&mut self, body: &Body) -> Result<()> {
         if let Body::Regular { size_bytes, extents: Some(extents) } = body {
             let data: u64 = extents.iter().map(|extent| extent.len).sum();

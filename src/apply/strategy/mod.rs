@@ -1,6 +1,6 @@
 //! The strategies: one file for each way to turn a layer into the files of a snapshot.
 //!
-//! Each builds its files and checks them on the bytes that were written; naming them is left to the caller.
+//! A strategy builds its files and checks the bytes that were written. The converter gives them their names.
 
 pub(super) mod erofs;
 pub(super) mod native;

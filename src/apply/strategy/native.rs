@@ -1,7 +1,7 @@
 //! A layer that is an EROFS image already: copied, or unwrapped from zstd frames.
 //!
-//! Where the blob's file is at hand the kernel copies it, or shares its blocks, and the digest is that of
-//! the copy: whatever happens to the blob meanwhile, the bytes published are those that were hashed.
+//! Where the store has the blob as a file, the kernel copies it or shares its blocks. The copy is hashed, not the
+//! blob, so that the published bytes are those of the digest even if the blob changes meanwhile.
 
 use std::{
     fs::File,
@@ -27,10 +27,10 @@ use crate::{
     sys::thread::spawn_scoped,
 };
 
-/// Bytes hashed at a time.
+/// Bytes read and hashed between two looks at the cancel flag.
 const HASH_BYTES: usize = 512 << 10;
 
-/// Publishes the image that the layer holds.
+/// Copies the image out of the layer, and checks it as `native_verify` says.
 pub(in crate::apply) fn run(job: Job<'_, '_>, coding: Coding) -> Result<Built> {
     let Job { layer, publication, plan, options } = job;
     let (image, mut facts) = copy(plan, layer, publication.file(LAYER_NAME)?, coding)?;
@@ -48,7 +48,8 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, coding: Coding) -> Result<Built> {
     Ok(Built { files: vec![image], image_bytes, contents: Contents::default(), facts })
 }
 
-/// Fills `image`: with the blob's file where that will do, else with the decoded blob.
+/// Fills `image` with the layer's image. Copies the blob's file where the store has one and the expected digest is
+/// SHA-256 or none; otherwise decodes the blob.
 fn copy(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Result<(NewFile, Facts)> {
     let expected = layer.digest.as_ref();
     if let (Coding::Plain, Some(file), Some(size_bytes)) = (coding, layer.file, layer.size_bytes)
@@ -64,7 +65,7 @@ fn copy(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Res
     Ok((image, facts))
 }
 
-/// Writes what it is given to a file, from its start.
+/// Writes the decoded stream to a file, from its start.
 struct Copy {
     image: NewFile,
     written: u64,
@@ -87,7 +88,7 @@ impl Stage for Copy {
     }
 }
 
-/// Lets the kernel copy the file, and hashes the copy as it grows.
+/// Copies `source` in the kernel, and hashes the copy as it grows.
 fn share(
     plan: Plan<'_>,
     source: &File,
@@ -117,7 +118,7 @@ fn share(
         });
         let helper = helper.transpose()?;
         let report = |copied| {
-            // Without a helper nobody listens.
+            // Without a helper there is no receiver: the copy is hashed after it is complete.
             let _heard = sender.send(copied);
             progress.set_done(copied);
         };
@@ -156,7 +157,7 @@ fn share(
     Ok((image, facts))
 }
 
-/// Hashes a growing file up to each of `ends`, in bytes; the last is the whole of it.
+/// Hashes a growing file up to each of `ends`, in bytes. The last one is the end of the file.
 fn hash(file: &File, ends: impl IntoIterator<Item = u64>, cancel: &Cancel) -> Result<(Digest, Duration)> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; HASH_BYTES];

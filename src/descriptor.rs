@@ -1,4 +1,4 @@
-//! A content descriptor: what a blob is, how large, under which digest, and what its image says about it.
+//! Content descriptors: media type, size, digest and annotations of a blob.
 //!
 //! Source: OCI image specification, descriptor.md.
 
@@ -10,10 +10,10 @@ use crate::{
     limits,
 };
 
-/// A descriptor whose parts have been checked.
+/// A descriptor whose parts are within their limits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Descriptor {
-    /// Printable ASCII, at most 255 bytes.
+    /// Media type: 1 to 255 bytes of printable ASCII.
     pub media_type: String,
     /// Digest of the blob's bytes.
     pub digest: Digest,
@@ -24,25 +24,25 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Why a descriptor is refused.
+/// Fault in a descriptor.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    /// RFC 6838 names are printable ASCII and short.
+    /// The media type is not a name by RFC 6838: printable ASCII, and short.
     #[error("media type {0:?} is not 1 to 255 bytes of printable ASCII")]
     MediaType(String),
-    /// Sizes are not negative.
+    /// The size is negative.
     #[error("size {0} is negative")]
     Size(i64),
-    /// More, or longer ones, than any image has.
+    /// There are more annotations, or longer ones, than any image has.
     #[error(
         "{count} annotations of {bytes} bytes; {} of {} bytes are allowed",
         limits::ANNOTATIONS,
         limits::ANNOTATION_BYTES
     )]
     Annotations {
-        /// How many there are.
+        /// Number of annotations.
         count: usize,
-        /// Bytes of all keys and values.
+        /// Length of all keys and values in bytes.
         bytes: usize,
     },
 }
@@ -63,12 +63,12 @@ impl Classify for DescriptorError {
 }
 
 impl Descriptor {
-    /// The descriptor, without annotations, of a blob that was made here.
+    /// Descriptor of a blob that was made here, without annotations.
     pub fn of(media_type: &str, digest: Digest, size_bytes: u64) -> Self {
         Self { media_type: media_type.to_owned(), digest, size_bytes, annotations: BTreeMap::new() }
     }
 
-    /// Checks the parts of a wire descriptor without annotations.
+    /// Checks the parts of a wire descriptor. Errors: [`DescriptorError::MediaType`], [`DescriptorError::Size`].
     pub fn new(media_type: &str, digest: Digest, size_bytes: i64) -> Result<Self, DescriptorError> {
         let printable = media_type.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
         if media_type.is_empty() || media_type.len() > 255 || !printable {

@@ -1,9 +1,8 @@
-//! The layer types: one table that everything about media types is derived from or compared with.
+//! The layer types: one table, from which everything about media types is derived or with which it is compared.
 //!
-//! A row says what a layer holds, how it is compressed, what Apply replies for it, whether Diff writes it, and how
-//! the command line and file names spell it. Nothing here looks at bytes: labels in the wild are wrong often enough
-//! that a tar layer's compression is detected ([`Coding::detect`]), and files without a label are told apart by
-//! [`sniff`].
+//! A row lists container and compression of a layer, the type in Apply's reply, whether Diff writes it, and how the
+//! command line and file names spell it. Nothing here looks at bytes: labels in the wild are wrong often enough that
+//! a tar layer's compression is detected ([`Coding::detect`]). Files without a label are recognised by [`sniff`].
 //!
 //! Source: OCI image specification, media-types.md; Docker image manifest V2 schema 2; containerd
 //! `core/images/mediatypes.go` and `docs/snapshotters/erofs.md` for the native EROFS types.
@@ -14,7 +13,7 @@ use std::path::Path;
 
 use crate::codec::Coding;
 
-/// What the bytes of a layer are once they are uncompressed.
+/// Format of a layer's uncompressed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Container {
     /// A tar archive.
@@ -24,7 +23,7 @@ pub enum Container {
 }
 
 impl Container {
-    /// The name in metrics.
+    /// Label in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tar => "tar",
@@ -38,9 +37,9 @@ impl Container {
 pub struct LayerType {
     /// Media type of the compressed layer.
     pub media_type: &'static str,
-    /// What the layer holds.
+    /// Format of the uncompressed layer.
     pub container: Container,
-    /// Compression that the media type promises. Binding for EROFS images; a tar layer is what its bytes are.
+    /// Compression that the media type promises. Binding for EROFS images; that of a tar layer is detected.
     pub coding: Coding,
     /// Media type of the uncompressed layer: the one in Apply's reply.
     pub applied: &'static str,
@@ -48,18 +47,18 @@ pub struct LayerType {
     pub written: bool,
     /// Names for `plywood diff --type`, the first one preferred.
     pub names: &'static [&'static str],
-    /// Endings of file names that mean this type to `plywood diff`.
+    /// Endings of output names for which `plywood diff` writes this type.
     pub endings: &'static [&'static str],
 }
 
-/// Media type of the uncompressed tar that an applied tar layer stands for.
+/// Media type of an uncompressed tar layer, in Apply's reply for every tar layer.
 pub const OCI_LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
-/// The type that Diff writes when a request names none: clients that commit a container take it to be this.
+/// The type that Diff writes when a request names none: clients that commit a container assume it.
 pub const DEFAULT: &LayerType = &TABLE[0];
 
-/// containerd 2.3 and later.
+/// Native layers of containerd 2.3 and later.
 const EROFS: &str = "application/vnd.erofs.layer.v1";
-/// containerd 2.1 and 2.2.
+/// Native layers of containerd 2.1 and 2.2.
 const OLD_EROFS: &str = "application/vnd.oci.image.layer.v1.erofs";
 
 const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
@@ -86,11 +85,11 @@ const fn erofs(media_type: &'static str, coding: Coding, applied: &'static str) 
     }
 }
 
-/// Every layer type.
+/// All layer types.
 ///
 /// Diff writes no Docker types: containerd's own differs decline them as well, and its clients rename the types of
-/// the layers they got. Only zstd wraps a native image. Compression alone (`gzip`) names a tar, the only container
-/// of every compression.
+/// the layers they receive. Only zstd wraps a native image. A name that is a compression alone (`gzip`) means a tar,
+/// the only container that comes in every compression.
 pub const TABLE: &[LayerType] = &[
     LayerType {
         written: true,
@@ -124,7 +123,7 @@ pub const TABLE: &[LayerType] = &[
 ];
 
 impl LayerType {
-    /// The row of `media_type`; `None` for a type that another differ may know.
+    /// Returns the row of `media_type`; `None` for a type that another differ may know.
     ///
     /// ```
     /// use plywood::kind::{Container, LayerType};
@@ -136,7 +135,8 @@ impl LayerType {
         TABLE.iter().find(|row| row.media_type == media_type)
     }
 
-    /// The type that Diff writes for `media_type`, where an empty one stands for [`DEFAULT`].
+    /// Returns the type that Diff writes for `media_type`; [`DEFAULT`] for an empty one, `None` for one that Diff does
+    /// not write.
     ///
     /// ```
     /// use plywood::kind::{self, LayerType};
@@ -150,13 +150,13 @@ impl LayerType {
         Self::of(media_type).filter(|row| row.written)
     }
 
-    /// The written type that `name` means on the command line: a short name or a media type.
+    /// Returns the type that `plywood diff` writes for `name`, which is a short name or a media type.
     pub fn of_name(name: &str) -> Option<&'static Self> {
         let row = TABLE.iter().find(|row| row.names.contains(&name) || row.media_type == name);
         row.filter(|row| row.written)
     }
 
-    /// The written type that the name of the file `path` means.
+    /// Returns the type that `plywood diff` writes to `path`, by the ending of its name.
     pub fn of_file(path: &Path) -> Option<&'static Self> {
         let name = path.file_name()?.to_string_lossy();
         TABLE.iter().find(|row| row.endings.iter().any(|ending| name.ends_with(ending)))
@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// The documents list the types for readers; a row that is added here is added there.
+    /// The documents list the layer types as well: a row added here has to be added there.
     #[test]
     fn the_documents_list_every_row() {
         let mut table = String::from(

@@ -1,7 +1,7 @@
-//! What a file without a label is, by its first bytes.
+//! The type of a layer without a label, by its first bytes.
 //!
-//! The daemon trusts the media type it is given and never sniffs more than the compression of a tar layer; this is
-//! for the command line, whose users name files.
+//! Used by the command line, whose users name files. The daemon trusts the media type of a request, and detects
+//! only the compression of tar layers.
 
 use super::{LayerType, OCI_LAYER_TAR};
 use crate::{
@@ -13,9 +13,9 @@ use crate::{
     },
 };
 
-/// Bytes of a layer that [`Head::of`] wants: enough for the first block of a zstd frame.
+/// Bytes of a layer that [`Head::of`] reads: enough for the first block of a zstd frame.
 pub const HEAD_BYTES: u64 = 256 << 10;
-/// Uncompressed bytes that are looked at: enough for the first names of an archive.
+/// Uncompressed bytes kept of a layer: enough for the first names of an archive.
 const PLAIN_BYTES: usize = 256 << 10;
 
 /// A file system image that can be read as a layer.
@@ -28,7 +28,8 @@ pub enum Image {
 }
 
 impl Image {
-    /// The file system whose magic number a file has; `starts` compares the bytes at an offset with one.
+    /// Returns the file system whose magic number a file has. `starts` reports whether the bytes at an offset are
+    /// those given.
     pub fn of(starts: impl Fn(u64, &[u8]) -> bool) -> Option<Self> {
         if starts(Erofs::OFFSET, &Erofs::MAGIC.to_le_bytes()) {
             return Some(Self::Erofs);
@@ -37,19 +38,19 @@ impl Image {
     }
 }
 
-/// The beginning of a layer.
+/// The first bytes of a layer, uncompressed.
 #[derive(Debug)]
 pub struct Head {
     /// Compression of the layer.
     pub coding: Coding,
     /// The first uncompressed bytes; fewer if the stream is damaged.
     plain: Vec<u8>,
-    /// The stream ends here, and ends well.
+    /// `plain` is the whole layer, whose stream ended without an error.
     is_whole: bool,
 }
 
 impl Head {
-    /// Decompresses `prefix`, which holds the whole layer if it is shorter than [`HEAD_BYTES`]. Frames with a window
+    /// Decompresses `prefix`, which is the whole layer if it is shorter than [`HEAD_BYTES`]. Frames with a window
     /// larger than `zstd_window_bytes` are not read.
     pub fn of(prefix: &[u8], zstd_window_bytes: u64) -> Self {
         let coding = Coding::detect(prefix);
@@ -77,7 +78,7 @@ impl Head {
         self.is_whole && self.plain.is_empty()
     }
 
-    /// An EROFS image when there is a superblock, plain or in zstd frames, else a tar archive.
+    /// Returns a type of EROFS image if there is a superblock, plain or in zstd frames, otherwise that of a plain tar.
     pub fn layer_type(&self) -> Option<&'static LayerType> {
         let starts = |offset, magic: &[u8]| {
             let at = usize::try_from(offset).ok().and_then(|offset| self.plain.get(offset..));
@@ -91,8 +92,8 @@ impl Head {
         })
     }
 
-    /// The first name in the archive that belongs to an OCI layout or to what `docker save` writes: such an archive
-    /// holds an image with its layers, and is none.
+    /// Returns the first name in the archive that belongs to an OCI layout or to the output of `docker save`. Such an
+    /// archive holds a whole image, and is no layer.
     pub fn part_of_an_image(&self) -> Option<Vec<u8>> {
         let mut parser = Parser::new();
         let mut input = self.plain.as_slice();
@@ -107,7 +108,7 @@ impl Head {
     }
 }
 
-/// `oci-layout`, `blobs/sha256/HEX`, or an older docker's `HEX/layer.tar` and `HEX.json`.
+/// Whether a path is `oci-layout`, `blobs/sha256/HEX`, or an older Docker's `HEX/layer.tar` or `HEX.json`.
 ///
 /// Source: OCI image specification, image-layout.md; Docker image specification v1.2.
 fn is_part_of_an_image(path: &[u8]) -> bool {

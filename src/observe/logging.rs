@@ -29,7 +29,7 @@ pub fn start(log: &Log) -> Result<(), Error> {
     Ok(())
 }
 
-/// A panic becomes a log line like any other; the request it hits is failed by its own thread.
+/// Logs panics as lines like all others. The thread of the request that panicked reports its failure.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("not a text");
@@ -38,7 +38,7 @@ fn log_panics() {
     }));
 }
 
-/// `text` on one line: control characters escaped, cut to `max_len` bytes.
+/// Returns `text` as one line: control characters escaped, cut to `max_len` bytes.
 pub fn one_line(text: &str, max_len: usize) -> String {
     const CUT: &str = "...";
     let mut line = String::new();

@@ -1,7 +1,7 @@
 //! Counters, gauges and histograms, in the OpenMetrics text format.
 //!
-//! Labels come from fixed sets only: methods, kinds of layers, codes, reason ids, stages. Nothing that a
-//! request chooses can make a new time series.
+//! Labels come from fixed sets only: methods, kinds of layers, codes, reason ids, stages. A request cannot create a
+//! new time series.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -22,15 +22,15 @@ use crate::{apply::Applied, compare::Compared};
 /// Labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
-    /// Apply or Diff.
+    /// Method: Apply or Diff.
     pub method: &'static str,
-    /// grpc or ttrpc.
+    /// Protocol: grpc or ttrpc.
     pub wire: &'static str,
-    /// tar, erofs or other.
+    /// Kind of the layer: tar, erofs or other.
     pub layer: &'static str,
-    /// ok or the status code.
+    /// Status code, or ok.
     pub code: &'static str,
-    /// The reason id; empty for ok.
+    /// Reason id of the error; empty for ok.
     pub reason: &'static str,
 }
 
@@ -50,20 +50,20 @@ struct Event {
     event: &'static str,
 }
 
-/// What is true at the moment of a scrape.
+/// Values of the gauges at the moment of a scrape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Requests that are worked on.
+    /// Number of requests that are being worked on.
     pub running: u64,
-    /// Requests that wait for their blobs, and gave their turn away meanwhile.
+    /// Number of requests that wait for their blobs, and gave up their turn meanwhile.
     pub stalled: u64,
-    /// Requests that wait for their turn, or for the answer to an equal one.
+    /// Number of requests that wait for their turn, or for the reply to an equal request.
     pub waiting: u64,
     /// Bytes of metadata memory charged to requests.
     pub memory_bytes: u64,
 }
 
-/// All metrics of the process.
+/// All metrics of the daemon.
 pub struct Metrics {
     registry: Mutex<Registry>,
     /// Open connections on the Diff socket.
@@ -94,7 +94,7 @@ pub struct Metrics {
     threads: Gauge,
 }
 
-/// 1 ms to 524 s: from a tiny layer to one of many GiB.
+/// A histogram of seconds, with buckets from 1 ms to 524 s: from a tiny layer to one of many GiB.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 20))
 }
@@ -232,12 +232,12 @@ impl Metrics {
         Self { registry: Mutex::new(registry), ..metrics }
     }
 
-    /// A request ended.
+    /// Counts a request that ended.
     pub fn count_request(&self, outcome: &Outcome) {
         self.requests.get_or_create(outcome).inc();
     }
 
-    /// A layer of kind `layer` was applied.
+    /// Counts a layer of kind `layer` that was applied. `took` is the time from request to reply.
     pub fn count_applied(&self, layer: &'static str, applied: &Applied, took: Duration) {
         let layer = Layer { layer };
         let stats = &applied.stats;
@@ -251,7 +251,7 @@ impl Metrics {
         self.count_stages("Apply", stats.times.steps());
     }
 
-    /// A layer of kind `layer` was written.
+    /// Counts a layer of kind `layer` that Diff wrote. `took` is the time from request to reply.
     pub fn count_compared(&self, layer: &'static str, compared: &Compared, took: Duration) {
         let layer = Layer { layer };
         let stats = &compared.stats;
@@ -268,7 +268,7 @@ impl Metrics {
         }
     }
 
-    /// A request got its turn.
+    /// Counts the time for which a request waited for its turn.
     pub fn count_queued(&self, queued: Duration) {
         self.queue_seconds.observe(queued.as_secs_f64());
     }
@@ -277,7 +277,7 @@ impl Metrics {
         self.security.get_or_create(&Event { event: event.as_str() }).inc();
     }
 
-    /// Everything as OpenMetrics text, with `load` and the process's size as of now.
+    /// Returns all metrics as OpenMetrics text, with `load` and the present resources of the process.
     pub fn text(&self, load: Load) -> String {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.running.set(gauge(load.running));

@@ -1,4 +1,4 @@
-//! What the daemon tells about itself: log lines, security events, metrics.
+//! Log lines, security events and metrics of the daemon.
 
 pub mod logging;
 pub mod metrics;
@@ -14,7 +14,7 @@ pub use metrics::{Load, Metrics};
 pub use record::{About, Figures, Record, Subject, Success};
 pub use security::SecurityEvent;
 
-/// Everything that is counted or logged goes through here.
+/// Counts and logs the daemon's requests and security events.
 pub struct Observer {
     /// Counters, gauges and histograms.
     pub metrics: Metrics,
@@ -22,12 +22,12 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Nothing seen yet.
+    /// An observer whose counters are at 0.
     pub fn new() -> Self {
         Self { metrics: Metrics::new(), security: security::SecurityLog::new(Instant::now()) }
     }
 
-    /// Counts a security event, and logs it unless too many came at once.
+    /// Counts a security event, and logs it unless too many came in a short time.
     pub fn security(&self, event: SecurityEvent, detail: &str) {
         self.metrics.count_security(event);
         self.security.log(event, detail, Instant::now());

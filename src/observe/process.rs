@@ -1,20 +1,20 @@
-//! The process's own size, read from `/proc/self` when it is asked for.
+//! Memory, descriptors and threads of this process, read from `/proc/self` at every scrape.
 
 use std::fs;
 
-/// What the kernel says about this process; `None` where `/proc` says nothing.
+/// Resources of this process; `None` where `/proc` cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Resident memory in bytes.
     pub resident_bytes: Option<u64>,
-    /// Open descriptors.
+    /// Number of open file descriptors.
     pub descriptors: Option<u64>,
-    /// Threads.
+    /// Number of threads.
     pub threads: Option<u64>,
 }
 
 impl Usage {
-    /// Looks now.
+    /// Reads the present values.
     pub fn now() -> Self {
         let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
         let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -22,7 +22,7 @@ impl Usage {
         let entries = |path| fs::read_dir(path).ok().map(|entries| entries.count() as u64);
         Self {
             resident_bytes: pages.map(|pages| pages.saturating_mul(page)),
-            // The descriptor that reads the directory is among them.
+            // Less the descriptor that reads the directory.
             descriptors: entries("/proc/self/fd").map(|count| count.saturating_sub(1)),
             threads: entries("/proc/self/task"),
         }

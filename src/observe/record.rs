@@ -1,4 +1,4 @@
-//! One request's log line and its counters, written once when the request ends, however it ends.
+//! Log line and counters of one request, written once when it ends.
 
 use std::time::{Duration, Instant};
 
@@ -16,59 +16,59 @@ use crate::{
     snapshot::snapshot_id,
 };
 
-/// What a request is about.
+/// A request that can be logged.
 pub trait Subject {
-    /// What its log line tells of it.
+    /// Returns the fields of the log line that are known before the request runs.
     fn about(&self) -> About;
 }
 
-/// What a request came to when it succeeded.
+/// The result of a request that succeeded.
 pub trait Success {
-    /// What its log line tells of it.
+    /// Returns the fields of the log line that are known at the end.
     fn figures(&self) -> Figures;
 
-    /// Adds it to the metrics. `layer` is [`About::layer`], `took` the time from request to reply.
+    /// Adds the result to the metrics. `layer` is [`About::layer`], `took` the time from request to reply.
     fn count(&self, metrics: &Metrics, layer: &'static str, took: Duration);
 }
 
-/// A request in words.
+/// Fields of a request's log line that are known before it runs.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// What a message about it begins with.
+    /// Begins the messages about the request: method, blob or media type, snapshot.
     pub subject: String,
-    /// Digest of the blob that is named; empty when none is.
+    /// Digest of the blob that the request names; empty for Diff.
     pub digest: String,
-    /// Media type that is asked for.
+    /// Media type of the blob to read or to write.
     pub media_type: String,
-    /// tar, erofs or other.
+    /// Label of the layer in metrics: tar, erofs or other.
     pub layer: &'static str,
-    /// Number of the snapshot.
+    /// Number of the snapshot, where its mounts show it.
     pub snapshot: Option<String>,
-    /// Number of the one it is compared with.
+    /// Number of the snapshot that it is compared with, for Diff.
     pub parent: Option<String>,
 }
 
-/// The result of a request in numbers.
+/// Fields of a request's log line that are known once it has succeeded.
 #[derive(Clone, Debug)]
 pub struct Figures {
-    /// Digest of the blob, read or written.
+    /// Digest of the blob that was read or written.
     pub digest: Digest,
     /// Digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// How the blob is compressed.
+    /// Compression of the blob.
     pub coding: Coding,
-    /// Bytes that came in: the blob's, or those of the uncompressed layer that was put together.
+    /// Size of the blob for Apply, of the uncompressed layer for Diff, in bytes.
     pub bytes_in: u64,
-    /// Bytes that went out: those of the uncompressed layer, or the blob's.
+    /// Size of the uncompressed layer for Apply, of the blob for Diff, in bytes.
     pub bytes_out: u64,
-    /// Size of the image, for Apply.
+    /// Size of the image in bytes, for Apply.
     pub image_bytes: Option<u64>,
-    /// Files, directories, links and whiteouts.
+    /// Number of files, directories, links and whiteouts.
     pub nodes: u64,
-    /// Directories that the layer does not list, for Apply, and how many of them are like those below. `None`
-    /// without such directories.
+    /// Number of directories that the layer does not list, and of those among them that took their attributes from
+    /// the layers below. For Apply; `None` without such directories.
     pub implied: Option<(u64, u64)>,
-    /// Sockets that were left out, for Diff.
+    /// Number of sockets that were left out, for Diff.
     pub sockets: Option<u64>,
 }
 
@@ -97,7 +97,7 @@ impl Subject for compare::Request {
     }
 }
 
-/// The label of a layer type in metrics.
+/// Label of a layer type in metrics.
 fn label(row: Option<&LayerType>) -> &'static str {
     row.map_or("other", |row| row.container.as_str())
 }
@@ -145,7 +145,7 @@ impl Success for Compared {
     }
 }
 
-/// What is known about a request while it is worked on.
+/// A request that is running, with the fields of its log line.
 #[derive(Clone, Debug)]
 pub struct Record {
     caller: Caller,
@@ -157,7 +157,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// A request that could be read.
+    /// Record of a request whose message was decoded. Its time starts now.
     pub fn new(caller: &Caller, call: &Call, subject: &impl Subject) -> Self {
         Self {
             caller: *caller,
@@ -169,7 +169,7 @@ impl Record {
         }
     }
 
-    /// A request that was refused before it was understood.
+    /// Record of a request that was refused before its message was decoded.
     pub fn unread(caller: &Caller) -> Self {
         let about = About {
             subject: String::new(),
@@ -183,18 +183,18 @@ impl Record {
         Self { caller: *caller, namespace: String::new(), trace_parent: None, about, since, queued }
     }
 
-    /// What a message about this request begins with.
+    /// Beginning of the messages about this request.
     pub fn subject(&self) -> &str {
         &self.about.subject
     }
 
-    /// The request got its turn after `queued`.
+    /// Notes that the request got its turn after it had waited for `queued`, and counts that time.
     pub fn started(&mut self, queued: Duration, observer: &Observer) {
         self.queued = queued;
         observer.metrics.count_queued(queued);
     }
 
-    /// Writes the line and counts.
+    /// Writes the log line, and adds the request to the metrics.
     pub fn finish(&self, observer: &Observer, outcome: Result<&dyn Success, &Error>) {
         let took = self.since.elapsed();
         let About { digest, media_type, layer, snapshot, parent, .. } = &self.about;
@@ -221,7 +221,7 @@ impl Record {
         let done = outcome.ok().map(Success::figures);
         let done = done.as_ref();
         let written = done.map(|done| done.digest.to_string());
-        // The macros of tracing take a level only when it is a constant.
+        // The macros of tracing accept only a constant as level.
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -261,8 +261,8 @@ impl Record {
     }
 }
 
-/// A request that failed is a warning, by our own fault an error. A client that cancels, or whom
-/// `UNIMPLEMENTED` sends to its next differ, has not seen a failure.
+/// Level of the log line: `WARN` for a request that failed, `ERROR` for a bug of ours. `INFO` for a cancelled request
+/// and for one that `UNIMPLEMENTED` sends to the next differ: their clients have not seen a failure.
 fn level(outcome: Result<&dyn Success, &Error>) -> Level {
     match outcome.err().map(Error::kind) {
         None | Some(Kind::Cancelled | Kind::NotImplemented) => Level::INFO,
@@ -271,13 +271,13 @@ fn level(outcome: Result<&dyn Success, &Error>) -> Level {
     }
 }
 
-/// An empty field is left out.
+/// `None` for an empty text: its field is left out of the line.
 fn some(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
 fn milliseconds(duration: Duration) -> f64 {
-    // Three digits behind the point are what the clock is good for.
+    // Three digits behind the point: the clock is no more precise.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 

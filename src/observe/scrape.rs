@@ -1,7 +1,7 @@
 //! Metrics and health over plain HTTP/1.1 on a unix socket of their own.
 //!
-//! `GET /metrics` in the OpenMetrics text format, `GET /health` with 200 or 503. One request per
-//! connection; whoever may open the socket may read.
+//! `GET /metrics` returns the OpenMetrics text format, `GET /health` 200 or 503. One request per connection. Every
+//! user who can open the socket can read.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -15,23 +15,23 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixListener, sync::Semaphore, time::timeout};
 
-/// Connections at a time; a scraper needs one.
+/// Most connections at a time. A scraper needs one.
 const CONNECTIONS: usize = 4;
-/// Longest life of a connection.
+/// Time after which a connection is closed.
 const CONNECTION: Duration = Duration::from_secs(10);
-/// Largest request head in bytes; hyper takes no less.
+/// Largest request head, in bytes: the smallest buffer that hyper accepts.
 const HEAD_BYTES: usize = 8 << 10;
 
-/// What is served.
+/// Source of the answers.
 pub trait Report: Send + Sync + 'static {
-    /// The metrics as OpenMetrics text.
+    /// Returns the metrics as OpenMetrics text.
     fn metrics(&self) -> String;
 
-    /// `Err` with the reason when no request would be served.
+    /// Errors: the reason, in words, for which no request would be served.
     fn health(&self) -> Result<(), String>;
 }
 
-/// Serves until the future is dropped.
+/// Serves HTTP on `listener` until the future is dropped.
 pub async fn serve(listener: UnixListener, report: Arc<dyn Report>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {

@@ -1,4 +1,4 @@
-//! Security events: apart from the request log, and never more of them than anybody can read.
+//! Security events: counted, and logged apart from the requests at a limited rate.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,30 +8,30 @@ use std::{
 use super::logging::one_line;
 use crate::error::{Error, Kind};
 
-/// What happened.
+/// Kind of a security event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SecurityEvent {
     /// A process that is not root connected.
     PeerRefused,
-    /// A request named a path below a configured root that cannot be a layer's. A path below no root is
-    /// another snapshotter's: that is no event, only an UNIMPLEMENTED.
+    /// A request named a path below a configured root that cannot be a layer's. A path below no root is no event: it
+    /// belongs to another snapshotter, and the reply is UNIMPLEMENTED.
     OddPath,
     /// A layer directory or its marker has the wrong owner, type or mode.
     OddOwner,
-    /// Bytes were not those that a descriptor names.
+    /// The digest of a blob is not that of its descriptor.
     DigestMismatch,
-    /// A layer or a client went beyond a limit.
+    /// A layer or a client exceeded a limit.
     LimitHit,
     /// A request panicked.
     Panic,
 }
 
-/// Reasons that are about where a path leads.
+/// Reason ids of refusals that are about where a path leads.
 const ODD_PATHS: [&str; 6] =
     ["mount.path", "mount.option", "mount.link", "mount.foreign", "mount.shared-layer", "compare.mount"];
 
 impl SecurityEvent {
-    /// The name in logs and metrics.
+    /// Name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PeerRefused => "peer-refused",
@@ -43,17 +43,17 @@ impl SecurityEvent {
         }
     }
 
-    /// The event that the failure of a request is, if it is one.
+    /// Returns the event that a failed request counts as, if any.
     pub fn of(error: &Error) -> Option<Self> {
         let reason = error.reason();
         match error.kind() {
             Kind::Internal if reason == "internal.panic" => Some(Self::Panic),
             Kind::Denied if ODD_PATHS.contains(&reason) => Some(Self::OddPath),
-            // The service manager's doing, not the snapshot's.
+            // The service manager took capabilities away: nothing is wrong with the snapshot.
             Kind::Denied if ["diff.privileges", "compare.privilege"].contains(&reason) => None,
             Kind::Denied => Some(Self::OddOwner),
             Kind::DataLoss if reason == "blob.digest" => Some(Self::DigestMismatch),
-            // Whatever filled the disk, a layer that finds it full is no attack.
+            // A full disk is no attack, whatever filled it.
             Kind::Exhausted if reason == "limit.free-space" => None,
             Kind::Exhausted if reason.starts_with("limit.") => Some(Self::LimitHit),
             _ => None,
@@ -61,9 +61,9 @@ impl SecurityEvent {
     }
 }
 
-/// Events that may be logged at once.
+/// Capacity of the bucket: events that can be logged in one moment.
 const BURST: u32 = 20;
-/// Time after which one more may be.
+/// Time after which the bucket gets one more token.
 const REFILL: Duration = Duration::from_secs(1);
 
 /// A token bucket in front of the log.
@@ -83,7 +83,7 @@ impl SecurityLog {
     }
 
     pub(super) fn log(&self, event: SecurityEvent, detail: &str, now: Instant) {
-        // A bucket has no state that a panic could leave half changed.
+        // A panic cannot leave a bucket half changed, so a poisoned lock is no matter.
         let admitted = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
         if let Some(dropped) = admitted {
             let detail = one_line(detail, 1024);
@@ -93,7 +93,7 @@ impl SecurityLog {
 }
 
 impl Bucket {
-    /// How many were dropped since the last one that was not, if this one is not.
+    /// Takes a token. Returns the number of events dropped since the last one that was logged; `None` without a token.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         let refills = now.saturating_duration_since(self.since).as_secs() / REFILL.as_secs();
         if refills > 0 {

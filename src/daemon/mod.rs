@@ -34,41 +34,44 @@ use crate::{
     sys::{capabilities, inherited, loop_device, sandbox, thread},
 };
 
-/// Threads of the runtime. Sockets need little; the work is done by the workers of the service.
+/// Threads of the runtime. They serve sockets only; the workers of the service do the work.
 const RUNTIME_THREADS: usize = 2;
-/// How long the first part of the sweep may hold up the start; the rest goes on beside the service.
+/// Longest time for which the sweep of the snapshots delays the start. The rest of it runs beside the service.
 const FIRST_SWEEP: Duration = Duration::from_secs(10);
-/// Time for running requests when their directories are gone: nobody wants what they write there.
+/// Time for running requests when their directories are gone: their results would be in directories that no
+/// snapshotter sees.
 const GRACE_WITHOUT_ROOT: Duration = Duration::from_secs(1);
-/// How long the work after the last request may take.
+/// Longest time for [`Made::last`].
 const LAST: Duration = Duration::from_secs(1);
-/// Connections between the accept loop and the gRPC server.
+/// Most connections that wait between the accept loop and the gRPC server.
 const HANDOVER: usize = 8;
 
-/// What makes the domain's half, once the process is confined: its threads must be confined too.
+/// Builds the Applier and the Differ. Runs after confinement, because the threads it starts must be confined too.
 pub trait MakeDomain {
-    /// The domain, and what belongs to it.
+    /// Builds the domain for `config`. Its connections live on `runtime`.
     fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<Made>;
 }
 
-/// Work beside the service, on the runtime.
+/// A background task of the runtime.
 pub type Beside = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What [`MakeDomain`] made.
+/// Result of [`MakeDomain::make`].
 pub struct Made {
-    /// Does the requests.
+    /// Runs the requests.
     pub domain: Domain,
-    /// Reads the bytes of memory that are charged to requests.
+    /// Returns the bytes of memory that are charged to requests.
     pub memory: MemoryGauge,
-    /// Whether the content store answered when it was last asked.
+    /// Reports whether the content store answered when it was last asked.
     pub store: HealthCheck,
-    /// Begins once the daemon is ready, and is given up when it stops.
+    /// Starts once the daemon is ready, and is aborted when it stops.
     pub beside: Option<Beside>,
-    /// Runs after the last request, and for a second at most.
+    /// Runs after the last request, for a second at most.
     pub last: Option<Beside>,
 }
 
-/// Runs the daemon until it is told to stop. Call it before the process has other threads.
+/// Runs the daemon until a signal stops it. Call it before the process has other threads.
+///
+/// Errors: it cannot start; or directories were replaced meanwhile, so that it has to start again.
 pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     tracing::info!(version = env!("PLYWOOD_VERSION"), %origin, "starting");
@@ -87,8 +90,8 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
     } else {
         tracing::warn!("security.sandbox is off: all capabilities and all files stay within reach");
     }
-    // Starts its threads now, not with the first request: they inherit nothing that reading a snapshot raises. The one
-    // for blocking work would start later, but nothing here gives it any.
+    // Its threads start now, before any request: they cannot inherit capabilities that reading a snapshot raises. The
+    // thread for blocking work would start later, but nothing here uses it.
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .max_blocking_threads(1)
@@ -106,7 +109,7 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
     runtime.block_on(serve(&config.server, Arc::new(service), sockets, [beside, last], &places))
 }
 
-/// The sockets before they listen.
+/// The daemon's sockets, before they listen.
 struct Sockets {
     diff: Socket,
     metrics: Option<Socket>,
@@ -118,7 +121,7 @@ enum Socket {
 }
 
 impl Sockets {
-    /// Takes the service manager's sockets, and makes those it did not bring.
+    /// Takes the sockets that the service manager passed, and binds the missing ones.
     fn open(server: &Server) -> Result<Self> {
         let passed = inherited::listeners().map_err(|error| {
             Error::new(Kind::Malformed, "socket.inherited", format!("inherited sockets: {error}"))
@@ -145,7 +148,7 @@ impl Sockets {
 }
 
 impl Socket {
-    /// Listens, on the current runtime.
+    /// Starts to listen, on the current runtime.
     fn listen(self) -> Result<(UnixListener, SocketFile)> {
         let listening = match self {
             Self::Bound(bound) => bound.listen()?,
@@ -158,7 +161,7 @@ impl Socket {
     }
 }
 
-/// Level 1: only the capabilities that Diff needs, and only the files the daemon works with.
+/// Drops all capabilities but those that Diff needs, and limits the process to the files it works with.
 fn confine(config: &Config) -> Result<()> {
     let server = &config.server;
     let socket_directories: Vec<_> =
@@ -180,7 +183,7 @@ fn confine(config: &Config) -> Result<()> {
         abstract_sockets: notify::uses_abstract_socket(),
     };
     let enforced = sandbox::confine(paths).unwrap_or_else(|error| {
-        // A filter of system calls may be in the way: what it leaves out, we have to do without.
+        // A filter of system calls can forbid Landlock. The daemon then runs without it.
         tracing::warn!(%error, "landlock refuses");
         sandbox::Enforced { level: "none", abi: 0, missing: Vec::new() }
     });
@@ -215,7 +218,7 @@ fn confine(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a killed predecessor left. A long walk goes on beside the service.
+/// Removes the files that a killed predecessor left. After [`FIRST_SWEEP`] the walk goes on beside the service.
 fn sweep(mut sweep: Sweep) {
     let swept = sweep.run(FIRST_SWEEP);
     let report = |swept: &crate::snapshot::Swept| {
@@ -238,7 +241,7 @@ fn sweep(mut sweep: Sweep) {
     }
 }
 
-/// Serves until the first signal or until the daemon has to start again, drains, and returns; a second signal
+/// Serves until the first signal, or until the daemon has to start again; then drains and returns. A second signal
 /// ends the process at once.
 async fn serve(
     server: &Server,
@@ -248,7 +251,7 @@ async fn serve(
     places: &Places,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
-    // Calls wait in a socket that the service manager keeps open.
+    // While the daemon restarts, calls wait in a socket that the service manager keeps open.
     let loses_no_call = matches!(sockets.diff, Socket::Inherited(_));
     let (diff, diff_file) = sockets.diff.listen()?;
     let mut _metrics_file = None;
@@ -316,7 +319,7 @@ impl Signals {
     }
 }
 
-/// Both wires on one listener.
+/// Both protocols, gRPC and ttrpc, on one listener.
 pub struct Daemon {
     service: Arc<Service>,
     stop: watch::Sender<bool>,
@@ -326,7 +329,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Accepts on `listener`, whose file is `file`, in tasks of the current runtime.
+    /// Accepts connections on `listener`, whose file is `file`, in tasks of the current runtime.
     pub fn start(listener: UnixListener, file: SocketFile, server: &Server, service: Arc<Service>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (connections, incoming) = mpsc::channel(HANDOVER);
@@ -353,23 +356,23 @@ impl Daemon {
         Self { service, stop, health, accepting, grpc }
     }
 
-    /// Says goodbye to every client, serves within `grace` what they sent before they heard it, cancels the
-    /// rest, closes everything.
+    /// Drains: every client is notified, and requests sent before the notice arrived are served within `grace`. Then
+    /// cancels the rest and closes all connections.
     pub async fn stop(mut self, grace: Duration) {
-        /// Replies are written after their requests have ended; this is what that may take.
+        /// Time for the replies, which are written after their requests have ended.
         const LAST_WORDS: Duration = Duration::from_secs(1);
         self.service.stop();
         for name in ["", crate::rpc::DIFF_SERVICE] {
             let stopped = tonic_health::ServingStatus::NotServing;
             self.health.set_service_status(name, stopped).await;
-            // Ends the streams that watch it, whose connections would stay open until the time is over.
+            // Ends the streams that watch the status: their connections would stay open until the time is over.
             self.health.clear_service_status(name).await;
             self.health.set_service_status(name, stopped).await;
         }
         self.stop.send_replace(true);
         let service = Arc::clone(&self.service);
         let mut served = pin!(async {
-            // Both end with their last connection; one whose task panicked is closed as well.
+            // Both tasks end with their last connection. A connection whose task panicked counts as closed.
             let _ended = self.accepting.await;
             let _ended = self.grpc.await;
             service.idle().await;

@@ -1,7 +1,7 @@
-//! The directories that the daemon was bound to when it started, and whether they still are where they were.
+//! The directories that the daemon opened when it started, and whether their paths still lead to them.
 //!
 //! Roots are opened once, and Landlock allows directories, not paths. When containerd's data is removed and made
-//! anew, the daemon holds directories that nobody else sees, and only a new start reaches the new ones.
+//! anew, the daemon holds directories that nobody else sees. Only a restart reaches the new ones.
 
 use std::{
     fmt, io,
@@ -19,31 +19,31 @@ use crate::{
     sys::dir::Dir,
 };
 
-/// Time between two looks. A look takes a few microseconds; whoever resets containerd pulls again at once.
+/// Time between two looks. A look takes a few microseconds, and users pull again right after they reset containerd.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Time without a request before a restart that is not urgent. A call that comes between end and start waits in
-/// the socket, but containerd gives up a connection that is not answered within a second (gRPC's first back-off).
+/// Time without a request before a restart that is not urgent. A call that comes during the restart waits in the
+/// socket, but containerd gives up a connection that is not answered within a second (gRPC's first back-off).
 const QUIET: Duration = Duration::from_secs(5);
 
-/// All of them.
+/// All directories that the configuration names.
 #[derive(Debug)]
 pub(super) struct Places(Vec<Place>);
 
 #[derive(Debug)]
 struct Place {
-    /// The setting that names it.
+    /// Key of the setting that names the directory.
     key: &'static str,
     path: PathBuf,
-    /// As it was at the start. Held open, so that its inode number is not given to its successor.
+    /// The directory found at the start. Held open, so that a new directory cannot get its inode number.
     dir: Option<Dir>,
-    /// Whether nothing can be served without it.
+    /// Whether it is a snapshot root, without which no request can be served.
     is_root: bool,
-    /// Whether its change has been logged.
+    /// Whether the present change has been logged.
     logged: AtomicBool,
 }
 
-/// How a directory differs from what it was at the start.
+/// Change of a directory since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Gone,
@@ -64,15 +64,15 @@ impl fmt::Display for Change {
 /// The reason for which the daemon has to start again.
 #[derive(Debug)]
 pub(super) struct Stale {
-    /// Ends the process.
+    /// Error with which the process ends.
     pub error: Error,
-    /// Whether what runs now runs in a directory that is gone.
+    /// Whether a snapshot root was replaced: running requests then write to a directory that is gone.
     pub is_root: bool,
 }
 
 impl Places {
-    /// Looks at all directories of the configuration. Comes before they are opened: a change in between is
-    /// then seen as one.
+    /// Opens all directories of the configuration. Call it before they are put to use, so that a change in between is
+    /// noticed.
     pub(super) fn note(config: &Config) -> Self {
         let place = |key, path: &Path, is_root| Place {
             key,
@@ -98,22 +98,22 @@ impl Places {
         Self(all)
     }
 
-    /// Errors: a snapshot root is not the one that the daemon has open.
+    /// Errors, in words: a snapshot root is not the one that the daemon has open.
     pub(super) fn health(&self) -> Result<(), String> {
         let lost =
             self.0.iter().filter(|place| place.is_root).find_map(|place| Some((place, place.change()?)));
         lost.map_or(Ok(()), |(place, change)| Err(place.describe(change)))
     }
 
-    /// Returns when the daemon has to start again: because a snapshot root was made anew; and, if it
-    /// `loses_no_call` by a restart, because another directory was, once nothing was asked of it for a while.
-    /// A change for which it stays is logged once.
+    /// Returns when the daemon has to start again, because a snapshot root was made anew. If it `loses_no_call` by a
+    /// restart, also because another directory was made anew, once no request has come for [`QUIET`]. Other changes are
+    /// logged once.
     pub(super) async fn stale(&self, loses_no_call: bool, quiet_for: impl Fn() -> Duration) -> Stale {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            // A pull is worth more than a faster pull.
+            // A pull that fails at a restart is worse than one that is slower until the next.
             let may_restart = loses_no_call && quiet_for() >= QUIET;
             let stale = self.0.iter().find_map(|place| match place.change() {
                 None | Some(Change::Gone) => None,
@@ -126,7 +126,7 @@ impl Places {
         }
     }
 
-    /// Logs once what is out of reach.
+    /// Logs every directory that is out of reach, once for each change.
     fn log(&self, loses_no_call: bool) {
         for place in &self.0 {
             let Some(change) = place.change() else {
@@ -135,7 +135,7 @@ impl Places {
             };
             let until = match change {
                 Change::Gone => "it is there again",
-                // The restart is near.
+                // The restart comes soon, and reaches it.
                 _ if loses_no_call => continue,
                 _ => "the next start",
             };
@@ -151,7 +151,7 @@ impl Place {
         let now = match std::fs::metadata(&self.path) {
             Ok(found) => Some((found.dev(), found.ino())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            // Not to be looked at is not gone.
+            // A directory that cannot be looked at is not known to be gone.
             Err(_) => return None,
         };
         let then = self.dir.as_ref().and_then(|dir| dir.status().ok());
@@ -182,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    /// Places below a directory: a snapshot root, which exists, and a content store, which does not.
+    /// Places below `base`: a snapshot root, which exists, and a content store, which does not.
     fn fixture(base: &Path) -> (PathBuf, PathBuf, Places) {
         let (root, content) = (base.join("root"), base.join("content"));
         fs::create_dir(&root).unwrap();

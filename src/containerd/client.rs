@@ -1,5 +1,5 @@
-//! The connection to containerd, and how calls are made over it: with the namespace and the lease of the request,
-//! again when nobody answered, and with an error of ours for each of theirs.
+//! The connection to containerd, and the calls over it: with namespace and lease of the request, repeated when
+//! containerd does not answer, and with an error of ours for each status.
 //!
 //! Source: docs/formats/containerd.md, "The content store".
 
@@ -27,25 +27,25 @@ use crate::{
     store::reason,
 };
 
-/// Bytes of one blob that may be under way: a request's read-ahead. HTTP/2's default of 64 KiB costs a
-/// third more CPU time, 8 MiB gain nothing.
+/// HTTP/2 window of one blob, in bytes: the read-ahead of a request. The default of 64 KiB costs a third more CPU
+/// time, 8 MiB gain nothing.
 const STREAM_WINDOW: u32 = 4 << 20;
-/// The same for all blobs together. More than the windows of all requests that can run, so that
-/// one which waits for something else cannot keep another from its bytes.
+/// HTTP/2 window of all blobs together, in bytes. Larger than the windows of all requests that can run, so that one
+/// which waits for something else cannot keep another from its bytes.
 const CONNECTION_WINDOW: u32 = 256 << 20;
-/// How long a connection may take.
+/// Longest time to connect.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Largest message, in bytes: containerd's own limit.
 pub(super) const MESSAGE_BYTES: usize = 16 << 20;
-/// Pauses before a short call is tried again on a new connection.
+/// Pauses before the second and the third try of a short call, on a new connection.
 pub(super) const RETRIES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(250)];
-/// The connection, and how calls are made over it; cheap to clone.
+/// A connection to containerd. Clones share it.
 #[derive(Clone)]
 pub(super) struct Client {
     pub(super) channel: Channel,
     pub(super) runtime: Handle,
     pub(super) address: Arc<Path>,
-    /// How long a call or a stream may make no progress.
+    /// Longest time for which a call or a stream may make no progress.
     pub(super) stall: Duration,
     pub(super) contact: Arc<Contact>,
 }
@@ -58,7 +58,7 @@ impl Client {
             let socket = socket.clone();
             async move { Ok::<_, io::Error>(TokioIo::new(connect(&socket).await?)) }
         });
-        // The name is never looked up: the connector knows where to go.
+        // The name is never looked up: the connector opens the socket.
         let channel = {
             let _entered = runtime.enter();
             Endpoint::from_static("http://containerd")
@@ -74,7 +74,7 @@ impl Client {
         ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
-    /// What the store knows of a blob in the call's namespace, and its size in bytes.
+    /// Returns the store's record of a blob in the call's namespace, and the blob's size in bytes.
     pub(super) fn info(&self, call: &Call, digest: &Digest) -> Result<(Info, u64)> {
         let digest = digest.to_string();
         let response = self.retried(call, "content info", |_channel| {
@@ -93,7 +93,8 @@ impl Client {
         Ok((info, size_bytes))
     }
 
-    /// Makes a short call, up to three times while nobody answers, and waits for its answer.
+    /// Makes a short call and waits for its answer. Repeats it up to two times while containerd does not answer. `what`
+    /// names the call in errors.
     pub(super) fn retried<T, F>(&self, call: &Call, what: &str, make: impl Fn(Channel) -> F) -> Result<T>
     where
         T: Send + 'static,
@@ -130,7 +131,7 @@ impl Client {
     ) -> Result<T> {
         let (send, receive) = mpsc::sync_channel(1);
         let task = self.runtime.spawn(async move {
-            // Nobody listens any more once the call was cancelled.
+            // Without a receiver after the call was cancelled.
             let _ = send.send(future.await);
         });
         let wait = cancel.wait();
@@ -158,44 +159,44 @@ impl Client {
     }
 }
 
-/// Whether containerd answered last, and why not.
+/// Result of the last check whether containerd answers.
 #[derive(Debug, Default)]
 pub(super) struct Contact {
-    /// Why nobody answered; `None` before the first question.
+    /// Reason for which containerd did not answer; `None` if it did, and before the first check.
     trouble: Mutex<Option<String>>,
     doubt: Notify,
 }
 
 impl Contact {
-    /// A call found nobody.
+    /// Notes that a call got no answer.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
     }
 
-    /// Waits until a call has found nobody.
+    /// Waits until a call has got no answer.
     pub(super) async fn doubted(&self) {
         self.doubt.notified().await;
     }
 
-    /// Why nobody answered last.
+    /// Returns the reason for which containerd did not answer the last check.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes how the last question ended. Returns what was noted before.
+    /// Stores the result of a check. Returns the one before.
     pub(super) fn replace(&self, trouble: Option<String>) -> Option<String> {
         std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble)
     }
 }
 
-/// Connects, and makes sure that it is root or our own user who listens.
+/// Connects to `socket`. Errors: `PermissionDenied` unless root or our own user listens there.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(socket).await?;
     check_peer(stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw())?;
     Ok(stream)
 }
 
-/// A user of another user namespace, its root too, has another number here.
+/// Accepts root and our own user. Users of other user namespaces, their roots too, have other numbers here.
 fn check_peer(peer: u32, own: u32) -> io::Result<()> {
     if peer == 0 || peer == own {
         return Ok(());
@@ -204,7 +205,7 @@ fn check_peer(peer: u32, own: u32) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
-/// A message with the namespace and the lease of the call.
+/// Returns a request with the namespace, the lease and the trace parent of the call.
 pub(super) fn request<T>(call: &Call, message: T) -> Result<Request<T>> {
     let value = |text: &str| {
         MetadataValue::try_from(text).map_err(|error| {
@@ -223,7 +224,7 @@ pub(super) fn request<T>(call: &Call, message: T) -> Result<Request<T>> {
     Ok(request)
 }
 
-/// What an answer other than OK means to our caller.
+/// Converts a status other than OK into an error for our caller.
 ///
 /// Never `NotImplemented`: whether another differ is asked must not depend on the store.
 pub(super) fn from_status(status: Status) -> Error {
@@ -246,7 +247,7 @@ pub(super) fn from_status(status: Status) -> Error {
     Error::new(kind, reason, text_of(&status))
 }
 
-/// The code, the message and the causes of a status.
+/// Returns the code, the message and the causes of a status as text.
 pub(super) fn text_of(status: &Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = status.source();

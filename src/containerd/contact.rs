@@ -1,7 +1,7 @@
-//! Whether containerd answers: asked at the start, and again when a call found nobody.
+//! Reachability of containerd: checked at the start, and again when a call got no answer.
 //!
-//! containerd may start after us, and may be away for a moment. That is no failure of ours, but somebody has
-//! to know about an address where it will never be.
+//! containerd may start after the daemon, and may be away for a moment. Neither ends the daemon, but an address
+//! where containerd will never be has to show in the log.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use tokio::time::sleep;
 
 use super::{content::Containerd, sweep};
 
-/// First and longest pause between two questions while nobody answers.
+/// First and longest pause between two checks while containerd does not answer.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl Containerd {
-    /// Whether containerd answered [`Containerd::await_contact`] when it was last asked. Errors: why not.
+    /// Returns whether containerd answered the last check of [`Containerd::await_contact`]. Errors: the reason why not.
     pub fn reachable(&self) -> Result<(), String> {
         match self.client.contact.trouble() {
             None => Ok(()),
@@ -23,12 +23,12 @@ impl Containerd {
         }
     }
 
-    /// Asks until containerd answers. The first question without an answer is logged, and the answer after it.
+    /// Checks until containerd answers. Logs the first check without an answer, and the answer after it.
     pub async fn await_contact(&self) {
         let address = self.client.address.display();
         let (mut pause, longest) = PAUSES;
         while let Err(error) = sweep::namespaces(&self.client).await {
-            // A refusal is an answer, though none that containerd gives.
+            // A refusal is an answer, though not one of containerd's.
             if !sweep::is_passing(&error) {
                 tracing::warn!(%address, %error, "who answers may not be containerd (containerd.address)");
                 break;
@@ -45,7 +45,7 @@ impl Containerd {
         }
     }
 
-    /// Waits until a call has found nobody.
+    /// Waits until a call has got no answer.
     pub async fn doubted(&self) {
         self.client.contact.doubted().await;
     }

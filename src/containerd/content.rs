@@ -1,4 +1,4 @@
-//! The client of one containerd that others hold: how it is made, and what it knows from call to call.
+//! The client of one containerd: settings, and state that is kept from call to call.
 //!
 //! Source: docs/formats/containerd.md, "The content store".
 
@@ -13,29 +13,28 @@ use tokio::runtime::Handle;
 use super::{client::Client, name::Names, watch::Watch};
 use crate::{error::Result, store::local::ContentRoot};
 
-/// How long a lease of our own keeps a blob if nobody says otherwise. Clients refer to a layer within seconds;
-/// one that makes many layers first, or writes a large image slowly, has minutes. Longer keeps deleted images
-/// on disk.
+/// Default time for which a lease of ours keeps a blob. Clients refer to a layer within seconds; one that makes many
+/// layers first, or writes a large image slowly, has minutes. A longer time keeps deleted images on disk.
 const LEASE_LIFETIME: Duration = Duration::from_secs(900);
 
-/// Whether blobs are read from the store's directory when that is possible.
+/// Source of the directory from which blobs are read instead of over gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Never.
+    /// None: all blobs are read over gRPC.
     Off,
-    /// Where containerd's introspection service says.
+    /// The directory that containerd's introspection service returns.
     #[default]
     Introspect,
-    /// In this directory.
+    /// The given directory.
     At(PathBuf),
 }
 
-/// What is known about the store's directory.
+/// State of the search for the store's directory.
 #[derive(Debug)]
 pub(super) enum Discovery {
-    /// To be asked for; nobody has answered yet.
+    /// containerd has not answered yet.
     Unknown,
-    /// Named by the operator or by containerd, which perhaps has yet to make it.
+    /// Named by the operator or by containerd. It may not exist yet.
     Named(PathBuf),
     Found(PathBuf, Arc<ContentRoot>),
     Unusable,
@@ -45,7 +44,7 @@ pub(super) enum Discovery {
 pub struct Containerd {
     pub(super) client: Client,
     pub(super) direct: Mutex<Discovery>,
-    /// Whether the log says that the store's directory may not be read.
+    /// Whether it has been logged that the sandbox does not allow the store's directory.
     pub(super) refused: AtomicBool,
     pub(super) lease_lifetime: Duration,
     pub(super) names: Names,
@@ -55,7 +54,7 @@ pub struct Containerd {
 impl Containerd {
     /// A client of the containerd that listens on the socket `address`. Nothing is sent yet.
     ///
-    /// `stall` is how long a call or a stream may make no progress.
+    /// A call or a stream that makes no progress for `stall` fails.
     pub fn new(address: &Path, runtime: Handle, direct: Direct, stall: Duration) -> Self {
         let direct = match direct {
             Direct::Off => Discovery::Unusable,
@@ -69,17 +68,16 @@ impl Containerd {
         Self { client, direct, refused, lease_lifetime, names, watch }
     }
 
-    /// How long what is written for a call without a lease stays when nothing refers to it; a quarter of an
-    /// hour if this is not called.
+    /// Sets the time for which a blob stays that was written for a call without a lease and to which nothing refers.
+    /// Default: a quarter of an hour.
     #[must_use]
     pub fn with_lease_lifetime(self, lease_lifetime: Duration) -> Self {
         let watch = Watch::new(self.client.clone(), self.names.clone(), lease_lifetime);
         Self { lease_lifetime, watch, ..self }
     }
 
-    /// Names what is written after the daemon that listens on `socket`, so that [`Containerd::sweep`] finds
-    /// after the next start what this one could not take back. Without it names say nothing, and nothing
-    /// is swept.
+    /// Puts the daemon that listens on `socket` into the names of ingests and leases, so that after the next start
+    /// [`Containerd::sweep`] finds those that this one could not remove. Without it nothing is swept.
     ///
     /// Errors: without random numbers.
     pub fn with_instance(self, socket: &Path) -> Result<Self> {
@@ -88,8 +86,8 @@ impl Containerd {
         Ok(Self { names, watch, ..self })
     }
 
-    /// Lets go the leases of ours that nothing needs any more, before the runtime ends. The others end by
-    /// themselves, or with the next daemon, whose [`Containerd::sweep`] finds them.
+    /// Deletes the leases of ours that nothing needs any more. Call it before the runtime ends. The other leases
+    /// expire, or the next daemon finds them in its [`Containerd::sweep`].
     pub async fn settle(&self) {
         self.watch.settle().await;
     }

@@ -1,6 +1,6 @@
-//! What the writer of a blob and the task that talks to the store know of each other.
+//! State shared by the writer of a blob, which blocks, and the task that talks to the store, which does not.
 //!
-//! The writer blocks, the task does not. Neither waits here for longer than it says.
+//! The writer's waits end when the call is cancelled, and most also after a time that the caller sets.
 
 use std::{
     collections::VecDeque,
@@ -18,13 +18,13 @@ use crate::{
     store::reason,
 };
 
-/// Messages that may wait for their reply: enough to keep the store busy, and with [`PIECE_BYTES`] all the
-/// memory that an ingest takes.
+/// Most messages without a reply: enough to keep the store busy. With [`PIECE_BYTES`] it bounds the memory of an
+/// ingest.
 pub(super) const IN_FLIGHT: usize = 4;
-/// Bytes of one message at most.
+/// Most bytes of the blob in one message.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
-/// One blob on its way.
+/// State of one ingest.
 #[derive(Default)]
 pub(super) struct Progress {
     state: Mutex<State>,
@@ -33,61 +33,61 @@ pub(super) struct Progress {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// Set once when the reference is ours to write; taken by the writer.
+    /// Set once by the task when the reference is ours to write, and taken by the writer.
     opened: Option<Opened>,
-    /// What was sent and not answered yet, in the order of sending.
+    /// Replies that are due, in the order of the messages.
     awaited: VecDeque<Awaited>,
-    /// The last message was sent.
+    /// Whether the commit was sent.
     committing: bool,
-    /// And answered.
+    /// Whether the store has answered the commit.
     committed: bool,
     last_reply: Option<Instant>,
-    /// Set once, when nothing more comes.
+    /// Outcome of the stream, set once at its end.
     end: Option<Result<End, Error>>,
-    /// The writer has what it wanted: nothing is to be taken back.
+    /// The blob, once the writer has finished it: nothing is to be removed then.
     kept: Option<Kept>,
-    /// The writer is gone.
+    /// Whether the writer is gone.
     abandoned: bool,
-    /// The task has ended, and with it all cleaning up.
+    /// Whether the task has ended, and with it the clean-up.
     gone: bool,
 }
 
-/// What the writer needs for writing.
+/// Access to the stream, for the writer.
 pub(super) struct Opened {
-    /// Room for all that may be in flight. `None`: the store has the blob, nothing is to be sent.
+    /// Channel with room for [`IN_FLIGHT`] messages. `None`: the store has the blob, nothing is to be sent.
     pub(super) requests: Option<mpsc::Sender<WriteContentRequest>>,
-    /// With the lease in use.
+    /// The call, with the lease in use.
     pub(super) call: Call,
 }
 
-/// The reply that a message asks for.
+/// The reply that is due for a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Awaited {
     pub(super) action: WriteAction,
-    /// Bytes of the blob that the store has afterwards.
+    /// Bytes of the blob that the store has after the message.
     pub(super) offset: u64,
-    /// Their digest, where it is known.
+    /// Digest of these bytes, for a commit.
     pub(super) digest: Option<String>,
 }
 
-/// A blob that was written.
+/// A blob that the writer has finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) digest: Digest,
-    /// It was not in the store before.
+    /// Whether the blob was not in the store before.
     pub(super) is_new: bool,
 }
 
-/// How a stream ended well.
+/// End of a stream without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The store closed it.
+    /// The store closed the stream.
     Closed,
     /// The store has this blob already.
     Exists,
 }
 
-/// What a committing writer is told.
+/// Result of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Committed,
@@ -105,13 +105,13 @@ impl Progress {
         changed
     }
 
-    /// The task: writing may begin.
+    /// For the task: lets the writer begin.
     pub(super) fn open(&self, opened: Opened) {
-        // A writer that is gone would never take it, and so never end the stream.
+        // A writer that is gone would never take the channel, and the stream would never end.
         self.change(|state| state.opened = Some(opened).filter(|_| !state.abandoned));
     }
 
-    /// The task: a reply came. Errors: `DataLoss` when it is not the one that is due.
+    /// For the task: compares a reply with the one that is due. Errors: `DataLoss` when they differ.
     pub(super) fn reply(&self, reply: &WriteContentResponse) -> Result<()> {
         self.change(|state| {
             // The last reply of a stream comes twice.
@@ -136,12 +136,12 @@ impl Progress {
         })
     }
 
-    /// The task: nothing more comes.
+    /// For the task: sets the outcome of the stream.
     pub(super) fn finish(&self, outcome: Result<End>) {
         self.change(|state| state.end.get_or_insert(outcome).is_ok());
     }
 
-    /// The task: it ends.
+    /// For the task: notes its end.
     pub(super) fn leave(&self) {
         let stopped = || Error::new(Kind::Unavailable, reason::UNAVAILABLE, "the content client has stopped");
         self.change(|state| {
@@ -150,33 +150,33 @@ impl Progress {
         });
     }
 
-    /// Whether the last message was sent.
+    /// Whether the commit was sent.
     pub(super) fn committing(&self) -> bool {
         self.lock().committing
     }
 
-    /// Whether it was answered, and well.
+    /// Whether the store has answered the commit with the digest that was sent.
     pub(super) fn committed(&self) -> bool {
         self.lock().committed
     }
 
-    /// The writer: everything is well.
+    /// For the writer: notes that the blob is finished, so that nothing is removed.
     pub(super) fn keep(&self, kept: Kept) {
         self.change(|state| state.kept = Some(kept));
     }
 
-    /// The argument of [`Progress::keep`], once it was called.
+    /// Returns the argument of [`Progress::keep`], once that was called.
     pub(super) fn kept(&self) -> Option<Kept> {
         self.lock().kept.clone()
     }
 
-    /// The writer: waits until writing may begin. The task bounds the time.
+    /// For the writer: waits until it may begin. The task bounds the time.
     pub(super) fn opened(&self, cancel: &Cancel) -> Result<Opened> {
         self.wait(cancel, None, |state| state.opened.take().map(Ok))
     }
 
-    /// The writer: waits until another message may be sent, and notes what it asks for. `false`: nothing
-    /// is to be sent any more, the store has the blob.
+    /// For the writer: waits until another message may be sent, and notes the reply that is due for it. Returns `false`
+    /// when nothing is to be sent any more, because the store has the blob.
     pub(super) fn begin(&self, cancel: &Cancel, stall: Duration, asks: Awaited) -> Result<bool> {
         let mut asks = Some(asks);
         self.wait(cancel, Some(stall), |state| match state.end {
@@ -191,7 +191,7 @@ impl Progress {
         })
     }
 
-    /// The writer: waits for the answer to the last message, or for what made it needless.
+    /// For the writer: waits until the commit is answered, or the store reports that it has the blob.
     pub(super) fn outcome(&self, cancel: &Cancel, stall: Duration) -> Result<Outcome> {
         self.wait(cancel, Some(stall), |state| match state.end {
             _ if state.committed => Some(Ok(Outcome::Committed)),
@@ -201,7 +201,7 @@ impl Progress {
         })
     }
 
-    /// The writer: nothing will be written.
+    /// For the writer: notes that it is gone.
     pub(super) fn abandon(&self) {
         let opened = self.change(|state| {
             state.abandoned = true;
@@ -210,13 +210,13 @@ impl Progress {
         drop(opened);
     }
 
-    /// The writer: waits until the task has ended, for `limit` at most.
+    /// For the writer: waits until the task has ended, for `limit` at most.
     pub(super) fn gone(&self, limit: Duration) {
         let _ = self.changed.wait_timeout_while(self.lock(), limit, |state| !state.gone);
     }
 
-    /// Waits until `pick` finds something, the task has failed, or the call is cancelled; with a `stall`
-    /// also until no reply has come for so long.
+    /// Waits until `pick` returns something. Errors: that of the task; the call is cancelled; no reply has come for
+    /// `stall`, if one is set.
     fn wait<T>(
         &self,
         cancel: &Cancel,
@@ -227,7 +227,7 @@ impl Progress {
         let mut state = self.lock();
         loop {
             cancel.check()?;
-            // What failed stays failed, whatever came before.
+            // A stream that failed stays failed, whatever came before.
             if let Some(Err(error)) = &state.end {
                 return Err(Error::new(error.kind(), error.reason(), error.to_string()));
             }

@@ -1,7 +1,7 @@
-//! Leases: what keeps a blob that nothing refers to yet from being collected.
+//! Leases: they keep containerd from collecting a blob to which nothing refers yet.
 //!
-//! A lease of ours has an end of its own, so that a crash of ours costs disk space for so long and no longer. How
-//! long one stays when nothing crashes is decided by [`super::watch`].
+//! A lease of ours expires by its label, so that after a crash it costs disk space for a limited time only. Without a
+//! crash [`super::watch`] decides how long it stays.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd `api/services/leases/v1/leases.proto`,
 //! `docs/garbage-collection.md`.
@@ -18,13 +18,13 @@ use tonic::{Code, Status};
 use super::client::{Client, MESSAGE_BYTES, request};
 use crate::{call::Call, digest::Digest};
 
-/// The label by which containerd knows when a lease ends.
+/// Label with the time at which a lease expires.
 const EXPIRE: &str = "containerd.io/gc.expire";
 
-/// The type of blobs among what a lease holds.
+/// Type of the resources of a lease that are blobs.
 const CONTENT: &str = "content";
 
-/// Creates the lease `id`, which ends after `lifetime`. Returns when it was created.
+/// Creates the lease `id`, which expires after `lifetime`. Returns containerd's time of its creation.
 pub(super) async fn create(
     client: &Client,
     call: &Call,
@@ -37,14 +37,14 @@ pub(super) async fn create(
     Ok(created.lease.and_then(|lease| lease.created_at))
 }
 
-/// All leases of the call's namespace.
+/// Lists all leases of the call's namespace.
 pub(super) async fn list(client: &Client, call: &Call) -> Result<Vec<Lease>, Status> {
     let message = request(call, ListRequest::default()).map_err(refused)?;
     let mut leases = LeasesClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
     Ok(leases.list(message).await?.into_inner().leases)
 }
 
-/// The digests of the blobs that the lease `id` holds.
+/// Lists the digests of the blobs that the lease `id` holds.
 pub(super) async fn contents(client: &Client, call: &Call, id: &str) -> Result<Vec<String>, Status> {
     let message = request(call, ListResourcesRequest { id: id.to_owned() }).map_err(refused)?;
     let mut leases = LeasesClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
@@ -52,7 +52,7 @@ pub(super) async fn contents(client: &Client, call: &Call, id: &str) -> Result<V
     Ok(found.into_iter().filter(|found| found.r#type == CONTENT).map(|found| found.id).collect())
 }
 
-/// Deletes the lease `id`. That there is none is a success, and `false`.
+/// Deletes the lease `id`. Returns `false` if there is none.
 pub(super) async fn delete(client: &Client, call: &Call, id: &str) -> Result<bool, Status> {
     let message = request(call, DeleteRequest { id: id.to_owned(), sync: false }).map_err(refused)?;
     match LeasesClient::new(client.channel.clone()).delete(message).await {
@@ -62,7 +62,7 @@ pub(super) async fn delete(client: &Client, call: &Call, id: &str) -> Result<boo
     }
 }
 
-/// Puts a blob under the lease `id`.
+/// Adds a blob to the lease `id`.
 pub(super) async fn add(client: &Client, call: &Call, id: &str, digest: &Digest) -> Result<(), Status> {
     let resource = Resource { id: digest.to_string(), r#type: CONTENT.to_owned() };
     let message = AddResourceRequest { id: id.to_owned(), resource: Some(resource) };
@@ -71,12 +71,12 @@ pub(super) async fn add(client: &Client, call: &Call, id: &str, digest: &Digest)
     Ok(())
 }
 
-/// A request that could not be made was refused before it was sent.
+/// Status for a request that was refused here, before it was sent.
 pub(super) fn refused(error: crate::error::Error) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// A time as containerd parses it.
+/// A time in RFC 3339, as containerd parses it.
 fn rfc3339(time: SystemTime) -> String {
     Timestamp::from(time).to_string()
 }

@@ -1,8 +1,8 @@
-//! containerd's content store, over gRPC on its unix socket.
+//! Client of containerd's content store, over gRPC on its unix socket.
 //!
-//! Calls block the thread that makes them; the sockets live on the runtime that was handed in. The
-//! connection is made with the first call and again after it was lost. `store::local` is used
-//! instead of the stream when containerd says where its blobs are and they can be opened there.
+//! Calls block their thread; the sockets live on the runtime that the caller hands in. The first call opens the
+//! connection, and the next one opens it again after it was lost. Where containerd reports the store's directory and
+//! its blobs can be opened there, `store::local` reads them instead.
 //!
 //! Source: docs/formats/containerd.md, "The content store"; containerd
 //! `api/services/content/v1/content.proto`.

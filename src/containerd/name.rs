@@ -1,7 +1,7 @@
-//! Names of ours in the store: what an ingest and its lease are both called, and whose they were.
+//! Names of our ingests in the store, and of their leases, which bear the name of the ingest.
 //!
-//! `plywood-diff-<instance>-<life>-<random>`. The instance is a daemon, known by its socket, from one start to
-//! the next; the life is one start of it. So what a killed daemon left is found without a record of our own.
+//! `plywood-diff-<instance>-<life>-<random>`. The instance is a daemon, known by its socket, through all its starts;
+//! the life is one start of it. So the next daemon finds without a record what a killed one left.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob".
 
@@ -13,29 +13,29 @@ use crate::{
     sys,
 };
 
-/// What all of them begin with.
+/// Prefix of all names.
 const PREFIX: &str = "plywood-diff-";
-/// Hexadecimal digits of an instance and of a life.
+/// Number of hexadecimal digits of an instance and of a life.
 const SHORT: usize = 8;
-/// Hexadecimal digits at the end.
+/// Number of hexadecimal digits of the random part.
 const RANDOM: usize = 32;
 
-/// Makes names that nobody else uses.
+/// Generator of unique names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Names {
-    /// What the names of this instance begin with, in all its lives; `None` for a client that comes once.
+    /// Prefix of the names of this instance, in all its lives; `None` for a client without a socket.
     instance: Option<String>,
-    /// What those of this life begin with.
+    /// Prefix of the names of this life.
     life: String,
 }
 
 impl Names {
-    /// Names that do not say whose they are.
+    /// Names without instance and life.
     pub(super) fn anonymous() -> Self {
         Self { instance: None, life: PREFIX.to_owned() }
     }
 
-    /// Names of the daemon that listens on `socket`, in a life that begins now.
+    /// Names of the daemon that listens on `socket`, in a life that begins now. Errors: no random numbers.
     pub(super) fn of(socket: &Path) -> Result<Self> {
         let short = |text: &str| text.chars().take(SHORT).collect::<String>();
         let digest = Digest::sha256(socket.as_os_str().as_bytes());
@@ -44,7 +44,7 @@ impl Names {
         Ok(Self { instance: Some(instance), life })
     }
 
-    /// One more.
+    /// Returns a new name. Errors: no random numbers.
     pub(super) fn unique(&self) -> Result<String> {
         Ok(format!("{}{}", self.life, random()?))
     }
@@ -82,7 +82,7 @@ mod tests {
         for names in [Names::anonymous(), Names::of(Path::new("/run/plywood/plywood.sock")).unwrap()] {
             let (one, other) = (names.unique().unwrap(), names.unique().unwrap());
             assert_ne!(one, other);
-            // The same grammar as a namespace's.
+            // Names follow the grammar of namespaces.
             assert!(one.parse::<crate::call::Namespace>().is_ok(), "{one}");
         }
     }

@@ -30,17 +30,17 @@ use crate::{
     },
 };
 
-/// containerd's type of content stores.
+/// Plugin type of content stores.
 const CONTENT_PLUGIN: &str = "io.containerd.content.v1";
 
 impl Containerd {
-    /// The directory that blobs are read from, asking containerd for it if need be; `None` when they
-    /// are read over gRPC. For the sandbox, which has to allow it.
+    /// Returns the directory from which blobs are read; `None` when they are read over gRPC. Calls containerd if its
+    /// introspection service is to be used.
     pub fn content_root(&self, call: &Call) -> Option<PathBuf> {
         self.root(call).map(|(path, _)| path)
     }
 
-    /// The store's directory, if it can be used.
+    /// Returns the store's directory, if it can be opened.
     fn root(&self, call: &Call) -> Option<(PathBuf, Arc<ContentRoot>)> {
         let lock = || self.direct.lock().unwrap_or_else(PoisonError::into_inner);
         {
@@ -54,7 +54,7 @@ impl Containerd {
                 Discovery::Unknown => {}
             }
         }
-        // Not under the lock: two requests may both ask, with the same result.
+        // Without the lock, which would be held over a call. Two requests that both ask get the same answer.
         let discovered = match self.introspect(call) {
             Ok(Some(path)) => usable(&path),
             Ok(None) => Discovery::Unusable,
@@ -72,7 +72,7 @@ impl Containerd {
         found
     }
 
-    /// Asks for the root of the one content store that containerd has.
+    /// Returns the root of containerd's content store, by its introspection service; `None` unless there is just one.
     fn introspect(&self, call: &Call) -> Result<Option<PathBuf>> {
         let response = self.client.retried(call, "introspection", |channel| {
             let filters = vec![format!("type=={CONTENT_PLUGIN}")];
@@ -112,7 +112,7 @@ impl ContentStore for Containerd {
         call.cancel.check()?;
         check_size(descriptor, self.client.info(call, &descriptor.digest)?.1)?;
         if descriptor.size_bytes == 0 {
-            // A read of 0 bytes means "to the end" to containerd.
+            // containerd takes a size of 0 as "to the end".
             return Ok(in_memory(Arc::from([]), call.cancel.clone()));
         }
         if let Some((path, root)) = self.root(call) {
@@ -121,7 +121,7 @@ impl ContentStore for Containerd {
                 Err(error) => {
                     let root = path.display();
                     tracing::debug!(%error, %root, digest = %descriptor.digest, "blob is read over gRPC");
-                    // Landlock lets every directory be opened, and no file in it be read.
+                    // Under Landlock every directory can be opened, but files can be read only where that is allowed.
                     let may_not = error.kind() == io::ErrorKind::PermissionDenied;
                     if may_not && !self.refused.swap(true, Relaxed) {
                         tracing::warn!(
@@ -129,7 +129,7 @@ impl ContentStore for Containerd {
                             "blobs are read over gRPC, which is slower: the sandbox allows the directory that containerd.content_root names and that exists at the start"
                         );
                     }
-                    // It may have been made anew.
+                    // The directory may have been made anew: the next read opens it again.
                     *self.direct.lock().unwrap_or_else(PoisonError::into_inner) = Discovery::Named(path);
                 }
             }
@@ -148,7 +148,7 @@ fn usable(path: &Path) -> Discovery {
     }
 }
 
-/// Passes on the messages of one read, and checks that they are the blob's bytes from first to last.
+/// Passes on the messages of one read, and checks that their offsets are contiguous and end at `size_bytes`.
 async fn receive(
     mut client: ContentClient<Channel>,
     request: Request<ReadContentRequest>,

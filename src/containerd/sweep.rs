@@ -1,8 +1,8 @@
-//! What a killed daemon left in the store: ingests that nobody will commit, and their leases.
+//! Removal of the ingests that a killed daemon left in the store, and of their leases.
 //!
-//! An ingest is told by its name ([`super::name`]), in whatever namespace it is. Its lease has the same name
-//! and goes after it. A lease whose ingest is not there any more guards a blob that was written: it is looked
-//! after from now on.
+//! Ingests are recognised by their names ([`super::name`]), in every namespace. The lease of an ingest has the same
+//! name and is deleted after it. A lease without an ingest guards a blob that was written: it is watched from now on
+//! ([`super::watch`]).
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd
 //! `api/services/namespaces/v1/namespace.proto`, `core/metadata/content.go`.
@@ -26,27 +26,27 @@ use crate::{
     store::reason,
 };
 
-/// How long one call may take. Removing a large file is the longest of them.
+/// Longest time for one call. Most of it is for the removal of a large file.
 const CALL: Duration = Duration::from_secs(10);
 
-/// What was found and taken away.
+/// Result of a sweep.
 #[derive(Debug, Default)]
 pub struct Swept {
-    /// Ingests that are gone now.
+    /// Number of ingests that were removed.
     pub ingests: u64,
-    /// Leases that are gone now.
+    /// Number of leases that were deleted.
     pub leases: u64,
-    /// Leases on blobs, which go as soon as something else holds the blob.
+    /// Number of leases on blobs that are watched from now on. They go as soon as something else holds the blob.
     pub watched: u64,
-    /// Why some may be left: that the store did not answer rather than that it refused.
+    /// Reason why some may be left. Of several failures, one that passes (the store did not answer) is kept.
     pub failure: Option<Error>,
 }
 
 impl Containerd {
-    /// Takes away what this instance left in an earlier life, in every namespace. Never what anybody writes
-    /// in this one. Call it on the runtime.
+    /// Removes ingests and leases that this instance left in an earlier life, in every namespace. Those of this life
+    /// and of others stay. Call it on the runtime.
     ///
-    /// Each call to the store takes 10 s at most. Worth another try when [`Swept::may_be_tried_again`].
+    /// Each call to the store takes 10 s at most. Try again if [`Swept::may_be_tried_again`].
     pub async fn sweep(&self) -> Swept {
         let mut swept = Swept::default();
         match namespaces(&self.client).await {
@@ -63,7 +63,7 @@ impl Containerd {
     async fn sweep_namespace(&self, call: &Call, swept: &mut Swept) {
         let references = match references(&self.client, call).await {
             Ok(references) => references,
-            // The namespace went meanwhile.
+            // The namespace was deleted meanwhile.
             Err(error) if error.kind() == Kind::NotFound => return,
             Err(error) => {
                 return swept.fail(error.context(format!("ingests of {}", call.namespace.as_str())));
@@ -90,13 +90,13 @@ impl Containerd {
 }
 
 impl Swept {
-    /// Whether the store was not there, or not in time.
+    /// Whether the store did not answer, or not in time.
     pub fn may_be_tried_again(&self) -> bool {
         self.failure.as_ref().is_some_and(is_passing)
     }
 
     fn fail(&mut self, error: Error) {
-        // One that passes decides that there is another try; that one meets the others again.
+        // A failure that passes calls for another try, which meets the other failures again.
         if self.failure.is_none() || !self.may_be_tried_again() && is_passing(&error) {
             self.failure = Some(error);
         }
@@ -107,7 +107,8 @@ pub(super) fn is_passing(error: &Error) -> bool {
     [reason::UNAVAILABLE, reason::STALL].contains(&error.reason())
 }
 
-/// The ingest first: without it nothing would lead to the lease again, but that ends by itself.
+/// Aborts the ingest `name`, and then deletes its lease. When the second step fails no ingest leads to the lease any
+/// more, but it expires by itself.
 async fn take_away(client: &Client, call: &Call, name: &str, swept: &mut Swept) -> Result<()> {
     let message = request(call, AbortRequest { r#ref: name.to_owned() })?;
     let aborted = in_time(async {
@@ -122,17 +123,17 @@ async fn take_away(client: &Client, call: &Call, name: &str, swept: &mut Swept) 
     Ok(())
 }
 
-/// A call for each namespace of the store.
+/// Returns a call for each namespace of the store.
 pub(super) async fn namespaces(client: &Client) -> Result<Vec<Call>> {
-    // Asked for in no namespace: it is about all of them.
+    // Sent without a namespace: the list is about all of them.
     let message = Request::new(ListNamespacesRequest::default());
     let mut service = NamespacesClient::new(client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES);
     let found = in_time(service.list(message)).await?.into_inner().namespaces;
-    // A name that we do not take with a request is none that we have written to.
+    // Requests with such a name are refused, so nothing was written to it.
     Ok(found.into_iter().filter_map(|namespace| namespace.name.parse().ok()).map(Call::new).collect())
 }
 
-/// The references of a namespace, everybody's.
+/// Lists the references of all ingests of a namespace.
 async fn references(client: &Client, call: &Call) -> Result<Vec<String>> {
     let message = request(call, ListStatusesRequest::default())?;
     let statuses = in_time(client.content().list_statuses(message)).await?.into_inner().statuses;

@@ -1,8 +1,8 @@
-//! The task behind one ingest: takes a lease, opens the stream, passes replies on, and takes back what
-//! nobody wanted in the end.
+//! The task behind one ingest: takes a lease, opens the stream, passes replies on, and removes reference and lease
+//! when the blob was not finished.
 //!
-//! It outlives its writer for as long as that takes, so that what the store was asked for is undone even
-//! when the answer came too late to be told to anybody.
+//! It outlives its writer until that is done, so that a request is undone even when its answer came too late for the
+//! writer.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd
 //! `plugins/services/content/contentserver/contentserver.go`, `core/metadata/content.go`.
@@ -35,35 +35,35 @@ use crate::{
     store::reason,
 };
 
-/// How long another writer of the same reference is waited for: a client that retries has just lost its
-/// connection, and the store needs a moment to notice. Not longer than any other silence of the store.
+/// Longest wait for another writer of the same reference: a client that retries has just lost its connection, and the
+/// store needs a moment to notice. The stall, if it is shorter, ends the wait.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// First and longest pause between two attempts.
+/// First and longest pause between two attempts to open or to remove.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
-/// How long what is under way may take to end in order once nobody wants it any more.
+/// Time for a stream to end in order once its writer is gone.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long one call of the cleaning up may take, and all those for one thing.
+/// Longest time for one call of the clean-up, and for all calls that remove one reference or lease.
 const CLEAN_UP: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// How long a write may take: for so long its lease outlives the time that is set for a blob. A lease that is
-/// over takes a blob with it that is just being written.
+/// Longest time for a write. The lease of a write expires so much later than the lifetime of blobs asks for, because
+/// with an expired lease goes the blob that is being written.
 const WRITE: Duration = Duration::from_secs(3600);
 
 /// One ingest as the store sees it.
 pub(super) struct Upload {
     client: Client,
-    /// With the lease in use.
+    /// The call, with the lease in use.
     call: Call,
     reference: String,
-    /// A name of ours: the reference if none was given, and the lease if one is taken.
+    /// Name of ours, for the reference if the caller gave none, and for a lease of ours.
     name: String,
     watch: Watch,
     lease_lifetime: Duration,
-    /// The lease that may have been created here.
+    /// Lease that this task has created, or tried to create.
     lease: Option<String>,
-    /// When containerd created it.
+    /// Time of its creation, by containerd's clock.
     leased_at: Option<Timestamp>,
-    /// The store may know the reference.
+    /// Whether the store may know the reference.
     begun: bool,
 }
 
@@ -71,12 +71,11 @@ pub(super) struct Upload {
 struct Session {
     requests: mpsc::Sender<WriteContentRequest>,
     replies: Streaming<WriteContentResponse>,
-    /// Bytes that an earlier attempt left.
+    /// Bytes that an earlier attempt left under the reference.
     left_bytes: i64,
 }
 
-/// The task's hold on what it shares with the writer, which is told when the task has ended, however that
-/// came about: it may never have run.
+/// Notes the end of the task when it is dropped, so that the writer learns of it even if the task never ran.
 pub(super) struct Leaving(pub(super) Arc<Progress>);
 
 impl Drop for Leaving {
@@ -107,8 +106,8 @@ impl Upload {
         }
     }
 
-    /// Runs until the blob is written, or everything is as before. `wanted` is closed by a writer that is
-    /// done or has given up.
+    /// Runs until the blob is written, or reference and lease are removed. The writer closes `wanted` when it is done
+    /// or has given up.
     pub(super) async fn run(mut self, leaving: Leaving, mut wanted: watch::Receiver<()>) {
         let progress = &leaving.0;
         let mut relayed = wanted.clone();
@@ -126,7 +125,7 @@ impl Upload {
             None => self.clean_up().await,
             Some(Kept { digest, is_new }) => {
                 let Some(id) = self.lease else { return };
-                // A lease whose creation was not answered is as old as the write at the most.
+                // The creation of the lease was not answered. Now is later, so fewer holders count as younger.
                 let since = self.leased_at.unwrap_or_else(|| SystemTime::now().into());
                 let namespace = self.call.namespace.clone();
                 self.watch.add(Held { namespace, id, digest, since, is_new }).await;
@@ -134,7 +133,7 @@ impl Upload {
         }
     }
 
-    /// Everything up to the end of the stream.
+    /// Takes a lease, opens the stream and passes replies on until it ends.
     async fn relay(&mut self, progress: &Progress, wanted: &mut watch::Receiver<()>) -> Result<End> {
         if self.call.lease.is_none() {
             self.lease().await?;
@@ -152,7 +151,7 @@ impl Upload {
             match replies.message().await {
                 Ok(Some(reply)) => progress.reply(&reply)?,
                 Ok(None) => return Ok(End::Closed),
-                // The blob is there; how the stream ends after that is of no interest.
+                // The blob is committed: an error after that does not matter.
                 Err(_) if progress.committed() => return Ok(End::Closed),
                 Err(status) if status.code() == Code::AlreadyExists => return Ok(End::Exists),
                 Err(status) => return Err(failure(&status, progress.committing())),
@@ -160,16 +159,16 @@ impl Upload {
         }
     }
 
-    /// Takes a lease of our own.
+    /// Creates a lease of our own, under which the blob is written.
     async fn lease(&mut self) -> Result<()> {
         let id = self.name.clone();
         let mut call = self.call.clone();
         call.lease = None;
-        // Before the call: whether it went through is not known when its answer is lost.
+        // Set before the call: when its answer is lost, the lease may exist.
         self.lease = Some(id.clone());
         let mut pauses = RETRIES.iter();
         loop {
-            // The write comes first.
+            // The lifetime counts from the end of the write.
             let create = lease::create(&self.client, &call, &id, WRITE.saturating_add(self.lease_lifetime));
             let status = match timeout(self.client.stall, create).await {
                 Err(_elapsed) => return Err(self.stalled("the lease")),
@@ -190,7 +189,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Opens the stream, waiting for a locked reference. `None`: the store has the blob.
+    /// Opens the stream. Waits while the reference is locked. `None`: the store has the blob.
     async fn open(&mut self, wanted: &mut watch::Receiver<()>) -> Result<Option<Session>> {
         let begun = Instant::now();
         let mut unreachable = 0;
@@ -218,7 +217,7 @@ impl Upload {
                     self.lease().await?;
                     continue;
                 }
-                // As long as every other call waits for a store that restarts.
+                // A store that restarts gets the same time as from every other call.
                 _ if status.source().is_some() && unreachable < RETRIES.len() => {
                     wait = RETRIES.get(unreachable).copied().unwrap_or(pause);
                     unreachable += 1;
@@ -235,14 +234,14 @@ impl Upload {
         }
     }
 
-    /// Throws away what an earlier attempt left, and looks whether it is gone.
+    /// Discards the bytes that an earlier attempt left. Errors: `DataLoss` when they are not gone.
     async fn truncate(&self, session: &mut Session) -> Result<()> {
         tracing::debug!(
             reference = self.reference,
             left_bytes = session.left_bytes,
             "begun anew over what was left"
         );
-        // A write at offset 0 is the store's way to say it.
+        // The store truncates at a write with offset 0.
         if session.requests.try_send(self.message(WriteAction::Write)).is_err() {
             return Err(given_up());
         }
@@ -271,7 +270,7 @@ impl Upload {
         Error::new(Kind::Unavailable, reason::STALL, format!("no answer about {what} for {seconds} s"))
     }
 
-    /// Takes back the reference, if it is ours, and then the lease.
+    /// Removes the reference, if it is ours, and then the lease.
     async fn clean_up(&self) {
         if self.reference == self.name && self.begun {
             let abort = || async {
@@ -292,7 +291,7 @@ impl Upload {
     }
 }
 
-/// Sends the first message, which is in the channel, and waits for its reply.
+/// Opens a stream whose first message is in the channel already, and waits for the reply to it.
 async fn attempt(
     client: &Client,
     message: Request<ReceiverStream<WriteContentRequest>>,
@@ -305,7 +304,7 @@ async fn attempt(
     }
 }
 
-/// Does something that must not be left undone, a few times if need be.
+/// Runs `undo` until it succeeds, for the time of [`CLEAN_UP`] at most. Logs what is left then.
 async fn persist<F>(what: &str, name: &str, mut undo: impl FnMut() -> F)
 where
     F: Future<Output = Result<(), Status>>,
@@ -328,7 +327,7 @@ where
     }
 }
 
-/// Waits until the writer is done with this ingest, or gone.
+/// Waits until the writer has finished, or is gone.
 async fn closed(wanted: &mut watch::Receiver<()>) {
     while wanted.changed().await.is_ok() {}
 }
@@ -337,12 +336,12 @@ fn given_up() -> Error {
     Error::new(Kind::Cancelled, "call.cancelled", "the write was given up")
 }
 
-/// What an answer other than OK to a write means.
+/// Converts a status other than OK of a write into an error.
 fn failure(status: &Status, committing: bool) -> Error {
     let local = status.source().is_some();
     let full = ["no space left on device", "disk quota exceeded", "file too large"];
     let (kind, reason) = match status.code() {
-        // containerd passes errors of its disk on without a code.
+        // containerd passes on errors of its disk without a code.
         Code::Unknown | Code::Internal if !local => {
             if full.iter().any(|text| status.message().contains(text)) {
                 (Kind::Exhausted, reason::FULL)
@@ -353,11 +352,11 @@ fn failure(status: &Status, committing: bool) -> Error {
         Code::Unavailable if !local && status.message().contains("locked") => {
             (Kind::Unavailable, reason::LOCKED)
         }
-        // The only thing that a write can miss is its lease.
+        // A write can miss nothing but its lease.
         Code::NotFound => (Kind::Unavailable, reason::LEASE),
         Code::InvalidArgument => (Kind::Malformed, reason::REFUSED),
         Code::OutOfRange => (Kind::DataLoss, reason::OFFSET),
-        // Size or digest of what arrived is not what was sent.
+        // The bytes that arrived differ in size or digest from those that were sent.
         Code::FailedPrecondition if committing => (Kind::DataLoss, reason::DIGEST),
         _ => return from_status(status.clone()),
     };

@@ -1,11 +1,11 @@
-//! Leases of ours on blobs that were written, and when they may go: as soon as something else holds the blob.
+//! The watch on leases of ours: each is deleted as soon as something else holds its blob.
 //!
-//! Who asked for a blob refers to it within moments: by the label of a manifest, or by a lease of his own. From
-//! then on our lease only keeps the blob after its image was deleted. One task looks after all leases, in
-//! pauses that grow, and ends with the last of them. Whatever it cannot do, the end of the lease does.
+//! The client that asked for a blob refers to it within moments, by the label of a manifest or by a lease of its own.
+//! From then on our lease would only keep the blob after its image was deleted. One task checks all leases, in pauses
+//! that grow, and ends with the last of them. A lease that it cannot delete expires by its label.
 //!
-//! For a blob that was in the store before, only holders count that came after our lease: an older image may be
-//! deleted before the new one refers to the blob.
+//! For a blob that was in the store before, only holders younger than our lease count: an older image may be deleted
+//! before the new one refers to the blob.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd `docs/garbage-collection.md`,
 //! `core/content/adaptor.go` (what filters see).
@@ -35,47 +35,46 @@ use crate::{
     digest::Digest,
 };
 
-/// First and longest pause between two looks. A look costs containerd a walk over its list of blobs.
+/// First and longest pause between two checks. A check costs containerd a walk over its list of blobs.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// A lease that lasts so long after its blob was written is replaced by one that ends in time by itself, should
-/// this process not be there any more. Most are gone long before.
+/// Time after which a lease that is still there is replaced by one that expires when it should, even if this process
+/// is not there any more. Most leases are gone before.
 const REPLACE: Duration = Duration::from_secs(10);
-/// How long one call may take.
+/// Longest time for one call.
 const CALL: Duration = Duration::from_secs(10);
-/// Begins the labels by which one blob holds another.
+/// Prefix of the labels by which one blob holds another.
 const REFERENCE: &str = "containerd.io/gc.ref.content";
-/// Blobs that hold others have at least one of these: the labels that containerd's clients, Docker, BuildKit and
-/// nerdctl give a manifest.
+/// Endings of labels of which a blob that holds others has at least one: those that containerd's clients, Docker,
+/// BuildKit and nerdctl give a manifest.
 const HOLDERS: [&str; 4] = ["", ".0", ".config", ".l.0"];
-/// Most leases of others whose contents are listed in one look, the newest first. Docker has one for each
-/// container.
+/// Most leases of others whose contents are listed in one check, the newest first. Docker has one for each container.
 const OTHERS: usize = 256;
 
 /// A lease of ours on a blob.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
-    /// The namespace of lease and blob.
+    /// Namespace of lease and blob.
     pub(super) namespace: Namespace,
     pub(super) id: String,
     pub(super) digest: Digest,
-    /// When containerd created it.
+    /// Time of its creation, by containerd's clock.
     pub(super) since: Timestamp,
-    /// The blob was not in the store before: whatever holds it came after.
+    /// The blob was not in the store before, so that every holder is younger than the lease.
     pub(super) is_new: bool,
 }
 
-/// A lease that is looked after.
+/// A watched lease.
 struct Open {
     held: Held,
     next: Instant,
     pause: Duration,
-    /// When it is replaced; `None` once it was.
+    /// Time at which it is replaced; `None` once it was.
     replace: Option<Instant>,
-    /// When it goes in any case.
+    /// Time at which it is deleted even if nothing else holds the blob.
     end: Instant,
 }
 
-/// Looks after leases.
+/// The watched leases of one client. Clones share them.
 #[derive(Clone)]
 pub(super) struct Watch {
     open: Arc<Mutex<State>>,
@@ -87,17 +86,17 @@ pub(super) struct Watch {
 #[derive(Default)]
 struct State {
     leases: Vec<Open>,
-    /// There is a task.
+    /// Whether the task is running.
     running: bool,
 }
 
 impl Watch {
-    /// Leases end `lifetime` after their blob was written.
+    /// A watch without leases. Each is deleted `lifetime` after its blob was written at the latest.
     pub(super) fn new(client: Client, names: Names, lifetime: Duration) -> Self {
         Self { open: Arc::default(), client, names, lifetime }
     }
 
-    /// Looks after `held` from now on. `false`: it is looked after already.
+    /// Watches `held` from now on. Returns `false` if it is watched already.
     pub(super) async fn add(&self, held: Held) -> bool {
         let now = Instant::now();
         let mut state = self.open.lock().await;
@@ -120,7 +119,8 @@ impl Watch {
         true
     }
 
-    /// Lets go what can go now. What is left then ends by itself in time, or is looked after by the next daemon.
+    /// Deletes the leases that nothing needs any more, and replaces the others by ones that expire in time. The next
+    /// daemon watches those that are left.
     pub(super) async fn settle(&self) {
         let mut state = self.open.lock().await;
         let mut leases = std::mem::take(&mut state.leases);
@@ -142,7 +142,7 @@ impl Watch {
             sleep_until(next).await;
             let mut state = self.open.lock().await;
             let now = Instant::now();
-            // One look serves all leases of a namespace.
+            // One check serves all leases of a namespace.
             let due: HashSet<_> = state
                 .leases
                 .iter()
@@ -158,7 +158,7 @@ impl Watch {
         }
     }
 
-    /// Looks at leases of any namespaces. Returns those that stay.
+    /// Checks leases of any namespaces. Returns those that stay.
     async fn look(&self, leases: Vec<Open>) -> Vec<Open> {
         let mut by_namespace: HashMap<Namespace, Vec<Open>> = HashMap::new();
         for open in leases {
@@ -171,7 +171,7 @@ impl Watch {
         left
     }
 
-    /// Looks at leases of one namespace.
+    /// Checks leases of one namespace. Returns those that stay.
     async fn look_in(&self, call: &Call, leases: Vec<Open>) -> Vec<Open> {
         let all: Vec<_> = leases.iter().map(|open| open.held.clone()).collect();
         let free = self.free(call, &all).await.unwrap_or_else(|status| {
@@ -186,7 +186,7 @@ impl Watch {
                 let gone = in_time(lease::delete(&self.client, call, &open.held.id)).await;
                 let Held { id, digest, .. } = &open.held;
                 tracing::debug!(lease = id, %digest, is_over, ?gone, "a lease is let go");
-                // What cannot be deleted when its time is over ends by its label.
+                // A lease that cannot be deleted when its time is over expires by its label.
                 if gone.is_ok() || is_over {
                     continue;
                 }
@@ -201,8 +201,8 @@ impl Watch {
         left
     }
 
-    /// Puts the blob under a lease whose label says when it is to end, and deletes the one of the write, which had
-    /// to last longer than any write.
+    /// Adds the blob to a new lease that expires at [`Open::end`], and deletes the lease of the write, which had to
+    /// last longer than any write.
     async fn replace(&self, call: &Call, open: &mut Open) -> Result<(), Status> {
         let refused = |error: crate::error::Error| Status::internal(error.to_string());
         let id = self.names.unique().map_err(refused)?;
@@ -215,7 +215,7 @@ impl Watch {
         added
     }
 
-    /// The ids of the leases that something else makes needless, or that are gone.
+    /// Returns the ids of the leases whose blob something else holds, or that are gone.
     async fn free(&self, call: &Call, held: &[Held]) -> Result<BTreeSet<String>, Status> {
         let leases = in_time(lease::list(&self.client, call)).await?;
         let known: HashSet<_> = leases.iter().map(|lease| lease.id.as_str()).collect();
@@ -236,7 +236,7 @@ impl Watch {
         Ok(free)
     }
 
-    /// Adds the leases on blobs to which another blob refers.
+    /// Adds to `free` the leases on blobs to which another blob refers.
     async fn referred(&self, call: &Call, held: &[Held], free: &mut BTreeSet<String>) -> Result<(), Status> {
         let filters = HOLDERS.map(|ending| format!("labels.\"{REFERENCE}{ending}\"")).into();
         let message = request(call, ListContentRequest { filters }).map_err(lease::refused)?;
@@ -261,7 +261,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Adds the leases on blobs that `lease` holds as well.
+    /// Adds to `free` the leases on blobs that `lease` holds as well.
     async fn leased(
         &self,
         call: &Call,
@@ -276,7 +276,7 @@ impl Watch {
         }
         let contents = match in_time(lease::contents(&self.client, call, &lease.id)).await {
             Ok(contents) => contents,
-            // It went meanwhile.
+            // The lease was deleted meanwhile.
             Err(status) if status.code() == tonic::Code::NotFound => return Ok(()),
             Err(status) => return Err(status),
         };
@@ -287,13 +287,13 @@ impl Watch {
 }
 
 impl Held {
-    /// Whether a holder that came into being `at` can be one that will stay.
+    /// Whether a holder created `at` counts: it is not older than the lease, or the blob is new.
     fn counts(&self, at: Option<&Timestamp>) -> bool {
         self.is_new || instant(at) >= instant(Some(&self.since))
     }
 }
 
-/// A time in its order; without one the earliest.
+/// Sort key of a time. `None` is the earliest.
 fn instant(time: Option<&Timestamp>) -> Option<(i64, i32)> {
     time.map(|time| (time.seconds, time.nanos))
 }
@@ -306,8 +306,7 @@ async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, 
     timeout(CALL, call).await.map_err(|_elapsed| late())?
 }
 
-/// The lists of a namespace as [`super::sweep`] needs them: leases of `names` in an earlier life, with the blob
-/// each holds.
+/// Lists the leases that `names` made in an earlier life, with the blob that each holds.
 pub(super) async fn left(client: &Client, call: &Call, names: &Names) -> Result<Vec<Held>, Status> {
     let mut found = Vec::new();
     for lease in in_time(lease::list(client, call)).await? {
@@ -325,7 +324,7 @@ pub(super) async fn left(client: &Client, call: &Call, names: &Names) -> Result<
             id: lease.id,
             digest,
             since: lease.created_at.unwrap_or_default(),
-            // Not known any more.
+            // Not recorded, so older holders must not count.
             is_new: false,
         }));
     }

@@ -1,4 +1,4 @@
-//! Writing: a blob in pieces, a few of them under way at a time.
+//! Writing: a blob is sent in pieces, a few of them in flight at a time.
 //!
 //! Source: docs/formats/containerd.md, "Writing a blob"; containerd
 //! `api/services/content/v1/content.proto`.
@@ -23,12 +23,13 @@ use crate::{
     store::{BlobSink, Ingest, Stored, check_labels, labels::lacking, reason},
 };
 
-/// Longest reference that is passed on, in bytes: well below what the store's database takes as a key.
+/// Longest reference that is passed on, in bytes: well below the longest key of the store's database.
 const REFERENCE_BYTES: usize = 4096;
-/// How long a writer that failed waits until nothing of it is left in the store. What takes longer goes
-/// on without it.
+/// Longest time for which a writer that failed waits for the clean-up of the store. The rest of it goes on without
+/// the writer.
 const CLEAN_UP: Duration = Duration::from_millis(500);
-/// Bytes per second that the store syncs at the least: a commit of a large blob may be silent for so long.
+/// Slowest rate, in bytes per second, at which the store is expected to sync a blob. A commit may be silent for the
+/// time that the blob takes at this rate, besides the usual stall.
 const SYNC_RATE: u64 = 16 << 20;
 
 impl BlobSink for Containerd {
@@ -78,18 +79,18 @@ impl BlobSink for Containerd {
 /// The blocking side of an ingest.
 struct Writer {
     client: Client,
-    /// With the lease in use.
+    /// The call, with the lease in use.
     call: Call,
     reference: String,
     progress: Arc<Progress>,
-    /// `None` when nothing is to be sent any more.
+    /// Channel to the task; `None` when nothing is to be sent any more.
     requests: Option<mpsc::Sender<WriteContentRequest>>,
-    /// Its end tells the task that this one is gone.
+    /// Dropped with the writer, which ends the task.
     wanted: Option<watch::Sender<()>>,
     piece: Vec<u8>,
-    /// Bytes that were handed to the task.
+    /// Bytes that were passed to the task.
     sent_bytes: u64,
-    /// Bytes that were written.
+    /// Bytes that the caller has written.
     size_bytes: u64,
 }
 
@@ -115,7 +116,7 @@ impl Ingest for Writer {
 }
 
 impl Writer {
-    /// Sends the bytes that have gathered.
+    /// Sends the bytes gathered in `piece`.
     fn flush(&mut self) -> Result<()> {
         if self.piece.is_empty() {
             return Ok(());
@@ -140,7 +141,7 @@ impl Writer {
             ..message
         };
         self.send(message, Awaited { action, offset, digest: Some(digest.to_string()) })?;
-        // The end of what is sent: the store closes the stream.
+        // No more messages: the store closes the stream.
         self.requests = None;
         let patience = self.client.stall + Duration::from_secs(self.size_bytes / SYNC_RATE);
         let outcome = self.progress.outcome(&self.call.cancel, patience)?;
@@ -161,19 +162,20 @@ impl Writer {
         Ok(WriteContentRequest { action, r#ref, offset, ..WriteContentRequest::default() })
     }
 
-    /// Hands a message to the task once there is room for it.
+    /// Passes a message to the task once there is room for it.
     fn send(&mut self, message: WriteContentRequest, asks: Awaited) -> Result<()> {
         let Some(requests) = &self.requests else { return Ok(()) };
         if !self.progress.begin(&self.call.cancel, self.client.stall, asks)? {
             self.requests = None;
             return Ok(());
         }
-        // Refused only when the stream has just ended; the next wait tells how.
+        // Refused only when the stream has just ended; the next wait returns the reason.
         let _ended = requests.try_send(message);
         Ok(())
     }
 
-    /// The store looks for the blob before it looks at the lease, and stops there.
+    /// Adds a blob that was in the store before to the lease. The store does not: it looks for the blob before it looks
+    /// at the lease, and stops there.
     fn take_under_lease(&self, digest: &Digest) -> Result<()> {
         let Some(id) = &self.call.lease else { return Ok(()) };
         self.client.retried(&self.call, "lease of a blob", |_channel| {
@@ -183,7 +185,7 @@ impl Writer {
         })
     }
 
-    /// Compares what the store has with what was written, and adds the labels that are missing.
+    /// Compares the size of the store's blob with the bytes written, and adds the labels that are missing.
     fn check(&self, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<()> {
         let (info, found) = self.client.info(&self.call, digest)?;
         if found != self.size_bytes {
@@ -214,8 +216,8 @@ impl Writer {
         }
     }
 
-    /// Says which write failed. What is not found then is a lease or a blob that was just collected, which
-    /// is nothing that the caller asked for.
+    /// Adds address and reference to an error. `NotFound` becomes `Unavailable`: a lease or a blob was collected
+    /// meanwhile, which is nothing that the caller asked for.
     fn name(&self, error: Error) -> Error {
         let error = match error.kind() {
             Kind::NotFound => Error::new(Kind::Unavailable, reason::LEASE, error.to_string()),

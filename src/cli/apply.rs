@@ -1,4 +1,4 @@
-//! `plywood apply`: a layer in a file, or from a pipe, becomes an image; the daemon's own pipeline.
+//! `plywood apply`: converts a layer from a file or a pipe into an image, with the daemon's pipeline.
 
 use std::{
     cell::Cell,
@@ -122,7 +122,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         Some(layer_type) => layer_type,
         None => detect(&head)?,
     };
-    // A file of the user's can be any file that a strategy publishes alone.
+    // The output is one file, so every strategy that publishes just one will do.
     let strategy = choose(layer_type, &[&LAYER])
         .ok_or_else(|| ApplyError::Snapshot(layer_type.media_type.to_owned()))?;
     let publication = Publication::beside(&arguments.output)?;
@@ -137,7 +137,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let resources = Resources::new(Limits::default(), Helpers::default_threads());
     let converter = Converter::new(options, resources);
     let reading = Reading { devices: &[], user_xattr: arguments.user_xattr };
-    // Opened now: a misspelt one is an error even if the layer turns out to need none.
+    // Opened now, so that a misspelt name is an error even for a layer that needs no parent.
     let below = Cell::new(Spelled::of(&arguments.parents).open(reading)?);
     let parents = || Ok(below.take());
     let layer = Layer {
@@ -154,10 +154,10 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     converter.convert(work, strategy, layer, publication, arguments.sync)
 }
 
-/// A layer as it was named on the command line.
+/// The layer named on the command line, opened.
 struct Opened {
     input: Box<dyn Read>,
-    /// The same, if it is a regular file, and its size in bytes.
+    /// The layer's file, if it is a regular one.
     file: Option<File>,
     size_bytes: Option<u64>,
 }
@@ -180,7 +180,7 @@ fn unreadable(layer: &Path, error: &io::Error) -> Error {
     output::unreadable(error, "apply.input").context(format!("layer {}", layer.display()))
 }
 
-/// The type of a layer that was given none. Errors: the archive holds an image with its layers.
+/// Returns the type of a layer that was given none. Errors: the archive holds a whole image.
 fn detect(head: &Head) -> Result<&'static LayerType> {
     let found = head.layer_type();
     let is_tar = found.is_some_and(|found| found.container == Container::Tar);
@@ -195,7 +195,7 @@ fn detect(head: &Head) -> Result<&'static LayerType> {
     Ok(found.unwrap_or(kind::DEFAULT))
 }
 
-/// An empty layer is legal, but a command in front of the pipe that failed is far more likely.
+/// Message for an empty input. An empty layer is legal, but far more often the command in front of the pipe failed.
 const EMPTY: &str =
     "the input is empty, as after a failed download; with --digest an empty layer is accepted";
 

@@ -1,4 +1,4 @@
-//! `plywood check`: whether images are sound, by the rules that hold for every layer.
+//! `plywood check`: checks that images are sound, by the daemon's rules for layers or by those for every image.
 
 use std::{
     fmt::Write as _,

@@ -1,4 +1,4 @@
-//! `plywood config`: the commented default file, a check of one, and what containerd needs to find us.
+//! `plywood config`: prints the commented default file, checks a file, and sets up containerd.
 
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,7 @@ Examples:
     },
 }
 
-/// For CI and for the node itself.
+/// Examples for CI and for the node itself.
 const CHECK_HELP: &str = "\
 The exit code is 0 without an error, 1 with one, and 2 after wrong usage.
 With --strict it is 1 for a warning as well.

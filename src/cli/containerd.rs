@@ -1,4 +1,4 @@
-//! `plywood config containerd`: what containerd's own configuration needs in order to use us.
+//! `plywood config containerd`: the part of containerd's configuration that makes it use Plywood.
 //!
 //! Source: containerd's documents PLUGINS.md (proxy plugins), transfer.md and snapshotters/erofs.md.
 
@@ -10,26 +10,26 @@ use crate::{
     kind::{Container, LayerType, TABLE},
 };
 
-/// A minor release of containerd, of which three write this part of the configuration differently.
+/// A minor release of containerd. This part of the configuration has changed with several of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     major: u32,
     minor: u32,
 }
 
-/// The first release with the EROFS snapshotter.
+/// First release with the EROFS snapshotter.
 const OLDEST: Version = Version { major: 2, minor: 1 };
-/// The first release that imports `/etc/containerd/conf.d` by default.
+/// First release that imports `/etc/containerd/conf.d` by default.
 const IMPORTING: Version = Version { major: 2, minor: 2 };
-/// The first release that knows native layers and EROFS platforms by itself.
+/// First release that knows native layers and EROFS platforms by itself.
 const NATIVE: Version = Version { major: 2, minor: 3 };
-/// The first release whose EROFS snapshotter takes ready images from directories of the operator's.
+/// First release whose EROFS snapshotter takes ready images from directories of the operator.
 const CACHES: Version = Version { major: 2, minor: 4 };
 
 impl FromStr for Version {
     type Err = String;
 
-    /// `2.1`, `2.3.4`, `v2.2.0-rc.1`.
+    /// Parses a version such as `2.1`, `2.3.4` or `v2.2.0-rc.1`. Errors, in words: no version, or one before 2.1.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.strip_prefix('v').unwrap_or(text).split('.');
         let mut number = || parts.next().and_then(|part| part.parse().ok());
@@ -42,24 +42,24 @@ impl FromStr for Version {
 }
 
 impl Version {
-    /// Whether containerd, without a configuration file, reads `/etc/containerd/conf.d`.
+    /// Whether containerd reads `/etc/containerd/conf.d` when it has no configuration file.
     pub fn imports_unasked(self) -> bool {
         self >= IMPORTING
     }
 }
 
-/// What the snippet depends on.
+/// Facts on which the snippet depends.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'h> {
-    /// containerd's release.
+    /// Release of containerd.
     pub version: Version,
-    /// The machine, as containerd names it.
+    /// Architecture of the machine, as containerd names it.
     pub architecture: &'h str,
-    /// Our socket.
+    /// Path of the daemon's socket.
     pub socket: &'h Path,
 }
 
-/// Asks the installed containerd for its version.
+/// Runs `containerd --version`, and returns the version. Errors: `config.containerd-version`.
 pub fn installed_version() -> Result<Version, Error> {
     let hint = "name the release with --version, for example --version 2.1";
     let refuse =
@@ -73,7 +73,7 @@ pub fn installed_version() -> Result<Version, Error> {
     version.parse().map_err(|problem| refuse(Kind::Malformed, format!("containerd {version}: {problem}")))
 }
 
-/// The first word of `containerd --version` that looks like a version.
+/// Returns the first word of containerd's output that looks like a version.
 fn find_version(output: &str) -> Option<&str> {
     output.split_whitespace().find(|word| {
         let digits = word.strip_prefix('v').unwrap_or(word);
@@ -81,7 +81,7 @@ fn find_version(output: &str) -> Option<&str> {
     })
 }
 
-/// This machine's name in platform strings.
+/// Returns the architecture of this machine, as platform strings name it.
 pub fn architecture() -> &'static str {
     match env::consts::ARCH {
         "x86_64" => "amd64",
@@ -92,7 +92,7 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// The tables to add to containerd's configuration.
+/// Returns the tables to add to containerd's configuration.
 pub fn snippet(host: &Host<'_>) -> String {
     let Host { version: Version { major, minor }, architecture, socket } = *host;
     let socket = toml::Value::from(socket.display().to_string());
@@ -119,7 +119,7 @@ version = 3
 "#
     );
     if host.version < NATIVE {
-        // Types that have a short name are those in use; the older spelling is containerd's own.
+        // Types with a short name only: those in use. containerd knows the older spelling by itself.
         let is_native = |row: &&LayerType| row.container == Container::Erofs && !row.names.is_empty();
         let types: Vec<_> =
             TABLE.iter().filter(is_native).map(|row| format!("{:?}", row.media_type)).collect();

@@ -1,4 +1,4 @@
-//! `plywood diff`: what turns one stack of layers into another, as a layer in a file; the daemon's own
+//! `plywood diff`: writes the difference between two stacks of layers as a layer in a file, with the daemon's
 //! pipeline.
 
 use std::{
@@ -85,7 +85,7 @@ pub struct Arguments {
     pub json: bool,
 }
 
-/// Examples, and the rule for odd names.
+/// Examples, and the rule for names with colons.
 const AFTER_HELP: &str = r#"An image is an EROFS image, or an ext4 image with the layer in its directory
 "upper". In a name, write "\:" for a colon and "\\" for a backslash, as in
 overlayfs's lowerdir.
@@ -111,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         format!("diff {lower} {upper} to {}", arguments.output.display())
     };
     let written = diff(arguments).map_err(|error| match error.reason() {
-        // Whoever is not root finds out here that there is a way.
+        // Only root can read `trusted.overlay.*`. The hint names the option for other users.
         "compare.privilege" => error.context("without --user-xattr").context(context()),
         _ => error.context(context()),
     })?;
@@ -120,7 +120,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         false => for_people(&arguments.output, &written),
     };
     match is_standard_output(&arguments.output) {
-        // Standard output is the layer's.
+        // Standard output carries the layer.
         true => {
             output::note(report.trim_end());
             Ok(())
@@ -129,7 +129,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// The layer goes to standard output, and the report to standard error.
+/// Whether the layer goes to standard output, and so the report to standard error.
 pub fn is_standard_output(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
@@ -180,7 +180,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
         }
         image.image.inline_limit = limit;
     }
-    // Whichever of the two it is; the other is not used.
+    // The layer has one of the two codings; the other field is not used.
     let options = Options {
         gzip: compression,
         zstd: compression,
@@ -207,7 +207,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     }
     let sides = Sides { lower, upper };
 
-    // A user may fill the disk, with an image as with an archive.
+    // No reserve: users may fill their disk, with an image as with an archive.
     let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
     let resources = Resources::new(limits, arguments.threads.unwrap_or_else(Helpers::default_threads));
     let composer = Composer::new(options, resources);
@@ -243,7 +243,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     Ok(Written { layer_type, composed: composed?, total: started.elapsed() })
 }
 
-/// Where an image is laid out before it is compressed or sent on: beside the output.
+/// Directory in which an image is laid out before it is compressed or sent on: that of the output.
 fn work_directory(output: &Path) -> PathBuf {
     match output.parent() {
         _ if is_standard_output(output) => std::env::temp_dir(),

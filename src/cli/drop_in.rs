@@ -1,6 +1,7 @@
 //! `plywood config containerd --install`: a drop-in file for containerd, and the import that makes it read that file.
 //!
-//! Appended to a file that containerd printed, the same tables would stand twice, and containerd would not start.
+//! The snippet is not appended to containerd's own file: one that containerd printed has the same tables, and
+//! containerd does not start with a table that stands twice.
 //!
 //! Source: containerd, docs/man/containerd-config.toml.5.md, `imports`.
 
@@ -13,17 +14,18 @@ use std::{
 use super::output::io_text;
 use crate::error::{Error, Kind, Result, disk_kind};
 
-/// Where containerd 2.2 and later look unasked.
+/// Directory that containerd 2.2 and later import by default.
 pub const DEFAULT_DIRECTORY: &str = "/etc/containerd/conf.d";
-/// The drop-in's name.
+/// File name of the drop-in.
 const NAME: &str = "plywood.toml";
 
-/// Writes `snippet` into `directory`, and makes the `config.toml` beside it import what lies there. Returns what was
-/// done, one line for each file. `imports_unasked`: without a configuration file containerd looks there by itself.
+/// Writes `snippet` into `directory`, and adds to the `config.toml` beside it the import of that directory. Returns a
+/// report, one line for each file. `imports_unasked`: without a `config.toml` containerd imports the directory by
+/// default.
 pub fn install(directory: &Path, snippet: &str, imports_unasked: bool) -> Result<String> {
     let directory = std::path::absolute(directory).map_err(|error| refusal(directory, &error))?;
     let main = directory.parent().unwrap_or(Path::new("/")).join("config.toml");
-    // Found out first, so that a configuration that cannot be completed is left as it was.
+    // Checked first, so that nothing is written when `config.toml` cannot be completed.
     let imports = import(&main, &directory, imports_unasked)?;
     fs::create_dir_all(&directory).map_err(|error| refusal(&directory, &error))?;
     let drop_in = directory.join(NAME);
@@ -40,11 +42,11 @@ pub fn install(directory: &Path, snippet: &str, imports_unasked: bool) -> Result
     Ok(report + "restart containerd to use it\n")
 }
 
-/// How containerd's own configuration comes to the drop-in.
+/// State of the import in containerd's own configuration.
 enum Import {
     There,
     Unasked,
-    /// It has to become this.
+    /// Text of the configuration with the import added.
     Missing(String),
 }
 
@@ -64,7 +66,7 @@ fn import(main: &Path, directory: &Path, imports_unasked: bool) -> Result<Import
     };
     let parsed: toml::Table = text.parse().map_err(|error| refuse(format!("{error}")))?;
     let Some(imports) = parsed.get("imports") else {
-        // Before the first table, where keys of the whole file have to stand.
+        // Keys of the whole file have to stand before the first table.
         return Ok(Import::Missing(line + &text));
     };
     let patterns = imports.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -80,14 +82,14 @@ fn import(main: &Path, directory: &Path, imports_unasked: bool) -> Result<Import
     }
 }
 
-/// Whether the pattern of an import, relative to `base`, takes the drop-in in `directory`.
+/// Whether the pattern of an import, relative to `base`, matches the drop-in in `directory`.
 fn matches(base: &Path, pattern: &str, directory: &Path) -> bool {
     let pattern = base.join(pattern);
     let name = pattern.file_name().and_then(|name| name.to_str());
     pattern.parent() == Some(directory) && matches!(name, Some("*" | "*.toml" | NAME))
 }
 
-/// Replaces a file as a whole, or makes it; its permissions stay.
+/// Replaces or creates a file by renaming a new one into its place. Its permissions stay.
 fn replace(path: &Path, text: &str) -> Result<()> {
     let temporary = PathBuf::from(format!("{}.plywood-{}", path.display(), std::process::id()));
     let write = || {
@@ -102,7 +104,7 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         fs::rename(&temporary, path)
     };
     write().map_err(|error| {
-        // Only the first failure is worth a message.
+        // Only the first failure is reported.
         let _gone = fs::remove_file(&temporary);
         refusal(path, &error)
     })
@@ -120,7 +122,7 @@ fn refusal(path: &Path, error: &io::Error) -> Error {
 mod tests {
     use super::*;
 
-    /// Installs beside a configuration with this text; that text afterwards, and the report.
+    /// Installs beside a configuration with this text. Returns the text afterwards, and the report.
     fn installed(before: Option<&str>, unasked: bool) -> (Option<String>, Result<String>) {
         let scratch = tempfile::tempdir().unwrap();
         let main = scratch.path().join("config.toml");
@@ -151,7 +153,7 @@ mod tests {
             let (found, report) = installed(before, unasked);
             assert!(report.unwrap().ends_with("restart containerd to use it\n"));
             assert_eq!(found.as_deref(), after);
-            // Once more changes nothing.
+            // A second installation changes nothing.
             if let Some(text) = after {
                 assert_eq!(installed(Some(text), unasked).0.as_deref(), after);
             }

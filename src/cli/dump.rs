@@ -15,7 +15,7 @@ use crate::{
     tree::{Device, Timestamp},
 };
 
-/// Text gathered before it is written, in bytes.
+/// Size of the output buffer, in bytes.
 const BUFFER: usize = 64 << 10;
 
 /// Arguments of `plywood dump`.
@@ -93,13 +93,13 @@ fn show(arguments: &Arguments) -> Result<()> {
     output::result(&text)
 }
 
-/// A path as lines show it: with a slash in front, none at the end or doubled.
+/// Returns a path as lines show it: with a slash in front, without doubled slashes or one at the end.
 fn clean(path: &[u8]) -> Vec<u8> {
     let components = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
     components.flat_map(|name| [b"/", name].concat()).collect()
 }
 
-/// Every list is there even when it is empty. A script then needs no case for an image without devices.
+/// Facts as a JSON object. Empty lists are included, so that a script needs no case for an image without devices.
 fn facts_as_json(facts: &[Fact]) -> Value {
     let mut object = Map::new();
     let (mut devices, mut prefixes) = (Vec::new(), Vec::new());
@@ -118,7 +118,7 @@ fn facts_as_json(facts: &[Fact]) -> Value {
     Value::Object(object)
 }
 
-/// The key of a fact: its name with underscores, and for a size with the unit.
+/// Returns the JSON key of a fact: the name with underscores, and for a size with the unit.
 fn key(name: &str) -> String {
     match name.strip_suffix("-size") {
         Some(thing) => format!("{thing}_bytes"),
@@ -164,7 +164,7 @@ fn time_as_json(Timestamp { seconds, nanoseconds }: Timestamp) -> Value {
     json!({ "seconds": seconds, "nanoseconds": nanoseconds })
 }
 
-/// Names are bytes: what is not UTF-8 is escaped like in the text form.
+/// Returns bytes as text. Those that are not UTF-8 are escaped as in the text form.
 fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),

@@ -1,4 +1,4 @@
-//! `plywood completions` and `plywood man`: derived from the argument tree, never written by hand.
+//! `plywood completions` and `plywood man`: generated from the argument tree.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Images named on the command line: opened, and when they are none, what they are instead.
+//! Opens the images named on the command line, and names the format of a file that is none.
 
 use std::{
     fs::File,
@@ -41,15 +41,14 @@ fn open_file(path: &Path) -> Result<ImageFile> {
         if file.metadata()?.is_dir() {
             return Err(io::Error::other("an image is a file or a block device, and this is a directory"));
         }
-        // The metadata of a block device have no size.
+        // The size in the metadata of a block device is 0.
         let size_bytes = file.seek(SeekFrom::End(0))?;
         Ok(ImageFile { file, size_bytes })
     });
     opened.map_err(|error| output::unreadable(&error, "image.open"))
 }
 
-/// Opens the image at `path`, with its devices if they are files of their own. A wrong checksum is no
-/// error here.
+/// Opens the image at `path`, with its extra `devices`. A wrong checksum is no error here.
 pub fn open(path: &Path, devices: &[PathBuf]) -> Result<Image<ImageFile>> {
     let devices = devices.iter().map(|device| {
         open_file(device).map_err(|error| error.context(format!("device {}", device.display())))
@@ -68,7 +67,7 @@ pub fn open(path: &Path, devices: &[PathBuf]) -> Result<Image<ImageFile>> {
     })
 }
 
-/// Names a file that is no EROFS image, and the command that reads it.
+/// Names the format of a file that is no EROFS image, and for a layer the command that reads it.
 fn what_it_is(file: &ImageFile) -> Option<String> {
     let starts = |offset: u64, magic: &[u8]| {
         let mut found = vec![0; magic.len()];

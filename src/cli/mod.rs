@@ -1,7 +1,7 @@
 //! The command line: one module per subcommand, each with its arguments and a `run`.
 //!
-//! Adding one: a module here, a variant in [`Command`], an arm in [`run`]. Completions and man pages
-//! follow by themselves.
+//! A new subcommand takes a module here, a variant in [`Command`], and an arm in [`run`]. Completions and man pages
+//! are generated from these.
 
 pub mod apply;
 pub mod check;
@@ -34,7 +34,7 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// The shortest way from here to a pulled image.
+/// Examples: the shortest way from an installed binary to a pulled image.
 const AFTER_HELP: &str = "\
 Examples:
   Add a file to containerd's configuration, so that it uses Plywood:
@@ -66,7 +66,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Where a failure is reported as JSON. `check` reports each image itself.
+    /// Returns where a failure is reported as JSON. `check` reports each image itself.
     fn json(&self) -> Json {
         match self {
             Self::Apply(apply::Arguments { json: true, .. })
@@ -80,7 +80,8 @@ impl Command {
     }
 }
 
-/// Runs the command. Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.
+/// Runs the command. Returns exit code 0 for success, 1 for a failure, whose reason is on standard error, and 2 for
+/// wrong usage.
 pub fn run(arguments: Arguments) -> ExitCode {
     let json = arguments.command.json();
     let done = match arguments.command {

@@ -1,4 +1,4 @@
-//! Paths of a configuration that `plywood serve` could not use on this machine, looked at from outside.
+//! Checks that this machine has the paths of a configuration, as `plywood serve` needs them.
 
 use std::{
     fs, io,
@@ -9,10 +9,10 @@ use std::{
 use super::output::io_text;
 use crate::{config::Config, error::Error, snapshot::check_root};
 
-/// The user that the daemon runs as.
+/// User of the daemon.
 const ROOT: u32 = 0;
 
-/// One line for each path that the daemon could not use as things are now, with the setting that names it.
+/// Returns one line for each path that the daemon could not use at present: setting, path and problem.
 pub fn problems(config: &Config) -> Vec<String> {
     let mut found = Vec::new();
     let mut look = |key: &str, path: &Path, problem: Result<(), String>| {
@@ -63,7 +63,7 @@ fn socket(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether the daemon could make a socket there, or has made it already.
+/// Whether the daemon could create a socket at `path`, or has done so already.
 fn place_of_socket(path: &Path) -> Result<(), String> {
     let parent = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
     match fs::symlink_metadata(path) {
@@ -79,7 +79,7 @@ fn place_of_socket(path: &Path) -> Result<(), String> {
             found.uid(),
             found.mode() & 0o7777
         )),
-        // The daemon makes one directory, not the way to it.
+        // The daemon creates the last directory of the path, none above it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => directory(&parent(&beside)),
         Err(error) => Err(text(error)),
         Ok(_) => Ok(()),

@@ -1,6 +1,6 @@
-//! The terminal: standard output for results, standard error for everything a person should read.
+//! The terminal: results on standard output, notes for people on standard error.
 //!
-//! The only place that prints. A closed pipe ends the output, not the command.
+//! Nothing else prints. A closed pipe ends the output, not the command.
 
 use std::{
     fmt::Display,
@@ -14,7 +14,7 @@ use crate::error::{Classify, Error, Kind};
 /// Reason id of arguments that contradict each other or the files they name.
 pub const USAGE: &str = "cli.usage";
 
-/// Writes `text` to standard output as it is. A reader that went away (`plywood man | head`) is no error.
+/// Writes `text` to standard output, unchanged. A reader that went away (`plywood man | head`) is no error.
 pub fn result(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -27,17 +27,17 @@ pub fn result(text: &str) -> Result<(), Error> {
     }
 }
 
-/// Writes one line to standard error; when even that is gone nobody is there to be told.
+/// Writes one line to standard error. Ignores failures: there is no other place to report them.
 pub fn note(line: &str) {
     let _nobody_reads = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// An error in the arguments that their parser cannot see; like the parser's, it ends with exit code 2.
+/// An error in the arguments that the parser does not find. Like the parser's, it ends with exit code 2.
 pub fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Malformed, USAGE, message)
 }
 
-/// Why a file that was named on the command line cannot be read, for a context that names it.
+/// Error for a file of the command line that cannot be read. The caller adds the file's name as context.
 pub fn unreadable(error: &io::Error, reason: &'static str) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => Kind::NotFound,
@@ -47,7 +47,7 @@ pub fn unreadable(error: &io::Error, reason: &'static str) -> Error {
     Error::new(kind, reason, io_text(error))
 }
 
-/// The text of an I/O error as the middle of a sentence: in lower case, and without the number.
+/// Text of an I/O error for the middle of a sentence: in lower case, and without the number.
 pub fn io_text(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
@@ -61,7 +61,7 @@ pub fn failure(error: &Error, json: Json) {
     match json {
         Json::No => {}
         Json::Result => {
-            // Its own failure has no better place than the line that follows.
+            // A failure to write it is not reported: the line that follows matters more.
             let _unwritten = result(&object());
         }
         Json::Note => return note(object().trim_end()),
@@ -69,10 +69,10 @@ pub fn failure(error: &Error, json: Json) {
     note(&format!("plywood: {error} [{}]", error.reason()));
 }
 
-/// Where a command reports in JSON.
+/// Place of a command's report in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Json {
-    /// Nowhere: the report is for people.
+    /// No JSON: the report is text for people.
     No,
     /// Standard output.
     Result,
@@ -80,7 +80,7 @@ pub enum Json {
     Note,
 }
 
-/// An error as all commands report it: kind, stable reason id, message.
+/// Error as the JSON object of all commands: kind, stable reason id, message.
 pub fn error_as_json(error: &Error) -> Value {
     as_json(error.kind(), error.reason(), error)
 }

@@ -1,4 +1,4 @@
-//! What apply and diff tell alike, on the way and in the end.
+//! Progress bar and summary shared by `apply` and `diff`.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -16,20 +16,20 @@ use crate::{
     sys::thread::spawn,
 };
 
-/// Time between two looks at the progress, each of which draws the bar.
+/// Time between two drawings of the bar.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A bar that is drawn until this is dropped, which takes it away again.
+/// A progress bar on standard error. Dropping it erases the bar.
 pub struct Bar(Option<Drawing>);
 
 struct Drawing {
-    /// Ends the thread when it is dropped.
+    /// Dropped to end the thread.
     stop: Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Bar {
-    /// Draws `progress` on standard error, if that is a terminal. Without a total the bar shows only how much was done.
+    /// Draws `progress` on standard error, if that is a terminal. Without a total it shows only the bytes done.
     pub fn show(progress: &Progress) -> Self {
         if !io::stderr().is_terminal() {
             return Self(None);
@@ -45,7 +45,7 @@ impl Bar {
                 }
             }
         };
-        // A command without a bar is better than none.
+        // Without the thread the command runs without a bar.
         Self(spawn("progress", draw).ok().map(|thread| Drawing { stop, thread }))
     }
 }
@@ -54,7 +54,7 @@ impl Drop for Bar {
     fn drop(&mut self) {
         if let Some(Drawing { stop, thread }) = self.0.take() {
             drop(stop);
-            // Whatever is printed next has to come after the bar is gone. A panic there has been reported.
+            // Joined so that the next line is printed after the bar is erased. A panic of the thread has been reported.
             let _drawn = thread.join();
         }
     }
@@ -74,7 +74,8 @@ fn styled(total_bytes: Option<u64>) -> ProgressBar {
     }
 }
 
-/// The bytes that the bar shows. It stays full, or where it is, during what follows after all bytes were moved.
+/// Returns the bytes that the bar shows. In the phases after the transfer it stays full or, without a total, where
+/// it is.
 fn position(bar: &ProgressBar, seen: Seen) -> u64 {
     match seen.phase {
         Phase::Start | Phase::LayOut | Phase::Transfer => seen.done_bytes,
@@ -82,7 +83,7 @@ fn position(bar: &ProgressBar, seen: Seen) -> u64 {
     }
 }
 
-/// The seconds of every step and of all.
+/// Seconds of every step and in total, as a JSON object.
 pub fn seconds(steps: impl IntoIterator<Item = (&'static str, Duration)>, total: Duration) -> Value {
     let mut seconds: Map<_, _> =
         steps.into_iter().map(|(step, time)| (step.to_owned(), json!(time.as_secs_f64()))).collect();
@@ -90,7 +91,7 @@ pub fn seconds(steps: impl IntoIterator<Item = (&'static str, Duration)>, total:
     Value::Object(seconds)
 }
 
-/// The lines that end a report for people: digests, and the seconds of the steps that took any.
+/// Last lines of a report for people: digests, and the seconds of the steps that took any.
 pub fn last_lines(
     diff_id: &Digest,
     blob: &Digest,

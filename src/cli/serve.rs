@@ -20,7 +20,7 @@ use crate::{
     store::ContentStore,
 };
 
-/// Pause before the content store is swept again, when it went away meanwhile.
+/// Pause before the content store is swept again after it went away.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `plywood serve`.
@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     daemon::run(&config, &origin, Containerd)
 }
 
-/// Works with the content store of a containerd.
+/// Builds the domain on the content store of a containerd.
 struct Containerd;
 
 impl MakeDomain for Containerd {
@@ -94,8 +94,8 @@ impl MakeDomain for Containerd {
     }
 }
 
-/// Keeps knowing whether containerd is there, which may start later than we do, and removes once what a killed
-/// predecessor left in its content store.
+/// Checks whether containerd answers, at the start and after every call without an answer. Sweeps its content store
+/// once it does: removes what a killed predecessor left there. containerd may start after the daemon.
 async fn attend(store: Arc<Client>, mut sweep: bool) {
     let (mut ingests, mut leases, mut watched) = (0, 0, 0);
     loop {
@@ -118,7 +118,7 @@ async fn attend(store: Arc<Client>, mut sweep: bool) {
     }
 }
 
-/// The settings as the domain takes them.
+/// Converts the settings for Apply.
 fn options(config: &Config) -> Result<Options> {
     Ok(Options {
         image: image(config, config.erofs.inline_limit)?,
@@ -128,7 +128,7 @@ fn options(config: &Config) -> Result<Options> {
     })
 }
 
-/// The layout of images with this inline limit. The check of the configuration leaves nothing to refuse.
+/// Returns the layout of images with this inline limit. The check of the configuration leaves nothing to refuse.
 fn image(config: &Config, inline_limit: u32) -> Result<WriteOptions> {
     let block_size = config.erofs.block_size;
     WriteOptions::of_bytes(block_size, inline_limit).ok_or_else(|| {
@@ -136,10 +136,10 @@ fn image(config: &Config, inline_limit: u32) -> Result<WriteOptions> {
     })
 }
 
-/// The settings as the domain takes them for the other direction.
+/// Converts the settings for Diff.
 fn diff_options(config: &Config) -> Result<compare::Options> {
     let diff = &config.diff;
-    // Without another place images are laid out where all the others are.
+    // Without a work directory images are laid out in the first snapshot root.
     let beside = config.snapshots.roots.first().filter(|_| diff.work_directory.as_os_str().is_empty());
     Ok(compare::Options {
         image: compare::erofs::Options {

@@ -1,7 +1,7 @@
-//! Stacks of layers as they are spelled on the command line: like overlayfs's `lowerdir`.
+//! Stacks of layers on the command line, spelled like overlayfs's `lowerdir`.
 //!
-//! Newest first, with `:` between; `\:` is a colon and `\\` a backslash of a name. A layer is a directory
-//! or an image, told apart by what is there. Source: Linux, Documentation/filesystems/overlayfs.rst.
+//! Newest first, with `:` between; `\:` is a colon and `\\` a backslash of a name. A layer is a directory or an
+//! image, whichever is found at the path. Source: Linux, Documentation/filesystems/overlayfs.rst.
 
 use std::{
     ffi::OsString,
@@ -23,18 +23,18 @@ use crate::{
     sys::dir::Dir,
 };
 
-/// What is said instead of a stack when there is nothing below.
+/// Spelling of the empty stack.
 const NONE: &str = "none";
-/// A stack as it was spelled; nothing is opened yet.
+/// The paths of a stack. Nothing is opened yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spelled(Vec<PathBuf>);
 
-/// How the layers of all stacks are to be read.
+/// Options for reading the layers of all stacks.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'a> {
-    /// Further devices of the one image that names any.
+    /// Extra devices of the one image that names any.
     pub devices: &'a [PathBuf],
-    /// Directories have overlayfs's attributes in `user.overlay.`.
+    /// Read overlayfs's marks of directories from `user.overlay.*` instead of `trusted.overlay.*`.
     pub user_xattr: bool,
 }
 
@@ -44,7 +44,8 @@ impl Spelled {
         Self(layers.to_vec())
     }
 
-    /// Takes the stack apart. `none` is the empty stack; a directory of that name is `./none`.
+    /// Splits the text into paths. `none` is the empty stack; a directory of that name is `./none`. Errors, in words: a
+    /// name is empty, or a backslash escapes nothing.
     pub fn parse(text: &OsString) -> Result<Self, String> {
         if text == NONE {
             return Ok(Self(Vec::new()));
@@ -70,7 +71,7 @@ impl Spelled {
         Ok(Self(layers.into_iter().map(|layer| OsString::from_vec(layer).into()).collect()))
     }
 
-    /// Opens every layer.
+    /// Opens every layer. Errors: those of the files, and `diff.layer` for one that is neither directory nor image.
     pub fn open(&self, reading: Reading<'_>) -> Result<Stack> {
         let layer = |path: &PathBuf| {
             open(path, reading).map_err(|error| error.context(format!("layer {}", path.display())))
@@ -93,7 +94,7 @@ fn open(path: &Path, reading: Reading<'_>) -> Result<StackLayer> {
     Ok(StackLayer { path: path.to_owned(), key, ids: IdMaps::default(), source })
 }
 
-/// What an image is, by its magic number.
+/// Returns the source for an image of EROFS or ext4, by its magic number.
 fn image_source(image: File, Reading { devices, user_xattr }: Reading<'_>) -> Result<LayerSource> {
     let starts = |offset, magic: &[u8]| {
         let mut found = vec![0; magic.len()];

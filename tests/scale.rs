@@ -1,5 +1,5 @@
-//! What large and hostile layers cost the tree and the EROFS writer: time that grows with the layer and
-//! no faster, memory that grows with its live names alone.
+//! Cost of large and hostile layers to the tree and the EROFS writer: time grows with the layer and no faster,
+//! memory with its live names alone.
 //!
 //! With PLYWOOD_MEASURE set there are also trials that measure at full size, one per process:
 //! `PLYWOOD_MEASURE=1 cargo test --release --test scale -- --nocapture measure_synth_1m`
@@ -300,7 +300,7 @@ fn replaced_names_take_no_disk() -> Result<(), Failed> {
     for (what, count) in [
         (flat(1 << 20), 100),
         (flat((1 << 20) + 700), 100),
-        // Of which a gathered write holds the end of one and the beginning of the next.
+        // A gathered write holds the end of one file and the beginning of the next.
         (flat(900_000), 100),
         (flat(5000), 2000),
         (flat(700), 2000),

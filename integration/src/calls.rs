@@ -245,7 +245,7 @@ impl Caller {
         self.begin(Some(&self.namespace), message)
     }
 
-    /// The same in any namespace, or in none.
+    /// Like [`Self::begin_here`], in any namespace or in none.
     pub fn begin(&self, namespace: Option<&str>, message: ApplyRequest) -> Running {
         let mut client = DiffClient::new(self.plywood.clone())
             .max_decoding_message_size(MESSAGE_BYTES)

@@ -16,7 +16,7 @@ use crate::daemon::{Daemon, SocketUnit};
 use crate::host;
 use crate::image::Image;
 
-/// What is particular about a set-up.
+/// Settings in which a set-up differs from the default.
 #[derive(Debug)]
 pub struct Setup {
     /// Where containerd keeps its data; the test's scratch directory when `None`.
@@ -80,7 +80,7 @@ impl Env {
             std::fs::create_dir_all(&directory)?;
         }
         // containerd makes them when it starts, which is after Plywood here.
-        // What does not exist when Plywood starts is out of its reach.
+        // Directories that do not exist when Plywood starts are out of its reach.
         for root in [env.snapshots(), env.overlayfs_snapshots(), env.content(), env.path("state")] {
             std::fs::create_dir_all(&root)?;
             std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
@@ -236,7 +236,7 @@ impl Env {
         let runc_root = self.path("runc");
         let mut command = self.ctr(&["run", "--detach", "--snapshotter", snapshotter, "--runc-root"]);
         command.arg(runc_root).args([reference, id]).args(arguments);
-        // Its output would keep the pipes of a command that is waited for.
+        // The container's output goes to a file: it would keep the pipes of a command that is waited for open.
         let log = std::fs::File::create(self.path(&format!("logs/{id}.log")))?;
         command.stdout(log.try_clone()?).stderr(log);
         let status = command.status()?;
@@ -495,7 +495,7 @@ pub struct Container<'e> {
 }
 
 impl Container<'_> {
-    /// Its tree, as containerd's shim has mounted it.
+    /// Root of the container's tree, as containerd's shim has mounted it.
     pub fn root(&self) -> PathBuf {
         let tasks = self.env.path("state").join("io.containerd.runtime.v2.task");
         tasks.join(&self.env.namespace).join(&self.id).join("rootfs")

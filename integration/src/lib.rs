@@ -1,4 +1,4 @@
-//! What the tests that drive real daemons share: the daemons themselves, images made on the spot, and trees that
+//! Shared parts of the tests that drive real daemons: the daemons themselves, images made on the spot, and trees that
 //! can be compared.
 //!
 //! The tests are in `tests/containerd.rs`; they need root and the programs that `setup/tools.sh` unpacks.

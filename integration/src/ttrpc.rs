@@ -49,10 +49,10 @@ struct Response {
 /// `google.rpc.Status` without its details.
 #[derive(Clone, PartialEq, Message)]
 pub struct Status {
-    /// The same numbers as gRPC's.
+    /// Status code, by gRPC's numbers.
     #[prost(int32, tag = "1")]
     pub code: i32,
-    /// What went wrong.
+    /// Message of the error.
     #[prost(string, tag = "2")]
     pub message: String,
 }

@@ -1,4 +1,4 @@
-//! Trees that can be compared: every name with everything a file system shows about it, whoever read it.
+//! Trees that can be compared: every name with everything a file system shows about it, for every reader.
 //!
 //! Also what a layer's whiteout names become in an image, applied to a tree that still holds them
 //! (docs/formats and the OCI image specification, `layer.md`, "Whiteouts").
@@ -220,7 +220,7 @@ pub fn image_of(mut tree: Tree, implied: &BTreeSet<Vec<u8>>) -> Tree {
         if hidden == b".wh..opq" {
             attribute.push((directory.to_vec(), b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
         } else if let Some(kept) = tree.get(&target) {
-            // What the layer itself holds stays; a directory then shows nothing from below.
+            // Entries of the layer itself stay; a directory then shows nothing from below.
             if kept.kind == Kind::Directory {
                 attribute.push((target, b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
             }

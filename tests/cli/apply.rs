@@ -317,7 +317,7 @@ fn parents_say_what_directories_are_like_that_the_layer_does_not_list() {
     assert_eq!(run(&upper, "again", &parents), [0, 0]);
     assert_eq!(fs::read(at("again")).unwrap(), fs::read(at("upper")).unwrap());
 
-    // What was asked for is not left out in silence.
+    // A parent that cannot be read is an error.
     for (parent, reason) in [("absent", "diff.input"), ("none", "diff.layer"), ("broken", "erofs.")] {
         fs::write(at("none"), "no image").unwrap();
         let mut broken = fs::read(at("lower")).unwrap();

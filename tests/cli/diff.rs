@@ -151,7 +151,7 @@ fn the_ending_or_the_option_says_what_is_written_and_the_report_is_true() {
         assert!(
             report["entries"].as_u64().unwrap() >= 4 && report["seconds"]["total"].as_f64().unwrap() > 0.0
         );
-        // What was written can be applied.
+        // The written layer can be applied.
         let mut apply = Command::new(env!("CARGO_BIN_EXE_plywood"));
         let applied = apply.current_dir(dir).args(["apply", name, "-o", "applied.erofs"]).output().unwrap();
         assert!(applied.status.success(), "{}", text(&applied.stderr));
@@ -294,7 +294,7 @@ fn overlayfs_s_marks_are_those_of_the_prefix_that_is_given() {
     let dir = scratch.path();
     rustix::fs::setxattr(dir.join("new/etc"), "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
         .unwrap();
-    // "lib" is not in the layer any more, so that nothing but the mark tells of what was there.
+    // "lib" is not in the layer any more, so that only the mark shows that it was there.
     fs::remove_dir_all(dir.join("new/lib")).unwrap();
     expect(dir, &["--layer", "old", "new", "-o", "out.tar"]);
     let found = names(&fs::read(dir.join("out.tar")).unwrap());

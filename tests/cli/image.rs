@@ -192,7 +192,7 @@ fn keys_for_machines_are_words_with_underscores() {
             _ => {}
         }
     }
-    // Its values of attributes, some of which are digits, are text.
+    // Values of attributes are text, although some of them are digits.
     for image in ["devices.erofs", "prefixes.erofs", "lz4.erofs", "chunks.erofs"] {
         for mut value in dump_json(&["--tree", image]) {
             if let Some(object) = value.as_object_mut() {

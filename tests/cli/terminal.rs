@@ -36,7 +36,7 @@ pub fn add(suite: &mut Suite) {
     }
 }
 
-/// What the terminal shows of a shell's command in `dir`, and whether that succeeded.
+/// Runs a shell's command in `dir` on a terminal. Returns its output, and whether it succeeded.
 fn shown(dir: &Path, command: &str) -> (String, bool) {
     let command = format!("stty cols {COLUMNS} rows 24; {command}");
     let mut script = Command::new("script");
@@ -53,7 +53,7 @@ fn success(dir: &Path, command: &str) -> String {
     shown
 }
 
-/// What was drawn and taken away again, and what is left.
+/// Splits output into the part that was drawn and erased again, and the part that is left.
 fn drawn_and_left(shown: &str) -> (&str, &str) {
     let end = shown.rfind(CLEAR).map_or(0, |at| at + CLEAR.len());
     shown.split_at(end)

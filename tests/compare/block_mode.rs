@@ -283,7 +283,7 @@ fn bystanders() {
     assert!(is_idle(node.upper()), "the mounted image is another file, without a name");
     node.unmount();
 
-    // The same file system, mounted from a directory of it only.
+    // A mount of one directory of the file system only.
     node.format(&["upper", "part/upper"]);
     node.mount();
     fs::write(node.at("state/mnt/upper/right"), "").unwrap();
@@ -320,7 +320,7 @@ fn watched() {
     node.stack().unwrap().watch().unwrap().check().unwrap();
 }
 
-/// The same, within the reading of a whole layer.
+/// The watch notices changes while a whole layer is read.
 fn composed() {
     let node = Node::new();
     node.format(&["upper/directory"]);

@@ -22,7 +22,7 @@ use super::{Outcome, Publisher};
 /// Set for the child: what it shall do, and in which root.
 const ROLE: &str = "PLYWOOD_CRASH_ROLE";
 const ROOT: &str = "PLYWOOD_CRASH_ROOT";
-/// What an earlier layer of the same snapshot holds.
+/// Bytes of an earlier layer of the same snapshot.
 const OLD: &[u8] = b"an earlier layer";
 /// Bytes of one write.
 const PIECE: usize = 128 << 10;
@@ -161,7 +161,7 @@ impl Publisher for Library {
             _ if !message.starts_with(kind) => {
                 return Err(format!("{:?} instead of {kind}: {message}", output.status));
             }
-            // What was replaced before the directory could not be synced stays replaced.
+            // A layer that was replaced stays replaced when the directory cannot be synced after that.
             _ if whole && !self.existing => return Err(format!("a layer is left after {message}")),
             _ => {}
         }

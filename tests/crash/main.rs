@@ -1,4 +1,4 @@
-//! A publisher that is killed, or told that the disk is full or broken, at any of its system calls.
+//! A publisher that is killed, or whose disk is full or broken, at any of its system calls.
 //!
 //! strace runs it once to list its calls, then again and again with one of them turned into a SIGKILL,
 //! `ENOSPC` or `EIO`. Whatever happens, the snapshot directory holds no layer or a whole one, a reply of
@@ -47,7 +47,7 @@ trait Publisher: Send + Sync + 'static {
     }
 }
 
-/// What a fault did that was survived.
+/// Effect of a fault after which the publisher kept its promises.
 enum Outcome {
     /// It ended the work.
     Struck,
@@ -142,7 +142,7 @@ fn points(publisher: &dyn Publisher, fault: Fault, always: &[String], scratch: &
     // strace injects one fault per name of a call.
     points.retain(|point| always.is_empty() || point.call != "openat");
     if fault != Fault::Kill {
-        // What cannot be closed or removed has been written all the same.
+        // A file that cannot be closed or removed has been written all the same.
         points.retain(|point| concerns(point) && !matches!(point.call.as_str(), "close" | "unlinkat"));
     }
     points

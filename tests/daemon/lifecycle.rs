@@ -103,7 +103,7 @@ fn killed() {
     let _call = slow(&node, 1, 60_000);
     daemon.kill().unwrap();
     assert!(node.socket().exists(), "a dead socket stays");
-    // What a daemon leaves on a file system without unnamed files.
+    // A killed daemon leaves such a file on a file system without unnamed files.
     let stale = node.root().join("snapshots/1").join(format!(".plywood-{}.tmp", "0a".repeat(16)));
     fs::write(&stale, "half a layer").unwrap();
     let precious = node.root().join("snapshots/1/.plywood-notes.tmp");

@@ -159,7 +159,7 @@ fn xattrs() -> Vec<Item> {
     vec![
         with(directory("d"), &[("user.d", b"")]),
         with(file("d/ping", 5), &[("security.capability", capability)]),
-        // The same on several inodes, and one of its own beside it.
+        // One attribute shared by several inodes, and beside it one that only the last has.
         with(file("d/one", 1), &[("security.selinux", label)]),
         with(file("d/two", 1), &[("security.selinux", label)]),
         with(file("d/three", 1), &[("security.selinux", label), ("user.own", b"value")]),

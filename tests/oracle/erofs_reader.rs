@@ -33,7 +33,7 @@ struct Fixture {
     device: Option<&'static str>,
     /// Whether owners and times are those of the tree it was made of.
     faithful: bool,
-    /// What the check remarks upon.
+    /// Rules that the check reports as remarks.
     lints: &'static [Rule],
     /// Why the check refuses it as a layer.
     refused: Option<&'static str>,
@@ -49,7 +49,7 @@ const FIXTURES: &[Fixture] = &[
     Fixture { name: "shared.erofs", ..PLAIN },
     Fixture { name: "prefixes.erofs", ..PLAIN },
     Fixture { name: "block512.erofs", ..PLAIN },
-    // Its files share the blocks of zeros that none of them has, and their ends.
+    // The files share blocks of zeros, which none of them has of its own, and their ends.
     Fixture { name: "chunks.erofs", ..PLAIN },
     Fixture {
         name: "devices.erofs",

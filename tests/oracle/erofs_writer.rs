@@ -237,7 +237,7 @@ fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
     (taken, model.listing())
 }
 
-/// What can be printed of a test's input.
+/// An input of a test that can be printed.
 trait Shown: std::fmt::Debug {
     fn shown(&self) -> String;
 }

@@ -1,6 +1,5 @@
-//! What the entries of a layer mean, written down as simply as possible: the second opinion on the tree
-//! and the writer. Every name is a map entry, every file an element of a list; nothing is shared, cached
-//! or freed.
+//! A model of a layer's entries, written down as simply as possible: the second opinion on the tree and the writer.
+//! Every name is a map entry, every file an element of a list; nothing is shared, cached or freed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -1,4 +1,4 @@
-//! The same [`Listing`] of an image, read by four independent programs or not so independent ones.
+//! [`Listing`]s of an image by four programs, which are more or less independent and must agree.
 
 use std::{collections::BTreeMap, ffi::OsStr, fs, io::Read, os::unix::ffi::OsStrExt, path::Path};
 

@@ -402,7 +402,7 @@ fn assert_on_disk(path: &Path, item: &Item, root: &Path) -> Result<(), Failed> {
     let want = wanted(item);
     let on_disk = fs::symlink_metadata(path)?;
     if let Body::HardLink { target } = &item.entry.body {
-        // Its attributes are those of the inode it names, whichever entry came last.
+        // A hard link has the attributes of the inode it names, whichever entry came last.
         let first = fs::symlink_metadata(root.join(OsStr::from_bytes(target)))?;
         assert_eq!(on_disk.ino(), first.ino(), "{}", path.display());
         return Ok(());

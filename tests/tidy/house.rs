@@ -68,7 +68,7 @@ pub struct Module {
     globs: Vec<Vec<String>>,
 }
 
-/// What a name stands for in the module that has it.
+/// Meaning of a name in the module that has it.
 #[derive(Clone)]
 enum Name {
     Module(usize),

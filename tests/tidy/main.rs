@@ -17,7 +17,8 @@ use house::House;
 /// A rule over the library: its name, and what breaks it.
 type Rule = (&'static str, fn(&House) -> Vec<String>);
 
-/// What breaks the rules in this package. All at once, because parsing takes longer than all rules together.
+/// Breaches of the rules in this package, by rule. Found all at once, because parsing takes longer than all rules
+/// together.
 static FINDINGS: LazyLock<BTreeMap<&str, Vec<String>>> = LazyLock::new(|| {
     let house = house::this_house();
     rules::RULES.iter().map(|(name, rule)| (*name, rule(&house))).collect()

@@ -39,14 +39,14 @@ impl<'ast> Visit<'ast> for Paths {
     }
 
     fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {
-        // What is derived, and what a derived implementation calls.
+        // Derived traits, and functions that a derived implementation calls.
         if let syn::Meta::List(list) = &attribute.meta {
             self.paths.extend(Tokens::of_attribute(list).paths);
         }
     }
 }
 
-/// What can be seen of the arguments of a macro or an attribute without knowing it.
+/// Mentions in the arguments of a macro or an attribute whose grammar is not known.
 #[derive(Default)]
 pub struct Tokens {
     pub paths: Vec<Vec<String>>,

@@ -199,7 +199,7 @@ async fn message(
     messages: &mut Streaming<WriteContentRequest>,
 ) -> Result<Option<WriteContentRequest>, Status> {
     messages.message().await.map_err(|status| match status.code() {
-        // What containerd's library says about a message that is too large.
+        // containerd's library has this code for a message that is too large.
         Code::OutOfRange => Status::resource_exhausted(status.message()),
         _ => status,
     })

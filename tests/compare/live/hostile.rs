@@ -35,7 +35,7 @@ use testkit::mounts::Mounted;
 
 use super::{compare, layer};
 
-/// What no file of a layer holds.
+/// Contents of a file of the host, which must not appear in any layer.
 const SECRET: &[u8] = b"SECRET OF THE HOST";
 
 /// Keeps names and data, and finds out when either is not the layer's.
@@ -163,7 +163,7 @@ pub fn swaps() -> Result<(), Failed> {
     Ok(())
 }
 
-/// What is told is the file as it was at one moment, or nothing.
+/// The walk emits the file as it was at one moment, or nothing.
 pub fn growing() -> Result<(), Failed> {
     let upper = scratch()?;
     let file = fs::File::create(upper.path().join("log"))?;
@@ -307,7 +307,7 @@ pub fn million() -> Result<(), Failed> {
     Ok(())
 }
 
-/// What is mounted in an upper directory is not its own.
+/// Mounts inside an upper directory do not belong to it.
 pub fn mounted_inside() -> Result<(), Failed> {
     let upper = scratch()?;
     let at = upper.path().join("d");

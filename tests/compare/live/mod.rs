@@ -1,9 +1,8 @@
-//! Live directories: what a walk tells of an upper directory that the kernel wrote, and how it fares
-//! with one whose owner means harm.
+//! Live directories: walks of upper directories that the kernel wrote, and of those whose owner means harm.
 //!
-//! The kernel's overlayfs is the oracle: changes are made through its mount, what is told of the upper
-//! directory becomes an image, and the kernel shows that image over the same lower directory. Both views
-//! have to be one tree. Most of it needs root, for mounts, devices and attributes of overlayfs.
+//! The kernel's overlayfs is the oracle: changes are made through its mount, the walk of the upper directory becomes
+//! an image, and the kernel shows that image over the same lower directory. Both views have to be one tree. Most of
+//! it needs root, for mounts, devices and attributes of overlayfs.
 
 mod hostile;
 mod overlay;
@@ -81,7 +80,7 @@ fn compare(
     changes::write(lower, upper, options, &Cancel::new(), &mut |_| Ok(()), output)
 }
 
-/// Keeps an image of what is told.
+/// Collects the changes of a walk in an image.
 struct Image(Writer<Vec<u8>>);
 
 impl Image {

@@ -82,7 +82,7 @@ fn change(root: &Path, dice: &mut Dice) -> io::Result<()> {
     let (path, other) = (root.join(dice.name()), root.join(dice.name()));
     let detail = dice.roll(1000);
     let small = u32::try_from(detail).unwrap_or(0);
-    // What makes something is likelier than what takes it away.
+    // Actions that create are likelier than those that remove.
     let action = [dice.roll(20), dice.roll(10)][usize::from(detail.is_multiple_of(2))];
     // Directories of the first level stay: there would not be much left to compare.
     if matches!(action, 11 | 12) && path.parent() == Some(root) {
@@ -120,7 +120,7 @@ fn change(root: &Path, dice: &mut Dice) -> io::Result<()> {
     Ok(())
 }
 
-/// What is there but sockets; how many names an inode has is what can be counted.
+/// The tree without sockets. Link counts are those of the names found.
 fn scan(root: &Path) -> Result<Tree, Failed> {
     let mut found = tree::scan(root)?;
     found.retain(|_, node| node.kind != Type::Socket);
@@ -128,7 +128,7 @@ fn scan(root: &Path) -> Result<Tree, Failed> {
     Ok(found)
 }
 
-/// Changes made through the kernel's mount come out the same when told, as an image below another mount.
+/// Changes made through the kernel's mount come out the same in another mount, on top of an image of the walk.
 pub fn random_changes(seed: u64, prefix: &str) -> Result<(), Failed> {
     let places = Places::new()?;
     let (control, option) = match prefix {
@@ -391,8 +391,8 @@ pub fn unresolved() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The kernel follows none of these where attributes of the user's own steer overlayfs: whoever owns the upper
-/// directory could show what he may not read.
+/// The kernel follows none of these where attributes of the user's own steer overlayfs: the owner of the upper
+/// directory could show files that he may not read.
 pub fn user_redirects() -> Result<(), Failed> {
     let places = Places::new()?;
     fs::create_dir(places.lower.join("d"))?;

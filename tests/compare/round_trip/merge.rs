@@ -1,5 +1,5 @@
-//! What a layer does to a tree, by the OCI image specification (`layer.md`, "Applying Changesets"): for a
-//! layer that GNU tar extracted, which knows nothing of whiteouts.
+//! Applies a layer to a tree, by the OCI image specification (`layer.md`, "Applying Changesets"): for a layer that
+//! GNU tar extracted, which knows nothing of whiteouts.
 
 use testkit::tree::{Kind, Tree, count_links, split};
 

@@ -205,7 +205,7 @@ fn round_trip(dir: &Path, lowers: &[Lower], round: u64) -> Result<PathBuf, Faile
         same(kind, shown(&image)?, Times::Nanoseconds)?;
         result = Some(image);
     }
-    // The same from the whole tree, without knowing what was changed.
+    // A walk of the whole tree, without the changes at hand, gives the same.
     let layer = diff("walked", &["--timestamps", "nanoseconds", "--type", "tar"], overlay.path())?;
     same("a walk of both trees", shown(&applied(&layer)?)?, Times::Nanoseconds)?;
     drop(overlay);

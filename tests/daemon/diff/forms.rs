@@ -263,7 +263,7 @@ fn block_base() {
 fn merged() {
     let shop = shop();
     let lists = shop.lists(Release::V22);
-    // What is in it does not matter: the layers are read, in the order of its devices.
+    // Any image will do: the layers are read instead, in the order of its devices.
     for id in [2, 3] {
         fs::copy(shop.directory(1).join("layer.erofs"), shop.directory(id).join("fsmeta.erofs")).unwrap();
     }
@@ -273,7 +273,7 @@ fn merged() {
         let active = lists.active_merged(10, &[3, 2, 1], merged);
         let blob = shop.diff_both(&request(view.clone(), active, TAR));
         shop.assert_turns(&[3, 2, 1], &blob, &want);
-        // The same layers, each by itself.
+        // Equal to a list of the same layers, each by itself.
         assert_empty(&shop, &shop.diff_both(&request(lists.view(VIEW, &[3, 2, 1]), view.clone(), TAR)));
         // A committed layer whose parent is seen the other way.
         let blob = shop.diff_both(&request(lists.view(VIEW, &[2, 1]), view, TAR));
@@ -282,7 +282,7 @@ fn merged() {
     shop.daemon.stop();
 }
 
-/// What the host has as 100000 and on is the container's 0 and on.
+/// Ids from 100000 of the host are those from 0 of the container.
 fn user_namespace() {
     let shop = shop();
     let own = |path: &Path, id: u32| std::os::unix::fs::lchown(path, Some(id), Some(id + 1)).unwrap();
@@ -368,14 +368,14 @@ fn overlayfs() {
     let mut base_tree = scan(&at(1, "fs"));
     base_tree.values_mut().for_each(|node| node.mtime.1 = 0);
     shop.assert_turns(&[], &blob, &base_tree);
-    // What the container did, on top of that.
+    // The container's changes, on top of that.
     for right in [
         active(2, &[1]),
         vec![mount("overlay", "overlay".into(), &[format!("lowerdir={}:{}", show(2), show(1))])],
     ] {
         let blob = shop.diff_both(&request(bind(1), right, TAR_GZIP));
         let mut want = want.clone();
-        // What the container left alone was in the base with whole seconds.
+        // Files that the container left alone have whole seconds, as in the base.
         want.values_mut().for_each(|node| node.mtime.1 = 0);
         shop.assert_turns(&[11], &blob, &want);
     }
@@ -449,7 +449,7 @@ fn no_mounts() {
     shop.assert_turns(&[], &blob, &want);
     let blob = shop.diff_both(&request(newer, nothing.clone(), TAR));
     assert_eq!(entries(&shop.bytes(&blob)), [".wh.etc", ".wh.usr", ".wh.var"]);
-    // What the host has as 0 and on is the container's 100000 and on, also on top of nothing.
+    // Ids from 0 of the host are those from 100000 of the container, also without parents.
     let lists = shop.lists(Release::V22);
     let maps = ["uidmap=100000:0:65536", "gidmap=100000:0:65536"];
     let mapped = lists.active_directory(10, &[3, 2, 1], &maps);

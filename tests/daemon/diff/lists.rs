@@ -53,7 +53,7 @@ impl Lists<'_> {
         directories.join(":")
     }
 
-    /// What overlayfs's `lowerdir` names: mounts `first` and those after it.
+    /// Template of overlayfs's `lowerdir`: mount `first` and those after it.
     fn lower_template(first: usize, count: usize) -> String {
         match count {
             1 => format!("lowerdir={{{{ mount {first} }}}}"),
@@ -85,7 +85,7 @@ impl Lists<'_> {
         }
     }
 
-    /// The same with more options on the overlay.
+    /// Like [`Self::active`] in directory mode, with `more` options on the overlay.
     pub fn active_directory(&self, own: u32, parents: &[u32], more: &[&str]) -> Vec<Mount> {
         if parents.is_empty() {
             return vec![mount("bind", self.at(own, "fs"), &words("rw rbind"))];

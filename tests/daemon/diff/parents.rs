@@ -147,7 +147,7 @@ fn every_list() {
     let shop = Shop::new();
     shop.base();
     let want = shop.want(&[2, 1]);
-    // What the test is about really is below, and in the form it was given.
+    // The attributes that the test is about are below, as they were written.
     let node = |name: &str| &want[name.as_bytes()];
     assert_eq!((node("tmp").mode, node("tmp").mtime), (0o1777, (1_700_000_000, 123_456_789)));
     assert_eq!((node("etc").mode, node("etc").uid, node("etc").mtime), (0o751, 9, (5, 0)));
@@ -175,7 +175,7 @@ fn every_list() {
         shop.assert_like_below(id, &[2, 1], what);
         images.push(shop.layer_bytes(id));
     }
-    // The same layer on top of the same ones is the same image, whoever spells the list.
+    // A layer on top of the same parents gives the same image for every spelling of the list.
     assert!(images.windows(2).all(|pair| pair[0] == pair[1]));
     // On top of others it is another.
     shop.apply(30, &layer, new.active(30, &[1], Mode::Directory));
@@ -281,8 +281,7 @@ fn unreadable() {
     let lists = shop.lists(Release::V22);
     shop.apply(10, &layer, lists.active(10, &[], Mode::Directory));
     let want = shop.layer_bytes(10);
-    // Its root is sound, and what lies behind the first block is not: found out once other directories have been
-    // looked at.
+    // The root is sound, and everything behind the first block is damaged: found after other directories were read.
     let mut broken = shop.layer_bytes(1);
     broken[4096..].fill(0xee);
     for (id, bytes) in [(20, b"no image".to_vec()), (21, broken)] {
@@ -306,7 +305,7 @@ fn unreadable() {
 fn nothing_opened() {
     let shop = Shop::new();
     let layer = archive(BASE, &["etc/deep/f", "emptied/in/f", "f"]);
-    // None of the layers below exists: whoever opened them would have to complain.
+    // None of the layers below exists, so opening them would fail.
     shop.apply(10, &layer, shop.lists(Release::V22).active(10, &[404, 405], Mode::Directory));
     shop.apply(11, &layer, shop.lists(Release::V21).active(11, &[], Mode::Directory));
     assert_eq!(Digest::sha256(&shop.layer_bytes(10)), Digest::sha256(&shop.layer_bytes(11)));

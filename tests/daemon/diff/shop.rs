@@ -108,7 +108,7 @@ impl Shop {
         });
     }
 
-    /// What the kernel shows of these layers, the newest first, below an upper directory.
+    /// Runs `look` on the kernel's mount of these layers, the newest first, below an upper directory.
     pub fn show<T>(&self, layers: &[u32], upper: Option<[&Path; 2]>, look: impl FnOnce(&Path) -> T) -> T {
         let images: Vec<_> = layers.iter().map(|id| self.directory(*id).join("layer.erofs")).collect();
         let images: Vec<_> = images.iter().map(PathBuf::as_path).collect();
@@ -158,7 +158,7 @@ impl Shop {
         })
     }
 
-    /// The same in block mode: the upper directory is in an ext4 image.
+    /// Like [`Self::run`], in block mode: the upper directory is in an ext4 image.
     pub fn run_block<T>(
         &self,
         id: u32,
@@ -306,7 +306,7 @@ fn special(root: &Path) {
     rustix::fs::lsetxattr(root.join("etc/kept"), "user.note", b"a note", XattrFlags::empty()).unwrap();
 }
 
-/// What a container does to [`Shop::image`]'s tree, or to an empty one.
+/// Changes of a container to [`Shop::image`]'s tree, or to an empty one.
 pub fn work(root: &Path) {
     let path = |name: &str| root.join(name);
     for directory in ["etc", "usr/bin", "var"] {

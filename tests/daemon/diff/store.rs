@@ -1,4 +1,4 @@
-//! What is in the content store after a Diff: one blob, its labels, and something that keeps it.
+//! The content store after a Diff: one blob, its labels, and something that keeps it.
 
 use std::{
     collections::BTreeMap,
@@ -85,7 +85,7 @@ fn epoch() {
         }
     }
     assert!(whiteouts > 0);
-    // The same work at another time is the same layer.
+    // Work repeated at another time gives the same layer.
     let touched = fs::File::options().append(true).open(shop.directory(10).join("fs/etc/added")).unwrap();
     touched.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
     assert_eq!(shop.diff_both(&request), first);

@@ -150,7 +150,7 @@ impl Server {
         let domain = Domain { applier, comparer: compares.then(|| Arc::clone(&work) as Arc<dyn Compare>) };
         let observer = Arc::new(Observer::new());
         let service = Arc::new(Service::start(domain, observer, capacity, Box::new(|| 42)).unwrap());
-        // Whoever runs the tests may connect; that others may not is a test of its own.
+        // The user who runs the tests may connect; that others may not is a test of its own.
         let mut settings = settings.clone();
         if settings.allowed_uid == 0 {
             settings.allowed_uid = rustix::process::geteuid().as_raw();
@@ -256,7 +256,7 @@ pub fn diff_request(media_type: &str) -> compare::Request {
     }
 }
 
-/// What a call came to, the same for both wires: diffID, or code and reason and message.
+/// Reply to a call, alike for both protocols: diffID, or code and reason and message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     Applied { digest: String, size: i64 },

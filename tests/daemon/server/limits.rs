@@ -1,4 +1,4 @@
-//! What a client may not do, and that nobody else notices when it tries.
+//! Limits on a client, and that others notice nothing when one exceeds them.
 
 use std::{sync::atomic::Ordering, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Writes that do not come to an end: what is told, and that nothing stays behind.
+//! Writes that fail or are given up: the error that is reported, and that nothing stays behind.
 
 use std::time::{Duration, Instant};
 

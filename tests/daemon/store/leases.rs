@@ -1,4 +1,4 @@
-//! What keeps a blob until its caller refers to it.
+//! Leases that keep a blob until its caller refers to it.
 
 use std::{
     thread,

@@ -80,7 +80,7 @@ impl Fixture {
         Containerd::new(self.store.socket(), self.runtime.handle().clone(), direct, STALL)
     }
 
-    /// What comes of opening and reading the blob.
+    /// Opens and reads the blob under `fault`. Returns the error's kind and reason.
     fn outcome(&self, fault: Fault) -> (Kind, &'static str) {
         self.store.fault(fault);
         let outcome = self.client(Direct::Off).open(&call("default"), &self.descriptor).and_then(read);

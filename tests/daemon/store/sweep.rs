@@ -1,4 +1,4 @@
-//! What a killed daemon left is taken away by the next, and nothing else.
+//! The next daemon removes ingests and leases that a killed one left, and nothing else.
 
 use std::path::Path;
 

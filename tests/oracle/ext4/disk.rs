@@ -16,8 +16,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes one with mkfs.ext4, which is told the last of each kind of option: blocks of 4 KiB are not
-    /// its own choice for one as small.
+    /// Makes one with mkfs.ext4, whose last option of each kind counts. It would not choose blocks of 4 KiB for a disk
+    /// as small.
     pub fn new(size_mib: u64, options: &[&str]) -> Result<Self, Failed> {
         let dir = TempDir::with_prefix_in("ext4-oracle-", env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = dir.path().join("disk");

@@ -18,7 +18,7 @@ use super::{
     fill, made, of_image, same,
 };
 
-/// What is made, and how it is mounted.
+/// File systems to make, and the options to mount them.
 const SYSTEMS: &[(Made, &str)] = &[
     (made("defaults", &[]), ""),
     (made("small_journal", &["-J", "size=4"]), ""),

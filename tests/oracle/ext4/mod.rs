@@ -29,7 +29,7 @@ use super::{
 };
 use disk::{Disk, Mounted};
 
-/// A file system to make: what mkfs is told, and how many MiB it has.
+/// A file system to make: options of mkfs, and size in MiB.
 #[derive(Clone, Copy)]
 struct Made {
     name: &'static str,
@@ -196,7 +196,7 @@ fn holes_are_zeros(image: &Image<File>, node: &plywood::format::ext4::reader::No
     assert_eq!(end, data.len() as u64);
 }
 
-/// What the kernel says about where a file has data: offset and length in bytes.
+/// The ranges of a file that hold data, by the kernel: offset and length in bytes.
 fn kernel_extents(path: &Path) -> Vec<(u64, u64)> {
     use rustix::fs::SeekFrom;
     let file = File::open(path).unwrap();
@@ -300,7 +300,7 @@ fn by_mkfs() -> Result<(), Failed> {
     }
     let whole_seconds = |mut listing: Listing| {
         for (name, listed) in &mut listing {
-            // What mkfs does not copy, or not as it is.
+            // mkfs does not copy these, or not unchanged.
             listed.attributes.mtime.nanoseconds = 0;
             if name.starts_with(b"times/") || name.is_empty() {
                 listed.attributes.mtime = Default::default();

@@ -15,7 +15,7 @@ const SMALL_MIB: u64 = 64;
 const LARGE_MIB: u64 = 640;
 /// More than a few pages of difference is growth with the layer.
 const SLACK_KIB: u64 = 4 << 10;
-/// What the documentation promises for a layer of few entries.
+/// Memory that the documentation promises for a layer of few entries.
 const PROMISE_KIB: u64 = 48 << 10;
 
 /// Memory is a matter of configuration, not of the layer's size.

@@ -1,4 +1,4 @@
-//! The tree oracle: what an image of ours shows is what the layer holds, whoever reads it.
+//! The tree oracle: every reader of an image of ours finds the tree of the layer.
 //!
 //! Layers are made on the spot, by GNU tar from a tree with one of everything and by hand from what
 //! GNU tar never writes; with `PLYWOOD_CORPORA` set, the corpora of `tests/benches/corpora.py` too

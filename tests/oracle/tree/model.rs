@@ -120,7 +120,7 @@ fn imply(tree: &mut Tree) -> Result<BTreeSet<Vec<u8>>, Failed> {
     Ok(implied)
 }
 
-/// What extended headers say beyond the plain one.
+/// Fields of extended headers that the plain header has not.
 #[derive(Default)]
 struct Extra {
     uid: Option<u32>,

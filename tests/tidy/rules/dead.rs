@@ -16,7 +16,7 @@ use crate::{
     production,
 };
 
-/// What exists for tests, and why it is public: tests are packages of their own.
+/// Items that exist for tests. They are public because tests are packages of their own.
 const FOR_TESTS: [(&str, &str); 16] = [
     // Entries of the fuzz targets.
     ("codec/mod.rs", "fuzz_gzip"),
@@ -49,7 +49,7 @@ struct Public {
 }
 
 enum Place {
-    /// An item of this module, told by its path from others of the same name.
+    /// An item of this module. Others of the same name differ in their paths.
     Module(usize),
     /// A constant of this inline module: a table, of the bits of a field for one, that is used when one of them is.
     Table(usize),
@@ -170,7 +170,7 @@ fn collect(house: &House, module: usize, is_inline: bool, items: &[Item], found:
     }
 }
 
-/// The names in the public face of a file: whoever uses that uses them too, without spelling them.
+/// The names in the public face of a file. Uses of the face are uses of these names, without spelling them.
 fn exposed(file: &syn::File) -> BTreeSet<String> {
     let mut face = Face::default();
     face.visit_file(file);
@@ -205,7 +205,7 @@ impl<'ast> Visit<'ast> for Face {
 
     fn visit_item_impl(&mut self, block: &'ast syn::ItemImpl) {
         match &block.trait_ {
-            // Of a trait, what its items mention shows, and its arguments.
+            // The path of a trait counts for its arguments only; the items are visited as all others.
             Some((_, path, _)) => {
                 for segment in &path.segments {
                     self.visit_path_arguments(&segment.arguments);

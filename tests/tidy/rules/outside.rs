@@ -1,4 +1,4 @@
-//! What reaches outside, and where it may: the system, other crates, and `unsafe`.
+//! Uses of the system, of other crates and of `unsafe`, and the places where they are allowed.
 
 use syn::{
     Macro,

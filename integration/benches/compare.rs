@@ -27,7 +27,7 @@ const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const LEASE: &str = "bench";
 
-/// What one differ took.
+/// Times and blob sizes of one differ.
 #[derive(Default)]
 struct Taken {
     wall: Vec<f64>,

@@ -90,7 +90,7 @@ fn show(wire: &str, durability: &str, times: &[Duration]) {
     println!("{wire:>10} {durability:>10} {:8.2} {:8.2} {:8.2} {:8.2}", at(0), at(50), at(95), at(100));
 }
 
-/// The same layer as the corpus `tiny`: a directory, two files and a link.
+/// A layer equal to the corpus `tiny`: a directory, two files and a link.
 fn three_files() -> anyhow::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut add = |name: &str, kind, mode, contents: &[u8]| -> anyhow::Result<()> {

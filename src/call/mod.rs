@@ -2,7 +2,7 @@
 //!
 //! A [`Call`] goes with every request from the edge down to the content store. [`Cancel`] is the one
 //! flag that every stage looks at, at least once a buffer and in every wait. It also leads to the request's
-//! [`Place`], which a wait for the store gives to others when it lasts. [`Progress`] is read by whoever waits.
+//! [`Place`], which a wait for the store gives to others when it lasts. The progress bar reads [`Progress`].
 
 mod caller;
 mod cancel;

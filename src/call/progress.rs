@@ -18,8 +18,8 @@ use std::sync::{
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Counters>);
 
-// Each counter stands for itself, so no order between them is kept: whoever looks while a phase begins may see the
-// count of the one before, and the right one at the next look.
+// Each counter stands for itself, so no order between them is kept: a reader may see the count of the phase before
+// while a phase begins, and the right one at the next look.
 #[derive(Debug)]
 struct Counters {
     phase: AtomicU8,

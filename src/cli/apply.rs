@@ -88,7 +88,7 @@ fn block_bits(text: &str) -> Result<BlockBits, String> {
         .ok_or_else(|| "not 512, 1024, 2048 or 4096".to_owned())
 }
 
-/// Runs the command.
+/// Converts the layer and prints the result. Errors: those of the conversion, with the names of layer and output.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let applied = apply(arguments).map_err(|error| {
         error.context(format!("apply {} to {}", arguments.layer.display(), arguments.output.display()))

@@ -51,7 +51,7 @@ pub enum Rules {
     Any,
 }
 
-/// Runs the command.
+/// Checks every image and prints the results. Errors: `check.refused` when one is not sound or cannot be read.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut policy = match arguments.rules {
         Rules::Layer => Policy::layer(),

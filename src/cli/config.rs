@@ -78,7 +78,7 @@ Examples:
   On the node:
     plywood config check --strict && systemctl restart plywood";
 
-/// Runs the subcommand.
+/// Runs the subcommand. Errors: a wrong setting, a warning with `--strict`, a file that cannot be written.
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
     match &arguments.command {
         Command::Default => output::result(&Config::default_file()),

@@ -104,7 +104,7 @@ fn layer_type(text: &str) -> Result<&'static LayerType, String> {
     })
 }
 
-/// Runs the command.
+/// Writes the layer and prints the result. Errors: those of the comparison, with the names of both sides and output.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let context = || {
         let [lower, upper] = [&arguments.lower, &arguments.upper].map(|side| side.to_string_lossy());

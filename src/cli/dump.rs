@@ -46,7 +46,7 @@ pub struct Arguments {
     pub json: bool,
 }
 
-/// Runs the command.
+/// Prints the superblock, the tree or one file of an image. Errors: those of the image, with its path.
 pub fn run(arguments: &Arguments) -> Result<()> {
     show(arguments).map_err(|error| error.context(arguments.image.display().to_string()))
 }

@@ -35,7 +35,7 @@ impl ReadAt for ImageFile {
     }
 }
 
-/// Opens `path` for reading.
+/// Opens a file or block device for reading. Errors: `image.open`.
 fn open_file(path: &Path) -> Result<ImageFile> {
     let opened = File::open(path).and_then(|mut file| {
         if file.metadata()?.is_dir() {

@@ -67,7 +67,7 @@ pub(super) struct Upload {
     begun: bool,
 }
 
-/// An open stream.
+/// An open write stream to the store.
 struct Session {
     requests: mpsc::Sender<WriteContentRequest>,
     replies: Streaming<WriteContentResponse>,

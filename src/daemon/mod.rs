@@ -90,8 +90,8 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
     } else {
         tracing::warn!("security.sandbox is off: all capabilities and all files stay within reach");
     }
-    // Its threads start now, before any request: they cannot inherit capabilities that reading a snapshot raises. The
-    // thread for blocking work would start later, but nothing here uses it.
+    // The threads start now, before any request: they cannot inherit capabilities that reading a snapshot raises. The
+    // one for blocking work would start later, but nothing here uses it.
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .max_blocking_threads(1)

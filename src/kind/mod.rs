@@ -32,7 +32,7 @@ impl Container {
     }
 }
 
-/// One row of [`TABLE`].
+/// A layer type: one row of [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerType {
     /// Media type of the compressed layer.

@@ -21,9 +21,9 @@ const PLAIN_BYTES: usize = 256 << 10;
 /// A file system image that can be read as a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Image {
-    /// EROFS.
+    /// An EROFS image.
     Erofs,
-    /// ext4.
+    /// An ext4 image, with the layer in its directory `upper`.
     Ext4,
 }
 

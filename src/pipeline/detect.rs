@@ -1,8 +1,8 @@
 //! The second half of a run: detects the coding of the bytes that reach it, decodes them, hashes and hands on the
 //! stream.
 //!
-//! What reaches it is the blob, or what steps before it have made of the blob. So the coding is detected here, on the
-//! first bytes that come, and the stages behind are set up only then.
+//! Steps before it may have changed the blob. So the coding is detected here, on the first bytes that come, and the
+//! stages behind are set up only then.
 
 use std::{
     sync::{Mutex, PoisonError},

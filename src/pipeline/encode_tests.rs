@@ -199,7 +199,7 @@ fn an_error_of_the_producer_or_of_the_store_ends_the_run() {
         let error = setup.run(compression, &mut deliver, endless).unwrap_err();
         assert_eq!(error.reason(), "test.refused", "{compression:?}, {helpers} helpers");
 
-        // At the very end: only `finish` can tell.
+        // At the very end: only `finish` can return the error.
         let error = setup
             .run(compression, &mut |_: &[u8]| Err(refuse()), |feed| feed.write_all(b"x").map_err(Error::disk))
             .unwrap_err();

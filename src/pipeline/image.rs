@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_an_image_is_charged_while_it_grows() {
-        // Its names alone have two megabytes.
+        // The names alone have two megabytes.
         assert!(outcome(10_000, &Limits::default()).unwrap() >= 2 << 20);
     }
 

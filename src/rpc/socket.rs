@@ -221,7 +221,7 @@ fn remove_stale(path: &Path, uid: u32) -> Result<(), SocketError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(failed("remove the dead socket"))
         }
-        // Its backlog may be full, for example. A process still listens there.
+        // A process still listens there: its backlog may be full, for example.
         Err(error) => Err(failed("find out who listens on")(error)),
     }
 }

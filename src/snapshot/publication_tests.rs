@@ -82,7 +82,7 @@ fn a_directory_has_one_writer_at_a_time() {
     let (publication, layer) = scratch.begin().unwrap();
     let error = scratch.begin().unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "snapshot.busy"));
-    // The same directory by another descriptor, as a second process sees it.
+    // Locked also through another descriptor, as a second process opens it.
     assert!(!file::lock_exclusive(Dir::open(&scratch.path).unwrap()).unwrap());
     drop(publication);
     assert!(matches!(scratch.begin(), Err(PublishError::Busy(_))), "a file outlives its publication");

@@ -157,7 +157,7 @@ fn a_link_to_a_shared_layer_is_followed_and_no_other() {
     let stack = point(&shared).unwrap();
     let metadata = fs::metadata(&shared).unwrap();
     assert_eq!(stack.layers[0].key, (metadata.dev(), metadata.ino()));
-    // The same as a parent in the older form, and as the upper of an applied snapshot.
+    // Also as a parent in the older form, and as the upper of an applied snapshot.
     assert_eq!(fixture.layers("overlay overlay [lowerdir=R/snapshots/1/fs]"), "1/erofs");
     assert_eq!(fixture.layers("bind R/snapshots/1/fs [rw rbind]"), "1/erofs");
 

@@ -350,7 +350,7 @@ fn every_form_the_snapshotters_emit_becomes_its_layers() {
         ("overlayfs: a bind mount's map is the mount's", "bind O/snapshots/1/fs [uidmap=0:1:9 gidmap=0:1:9 rw rbind]", "O/1/fs"),
     ] {
         assert_eq!(fixture.layers(list), layers, "{case}");
-        // What is below the one that is written to is the rest of the stack, whatever that one holds.
+        // The stack below the layer that is written to has all the others, whatever that layer holds.
         let has_top = ["[rw", " rw", "upperdir="].iter().any(|word| list.contains(word));
         let below = match layers.split_once(' ') {
             _ if !has_top || case.contains("no image") => layers,

@@ -3,7 +3,7 @@
 //! Best effort: an older kernel enforces less, one without Landlock nothing; [`Enforced`] says which.
 //! The rules bind the calling thread and those it starts later. Open files stay open.
 //!
-//! Its test is in `tests/daemon/sandbox.rs`, which is skipped by name on a kernel without Landlock.
+//! The test is in `tests/daemon/sandbox.rs`, which is skipped by name on a kernel without Landlock.
 //!
 //! Source: Linux `Documentation/userspace-api/landlock.rst`.
 

@@ -23,7 +23,7 @@ use crate::Suite;
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// What a container does to its image: every kind of change, then a mark that it is done.
+/// Script of a container that changes its image: every kind of change, then a mark that it is done.
 pub const CHANGES: &str = r#"set -e
 b=/bin/busybox
 echo new > /etc/added

@@ -1,4 +1,4 @@
-//! What is not ours is left to the next differ.
+//! Layers and snapshots that are not ours are left to the next differ.
 
 use plywood_integration::archive::{self, Sparse};
 use plywood_integration::env::{Env, Setup};

@@ -1,4 +1,4 @@
-//! What goes wrong in the middle: the answer says so with the right code, and the directory is as it was.
+//! Faults in the middle of a request: the answer has the right code, and the directory is as it was.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,7 +19,7 @@ const BIG_BYTES: usize = 300 << 20;
 /// Output after which an Apply counts as in its middle, in bytes.
 const MIDDLE_BYTES: u64 = 30 << 20;
 
-/// What is done to the bytes of a layer.
+/// A way to damage the bytes of a layer.
 type Spoil = fn(&mut Vec<u8>);
 
 pub fn add(suite: &mut Suite) {
@@ -246,7 +246,7 @@ fn wrong_size(env: &mut Env) -> anyhow::Result<()> {
     };
     anyhow::ensure!(status.code() == Code::NotFound, "{status:?}");
     anyhow::ensure!(env.layer_files()?.is_empty() && env.leftovers()?.is_empty(), "something was written");
-    // The same request as it should be.
+    // The request as it should be.
     anyhow::ensure!(caller.apply(&layer, &mounts)?.digest == layer.diff_id, "wrong digest");
     Ok(())
 }

@@ -27,7 +27,7 @@ use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
 use testkit::Need;
 
-/// What the set-up starts, and what trees are made with.
+/// Programs that the set-up starts, and those that make trees.
 const PROGRAMS: [&str; 11] = [
     "containerd",
     "containerd-shim-runc-v2",

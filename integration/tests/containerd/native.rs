@@ -13,7 +13,7 @@ const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.erofs+zstd";
 const EROFS: &str = "application/vnd.erofs.layer.v1";
 const EROFS_ZSTD: &str = "application/vnd.erofs.layer.v1+zstd";
 
-/// What is done to the bytes of a layer.
+/// A way to damage the bytes of a layer.
 type Spoil = fn(&mut Vec<u8>);
 
 pub fn add(suite: &mut Suite) {
@@ -75,7 +75,7 @@ fn images() -> anyhow::Result<(tempfile::TempDir, Vec<std::path::PathBuf>, Vec<V
     let mut images = Vec::new();
     for tar in &tars {
         let image = tar.with_extension("erofs");
-        // What containerd's own converter runs.
+        // The command of containerd's own converter.
         let mut command = host::command("mkfs.erofs");
         command.args(["--tar=f", "--aufs", "--quiet", "-Enoinline_data"]).arg(&image).arg(tar);
         host::run(&mut command)?;

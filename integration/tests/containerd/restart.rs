@@ -59,7 +59,7 @@ fn restarts(env: &mut Env) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Applies the layer to one snapshot through containerd's diff service, over and over, until told to stop.
+/// Applies the layer to one snapshot through containerd's diff service, over and over, until the test stops it.
 fn work(
     caller: &Caller,
     number: usize,

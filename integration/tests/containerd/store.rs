@@ -244,7 +244,7 @@ fn image_after_a_kill(env: &mut Env) -> anyhow::Result<()> {
     commit_and_remove(env, &layer)
 }
 
-/// What the lease is for.
+/// Without its lease a blob is collected.
 fn unleased(env: &mut Env) -> anyhow::Result<()> {
     let caller = env.caller()?;
     let stored = Client::new(env)?.put("", b"blob", &[])?;

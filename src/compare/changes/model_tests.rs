@@ -141,7 +141,7 @@ impl Tree {
                 let Some(&linked) = self.names.get(other) else { return };
                 if !self.is_directory(other) && path != other {
                     self.remove(path);
-                    // What was removed may have been above the other name.
+                    // The removed path may have been above the other name.
                     if self.names.contains_key(other) {
                         self.names.insert(path.to_vec(), linked);
                     }

@@ -194,7 +194,7 @@ fn a_file_over_a_directory_ends_the_merge_for_the_layers_above() {
     let bottom = Entries::new().dir("d").file("d/old", "1");
     let file = Entries::new().file("d", "a file");
     let top = Entries::new().dir("d").file("d/new", "2").whiteout("d/old");
-    // What the bottom has in its directory is not seen through the file.
+    // The bottom's entries in the directory are not seen through the file.
     assert_eq!(changes(&[&top, &file, &bottom]), "dir d\nfile d/new \"2\"\n");
 }
 
@@ -304,7 +304,7 @@ fn a_renamed_directory_has_what_lay_under_its_old_name() {
     let moved = Entries::new().dir("q").xattr("trusted.overlay.redirect", "/p/e").dir("p").whiteout("p/e");
     let text = "dir p\nmark p/.wh.e\ndir q\nfile q/f \"x\"\nfile q/g \"x\"\n";
     assert_eq!(changes(&[&moved, &beside(), &lower]), text);
-    // What is below a directory that was renamed before is the same on both sides.
+    // Entries below a directory that was renamed before are equal on both sides.
     let top = Entries::new().dir("p").dir("p/e").file("p/e/f", "z");
     assert_eq!(changes(&[&top, &beside(), &lower]), "dir p\ndir p/e\nfile p/e/f \"z\"\n");
 }
@@ -320,7 +320,7 @@ fn a_file_without_data_has_that_of_the_file_below() {
     // The file between has none either.
     let again = Entries::new().file("g", "\0").xattr("trusted.overlay.metacopy", "");
     assert_eq!(changes(&[&again, &upper, &lower]), "file g \"y\"\n");
-    // Of another length it is not the one that was there.
+    // A file of another length is not the one that was below.
     let other = Entries::new().file("g", "\0\0").xattr("trusted.overlay.metacopy", "");
     assert_eq!(refused(&[&other, &lower]), (Kind::Conflict, "compare.metacopy"));
     // On a file with data a redirect says nothing.

@@ -76,7 +76,7 @@ fn whiteouts_opaque_directories_and_other_files_in_between_hide_what_is_below() 
     ] {
         let found = owner(&[&passing, &between, &base], path).unwrap();
         assert_eq!(found, want, "{path} below {:?}", between.0);
-        // What is hidden stays so when a layer above has a directory of its own.
+        // Hidden directories stay hidden when a layer above has one of its own.
         let again = Entries::new().dir("a").owner(7, 7);
         let again = owner(&[&again, &between, &base], "a/b").unwrap();
         assert_eq!(again, if path == "a/b" { want } else { again }, "{path} below {:?}", between.0);
@@ -86,7 +86,7 @@ fn whiteouts_opaque_directories_and_other_files_in_between_hide_what_is_below() 
 #[test]
 fn attributes_that_steer_overlayfs_are_not_handed_out() {
     let layer = Entries::new().dir("d").xattr("trusted.kept", "1").xattr("security.selinux", "l");
-    // Its writer marks it as opaque and as holding a whiteout.
+    // The writer marks the directory as opaque and as holding a whiteout.
     let layer = layer.opaque("d").whiteout("d/gone");
     let image = layer.image();
     let layer = erofs(&image, 1);

@@ -1,4 +1,4 @@
-//! What an image may have, and how closely it is looked at.
+//! Policies of the check: features and limits that an image is allowed, and how much of it is read.
 //!
 //! Described in `docs/formats/erofs.md`, "Checking".
 

@@ -64,7 +64,7 @@ impl Packer {
         let block_len = self.block_len();
         let slot = u32::try_from(SLOT_LEN).unwrap_or(u32::MAX);
         let fits = |bin: &&mut Bin| block_len - bin.used >= len;
-        // Of equally full bins the first, so that the image depends on the entries alone.
+        // The first of equally full bins, so that the image depends on the entries alone.
         let fullest = self.open.iter_mut().filter(fits).reduce(|a, b| if b.used > a.used { b } else { a });
         let mut closed = [None; 2];
         let (bin, offset) = match fullest {

@@ -21,7 +21,8 @@ use crate::{
 /// Most messages without a reply: enough to keep the store busy. With [`PIECE_BYTES`] it bounds the memory of an
 /// ingest.
 pub(super) const IN_FLIGHT: usize = 4;
-/// Most bytes of the blob in one message.
+/// Most bytes of the blob in one message: as many as containerd's own replies to reads carry, and well below its
+/// largest message of 16 MiB.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
 /// State of one ingest.

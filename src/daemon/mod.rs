@@ -36,7 +36,8 @@ use crate::{
 
 /// Threads of the runtime. They serve sockets only; the workers of the service do the work.
 const RUNTIME_THREADS: usize = 2;
-/// Longest time for which the sweep of the snapshots delays the start. The rest of it runs beside the service.
+/// Longest time for which the sweep of the snapshots delays the start: the bound set for 100 000 directories. The rest
+/// of the sweep runs beside the service.
 const FIRST_SWEEP: Duration = Duration::from_secs(10);
 /// Time for running requests when their directories are gone: their results would be in directories that no
 /// snapshotter sees.

@@ -27,7 +27,7 @@ use crate::{
     sys::thread::spawn_scoped,
 };
 
-/// Bytes read and hashed between two looks at the cancel flag.
+/// Bytes read and hashed between two looks at the cancel flag, which every stage has to look at once in 1 MiB.
 const HASH_BYTES: usize = 512 << 10;
 
 /// Copies the image out of the layer, and checks it as `native_verify` says.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows that two builds of plywood give the same bytes and the same words, for changes that must not change any.
 
-    tests/benches/same_bytes.py BEFORE AFTER [--corpora DIR] [--work DIR] [--list FILE] [PATH ...]
+    tests/benches/same_bytes.py BEFORE AFTER [PATH ...] [--corpora DIR] [--work DIR] [--list FILE]
 
 BEFORE and AFTER are two binaries. Each runs every command below, and what differs is printed; the exit status is 1
 then. --list writes the lines of AFTER, one a command: digest of the output, digest of the report, command.
@@ -79,6 +79,7 @@ def commands(arguments):
 
 def report(text):
     """A report without what no two runs share."""
+    text = re.sub(r"\([0-9a-f]{12}(-dirty)?\)", "(COMMIT)", text)
     try:
         found = json.loads(text)
     except ValueError:
@@ -114,6 +115,12 @@ def main():
     lines, differences, count = [], 0, 0
     with tempfile.TemporaryDirectory(prefix="plywood-same-", dir=arguments.work) as work:
         work = pathlib.Path(work)
+        binaries = []
+        for side in ("before", "after"):
+            # Help names the program as it was called.
+            (work / side).mkdir()
+            binaries.append(work / side / "plywood")
+            binaries[-1].symlink_to(pathlib.Path(getattr(arguments, side)).resolve())
         arguments.trees = []
         for name in ("whiteout", "tiny", "minbase"):
             archive = arguments.corpora / f"{name}.tar"
@@ -125,7 +132,7 @@ def main():
                 arguments.trees.append(tree)
         for command in commands(arguments):
             count += 1
-            sides = [run(binary, command, work / "out") for binary in (arguments.before, arguments.after)]
+            sides = [run(binary, command, work / "out") for binary in binaries]
             shown = " ".join(command).replace(str(work), "WORK").replace(str(REPO) + "/", "")
             digest, said = sides[1]
             lines.append(f"{digest} {hashlib.sha256(said.encode()).hexdigest()} {shown}")

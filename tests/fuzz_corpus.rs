@@ -17,6 +17,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("erofs_image", plywood::format::erofs::fuzz_image),
     ("ext4_image", plywood::format::ext4::fuzz_image),
     ("gzip", plywood::codec::fuzz_gzip),
+    ("deflate", plywood::codec::deflate::fuzz),
     ("zstd", plywood::codec::fuzz_zstd),
 ];
 

@@ -1,13 +1,17 @@
 //! gzip: any number of members, each a header, a deflate stream and a trailer.
 //!
-//! Frames the members itself and leaves the deflate streams to zlib-rs, so that no header field can
-//! make it allocate, no number of members can make it recurse, and every refusal names its place.
+//! Frames the members, whose deflate streams [`super::deflate`] decodes. No header field can make it allocate, no
+//! number of members can make it recurse, and every refusal names its place.
 //!
 //! Source: RFC 1952 (gzip), RFC 1951 (deflate).
 
-use zlib_rs::{Inflate, InflateError, InflateFlush, Status, crc32::crc32};
+use zlib_rs::crc32::crc32;
 
-use super::{decoder::Decoder, error::CodecError};
+use super::{
+    decoder::Decoder,
+    deflate::{DeflateError, Inflate, Pause},
+    error::CodecError,
+};
 use crate::limits::GZIP_HEADER_BYTES;
 
 /// ID1 and ID2, the first bytes of every member.
@@ -81,8 +85,7 @@ impl Gzip {
     /// A decoder at the start of a stream.
     pub fn new() -> Self {
         Self {
-            // Raw deflate with the widest window, 32 KiB.
-            inflate: Inflate::new(false, 15),
+            inflate: Inflate::new(),
             state: State::First,
             field: [0; 10],
             gathered: 0,
@@ -172,7 +175,7 @@ impl Gzip {
                 self.header_crc = crc32(0, &header);
                 self.crc = 0;
                 self.length = 0;
-                self.inflate.reset(false);
+                self.inflate.reset();
                 Ok(self.after(state))
             }
             State::ExtraLength => {
@@ -239,31 +242,21 @@ impl Gzip {
         }
     }
 
-    /// Inflates into `output`; how much of it was filled, and whether the deflate stream has ended.
-    fn inflate(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<(usize, bool), CodecError> {
-        let (before_in, before_out) = (self.inflate.total_in(), self.inflate.total_out());
-        let status = self.inflate.decompress(input, output, InflateFlush::NoFlush);
-        let consumed = self.inflate.total_in().saturating_sub(before_in);
-        let produced = self.inflate.total_out().saturating_sub(before_out);
-        self.take(input, usize::try_from(consumed).unwrap_or(usize::MAX));
-        let filled = usize::try_from(produced).unwrap_or(usize::MAX).min(output.len());
-        let ended = match status {
-            Ok(Status::StreamEnd) => true,
-            Ok(Status::Ok | Status::BufError) => false,
-            Err(InflateError::MemError) => return Err(CodecError::Memory),
-            Err(error) => {
-                return Err(CodecError::GzipDeflate {
-                    offset: self.member,
-                    before: self.taken,
-                    message: self.inflate.error_message().unwrap_or(error.as_str()),
-                });
-            }
-        };
+    /// Inflates into `output`; how much of it was filled, and why not all of it.
+    fn inflate(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<(usize, Pause), CodecError> {
+        let before = input.len();
+        let outcome = self.inflate.decode(input, output);
+        self.taken = self.taken.saturating_add(before.saturating_sub(input.len()) as u64);
+        let (filled, pause) = outcome.map_err(|DeflateError { what, .. }| CodecError::GzipDeflate {
+            offset: self.member,
+            before: self.taken,
+            message: what.as_str(),
+        })?;
         let bytes = output.get(..filled).unwrap_or_default();
         self.crc = crc32(self.crc, bytes);
-        let [b0, b1, b2, b3, ..] = produced.to_le_bytes();
+        let [b0, b1, b2, b3, ..] = filled.to_le_bytes();
         self.length = self.length.wrapping_add(u32::from_le_bytes([b0, b1, b2, b3]));
-        Ok((filled, ended))
+        Ok((filled, pause))
     }
 }
 
@@ -276,13 +269,12 @@ impl Decoder for Gzip {
                 if rest.is_empty() {
                     return Ok(filled);
                 }
-                let had = input.len();
-                let (bytes, ended) = self.inflate(input, rest)?;
+                let (bytes, pause) = self.inflate(input, rest)?;
                 filled = filled.saturating_add(bytes);
-                if ended {
-                    self.state = State::Trailer;
-                } else if bytes == 0 && had == input.len() {
-                    return Ok(filled); // Neither took nor gave: it waits for input.
+                match pause {
+                    Pause::Ended => self.state = State::Trailer,
+                    Pause::Input | Pause::Output => return Ok(filled),
+                    Pause::Block => {} // Not asked for.
                 }
             } else if input.is_empty() {
                 return Ok(filled);

@@ -10,6 +10,7 @@
 
 mod coding;
 mod decoder;
+pub mod deflate;
 pub mod encode;
 mod error;
 mod gzip;

@@ -191,7 +191,89 @@ ZSTD = {
     "codec.zstd.truncated@skippable": skippable(b"skip")[:-1],
 }
 
-for target, inputs in {"tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD}.items():
+
+
+class Bits:
+    """A deflate stream, bit by bit; codes go the other way round than numbers."""
+
+    ORDER = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]
+
+    def __init__(self):
+        self.bits = []
+
+    def number(self, value, bits):
+        self.bits += [value >> bit & 1 for bit in range(bits)]
+        return self
+
+    def code(self, value, bits):
+        self.bits += [value >> bit & 1 for bit in reversed(range(bits))]
+        return self
+
+    def stored(self, data=b"", last=0):
+        self.number(last, 3)
+        self.number(0, -len(self.bits) % 8)
+        self.number(len(data), 16).number(len(data) ^ 0xFFFF, 16)
+        for byte in data:
+            self.number(byte, 8)
+        return self
+
+    def codes(self, literals, distances, last=1):
+        """Codes of their own, with lengths that are all written plainly in four bits."""
+        literals = [literals.get(symbol, 0) for symbol in range(max(literals) + 1)]
+        self.number(last, 1).number(2, 2)
+        self.number(len(literals) - 257, 5).number(len(distances) - 1, 5).number(15, 4)
+        for symbol in self.ORDER:
+            self.number(4 if symbol < 16 else 0, 3)
+        for length in literals + distances:
+            self.code(length, 4)
+        return self
+
+    def bytes(self):
+        return bytes(
+            sum(bit << at for at, bit in enumerate(self.bits[start : start + 8]))
+            for start in range(0, len(self.bits), 8)
+        )
+
+
+def packed(data, level=6):
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
+
+
+def fixed(*codes):
+    bits = Bits().number(3, 3)
+    for value, length in codes:
+        bits.code(value, length)
+    return bits.number(0, 40).bytes()
+
+
+ONE = {97: 1, 256: 2, 257: 2}
+LONG = {symbol: symbol - 96 for symbol in range(97, 112)} | {256: 15}
+DEFLATE = {
+    "empty-blocks": Bits().stored().number(2, 3).code(0, 7).codes({256: 1}, [0], 0).code(0, 1).stored(b"", 1).bytes(),
+    "one-distance": Bits().codes(ONE, [1]).code(0, 1).code(3, 2).code(0, 1).code(2, 2).bytes(),
+    "one-distance-other-bit": Bits().codes(ONE, [1]).code(0, 1).code(3, 2).code(1, 1).code(2, 2).bytes(),
+    "no-distance": Bits().codes(ONE, [0]).code(0, 1).code(3, 2).number(0, 9).bytes(),
+    "one-literal-other-bit": Bits().codes({256: 1}, [0]).code(1, 1).number(0, 9).bytes(),
+    "over-subscribed": Bits().codes({97: 1, 98: 1, 256: 1}, [0]).number(0, 9).bytes(),
+    "under-subscribed": Bits().codes({97: 2, 256: 2}, [0]).number(0, 9).bytes(),
+    "over-subscribed-distances": Bits().codes(ONE, [1, 1, 1]).number(0, 9).bytes(),
+    "no-end": Bits().codes({97: 1, 98: 1, 256: 0}, [0]).number(0, 9).bytes(),
+    "codes-of-15-bits": Bits().codes(LONG, [0]).code(0x7FFE, 15).code(0, 1).code(0x7FFF, 15).bytes(),
+    "length-258-by-284": fixed((0x30 + 97, 8), (0xC4, 8), (31, 5), (0, 5), (0, 7)),
+    "length-258-by-285": fixed((0x30 + 97, 8), (0xC5, 8), (0, 5), (0, 7)),
+    "symbol-286": fixed((0xC6, 8)),
+    "distance-30": fixed((0x30 + 97, 8), (1, 7), (30, 5)),
+    "distance-past-the-start": fixed((0x30 + 97, 8), (1, 7), (1, 5), (0, 7)),
+    "block-type-3": b"\x07",
+    "stored-lengths": b"\x01\x01\0\x01\0",
+    "too-many-codes": Bits().number(5, 3).number(30, 5).number(0, 40).bytes(),
+    "stored-and-packed": Bits().stored(bytes(range(256))).bytes() + packed(bytes(range(256)) * 9 + b"a" * 4000),
+    "text": packed(b"".join(b"entry %d of %d; " % (n * n % 97, n) for n in range(900))),
+    "runs-fast": packed(b"".join(bytes([n]) * (n * 7 % 300) for n in range(256)), 1),
+}
+
+for target, inputs in {"tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

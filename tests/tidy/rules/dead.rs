@@ -17,10 +17,11 @@ use crate::{
 };
 
 /// Items that exist for tests. They are public because tests are packages of their own.
-const FOR_TESTS: [(&str, &str); 16] = [
+const FOR_TESTS: [(&str, &str); 17] = [
     // Entries of the fuzz targets.
     ("codec/mod.rs", "fuzz_gzip"),
     ("codec/mod.rs", "fuzz_zstd"),
+    ("codec/deflate/mod.rs", "fuzz"),
     ("format/erofs/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "read_all"),

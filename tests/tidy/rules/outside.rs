@@ -90,9 +90,13 @@ pub fn crates_of_the_edges(house: &House) -> Vec<String> {
     findings
 }
 
+/// Files outside of sys/ with `unsafe`: each was measured to pay, and does nothing else.
+const UNSAFE: [&str; 2] = ["codec/deflate/copy.rs", "codec/deflate/cpu.rs"];
+
 /// `unsafe` in code and in tests, and what would allow it.
 pub fn unsafe_code(house: &House) -> Vec<String> {
-    let elsewhere = house.files.iter().filter(|file| !file.is_in(&["sys"]));
+    let is_allowed = |file: &File| file.is_in(&["sys"]) || UNSAFE.contains(&&*file.path);
+    let elsewhere = house.files.iter().filter(|file| !is_allowed(file));
     let count = |file: &&File| {
         let mut found = Unsafe::default();
         found.visit_file(&file.whole);

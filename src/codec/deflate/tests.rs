@@ -1,0 +1,329 @@
+//! The corners of RFC 1951, and zlib-rs as the second opinion on everything else.
+
+use proptest::prelude::*;
+
+use super::{inflate::LENGTH_ORDER, *};
+
+/// Writes a stream bit by bit.
+#[derive(Default)]
+struct Writer {
+    bytes: Vec<u8>,
+    bits: usize,
+}
+
+impl Writer {
+    /// Numbers, and extra bits: the lowest bit first.
+    fn number(&mut self, value: u32, bits: usize) -> &mut Self {
+        for bit in 0..bits {
+            if self.bits % 8 == 0 {
+                self.bytes.push(0);
+            }
+            *self.bytes.last_mut().unwrap() |= u8::try_from((value >> bit) & 1).unwrap() << (self.bits % 8);
+            self.bits += 1;
+        }
+        self
+    }
+
+    /// A code: the highest bit first.
+    fn code(&mut self, value: u32, bits: usize) -> &mut Self {
+        for bit in (0..bits).rev() {
+            self.number((value >> bit) & 1, 1);
+        }
+        self
+    }
+
+    fn align(&mut self) -> &mut Self {
+        while self.bits % 8 != 0 {
+            self.number(0, 1);
+        }
+        self
+    }
+
+    /// The header of a block with codes of these lengths, all of which are written plainly with four bits.
+    fn codes(&mut self, last: bool, literals: &[u8], distances: &[u8]) -> &mut Self {
+        self.number(last.into(), 1).number(2, 2);
+        self.number(u32::try_from(literals.len()).unwrap() - 257, 5);
+        self.number(u32::try_from(distances.len()).unwrap() - 1, 5).number(15, 4);
+        for symbol in LENGTH_ORDER {
+            self.number(if symbol < 16 { 4 } else { 0 }, 3);
+        }
+        for length in literals.iter().chain(distances) {
+            self.code((*length).into(), 4);
+        }
+        self
+    }
+
+    fn decode(&self) -> Result<Vec<u8>, DeflateError> {
+        fuzz(&self.bytes);
+        decode(&self.bytes)
+    }
+}
+
+fn decode(stream: &[u8]) -> Result<Vec<u8>, DeflateError> {
+    let (mut inflate, mut output) = (Inflate::<u8>::new(), vec![0; 1 << 20]);
+    let (filled, pause) = inflate.decode(&mut &*stream, &mut output)?;
+    assert_eq!(pause, Pause::Ended);
+    output.truncate(filled);
+    Ok(output)
+}
+
+/// Code lengths with these symbols set.
+fn lengths(len: usize, set: &[(usize, u8)]) -> Vec<u8> {
+    let mut lengths = vec![0; len];
+    for (symbol, length) in set {
+        lengths[*symbol] = *length;
+    }
+    lengths
+}
+
+fn compress(bytes: &[u8], level: u32) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(level));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn fault(outcome: Result<Vec<u8>, DeflateError>) -> Fault {
+    outcome.unwrap_err().what
+}
+
+#[test]
+fn empty_blocks_of_every_type_are_passed_over() {
+    let mut stream = Writer::default();
+    stream.number(0, 3).align().number(0xffff_0000, 32); // stored
+    stream.number(0, 1).number(1, 2).code(0, 7); // fixed codes
+    stream.codes(false, &lengths(257, &[(256, 1)]), &[0]).code(0, 1);
+    stream.number(1, 1).number(1, 2).code(0, 7);
+    assert_eq!(stream.decode().unwrap(), b"");
+}
+
+#[test]
+fn a_tree_of_one_symbol_is_one_bit_and_its_other_bit_is_nothing() {
+    // Literals 'a' and the end, and distance 1 alone.
+    let literals = lengths(258, &[(97, 1), (256, 2), (257, 2)]);
+    let block = |distance: u32| {
+        let mut stream = Writer::default();
+        stream.codes(true, &literals, &[1]).code(0, 1).code(3, 2).code(distance, 1).code(2, 2);
+        stream
+    };
+    assert_eq!(block(0).decode().unwrap(), b"aaaa");
+    assert_eq!(fault(block(1).decode()), Fault::Distance);
+
+    let mut stream = Writer::default();
+    stream.codes(true, &lengths(257, &[(256, 1)]), &[0]).code(1, 1).number(0, 32);
+    assert_eq!(fault(stream.decode()), Fault::Literal);
+}
+
+#[test]
+fn a_match_without_any_distance_code_is_refused() {
+    let literals = lengths(258, &[(97, 1), (256, 2), (257, 2)]);
+    let mut stream = Writer::default();
+    stream.codes(true, &literals, &[0]).code(0, 1).code(3, 2).number(0, 16);
+    assert_eq!(fault(stream.decode()), Fault::Distance);
+}
+
+#[test]
+fn over_and_under_subscribed_codes_are_refused() {
+    let good = lengths(257, &[(97, 1), (256, 1)]);
+    for (literals, distances, want) in [
+        (lengths(257, &[(97, 1), (98, 1), (256, 1)]), vec![0], Fault::LiteralLengths),
+        (lengths(257, &[(97, 2), (256, 2)]), vec![0], Fault::LiteralLengths),
+        (lengths(257, &[(256, 2)]), vec![0], Fault::LiteralLengths),
+        (lengths(257, &[(97, 1), (98, 1)]), vec![0], Fault::NoEnd),
+        (good.clone(), vec![1, 1, 1], Fault::Distances),
+        (good.clone(), vec![2, 2], Fault::Distances),
+        (good.clone(), vec![2], Fault::Distances),
+    ] {
+        let mut stream = Writer::default();
+        stream.codes(true, &literals, &distances).number(0, 32);
+        assert_eq!(fault(stream.decode()), want, "{distances:?}");
+    }
+    // The code of the code lengths must be complete, so one symbol is not enough.
+    let mut stream = Writer::default();
+    stream.number(5, 3).number(0, 10).number(0, 4).number(1, 3).number(0, 9);
+    assert_eq!(fault(decode(&stream.bytes)), Fault::CodeLengths);
+}
+
+#[test]
+fn lengths_have_their_two_spellings_of_258() {
+    // Symbol 284 with all extra bits is 258 too, and so is 285.
+    for (symbol, extra) in [(284_u32, Some(31)), (285, None)] {
+        let mut stream = Writer::default();
+        stream.number(3, 3).code(0x30 + 97, 8).code(0xc0 + symbol - 280, 8);
+        if let Some(extra) = extra {
+            stream.number(extra, 5);
+        }
+        stream.code(0, 5).code(0, 7);
+        assert_eq!(stream.decode().unwrap(), vec![b'a'; 259]);
+    }
+}
+
+#[test]
+fn symbols_without_a_meaning_are_refused_where_they_are_met() {
+    for symbol in [286_u32, 287] {
+        let mut stream = Writer::default();
+        stream.number(3, 3).code(0xc0 + symbol - 280, 8).number(0, 32);
+        assert_eq!(stream.decode(), Err(DeflateError { what: Fault::Literal, bit: 11 }));
+    }
+    for distance in [30, 31] {
+        let mut stream = Writer::default();
+        stream.number(3, 3).code(0x30 + 97, 8).code(1, 7).code(distance, 5).number(0, 32);
+        assert_eq!(stream.decode(), Err(DeflateError { what: Fault::Distance, bit: 23 }));
+    }
+}
+
+#[test]
+fn a_distance_past_the_start_is_refused() {
+    for (distance, good) in [(0, true), (1, false), (29, false)] {
+        let mut stream = Writer::default();
+        stream.number(3, 3).code(0x30 + 97, 8).code(1, 7).code(distance, 5);
+        stream.number(0, if distance == 29 { 13 } else { 0 }).code(0, 7);
+        match stream.decode() {
+            Ok(bytes) => assert!(good && bytes == b"aaaa"),
+            Err(error) => assert!(!good && error.what == Fault::TooFar, "{distance}"),
+        }
+    }
+}
+
+#[test]
+fn too_many_codes_and_repetitions_of_nothing_are_refused() {
+    for (literals, distances) in [(30, 0), (31, 0), (0, 30), (0, 31)] {
+        let mut stream = Writer::default();
+        stream.number(5, 3).number(literals, 5).number(distances, 5).number(0, 32);
+        assert_eq!(stream.decode(), Err(DeflateError { what: Fault::Counts, bit: 17 }));
+    }
+    let header = |first: u32| {
+        let mut stream = Writer::default();
+        stream.number(5, 3).number(0, 5).number(0, 5).number(0, 4);
+        stream.number(1, 3).number(0, 3).number(1, 3).number(0, 3); // codes for 16 and 18
+        stream.code(first, 1).number(127, 7);
+        for _ in 0..40 {
+            stream.code(1, 1).number(127, 7);
+        }
+        stream
+    };
+    assert_eq!(fault(header(0).decode()), Fault::Repeat); // of the length before the first
+    assert_eq!(fault(header(1).decode()), Fault::Repeat); // past the last one
+}
+
+#[test]
+fn block_type_3_and_wrong_stored_lengths_are_refused() {
+    assert_eq!(decode(&[0b111, 0]), Err(DeflateError { what: Fault::BlockType, bit: 3 }));
+    assert_eq!(decode(&[1, 1, 0, 1, 0]), Err(DeflateError { what: Fault::StoredLength, bit: 40 }));
+    assert_eq!(decode(&[1, 1, 0, 0xfe, 0xff, 7]).unwrap(), [7]);
+}
+
+/// Text, runs and noise: matches near and far, long codes, stored blocks.
+fn mixed(len: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let [_, kind, a, b] = state.to_le_bytes();
+        match kind % 5 {
+            0 => bytes.extend(format!("entry {a} of {b}; ").bytes()),
+            1 => bytes.extend(std::iter::repeat_n(a, usize::from(b) * 3)),
+            2 => {
+                let from = bytes.len().saturating_sub(usize::from(a) * 131);
+                bytes.extend_from_within(from..(from + usize::from(b)).min(bytes.len()));
+            }
+            3 => bytes.extend([a, b].repeat(usize::from(a % 40))),
+            _ => bytes.extend((0..100).map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state.to_le_bytes()[3]
+            })),
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn a_stream_cut_at_any_byte_gives_what_its_bytes_hold_and_asks_for_more() {
+    let plain = mixed(8_000);
+    for level in [0, 1, 6] {
+        let stream = compress(&plain, level);
+        let mut output = vec![0; plain.len() + 1];
+        for cut in 0..stream.len() {
+            let mut inflate = Inflate::<u8>::new();
+            let (first, second) = stream.split_at(cut);
+            let (before, pause) = inflate.decode(&mut &*first, &mut output).unwrap();
+            assert_eq!(pause, Pause::Input, "level {level}, {cut} bytes");
+            let (after, pause) = inflate.decode(&mut &*second, &mut output[before..]).unwrap();
+            assert_eq!(pause, Pause::Ended);
+            assert!(output[..before + after] == plain, "level {level}, {cut} bytes");
+        }
+    }
+}
+
+#[test]
+fn every_step_of_input_and_output_gives_the_same_bytes() {
+    let plain = mixed(90_000);
+    for level in [0, 1, 9] {
+        let stream = compress(&plain, level);
+        for (step_in, step_out) in
+            [(1, 1), (1, 1 << 20), (2, 3), (17, 400), (31, 293), (1 << 20, 1), (4096, 33_000)]
+        {
+            let mut inflate = Inflate::<u8>::new();
+            let (mut got, mut output) = (Vec::new(), vec![0; step_out]);
+            let mut ended = false;
+            for mut piece in stream.chunks(step_in) {
+                loop {
+                    let (filled, pause) = inflate.decode(&mut piece, &mut output).unwrap();
+                    got.extend_from_slice(&output[..filled]);
+                    match pause {
+                        Pause::Output => {}
+                        Pause::Input => break,
+                        Pause::Block => unreachable!(),
+                        Pause::Ended => {
+                            ended = true;
+                            break;
+                        }
+                    }
+                }
+            }
+            assert!(ended && got == plain, "level {level}, steps of {step_in} and {step_out}");
+        }
+        from_every_block(&stream, &plain);
+    }
+}
+
+#[test]
+fn input_behind_the_stream_is_left() {
+    for level in [0, 1, 6] {
+        for len in [0, 1, 1000, 100_000] {
+            let mut stream = compress(&mixed(len), level);
+            let end = stream.len();
+            stream.extend([0xff; 40]);
+            let mut input = &*stream;
+            let mut inflate = Inflate::<u8>::new();
+            let mut output = vec![0; len + 1];
+            assert_eq!(inflate.decode(&mut input, &mut output), Ok((len, Pause::Ended)));
+            assert_eq!((input.len(), inflate.position().div_ceil(8)), (40, end as u64));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn damaged_streams_are_refused_as_by_zlib_rs(
+        len in 1_usize..20_000, level in 0_u32..10, at in any::<prop::sample::Index>(), value in any::<u8>(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut stream = compress(&mixed(len), level);
+        fuzz(&stream);
+        let place = at.index(stream.len());
+        stream[place] ^= value;
+        fuzz(&stream);
+        stream.truncate(cut.index(stream.len()));
+        fuzz(&stream);
+    }
+
+    #[test]
+    fn any_bytes_are_refused_as_by_zlib_rs(mut bytes in proptest::collection::vec(any::<u8>(), 1..400), kind in 0_u8..3) {
+        bytes[0] = bytes[0] & 0xf8 | kind << 1;
+        fuzz(&bytes);
+    }
+}

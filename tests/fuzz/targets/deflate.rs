@@ -1,0 +1,5 @@
+//! Deflate streams: the same bytes or the same refusal as from zlib-rs, whatever the steps, and from every block.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plywood::codec::deflate::fuzz(data));

@@ -66,8 +66,6 @@ pub fn fuzz(data: &[u8]) {
         match (got, want.1) {
             // zlib-rs goes on after an error and then has no other word for it.
             (Err(_), Err("repeated call with bad state")) => {}
-            // It reads on with a code that has no codes, and finds another fault then.
-            (Err("invalid code lengths set"), Err(_)) => {}
             (got, want) => assert_eq!(got, want, "steps of {step_in} and {step_out}"),
         }
         if got.is_ok() {

@@ -237,8 +237,8 @@ impl<const SIZE: usize, const BITS: u32> Table<SIZE, BITS> {
 
     /// Fills the table for a code of these lengths, one for each symbol, 0 for symbols without a code.
     ///
-    /// A code may have no symbol at all, or a single one of one bit, unless it is the code of the code
-    /// lengths: what the remaining codes would mean is refused where one is met. Every other code that
+    /// As in zlib, a code may have no symbol at all, or a single one of one bit unless it is the code of the code lengths.
+    /// What the remaining codes would mean is refused where one is met; as code lengths they are 0. Every other code that
     /// is not complete is refused here, as `None`.
     pub(super) fn build(&mut self, alphabet: Alphabet, lengths: &[u8]) -> Option<()> {
         let symbols: &[u32] = match alphabet {
@@ -266,7 +266,7 @@ impl<const SIZE: usize, const BITS: u32> Table<SIZE, BITS> {
             }
             place = place.wrapping_add(*count);
         }
-        if free != 0 && (longest > 1 || alphabet == Alphabet::Lengths) {
+        if free != 0 && (longest > 1 || longest == 1 && alphabet == Alphabet::Lengths) {
             return None;
         }
 

@@ -138,10 +138,15 @@ fn over_and_under_subscribed_codes_are_refused() {
         stream.codes(true, &literals, &distances).number(0, 32);
         assert_eq!(fault(stream.decode()), want, "{distances:?}");
     }
-    // The code of the code lengths must be complete, so one symbol is not enough.
-    let mut stream = Writer::default();
-    stream.number(5, 3).number(0, 10).number(0, 4).number(1, 3).number(0, 9);
-    assert_eq!(fault(decode(&stream.bytes)), Fault::CodeLengths);
+    // The code of the code lengths must be complete: one symbol is not enough. None at all is one bit for each length 0.
+    for (length, want) in [(1, Fault::CodeLengths), (0, Fault::NoEnd)] {
+        let mut stream = Writer::default();
+        stream.number(5, 3).number(0, 10).number(0, 4).number(length, 3).number(0, 9);
+        for _ in 0..40 {
+            stream.number(0, 8);
+        }
+        assert_eq!(fault(stream.decode()), want);
+    }
 }
 
 #[test]
@@ -325,5 +330,88 @@ proptest! {
     fn any_bytes_are_refused_as_by_zlib_rs(mut bytes in proptest::collection::vec(any::<u8>(), 1..400), kind in 0_u8..3) {
         bytes[0] = bytes[0] & 0xf8 | kind << 1;
         fuzz(&bytes);
+    }
+}
+
+/// A point of an overlaybd index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Point {
+    /// Offset in what comes out.
+    plain: usize,
+    /// First whole byte behind it in the stream, and how many bits of the one before belong to it.
+    byte: usize,
+    bits: usize,
+    /// What comes before, 32768 bytes.
+    window: Vec<u8>,
+}
+
+fn number(bytes: &[u8]) -> usize {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
+}
+
+fn unpack(stream: &[u8]) -> Vec<u8> {
+    use std::io::Read;
+    let mut plain = Vec::new();
+    flate2::read::ZlibDecoder::new(stream).read_to_end(&mut plain).unwrap();
+    plain
+}
+
+fn points_of(index: &[u8]) -> Vec<Point> {
+    let (start, len) = (number(&index[313..321]), number(&index[321..329]));
+    let table = unpack(&index[start..start + len]);
+    let point = |entry: &[u8]| {
+        let (window, window_len) = (number(&entry[16..24]), number(&entry[25..29]));
+        Point {
+            plain: number(&entry[..8]),
+            byte: number(&entry[8..16]),
+            bits: entry[24].into(),
+            window: unpack(&index[window..window + window_len]),
+        }
+    };
+    table.chunks(29).map(point).collect()
+}
+
+/// Indexed by overlaybd, see tests/fixtures/gzindex/README.md.
+#[test]
+fn pauses_at_blocks_give_the_points_of_an_overlaybd_index() {
+    let blob = include_bytes!("../../../tests/fixtures/gzindex/hex.gz");
+    let want = points_of(include_bytes!("../../../tests/fixtures/gzindex/hex.gz_idx"));
+    let mut plain = vec![0; 1_300_001];
+    let (mut input, mut done) = (&blob[10..], 0);
+    let mut inflate = Inflate::<u8>::new();
+    inflate.pause_at_blocks();
+    let mut blocks = Vec::new();
+    loop {
+        let end = 80 + usize::try_from(inflate.position()).unwrap();
+        let mut window = vec![0; WINDOW_BYTES];
+        let known = inflate.window();
+        window[WINDOW_BYTES - known.len()..].copy_from_slice(&known);
+        blocks.push(Point {
+            plain: done,
+            byte: end.div_ceil(8),
+            bits: end.next_multiple_of(8) - end,
+            window,
+        });
+        let (filled, pause) = inflate.decode(&mut input, &mut plain[done..]).unwrap();
+        done += filled;
+        if pause == Pause::Ended {
+            break;
+        }
+        assert_eq!(pause, Pause::Block);
+    }
+    assert_eq!(done, 1_300_000);
+
+    // The first block, and the last one before each MiB.
+    let first = blocks.first().cloned();
+    let last = blocks.iter().rposition(|block| block.plain <= 1 << 20).map(|at| blocks[at].clone());
+    assert_eq!([first, last].into_iter().flatten().collect::<Vec<_>>(), want);
+
+    for Point { plain: from, byte, bits, window } in blocks.iter().step_by(7).chain(&want) {
+        let mut inflate = Inflate::<u8>::new();
+        let mut input = &blob[byte - usize::from(*bits > 0)..];
+        inflate.start_at(u32::try_from((8 - bits) % 8).unwrap(), window);
+        let mut again = vec![0; done - from + 1];
+        assert_eq!(inflate.decode(&mut input, &mut again), Ok((done - from, Pause::Ended)));
+        assert!(again[..done - from] == plain[*from..done], "from {from}");
     }
 }

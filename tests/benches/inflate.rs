@@ -1,0 +1,146 @@
+//! Times our gzip decoder beside zlib-rs, in pairs, on the layers of corpora.py; and `igzip` and `libdeflate-gunzip`,
+//! where they are installed.
+//!
+//!     cargo bench --bench inflate -- [NAME ...]       # minbase pydata node cuda tf, from $PLYWOOD_CORPORA
+//!
+//! Both decoders get the file in pieces of 256 KiB, fill buffers of 512 KiB, and compute the CRC-32, as in Apply. A pair
+//! is A B, the next one B A; figures are processor time of the thread, the least of all pairs. The tools write to
+//! /dev/null; what they take is their processes' user time.
+
+use std::{
+    env, fs,
+    process::{Command, ExitCode, Stdio},
+};
+
+use plywood::codec::Coding;
+use zlib_rs::{Inflate, InflateFlush, Status, crc32::crc32};
+
+const PAIRS: usize = 5;
+const INPUT_BYTES: usize = 256 << 10;
+const OUTPUT_BYTES: usize = 512 << 10;
+
+/// Seconds that this thread has had a processor.
+fn thread_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/thread-self/schedstat").expect("the kernel counts");
+    stat.split(' ').next().and_then(|nanoseconds| nanoseconds.parse::<f64>().ok()).expect("a number") / 1e9
+}
+
+/// Seconds of user time of children that have ended, in steps of 10 ms.
+fn children_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("the kernel counts");
+    let behind_name = stat.rsplit(')').next().expect("split gives one part at least");
+    behind_name.split_whitespace().nth(13).and_then(|ticks| ticks.parse::<f64>().ok()).expect("a number")
+        / 100.0
+}
+
+fn ours(blob: &[u8]) -> u64 {
+    let mut decoder = Coding::Gzip.decoder(0).expect("a decoder");
+    let (mut output, mut filled, mut total) = (vec![0; OUTPUT_BYTES], 0, 0);
+    for mut piece in blob.chunks(INPUT_BYTES) {
+        loop {
+            let room = OUTPUT_BYTES - filled;
+            let now = decoder.decode(&mut piece, &mut output[filled..]).expect("the corpus is good");
+            filled = (filled + now) % OUTPUT_BYTES;
+            total += now as u64;
+            if now < room {
+                break;
+            }
+        }
+    }
+    decoder.finish().expect("the corpus is whole");
+    total
+}
+
+/// The one member of a file as gzip writes it: ten bytes of header, or a name behind them.
+fn theirs(blob: &[u8]) -> u64 {
+    let name =
+        if blob[3] & 8 == 0 { 0 } else { blob[10..].iter().position(|byte| *byte == 0).expect("an end") + 1 };
+    let (mut inflate, mut crc) = (Inflate::new(false, 15), 0);
+    let (mut output, mut filled) = (vec![0; OUTPUT_BYTES], 0);
+    for mut piece in blob[10 + name..].chunks(INPUT_BYTES) {
+        loop {
+            let before = (inflate.total_in(), inflate.total_out());
+            let status = inflate.decompress(piece, &mut output[filled..], InflateFlush::NoFlush);
+            let taken = usize::try_from(inflate.total_in() - before.0).expect("a piece");
+            let now = usize::try_from(inflate.total_out() - before.1).expect("a buffer");
+            piece = &piece[taken..];
+            crc = crc32(crc, &output[filled..filled + now]);
+            filled += now;
+            if status.expect("the corpus is good") == Status::StreamEnd {
+                let stored = blob[blob.len() - 8..].first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+                assert_eq!(stored, Some(crc), "CRC-32");
+                return inflate.total_out();
+            }
+            if filled < OUTPUT_BYTES {
+                break;
+            }
+            filled = 0;
+        }
+    }
+    panic!("the corpus is cut short");
+}
+
+/// The least user time of three runs, if the tool is installed.
+fn tool(name: &str, path: &str) -> Option<f64> {
+    let mut least = f64::MAX;
+    for _ in 0..3 {
+        let before = children_seconds();
+        let status = Command::new(name).args(["-d", "-c", path]).stdout(Stdio::null()).status().ok()?;
+        assert!(status.success(), "{name}: {status}");
+        least = least.min(children_seconds() - before);
+    }
+    Some(least)
+}
+
+fn main() -> ExitCode {
+    let Ok(corpora) = env::var("PLYWOOD_CORPORA") else {
+        eprintln!("skipped: PLYWOOD_CORPORA is not set; tests/benches/corpora.py makes them");
+        return ExitCode::SUCCESS;
+    };
+    let names: Vec<_> = env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
+    let names = if names.is_empty() {
+        ["minbase", "pydata", "node", "cuda", "tf"].map(Into::into).into()
+    } else {
+        names
+    };
+    println!(
+        "{:8} {:>8} {:>8} {:>6} {:>8} {:>10}  MB/s",
+        "", "ours", "zlib-rs", "ratio", "igzip", "libdeflate"
+    );
+    let mut ratios = Vec::new();
+    for name in names {
+        let path = format!("{corpora}/{name}.tar.gz");
+        let Ok(blob) = fs::read(&path) else {
+            println!("{name:8} is not there");
+            continue;
+        };
+        let mut least = [f64::MAX; 2];
+        let mut totals = [0; 2];
+        for pair in 0..PAIRS {
+            for turn in 0..2 {
+                let which = (pair + turn) % 2;
+                let before = thread_seconds();
+                totals[which] = if which == 0 { ours(&blob) } else { theirs(&blob) };
+                least[which] = least[which].min(thread_seconds() - before);
+            }
+        }
+        assert_eq!(totals[0], totals[1], "bytes of {name}");
+        let rate = |seconds: f64| totals[0] as f64 / 1e6 / seconds;
+        let of_tool =
+            |tool: Option<f64>| tool.map_or("-".to_owned(), |seconds| format!("{:.0}", rate(seconds)));
+        println!(
+            "{name:8} {:8.0} {:8.0} {:6.3} {:>8} {:>10}",
+            rate(least[0]),
+            rate(least[1]),
+            least[1] / least[0],
+            of_tool(tool("igzip", &path)),
+            of_tool(tool("libdeflate-gunzip", &path)),
+        );
+        ratios.push(least[1] / least[0]);
+    }
+    if !ratios.is_empty() {
+        let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64;
+        println!("{:8} {:>24.3}", "mean", mean.exp());
+    }
+    ExitCode::SUCCESS
+}

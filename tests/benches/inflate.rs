@@ -7,6 +7,8 @@
 //! is A B, the next one B A; figures are processor time of the thread, the least of all pairs. The tools write to
 //! /dev/null; what they take is their processes' user time.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures are what it is for")]
+
 use std::{
     env, fs,
     process::{Command, ExitCode, Stdio},

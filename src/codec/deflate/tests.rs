@@ -15,7 +15,7 @@ impl Writer {
     /// Numbers, and extra bits: the lowest bit first.
     fn number(&mut self, value: u32, bits: usize) -> &mut Self {
         for bit in 0..bits {
-            if self.bits % 8 == 0 {
+            if self.bits.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             *self.bytes.last_mut().unwrap() |= u8::try_from((value >> bit) & 1).unwrap() << (self.bits % 8);
@@ -33,7 +33,7 @@ impl Writer {
     }
 
     fn align(&mut self) -> &mut Self {
-        while self.bits % 8 != 0 {
+        while !self.bits.is_multiple_of(8) {
             self.number(0, 1);
         }
         self

@@ -126,7 +126,7 @@ class Side:
             return {"median": median(values), "min": min(values), "max": max(values)}
         return {"wall_s": spread("wall_s"), "cpu_s": spread("cpu_s"),
                 "peak_bytes": max(s["peak_bytes"] for s in self.samples), "size_bytes": self.size_bytes,
-                "command": " | ".join(" ".join(c) for c in self.commands)}
+                "command": " | ".join(" ".join([pathlib.Path(c[0]).name, *c[1:]]) for c in self.commands)}
 
 
 def pair(ours, peer, pairs, files):

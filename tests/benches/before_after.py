@@ -18,7 +18,6 @@ Python's standard library only.
 
 import argparse
 import pathlib
-import shutil
 import sys
 
 import compare
@@ -101,15 +100,7 @@ def main():
     parser.add_argument("--suite", type=lambda text: text.split(","), default=SUITES, help=",".join(SUITES))
     parser.set_defaults(plywood=pathlib.Path(sys.executable))
     arguments = paired.parse(parser, SUITES)
-    bench = Bench(arguments)
-    about = paired.introduce(bench)
-    try:
-        bench.run()
-    finally:
-        shutil.rmtree(bench.work, ignore_errors=True)
-    missed, results = paired.judge(bars(bench.rows))
-    paired.keep(arguments, about, bench, results)
-    sys.exit(1 if arguments.gate and missed else 0)
+    paired.conduct(Bench(arguments), bars)
 
 
 if __name__ == "__main__":

@@ -169,15 +169,7 @@ def main():
     parser.add_argument("--option", action="append", default=[],
                         help="an option more for plywood diff, e.g. --option=--level=6")
     arguments = paired.parse(parser, SUITES)
-    bench = Bench(arguments)
-    about = paired.introduce(bench)
-    try:
-        bench.run()
-    finally:
-        shutil.rmtree(bench.work, ignore_errors=True)
-    missed, results = paired.judge(bars(bench.rows))
-    paired.keep(arguments, about, bench, results)
-    sys.exit(1 if arguments.gate and missed else 0)
+    paired.conduct(Bench(arguments), bars)
 
 
 if __name__ == "__main__":

@@ -462,6 +462,28 @@ def judge(bars):
     return missed, results
 
 
+def conduct(bench, bars, show=lambda rows: None):
+    """Runs a bench from its table to its bars, and ends the program; `show` prints what stands between the two."""
+    about = introduce(bench)
+    try:
+        bench.run()
+    finally:
+        shutil.rmtree(bench.work, ignore_errors=True)
+    show(bench.rows)
+    missed, results = judge(bars(bench.rows))
+    keep(bench.arguments, about, bench, results)
+    sys.exit(1 if bench.arguments.gate and missed else 0)
+
+
+def means(all_rows):
+    for suite in ("gzip", "zstd", "plain"):
+        rows = [row for row in all_rows if row["suite"] == suite and row["corpus"] in BIG and row["peer"]]
+        if rows:
+            mean = {key: geomean(row["ratio"][key] for row in rows) for key in ("wall_s", "cpu_s", "size_bytes")}
+            print(f"{suite}: geomean of {len(rows)} big corpora: wall {mean['wall_s']:.3f}, "
+                  f"cpu {mean['cpu_s']:.3f}, size {mean['size_bytes']:.3f}")
+
+
 def main():
     if sys.argv[1:2] == ["--generate"]:
         return generate(int(sys.argv[2]))
@@ -471,21 +493,7 @@ def main():
     parser.add_argument("--gunzip", default="gzip -dc", help='the peer\'s decoder, e.g. "igzip -dc" (default: gzip -dc)')
     parser.add_argument("--option", action="append", default=[], help="an option more for plywood apply, e.g. --option=--inline-limit=0")
     arguments = parse(parser, SUITES)
-    bench = Bench(arguments)
-    about = introduce(bench)
-    try:
-        bench.run()
-    finally:
-        shutil.rmtree(bench.work, ignore_errors=True)
-    for suite in ("gzip", "zstd", "plain"):
-        rows = [row for row in bench.rows if row["suite"] == suite and row["corpus"] in BIG and row["peer"]]
-        if rows:
-            means = {key: geomean(row["ratio"][key] for row in rows) for key in ("wall_s", "cpu_s", "size_bytes")}
-            print(f"{suite}: geomean of {len(rows)} big corpora: wall {means['wall_s']:.3f}, "
-                  f"cpu {means['cpu_s']:.3f}, size {means['size_bytes']:.3f}")
-    missed, results = judge(bars(bench.rows))
-    keep(arguments, about, bench, results)
-    sys.exit(1 if arguments.gate and missed else 0)
+    conduct(Bench(arguments), bars, means)
 
 
 if __name__ == "__main__":

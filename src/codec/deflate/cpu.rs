@@ -11,16 +11,15 @@ use super::{
     bits::Bits,
     fast::{self, Stop},
     table::{DistanceTable, LiteralTable},
-    unit::Unit,
 };
 
 /// Like [`fast::run`].
-pub(super) fn run<T: Unit>(
+pub(super) fn run(
     literals: &LiteralTable,
     distances: &DistanceTable,
     held: &mut Bits,
     input: &mut &[u8],
-    output: &mut [T],
+    output: &mut [u8],
     at: &mut usize,
 ) -> Stop {
     #[cfg(target_arch = "x86_64")]
@@ -33,12 +32,12 @@ pub(super) fn run<T: Unit>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "bmi2")]
-fn run_bmi2<T: Unit>(
+fn run_bmi2(
     literals: &LiteralTable,
     distances: &DistanceTable,
     held: &mut Bits,
     input: &mut &[u8],
-    output: &mut [T],
+    output: &mut [u8],
     at: &mut usize,
 ) -> Stop {
     fast::run(literals, distances, held, input, output, at)

@@ -2,52 +2,49 @@
 //!
 //! Source: RFC 1951.
 
+use std::fmt;
+
 /// Why a deflate stream is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} at bit {bit}")]
 pub struct DeflateError {
-    /// What is wrong.
+    /// Rule that the stream breaks.
     pub what: Fault,
-    /// Where, in bits from the start of the stream: behind what cannot be right.
+    /// Bits from the start of the stream to the end of the faulty part.
     pub bit: u64,
 }
 
-/// What can be wrong with a deflate stream. The texts are those of zlib, which users know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+/// Rule that a deflate stream breaks. The texts are those of zlib, which users know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// Block type 3.
-    #[error("invalid block type")]
     BlockType,
     /// The length of a stored block and its complement do not fit together.
-    #[error("invalid stored block lengths")]
     StoredLength,
     /// More than 286 literals and lengths or 30 distances.
-    #[error("too many length or distance symbols")]
     Counts,
     /// The code of the code lengths is over-subscribed or incomplete.
-    #[error("invalid code lengths set")]
     CodeLengths,
     /// A repetition with nothing before it, or of more lengths than there are.
-    #[error("invalid bit length repeat")]
     Repeat,
     /// No code for the end of the block.
-    #[error("invalid code -- missing end-of-block")]
     NoEnd,
     /// The code of literals and lengths is over-subscribed or incomplete.
-    #[error("invalid literal/lengths set")]
     LiteralLengths,
     /// The code of distances is over-subscribed or incomplete.
-    #[error("invalid distances set")]
     Distances,
     /// A code of literals and lengths that stands for none.
-    #[error("invalid literal/length code")]
     Literal,
     /// A code of distances that stands for none.
-    #[error("invalid distance code")]
     Distance,
     /// A match that starts before the first byte of the stream, or before its window.
-    #[error("invalid distance too far back")]
     TooFar,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Fault {

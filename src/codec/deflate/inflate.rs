@@ -9,7 +9,6 @@ use super::{
     fast::{self, Stop},
     history::History,
     table::{self, Alphabet, DISTANCES, DistanceTable, LITERALS, LengthTable, LiteralTable},
-    unit::Unit,
 };
 
 /// Where a decoder is in its stream.
@@ -37,7 +36,7 @@ enum State {
     Ended,
 }
 
-/// What stopped a decoder.
+/// Reason why a decoder stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
     /// All input was taken.
@@ -51,7 +50,7 @@ pub enum Pause {
 }
 
 /// Decoder of one deflate stream.
-pub struct Inflate<T: Unit = u8> {
+pub struct Inflate {
     state: State,
     bits: Bits,
     /// Bytes taken from the input.
@@ -60,7 +59,7 @@ pub struct Inflate<T: Unit = u8> {
     last: bool,
     /// Whether to pause between blocks.
     pause_at_blocks: bool,
-    history: History<T>,
+    history: History,
     literals: Box<LiteralTable>,
     distances: Box<DistanceTable>,
     /// Whether the tables hold the fixed codes.
@@ -84,13 +83,13 @@ struct Header {
 pub(super) const LENGTH_ORDER: [usize; 19] =
     [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
-impl<T: Unit> Default for Inflate<T> {
+impl Default for Inflate {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<T: Unit> Inflate<T> {
+impl Inflate {
     /// A decoder at the start of a stream.
     pub fn new() -> Self {
         Self {
@@ -123,9 +122,9 @@ impl<T: Unit> Inflate<T> {
         self.history.clear();
     }
 
-    /// Goes to a block that starts `bit` bits, 0 to 7, into the next byte of the input, after the units of `window`. The
+    /// Goes to a block that starts `bit` bits, 0 to 7, into the next byte of the input, after the bytes of `window`. The
     /// last 32768 of them are enough. [`position`](Self::position) counts from that byte on.
-    pub fn start_at(&mut self, bit: u32, window: &[T]) {
+    pub fn start_at(&mut self, bit: u32, window: &[u8]) {
         self.reset();
         self.state = State::Skip(bit & 7);
         self.history.append(window);
@@ -137,8 +136,8 @@ impl<T: Unit> Inflate<T> {
         self.pause_at_blocks = true;
     }
 
-    /// The units given out last, at most 32768, the oldest one first.
-    pub fn window(&self) -> Vec<T> {
+    /// The bytes given out last, at most 32768, the oldest one first.
+    pub fn window(&self) -> Vec<u8> {
         self.history.to_vec()
     }
 
@@ -147,9 +146,9 @@ impl<T: Unit> Inflate<T> {
         self.taken.wrapping_mul(8).wrapping_sub(self.bits.count().into())
     }
 
-    /// Takes bytes off the front of `input` and fills `output` from its start; how many units of `output` are
+    /// Takes bytes off the front of `input` and fills `output` from its start; how many bytes of `output` are
     /// filled, and why there are no more.
-    pub fn decode(&mut self, input: &mut &[u8], output: &mut [T]) -> Result<(usize, Pause), DeflateError> {
+    pub fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<(usize, Pause), DeflateError> {
         let before = input.len();
         let mut at = 0;
         let outcome = self.advance(input, output, &mut at);
@@ -163,7 +162,7 @@ impl<T: Unit> Inflate<T> {
         }
     }
 
-    fn advance(&mut self, input: &mut &[u8], output: &mut [T], at: &mut usize) -> Result<Pause, Fault> {
+    fn advance(&mut self, input: &mut &[u8], output: &mut [u8], at: &mut usize) -> Result<Pause, Fault> {
         loop {
             match self.state {
                 State::Ended => return Ok(Pause::Ended),
@@ -189,9 +188,7 @@ impl<T: Unit> Inflate<T> {
                     let now = left.min(input.len()).min(output.len().wrapping_sub(*at));
                     let (bytes, rest) = input.split_at_checked(now).unwrap_or_default();
                     if let Some(place) = output.get_mut(*at..at.wrapping_add(now)) {
-                        for (unit, byte) in place.iter_mut().zip(bytes) {
-                            *unit = T::from(*byte);
-                        }
+                        place.copy_from_slice(bytes);
                     }
                     *input = rest;
                     *at = at.wrapping_add(now);
@@ -222,7 +219,7 @@ impl<T: Unit> Inflate<T> {
     fn symbols(
         &mut self,
         input: &mut &[u8],
-        output: &mut [T],
+        output: &mut [u8],
         at: &mut usize,
     ) -> Result<Option<Pause>, Fault> {
         loop {
@@ -253,8 +250,8 @@ impl<T: Unit> Inflate<T> {
             };
             if entry.is_literal() {
                 self.bits.drop(skipped.wrapping_add(entry.bits()));
-                if let Some(unit) = output.get_mut(*at) {
-                    *unit = T::from(entry.literal());
+                if let Some(place) = output.get_mut(*at) {
+                    *place = entry.literal();
                 }
                 *at = at.wrapping_add(1);
                 continue;

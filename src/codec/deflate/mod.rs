@@ -5,9 +5,6 @@
 //! go through [`fast`], which looks at edges once a turn. Matches copy from the output itself; what
 //! was given out before is kept in a [`History`] for the few that start before it.
 //!
-//! Bytes out are `u8`. With `u16` the same decoder starts in the middle of a stream: the bytes before
-//! are unknown, and what is copied from them comes out as a number above 255 that says from where.
-//!
 //! Source: RFC 1951.
 
 mod bits;
@@ -18,12 +15,10 @@ mod fast;
 mod history;
 mod inflate;
 mod table;
-mod unit;
 
 pub use self::{
     error::{DeflateError, Fault},
     inflate::{Inflate, Pause},
-    unit::{Unit, WINDOW_BYTES},
 };
 
 /// Fuzz entry: decodes `data` as a deflate stream, in steps of different sizes and from every block, and compares
@@ -37,7 +32,7 @@ pub fn fuzz(data: &[u8]) {
     const LIMIT: usize = 1 << 18;
     let want = second_opinion(data, LIMIT);
     for (step_in, step_out) in [(usize::MAX, LIMIT), (7, 61), (1 << 10, 1 << 9)] {
-        let mut inflate = Inflate::<u8>::new();
+        let mut inflate = Inflate::new();
         let (mut plain, mut output) = (Vec::new(), vec![0; step_out]);
         let mut outcome = Ok(false);
         'stream: for mut piece in data.chunks(step_in) {
@@ -77,7 +72,7 @@ pub fn fuzz(data: &[u8]) {
     }
 }
 
-/// What zlib-rs makes of the stream: bytes, and whether it has ended or why it is refused.
+/// Result of zlib-rs for the same stream: bytes, and whether the stream has ended or why it is refused.
 fn second_opinion(data: &[u8], limit: usize) -> (Vec<u8>, Result<bool, &'static str>) {
     let mut inflate = zlib_rs::Inflate::new(false, 15);
     let mut output = vec![0; limit];
@@ -92,7 +87,7 @@ fn second_opinion(data: &[u8], limit: usize) -> (Vec<u8>, Result<bool, &'static 
 
 /// Starts at every block of a valid stream, with its window.
 fn from_every_block(data: &[u8], plain: &[u8]) {
-    let mut inflate = Inflate::<u8>::new();
+    let mut inflate = Inflate::new();
     inflate.pause_at_blocks();
     let (mut input, mut done) = (data, 0);
     let mut output = vec![0; plain.len().saturating_add(1)];
@@ -100,7 +95,7 @@ fn from_every_block(data: &[u8], plain: &[u8]) {
         done += filled;
         let (byte, bit) = (inflate.position() / 8, inflate.position() % 8);
         let mut rest = usize::try_from(byte).ok().and_then(|byte| data.get(byte..)).unwrap_or_default();
-        let mut other = Inflate::<u8>::new();
+        let mut other = Inflate::new();
         other.start_at(u32::try_from(bit).unwrap_or_default(), &inflate.window());
         let again = other.decode(&mut rest, &mut output);
         let expected = plain.len().saturating_sub(done);

@@ -15,9 +15,9 @@ pub(super) const DISTANCES: usize = 32;
 /// Index bits of the table of literals and lengths: nearly all codes are found at once in it, and its
 /// 8 KiB leave most of a first-level cache to the data.
 pub(super) const LITERAL_BITS: u32 = 11;
-/// The same for distances.
+/// Index bits of the table of distances.
 pub(super) const DISTANCE_BITS: u32 = 8;
-/// The same for the code in which code lengths are written. None of its codes is longer.
+/// Index bits of the table of code lengths, none of whose codes is longer.
 pub(super) const LENGTH_BITS: u32 = 7;
 
 /// One table entry.
@@ -79,7 +79,7 @@ impl Entry {
         (self.0 >> 8) & 15
     }
 
-    /// The literal, as a unit of output.
+    /// The literal, as a byte of output.
     #[inline(always)]
     pub(super) const fn literal(self) -> u8 {
         self.0.to_le_bytes()[2]
@@ -166,7 +166,7 @@ const LITERAL_SYMBOLS: [u32; LITERALS] = {
     symbols
 };
 
-/// The same of distances: after the first two, each number of extra bits has two symbols.
+/// Entries of the distances: after the first two, each number of extra bits has two symbols.
 #[expect(clippy::indexing_slicing, reason = "the compiler evaluates it")]
 const DISTANCE_SYMBOLS: [u32; DISTANCES] = {
     let mut symbols = [SPECIAL; DISTANCES];
@@ -182,7 +182,7 @@ const DISTANCE_SYMBOLS: [u32; DISTANCES] = {
     symbols
 };
 
-/// The same of code lengths and their repetitions.
+/// Entries of the code lengths and their repetitions.
 #[expect(clippy::indexing_slicing, reason = "the compiler evaluates it")]
 const LENGTH_SYMBOLS: [u32; 19] = {
     let mut symbols = [0; 19];
@@ -238,7 +238,7 @@ impl<const SIZE: usize, const BITS: u32> Table<SIZE, BITS> {
     /// Fills the table for a code of these lengths, one for each symbol, 0 for symbols without a code.
     ///
     /// As in zlib, a code may have no symbol at all, or a single one of one bit unless it is the code of the code lengths.
-    /// What the remaining codes would mean is refused where one is met; as code lengths they are 0. Every other code that
+    /// A code without a symbol is refused where one is met; as a code length it is 0. Every other code that
     /// is not complete is refused here, as `None`.
     pub(super) fn build(&mut self, alphabet: Alphabet, lengths: &[u8]) -> Option<()> {
         let symbols: &[u32] = match alphabet {

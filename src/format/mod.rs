@@ -3,11 +3,13 @@
 // Bytes from outside must not be able to panic a root daemon.
 #![deny(clippy::indexing_slicing)]
 
+mod crc32c;
 pub mod erofs;
 pub mod ext4;
 pub mod magic;
 mod record;
 pub mod tar;
+pub mod zfile;
 
 use std::io;
 

@@ -137,6 +137,11 @@ impl Header<'_> {
     }
 }
 
+/// True for a header of POSIX's dialect and version whose checksum is right.
+pub(super) fn is_posix(block: &[u8; BLOCK]) -> bool {
+    field(block, MAGIC) == b"ustar\x0000" && verify_checksum(block).is_ok()
+}
+
 /// True when the header can hold a name without a PAX record.
 pub(super) fn holds_name(name: &[u8]) -> bool {
     name.len() <= NAME.len() && name.is_ascii()

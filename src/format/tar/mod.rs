@@ -18,6 +18,7 @@ mod parser;
 mod pax;
 mod sparse;
 mod trace;
+pub mod wrapper;
 pub mod writer;
 
 pub use error::{Problem, TarError};

@@ -1,0 +1,17 @@
+//! ZFile: a file in blocks that are compressed one by one, so that any part can be read.
+//!
+//! ```text
+//! header | block, checksum | block, checksum | ... | index: stored length of each block | trailer
+//! ```
+//!
+//! [`header`] knows the record at either end, [`block`] one block. [`reader::Reader`] reads the contents at any offset.
+//!
+//! Source: `docs/formats/overlaybd.md`, "ZFile".
+
+pub mod block;
+mod error;
+pub mod header;
+mod index;
+pub mod reader;
+
+pub use self::error::{End, ZfileError};

@@ -32,6 +32,8 @@ pub const FILE_BYTES: u64 = (1 << 63) - 4096;
 pub const SYMLINK_HOPS: u32 = 40;
 /// Longest gzip header string (file name, comment, extra field), in bytes; skipped while reading.
 pub const GZIP_HEADER_BYTES: u64 = 1 << 20;
+/// Most points of a gzip index, at 40 bytes each: a stream of 4 TiB with one every MiB.
+pub const GZIP_INDEX_POINTS: u64 = 4 << 20;
 /// Largest device major that EROFS and the kernel encode.
 pub const DEVICE_MAJOR: u32 = (1 << 12) - 1;
 /// Largest device minor that EROFS and the kernel encode.

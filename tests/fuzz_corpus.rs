@@ -6,7 +6,9 @@ use plywood::{
     codec::{CodecError, Coding},
     error::Classify,
     format::{
+        ReadAt,
         erofs::check::{Policy, verify},
+        gzindex,
         tar::{Parser, TarError},
     },
 };
@@ -19,6 +21,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("gzip", plywood::codec::fuzz_gzip),
     ("deflate", plywood::codec::deflate::fuzz),
     ("zstd", plywood::codec::fuzz_zstd),
+    ("gzindex", gzindex::fuzz),
 ];
 
 type Entry = fn(&[u8]);
@@ -154,5 +157,39 @@ fn every_reason_in_the_rules_of_compression_has_a_stream() {
         .collect();
     // Takes a megabyte: the decoder's own tests make one.
     shown.insert("codec.gzip.header-string".to_owned());
+    assert_eq!(reasons, shown);
+}
+
+/// Opens a blob through its index and reads all of it, after the windows: the length of the blob, the blob, the index.
+fn read_indexed(input: &[u8]) -> Result<(), plywood::error::Error> {
+    let (len, rest) = input.split_first_chunk().expect("four bytes");
+    let len = usize::try_from(u32::from_le_bytes(*len)).expect("small");
+    let (blob, index) = rest.split_at(len);
+    let reader = gzindex::Reader::open(blob, index)?;
+    reader.index().verify(index)?;
+    let mut plain = vec![0; usize::try_from(reader.size_bytes()).expect("small")];
+    reader.read_exact_at(0, &mut plain).map_err(plywood::error::Error::disk)
+}
+
+#[test]
+fn gzip_indexes_are_refused_for_the_reason_in_their_name() {
+    for (name, input) in corpus("gzindex") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_indexed(&input).err();
+        let reason = found.as_ref().map_or("ok", plywood::error::Error::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_gzip_indexes_has_an_input() {
+    let rules = include_str!("../docs/formats/overlaybd.md");
+    let ids = rules.split('`').filter(|word| word.starts_with("gzindex.") || *word == "limit.gzindex-points");
+    let reasons: BTreeSet<_> = ids.map(str::to_owned).collect();
+    let shown = corpus("gzindex").into_iter();
+    let shown: BTreeSet<_> = shown
+        .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
+        .filter(|reason| reason != "ok")
+        .collect();
     assert_eq!(reasons, shown);
 }

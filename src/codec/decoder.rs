@@ -20,8 +20,9 @@ pub trait Decoder: Send {
     /// of bytes of `output` that are filled.
     ///
     /// A full `output` may mean that more is to come without further input. Otherwise all of
-    /// `input` has been taken, with one exception: a decoder that is about to need more memory
-    /// stops first, and [`memory_bytes`](Self::memory_bytes) has grown.
+    /// `input` has been taken, with two exceptions: a decoder that is about to need more memory
+    /// stops first, and [`memory_bytes`](Self::memory_bytes) has grown; and a decoder that pauses at
+    /// blocks stops before each, and [`block`](Self::block) is where.
     fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError>;
 
     /// Ends the stream. Call once the input has ended and all output was taken. Errors: the stream
@@ -33,6 +34,25 @@ pub trait Decoder: Send {
     fn memory_bytes(&self) -> u64 {
         0
     }
+
+    /// From now on, stops before every block at which a decoder could start. Only gzip has such
+    /// blocks; other decoders never stop.
+    fn pause_at_blocks(&mut self) {}
+
+    /// Block before which the last call of [`decode`](Self::decode) stopped. All output before it
+    /// has been given.
+    fn block(&self) -> Option<BlockStart> {
+        None
+    }
+}
+
+/// Start of a deflate block in a gzip stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStart {
+    /// Compressed byte at which the block's member starts.
+    pub member: u64,
+    /// Compressed bits before the block, from the start of the stream.
+    pub bit: u64,
 }
 
 /// Decoder that passes the bytes on unchanged.

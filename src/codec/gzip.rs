@@ -8,7 +8,7 @@
 use zlib_rs::crc32::crc32;
 
 use super::{
-    decoder::Decoder,
+    decoder::{BlockStart, Decoder},
     deflate::{DeflateError, Inflate, Pause},
     error::CodecError,
 };
@@ -56,6 +56,10 @@ pub struct Gzip {
     /// Compressed bytes taken so far, and where this member started.
     taken: u64,
     member: u64,
+    /// Where the deflate stream of this member started.
+    body: u64,
+    pauses: bool,
+    paused: Option<BlockStart>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +99,9 @@ impl Gzip {
             length: 0,
             taken: 0,
             member: 0,
+            body: 0,
+            pauses: false,
+            paused: None,
         }
     }
 
@@ -258,11 +265,21 @@ impl Gzip {
         self.length = self.length.wrapping_add(u32::from_le_bytes([b0, b1, b2, b3]));
         Ok((filled, pause))
     }
+
+    /// Notes the block that comes next; whether to stop before it.
+    fn pause(&mut self) -> bool {
+        if self.pauses {
+            let bit = self.body.saturating_mul(8).saturating_add(self.inflate.position());
+            self.paused = Some(BlockStart { member: self.member, bit });
+        }
+        self.pauses
+    }
 }
 
 impl Decoder for Gzip {
     fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
         let mut filled: usize = 0;
+        self.paused = None;
         loop {
             if self.state == State::Body {
                 let rest = output.get_mut(filled..).unwrap_or_default();
@@ -274,14 +291,33 @@ impl Decoder for Gzip {
                 match pause {
                     Pause::Ended => self.state = State::Trailer,
                     Pause::Input | Pause::Output => return Ok(filled),
-                    Pause::Block => {} // Not asked for.
+                    Pause::Block => {
+                        if self.pause() {
+                            return Ok(filled);
+                        }
+                    }
                 }
             } else if input.is_empty() {
                 return Ok(filled);
             } else {
                 self.state = self.frame(input)?;
+                if self.state == State::Body {
+                    self.body = self.taken;
+                    if self.pause() {
+                        return Ok(filled);
+                    }
+                }
             }
         }
+    }
+
+    fn pause_at_blocks(&mut self) {
+        self.pauses = true;
+        self.inflate.pause_at_blocks();
+    }
+
+    fn block(&self) -> Option<BlockStart> {
+        self.paused
     }
 
     fn finish(&mut self) -> Result<(), CodecError> {
@@ -321,6 +357,44 @@ mod tests {
             }
         }
         want
+    }
+
+    #[test]
+    fn a_pause_comes_before_every_block_of_every_member() {
+        let member = |pieces: &[&[u8]]| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+            for piece in pieces {
+                encoder.write_all(piece).unwrap();
+                encoder.flush().unwrap(); // An empty stored block, on a byte boundary.
+            }
+            encoder.finish().unwrap()
+        };
+        let first = member(&[b"one", b"two"]);
+        let stream = [&first[..], &member(&[])].concat();
+        for (step_in, step_out) in [(usize::MAX, 100), (1, 100), (2, 1)] {
+            let mut gzip = Gzip::new();
+            gzip.pause_at_blocks();
+            let (mut plain, mut blocks, mut output) = (Vec::new(), Vec::new(), vec![0; step_out]);
+            for mut piece in stream.chunks(step_in.min(stream.len())) {
+                loop {
+                    let filled = gzip.decode(&mut piece, &mut output).unwrap();
+                    plain.extend_from_slice(&output[..filled]);
+                    match gzip.block() {
+                        Some(BlockStart { member, bit }) => blocks.push((plain.len(), member, bit)),
+                        None if filled < step_out => break,
+                        None => {}
+                    }
+                }
+            }
+            gzip.finish().unwrap();
+            assert_eq!(plain, b"onetwo");
+            let [start, .., last] = blocks[..] else { panic!("{blocks:?}") };
+            assert_eq!((start, last.1), ((0, 0, 80), first.len() as u64), "{step_in} {step_out}");
+            // "one", its flush, "two", its flush, the end; and the end of the second member.
+            let at: Vec<_> = blocks.iter().map(|(plain, ..)| *plain).collect();
+            assert_eq!(at, [0, 3, 3, 6, 6, 6], "{step_in} {step_out}");
+            assert!(blocks.iter().is_sorted_by_key(|(.., bit)| *bit));
+        }
     }
 
     #[test]

@@ -14,10 +14,17 @@ pub mod deflate;
 pub mod encode;
 mod error;
 mod gzip;
+pub(crate) mod zlib;
 mod zstd;
 
 use self::decoder::Plain;
-pub use self::{coding::Coding, decoder::Decoder, error::CodecError, gzip::Gzip, zstd::Zstd};
+pub use self::{
+    coding::Coding,
+    decoder::{BlockStart, Decoder},
+    error::CodecError,
+    gzip::Gzip,
+    zstd::Zstd,
+};
 use crate::error::Classify as _;
 
 impl Coding {

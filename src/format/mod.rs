@@ -6,6 +6,7 @@
 mod crc32c;
 pub mod erofs;
 pub mod ext4;
+pub mod gzindex;
 pub mod magic;
 mod record;
 pub mod tar;

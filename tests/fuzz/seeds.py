@@ -273,7 +273,106 @@ DEFLATE = {
     "runs-fast": packed(b"".join(bytes([n]) * (n * 7 % 300) for n in range(256)), 1),
 }
 
-for target, inputs in {"tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+
+def raw_crc32c(data):
+    """CRC-32C that starts from 0 and is not inverted."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
+
+
+WINDOW = 32768
+PIECES = [b"first block, ", b"second block, ", b"and the third"]
+
+
+def blob_of(pieces=PIECES, end=b""):
+    """A gzip member of stored blocks, and where each block starts: uncompressed offset, byte."""
+    body, starts, plain = b"", [], b""
+    for n, piece in enumerate(pieces):
+        starts.append((len(plain), 10 + len(body)))
+        length = len(piece).to_bytes(2, "little")
+        body += bytes([n == len(pieces) - 1]) + length + bytes(255 - byte for byte in length) + piece
+        plain += piece
+    numbers = zlib.crc32(plain).to_bytes(4, "little") + len(plain).to_bytes(4, "little")
+    return b"\x1f\x8b\x08" + bytes(7) + body + numbers + end, starts, plain
+
+
+def indexed(packed=True, header={}, points={}, table=None, windows=None, blob=None, sum=None, end=b""):
+    """A blob and its index; fields of the header and of points by name, or the whole table or windows."""
+    given, starts, plain = blob_of()
+    blob = given if blob is None else blob
+    pack = zlib.compress if packed else bytes
+    number = lambda value, width: (value % (1 << 8 * width)).to_bytes(width, "little")
+    area, entries = b"", []
+    for n, (at, byte) in enumerate(starts):
+        window = pack((bytes(WINDOW) + plain[:at])[-WINDOW:]) if windows is None else windows
+        entry = {"de_pos": at, "en_pos": byte, "win_pos": 333 + len(area), "bits": 0, "win_len": len(window)}
+        area += window
+        entries.append(entry | points.get(n, {}))
+    widths = {"de_pos": 8, "en_pos": 8, "win_pos": 8, "bits": 1, "win_len": 4}
+    rows = b"".join(number(entry[name], width) for entry in entries for name, width in widths.items())
+    table = pack(rows if table is None else table)
+    fields = {"major": (8, 1, 1), "minor": (9, 1, 0), "algo": (10, 1, packed), "level": (11, 1, 6), "span": (13, 4, 1 << 20),
+              "window": (17, 4, WINDOW), "index_size": (21, 4, 29), "index_num": (25, 8, len(entries)),
+              "gzip_file_size": (33, 8, len(blob)), "index_file_size": (41, 8, 333 + len(area) + len(table) + len(end)),
+              "uncompress_file_size": (49, 8, len(plain)), "index_start": (313, 8, 333 + len(area)),
+              "index_area_len": (321, 8, len(table) + len(end))}
+    record = bytearray(b"ddgzidx\0") + bytes(325)
+    for name, (at, width, value) in fields.items():
+        record[at : at + width] = number(header.get(name, value), width)
+    if "magic" in header:
+        record[:8] = header["magic"]
+    record[329:] = number(raw_crc32c(record[:329]) if sum is None else sum, 4)
+    return number(len(blob), 4) + blob + bytes(record) + area + table + end
+
+
+GOOD = blob_of()[0]
+GZINDEX = {
+    "ok@packed": indexed(),
+    "ok@stored": indexed(False),
+    "ok@padding": indexed(blob=GOOD + bytes(600)),
+    "ok@minor-version": indexed(header={"minor": 9}),
+    "gzindex.truncated@332": (0).to_bytes(4, "little") + bytes(332),
+    "gzindex.magic@capital": indexed(header={"magic": b"DDGZIDX\0"}),
+    "gzindex.version@2": indexed(header={"major": 2}),
+    "gzindex.checksum@zero": indexed(sum=0),
+    "gzindex.field@algorithm": indexed(header={"algo": 2}),
+    "gzindex.field@window": indexed(header={"window": 1 << 16}),
+    "gzindex.field@length-of-a-point": indexed(header={"index_size": 30}),
+    "gzindex.field@negative-size": indexed(header={"uncompress_file_size": -1}),
+    "gzindex.file-size@one-more": indexed(header={"index_file_size": 1 << 40}),
+    "gzindex.blob-size@one-more": indexed(header={"gzip_file_size": len(GOOD) + 1}),
+    "limit.gzindex-points@largest": indexed(header={"index_num": -1}),
+    "gzindex.table@in-the-header": indexed(header={"index_start": 332}),
+    "gzindex.table@past-the-end": indexed(header={"index_area_len": -1}),
+    "gzindex.table-data@bomb": indexed(table=bytes(1 << 20)),
+    "gzindex.table-data@short": indexed(header={"index_num": 4}),
+    "gzindex.table-data@trailing": indexed(end=b"tail"),
+    "gzindex.table-data@stored-too-long": indexed(False, table=bytes(29 * 3 + 1)),
+    "gzindex.start@not-0": indexed(points={0: {"de_pos": 1}}),
+    "gzindex.start@no-points": indexed(header={"index_num": 0}, table=b""),
+    "gzindex.order@back": indexed(points={1: {"de_pos": 30}}),
+    "gzindex.order@bytes": indexed(points={1: {"en_pos": 9}}),
+    "gzindex.range@bits": indexed(points={1: {"bits": 8}}),
+    "gzindex.range@negative": indexed(points={1: {"de_pos": -1}}),
+    "gzindex.range@window-in-the-header": indexed(points={1: {"win_pos": 332}}),
+    "gzindex.range@window-past-the-table": indexed(points={1: {"win_pos": 1 << 40}}),
+    "gzindex.range@window-length": indexed(points={1: {"win_len": 1 << 20}}),
+    "gzindex.window@bomb": indexed(windows=zlib.compress(bytes(1 << 20))),
+    "gzindex.window@short": indexed(windows=zlib.compress(bytes(WINDOW - 1))),
+    "gzindex.members@second": indexed(blob=GOOD + GOOD),
+    "gzindex.members@tail": indexed(blob=GOOD + b"tail"),
+    "gzindex.data@between-blocks": indexed(points={1: {"en_pos": 11}, 2: {"en_pos": 11}}),
+    "gzindex.end@longer": indexed(header={"uncompress_file_size": 41}),
+    "gzindex.end@shorter": indexed(header={"uncompress_file_size": 39}),
+    "gzindex.cut@trailer": indexed(blob=GOOD[:-1]),
+    "gzindex.cut@block": indexed(blob=GOOD[:-12]),
+}
+
+for target, inputs in {"gzindex": GZINDEX, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

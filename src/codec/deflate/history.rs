@@ -3,11 +3,11 @@
 //! Source: RFC 1951, section 2: a match reaches back 32 KiB at most.
 
 /// Farthest distance of a match, in bytes.
-pub(super) const WINDOW_BYTES: usize = 1 << 15;
+pub(crate) const WINDOW_BYTES: usize = 1 << 15;
 
 /// The last [`WINDOW_BYTES`] bytes, or as many as there were.
 #[derive(Clone, Debug)]
-pub(super) struct History {
+pub(crate) struct History {
     /// A ring: the oldest byte stands at `next` once it is full.
     ring: Box<[u8]>,
     next: usize,
@@ -15,17 +15,17 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { ring: vec![0; WINDOW_BYTES].into_boxed_slice(), next: 0, len: 0 }
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.next = 0;
         self.len = 0;
     }
 
     /// Adds what was given out.
-    pub(super) fn append(&mut self, bytes: &[u8]) {
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
         let kept = bytes.len().min(WINDOW_BYTES);
         let bytes = bytes.get(bytes.len().wrapping_sub(kept)..).unwrap_or_default();
         let until_end = kept.min(WINDOW_BYTES.wrapping_sub(self.next));
@@ -40,11 +40,15 @@ impl History {
         self.len = self.len.saturating_add(kept).min(WINDOW_BYTES);
     }
 
-    /// All bytes of the history, the oldest first.
-    pub(super) fn to_vec(&self) -> Vec<u8> {
-        let (newer, older) = self.ring.split_at_checked(self.next).unwrap_or_default();
-        let all = [older, newer].concat();
-        all.get(WINDOW_BYTES.wrapping_sub(self.len)..).unwrap_or_default().to_vec()
+    /// All bytes of the history, the oldest first, in the two pieces that they are kept in.
+    pub(crate) fn pieces(&self) -> [&[u8]; 2] {
+        match self.next.checked_sub(self.len) {
+            Some(start) => [self.ring.get(start..self.next).unwrap_or_default(), &[]],
+            None => {
+                let start = WINDOW_BYTES.wrapping_add(self.next).wrapping_sub(self.len);
+                [self.ring.get(start..).unwrap_or_default(), self.ring.get(..self.next).unwrap_or_default()]
+            }
+        }
     }
 
     /// Copies a match of `length` bytes to `output[at..]`, where there is room for it, from `distance` bytes

@@ -138,7 +138,7 @@ impl Inflate {
 
     /// The bytes given out last, at most 32768, the oldest one first.
     pub fn window(&self) -> Vec<u8> {
-        self.history.to_vec()
+        self.history.pieces().concat()
     }
 
     /// Bits of the stream used so far.

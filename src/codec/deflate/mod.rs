@@ -16,6 +16,7 @@ mod history;
 mod inflate;
 mod table;
 
+pub(crate) use self::history::{History, WINDOW_BYTES};
 pub use self::{
     error::{DeflateError, Fault},
     inflate::{Inflate, Pause},

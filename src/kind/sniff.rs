@@ -98,7 +98,7 @@ impl Head {
         let mut parser = Parser::new();
         let mut input = self.plain.as_slice();
         while let Ok(Some(event)) = parser.next(&mut input) {
-            if let Event::Entry(entry) = event
+            if let Event::Entry { entry, .. } = event
                 && is_part_of_an_image(&entry.path)
             {
                 return Some(entry.path);

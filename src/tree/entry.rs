@@ -46,6 +46,26 @@ pub enum Body {
     Fifo,
 }
 
+impl Body {
+    /// Stretches of a file that hold data, each with the byte of an archive at which it is stored, in an archive that
+    /// stores them one after the other from byte `data_start` on. None for anything but a file with data.
+    pub fn stored(&self, data_start: u64) -> impl Iterator<Item = (Extent, u64)> {
+        let (whole, extents) = match self {
+            Self::Regular { size_bytes, extents: None } => {
+                (Some(Extent { offset: 0, len: *size_bytes }), [].as_slice())
+            }
+            Self::Regular { extents: Some(extents), .. } => (None, extents.as_slice()),
+            _ => (None, [].as_slice()),
+        };
+        let with_data = whole.into_iter().chain(extents.iter().copied()).filter(|extent| extent.len > 0);
+        with_data.scan(data_start, |at, extent| {
+            let start = *at;
+            *at = at.saturating_add(extent.len);
+            Some((extent, start))
+        })
+    }
+}
+
 /// Stretch of data in a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {

@@ -343,7 +343,7 @@ fn ours(archive: &[u8]) -> Result<Vec<Member>, TarError> {
     for mut piece in archive.chunks(1 << 16) {
         while let Some(event) = parser.next(&mut piece)? {
             match event {
-                Event::Entry(entry) => members.push(Member::new(entry)),
+                Event::Entry { entry, .. } => members.push(Member::new(entry)),
                 Event::Data { offset, bytes } => {
                     let data = &mut members.last_mut().expect("data follows an entry").data;
                     data.resize(usize::try_from(offset).expect("tests are small"), 0);

@@ -102,7 +102,7 @@ impl Build<'_> {
     fn take(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(event) = self.parser.next(&mut input)? {
             match event {
-                Event::Entry(entry) => {
+                Event::Entry { entry, .. } => {
                     self.count_holes(&entry.body)?;
                     self.writer.entry(&entry)
                 }

@@ -17,7 +17,14 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// Entry. The data of a regular file follows, then [`Event::EndOfEntry`].
-    Entry(Entry),
+    Entry {
+        /// Name, type and metadata.
+        entry: Entry,
+        /// Byte of the archive at which the data starts. A sparse file's stretches of data follow each other from
+        /// there on, see [`Body::stored`]; the map at their head is not counted. Without a meaning for entries
+        /// without data.
+        data_start: u64,
+    },
     /// Data of the last regular file, in ascending order; a slice of the input.
     Data {
         /// Byte of the file at which the data belongs. Holes of a sparse file are skipped.
@@ -47,7 +54,7 @@ pub enum Event<'a> {
 /// for mut piece in archive.chunks(100) {
 ///     while let Some(event) = parser.next(&mut piece)? {
 ///         match event {
-///             Event::Entry(entry) => files.push((entry.path, Vec::new())),
+///             Event::Entry { entry, .. } => files.push((entry.path, Vec::new())),
 ///             Event::Data { bytes, .. } => files.last_mut().unwrap().1.extend_from_slice(bytes),
 ///             Event::EndOfEntry => {}
 ///         }
@@ -223,7 +230,7 @@ impl Parser {
                         return Ok(None);
                     };
                     if let Some(entry) = entry {
-                        return Ok(Some(Event::Entry(entry)));
+                        return Ok(Some(Event::Entry { entry, data_start: self.position }));
                     }
                 }
                 &mut State::Extension { kind, size_bytes } => {
@@ -251,7 +258,7 @@ impl Parser {
                     let (taken, complete) = draft.map.feed(available)?;
                     self.take(input, taken);
                     if complete {
-                        return self.sparse_entry().map(|entry| entry.map(Event::Entry));
+                        return self.sparse_entry();
                     }
                     if taken == left {
                         return Err(Problem::SparseMap { detail: "an end within the file's data" });
@@ -388,7 +395,7 @@ impl Parser {
     }
 
     /// Ends the map at the head of the data. After its padding comes data.
-    fn sparse_entry(&mut self) -> Result<Option<Entry>, Problem> {
+    fn sparse_entry<'a>(&mut self) -> Result<Option<Event<'a>>, Problem> {
         let State::SparseMap(draft) = std::mem::replace(&mut self.state, State::Header) else {
             return Ok(None);
         };
@@ -398,7 +405,8 @@ impl Parser {
             .ok_or(Problem::SparseMap { detail: "padding to a multiple of 512 within the file's data" })?;
         self.begin_sparse_data(&mut entry, &map.into_map(), size_bytes, data_bytes, stored)?;
         self.data.skip = map_padding;
-        Ok(Some(entry))
+        let data_start = self.position.saturating_add(u64::try_from(map_padding).unwrap_or(u64::MAX));
+        Ok(Some(Event::Entry { entry, data_start }))
     }
 
     fn begin_sparse_data(

@@ -633,11 +633,30 @@ fn sparse_maps_that_do_not_fit_their_data_are_refused() {
 }
 
 #[test]
+fn an_entry_says_where_in_the_archive_its_data_starts() {
+    let [old, newer, newest] = sparse_archives().try_into().expect("three versions");
+    let archive = Archive::new().file("a", b"1").raw(&old.bytes).raw(&newer.bytes).raw(&newest.bytes);
+    let trace = trace::trace(&archive.bytes, 100);
+    let starts: Vec<_> = trace.files.iter().map(|file| file.data_start).collect();
+    // Two headers and a record precede the sparse files; the newest version has its map before the data, too.
+    let second = 1024 + 1536;
+    let third = second + old.bytes.len() as u64;
+    let fourth = third + newer.bytes.len() as u64 + 512;
+    assert_eq!(starts, [512, second, third, fourth]);
+    let stored: Vec<_> = trace.files[3].entry.body.stored(fourth).map(|(_, at)| at).collect();
+    assert_eq!(stored, [fourth, fourth + 5]);
+    assert_eq!(
+        Body::Directory.stored(9).count() + Body::Regular { size_bytes: 0, extents: None }.stored(9).count(),
+        0
+    );
+}
+
+#[test]
 fn data_is_handed_out_as_slices_of_the_input() {
     let archive = Archive::new().file("a", &[7; 5000]).bytes;
     let mut input = &archive[..];
     let mut parser = Parser::new();
-    assert!(matches!(parser.next(&mut input), Ok(Some(Event::Entry(_)))));
+    assert!(matches!(parser.next(&mut input), Ok(Some(Event::Entry { .. }))));
     let Ok(Some(Event::Data { offset: 0, bytes })) = parser.next(&mut input) else { panic!("no data") };
     assert!(std::ptr::eq(bytes, &archive[512..5512]));
     assert_eq!(parser.next(&mut input), Ok(Some(Event::EndOfEntry)));

@@ -21,6 +21,8 @@ pub(super) struct Trace {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct File {
     pub(super) entry: Entry,
+    /// Byte of the archive at which its data starts.
+    pub(super) data_start: u64,
     /// Runs of data without a hole, each with its offset.
     pub(super) runs: Vec<(u64, Vec<u8>)>,
     /// True until the end of the data was announced.
@@ -36,6 +38,7 @@ pub(super) fn trace(archive: &[u8], piece: usize) -> Trace {
     let mut parser = Parser::new();
     let mut files = Vec::new();
     let refusal = read(&mut parser, archive, piece, &mut files).err();
+    files.iter().filter(|file| !file.open).for_each(|file| file.is_stored_in(archive));
     if let Some(refusal) = &refusal {
         assert_eq!(parser.next(&mut &[][..]).as_ref(), Err(refusal), "a refusal is final");
         assert_eq!(parser.finish().as_ref(), Err(refusal), "a refusal is final");
@@ -47,10 +50,10 @@ fn read(parser: &mut Parser, archive: &[u8], piece: usize, files: &mut Vec<File>
     for mut input in archive.chunks(piece) {
         while let Some(event) = parser.next(&mut input)? {
             match event {
-                Event::Entry(entry) => {
+                Event::Entry { entry, data_start } => {
                     assert!(files.last().is_none_or(|file| !file.open), "the file before is not ended");
                     let open = matches!(entry.body, Body::Regular { .. });
-                    files.push(File { entry, runs: Vec::new(), open });
+                    files.push(File { entry, data_start, runs: Vec::new(), open });
                 }
                 Event::Data { offset, bytes } => {
                     files.last_mut().expect("data follows an entry").extend(offset, bytes);
@@ -72,6 +75,18 @@ impl File {
         match self.runs.last_mut() {
             Some((start, run)) if *start + run.len() as u64 == offset => run.extend_from_slice(bytes),
             _ => self.runs.push((offset, bytes.to_vec())),
+        }
+    }
+
+    /// Checks that the archive has the data at the bytes that [`Body::stored`] gives.
+    fn is_stored_in(&self, archive: &[u8]) {
+        let mut runs = self.runs.iter();
+        for (extent, at) in self.entry.body.stored(self.data_start) {
+            let stored = usize::try_from(at)
+                .ok()
+                .and_then(|at| archive.get(at..)?.get(..usize::try_from(extent.len).ok()?));
+            let run = runs.next().map(|(_, run)| run.as_slice());
+            assert_eq!(stored, run, "data is stored elsewhere");
         }
     }
 

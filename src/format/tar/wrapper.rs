@@ -119,7 +119,7 @@ pub fn find(source: &(impl ReadAt + ?Sized)) -> Result<Option<Payload>, WrapperE
     loop {
         let event = parser.next(&mut &block[..])?;
         offset += len;
-        if let Some(Event::Entry(entry)) = event {
+        if let Some(Event::Entry { entry, .. }) = event {
             let Body::Regular { size_bytes: len, extents: None } = entry.body else {
                 return Err(WrapperError::NotFile { name: entry.path });
             };

@@ -61,6 +61,13 @@ pub trait Sink {
     fn set_len(&mut self, len: u64) -> io::Result<()>;
 }
 
+/// Sink of a block device, parts of which may lie in another file, the target.
+pub trait Remote: Sink {
+    /// Makes `len` bytes of the device from byte `offset` on read as those of the target from byte `target` on. All
+    /// three are multiples of 512. [`Sink::discard`] undoes it.
+    fn map(&mut self, offset: u64, len: u64, target: u64) -> io::Result<()>;
+}
+
 /// An image in memory, for tests and for images that are small in any case.
 impl Sink for Vec<u8> {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {

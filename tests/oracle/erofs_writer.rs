@@ -33,7 +33,7 @@ use super::{
 };
 
 /// An entry and the data of its file, holes spelled out.
-type Item = (Entry, Vec<u8>);
+pub type Item = (Entry, Vec<u8>);
 
 pub fn add(suite: &mut Suite) {
     let kernel = [Need::Root, Need::FileSystem("erofs")];
@@ -224,7 +224,7 @@ fn options() -> impl Strategy<Value = Options> {
 }
 
 /// The entries that the model takes, and the tree they make.
-fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
+pub fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
     let mut model = Model::new();
     let mut taken = Vec::new();
     for (entry, data) in items {
@@ -238,7 +238,7 @@ fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
 }
 
 /// An input of a test that can be printed.
-trait Shown: std::fmt::Debug {
+pub trait Shown: std::fmt::Debug {
     fn shown(&self) -> String;
 }
 
@@ -270,7 +270,7 @@ impl<T: Shown> Shown for (T, usize) {
     }
 }
 
-fn check<S: Strategy<Value: Shown>>(
+pub fn check<S: Strategy<Value: Shown>>(
     cases: u32,
     strategy: S,
     test: impl Fn(S::Value) -> Result<(), TestCaseError>,
@@ -286,12 +286,12 @@ fn written(items: &[Item], options: &Options) -> Result<(Vec<u8>, Summary), Test
     write(items, options).map_err(|error| TestCaseError::fail(format!("the writer refuses: {error}")))
 }
 
-fn layers() -> impl Strategy<Value = (Vec<Item>, Options)> {
+pub fn layers() -> impl Strategy<Value = (Vec<Item>, Options)> {
     (prop::collection::vec(item(), 0..40), options())
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what the readers return")]
-fn assert_same(got: Listing, want: &Listing, reader: &str) -> Result<(), TestCaseError> {
+pub fn assert_same(got: Listing, want: &Listing, reader: &str) -> Result<(), TestCaseError> {
     let names = |listing: &Listing| -> Vec<String> {
         listing.keys().map(|name| name.escape_ascii().to_string()).collect()
     };
@@ -350,23 +350,23 @@ fn pieces_do_not_matter() -> Result<(), Failed> {
 }
 
 /// A file system that is mounted as long as this lives.
-struct MountPoint {
+pub struct MountPoint {
     _mounted: Mounted,
     dir: tempfile::TempDir,
 }
 
 impl MountPoint {
-    fn at(&self) -> PathBuf {
+    pub fn at(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
 
-    fn new(kind: &str, source: &Path, dir: tempfile::TempDir, data: &str) -> Result<Self, Failed> {
+    pub fn new(kind: &str, source: &Path, dir: tempfile::TempDir, data: &str) -> Result<Self, Failed> {
         let at = dir.path().join("mnt");
         fs::create_dir_all(&at)?;
         Ok(Self { _mounted: Mounted::new(source, &at, kind, data)?, dir })
     }
 
-    fn image(image: &[u8]) -> Result<Self, Failed> {
+    pub fn image(image: &[u8]) -> Result<Self, Failed> {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("image.erofs");
         fs::File::create(&file)?.write_all(image)?;

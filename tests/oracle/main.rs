@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
 
+mod erofs_elsewhere;
 mod erofs_golden;
 mod erofs_mutants;
 mod erofs_reader;
@@ -26,6 +27,7 @@ fn main() {
     suite.room("tar_writer", tar_writer::add);
     suite.room("erofs_reader", erofs_reader::add);
     suite.room("erofs_writer", erofs_writer::add);
+    suite.room("erofs_elsewhere", erofs_elsewhere::add);
     suite.room("erofs_golden", erofs_golden::add);
     suite.room("erofs_mutants", erofs_mutants::add);
     suite.room("ext4", ext4::add);

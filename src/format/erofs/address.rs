@@ -102,6 +102,9 @@ impl BlockBits {
     /// 4096 bytes. Larger blocks need pages as large, smaller ones Linux 6.4.
     pub const DEFAULT: Self = Self(12);
 
+    /// 512 bytes, the unit of archives. Blocks as small need Linux 6.4.
+    pub const SECTOR: Self = Self(9);
+
     /// Block size of 2^`bits` bytes; `None` outside 9 to 16.
     pub fn new(bits: u8) -> Option<Self> {
         (9..=16).contains(&bits).then_some(Self(bits))

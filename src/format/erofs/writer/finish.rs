@@ -7,11 +7,10 @@
 //! `Documentation/filesystems/overlayfs.rst`, for the attributes that make deletions work.
 
 use super::{
-    Place, Summary, Writer, WriterError,
+    Place, Role, Summary, Writer, WriterError,
     directory::{Blocks, Extent, with_dots},
     head_len,
     metadata::Slot,
-    root_nid,
     stream::Window,
 };
 use crate::{
@@ -19,6 +18,7 @@ use crate::{
         Sink,
         erofs::{
             Block, Nid,
+            device::DeviceSlot,
             inode::{Data, Inode},
             superblock::{Superblock, compat, incompat, seal},
         },
@@ -44,6 +44,8 @@ struct Planned {
 
 /// All directories, breadth first.
 struct Directories {
+    /// True for a layer, whose deletions overlayfs finds in attributes.
+    is_layer: bool,
     order: Vec<DirectoryId>,
     /// Places, by number of the directory.
     planned: Vec<Planned>,
@@ -63,6 +65,9 @@ impl Directories {
     /// Attributes of a directory in the image, sorted by name.
     fn xattrs<'a>(&'a self, tree: &'a Tree<Place>, directory: DirectoryId) -> Vec<&'a Xattr> {
         let mut xattrs: Vec<&Xattr> = tree.xattrs(directory).collect();
+        if !self.is_layer {
+            return xattrs;
+        }
         // Only this layer's deletions decide about these two attributes; an entry cannot set them.
         xattrs.retain(|xattr| xattr.name != self.opaque.name && xattr.name != self.origin.name);
         let before = xattrs.len();
@@ -97,6 +102,7 @@ impl<S: Sink> Writer<S> {
         let (mut root_head, root_icount) = self.root_head(&directories)?;
 
         let bits = self.bits();
+        let root_start = self.role.root_offset();
         let mut plan = self.metadata.plan(&self.stream);
         let mut bodies = 0_u64;
         let mut head = Vec::new();
@@ -107,7 +113,7 @@ impl<S: Sink> Writer<S> {
             let is_root = directory == DirectoryId::ROOT;
             // The last block goes beside the inode whatever the inline limit is, as in mkfs.erofs.
             let inline = if is_root {
-                tail > 0 && root_has_room(root_head.len() as u64, tail, bits.size())
+                tail > 0 && root_has_room(root_start + root_head.len() as u64, tail, bits.size())
             } else {
                 head.clear();
                 head.resize(Inode::EXTENDED_LEN, 0);
@@ -153,6 +159,9 @@ impl<S: Sink> Writer<S> {
         stream.flush(sink)?;
 
         summary.nodes = self.tree.file_count() + self.tree.directory_count();
+        if self.role == Role::Device {
+            summary.nodes -= std::mem::take(&mut summary.whiteouts);
+        }
         summary.directories = self.tree.directory_count();
         summary.size_bytes = end << bits.get();
         self.sink.set_len(summary.size_bytes)?;
@@ -161,14 +170,24 @@ impl<S: Sink> Writer<S> {
         superblock.feature_compat = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER;
         // Kernels before 5.15 cannot read chunks, so the bit is set only when a file needs it.
         superblock.feature_incompat = if self.chunked.is_empty() { 0 } else { incompat::CHUNKED_FILE };
-        superblock.root = root_nid().ok_or(WriterError::Order("the root is off a slot"))?;
+        superblock.root = self.role.root_nid()?;
         superblock.inos = summary.nodes;
         superblock.blocks = end;
         superblock.uuid = self.options.uuid;
         if area_blocks > 0 {
             superblock.xattr_block = u32::try_from(records_end).map_err(WriterError::internal)?;
         }
-        self.write_first_block(&superblock, &root_head, &root_tail)?;
+        let mut slot = Vec::new();
+        if let Some(archive) = self.archive_slot(end)? {
+            superblock.feature_incompat |= incompat::DEVICE_TABLE;
+            superblock.extra_devices = 1;
+            // Right after the superblock, in units of slots.
+            let at = (Superblock::OFFSET + Superblock::LEN as u64) / DeviceSlot::LEN as u64;
+            superblock.device_slot_offset = u16::try_from(at).map_err(WriterError::internal)?;
+            slot.extend_from_slice(&archive.encode());
+        }
+        let head = [&superblock.encode()[..], &slot, &root_head, &root_tail].concat();
+        self.write_first_block(&head)?;
         Ok((self.sink, summary))
     }
 
@@ -194,6 +213,7 @@ impl<S: Sink> Writer<S> {
         }
         let overlay = |name: &[u8], value: &[u8]| Xattr { name: name.to_vec(), value: value.to_vec() };
         let mut directories = Directories {
+            is_layer: self.role != Role::Device,
             order: vec![DirectoryId::ROOT],
             planned: vec![Planned::default(); slots],
             opaque: overlay(b"trusted.overlay.opaque", b"y"),
@@ -206,7 +226,7 @@ impl<S: Sink> Writer<S> {
             let mut extent = Extent::new(self.bits());
             // Two links: the record in the parent and its own `.`; each subdirectory adds its `..`.
             let mut planned = Planned { nlink: 2, ..Planned::default() };
-            let children = self.tree.children(directory).map(|(name, node)| (name, Some(node)));
+            let children = listed(&self.tree, directories.is_layer, directory);
             for (name, node) in with_dots(children, None, None) {
                 extent.add(name.len());
                 let Some(node) = node else { continue };
@@ -222,7 +242,7 @@ impl<S: Sink> Writer<S> {
             }
             planned.size_bytes = extent.size_bytes();
             *directories.get_mut(directory) = planned;
-            summary.opaque_directories += u64::from(self.tree.is_opaque(directory));
+            summary.opaque_directories += u64::from(directories.is_layer && self.tree.is_opaque(directory));
             self.shared.note_all(directories.xattrs(&self.tree, directory), false)?;
         }
         for (file_type, is_whiteout) in self.tree.files() {
@@ -238,7 +258,7 @@ impl<S: Sink> Writer<S> {
 
     /// Encodes inode and attributes of the root, which have to fit behind the superblock.
     fn root_head(&mut self, directories: &Directories) -> Result<(Vec<u8>, u16), WriterError> {
-        let room = head_len(self.bits()) - Superblock::OFFSET - Superblock::LEN as u64;
+        let room = head_len(self.bits()) - self.role.root_offset();
         let xattrs = directories.xattrs(&self.tree, DirectoryId::ROOT);
         for share_all in [false, true] {
             if share_all {
@@ -262,7 +282,7 @@ impl<S: Sink> Writer<S> {
         bodies_start: u64,
     ) -> Result<Vec<u8>, WriterError> {
         let bits = self.bits();
-        let mut bodies = Window::default();
+        let mut bodies = Window::new(self.role.gap(bits));
         let mut blocks = Blocks::new(bits);
         let mut data = Vec::new();
         let mut root_tail = Vec::new();
@@ -274,7 +294,7 @@ impl<S: Sink> Writer<S> {
             let own = (self.nid(directories, directory)?, FileType::Directory);
             let parent = (self.nid(directories, self.tree.parent(directory))?, FileType::Directory);
             data.clear();
-            let children = self.tree.children(directory).map(|(name, node)| (name, Some(node)));
+            let children = listed(&self.tree, directories.is_layer, directory);
             let mut dots = [own, parent].into_iter();
             for (name, node) in with_dots(children, None, None) {
                 let (nid, file_type) = match node {
@@ -343,24 +363,18 @@ impl<S: Sink> Writer<S> {
 
     fn nid(&self, directories: &Directories, directory: DirectoryId) -> Result<Nid, WriterError> {
         let nid = match directory {
-            DirectoryId::ROOT => root_nid(),
+            DirectoryId::ROOT => return self.role.root_nid(),
             _ => self.metadata.nid(directories.get(directory).slot),
         };
         nid.ok_or(WriterError::Order("a directory has no place"))
     }
 
     /// Writes superblock and root directory. Without them the file is no image.
-    fn write_first_block(
-        &mut self,
-        superblock: &Superblock,
-        root_head: &[u8],
-        root_tail: &[u8],
-    ) -> Result<(), WriterError> {
+    fn write_first_block(&mut self, from_superblock: &[u8]) -> Result<(), WriterError> {
         let bits = self.bits();
-        let from_superblock = [&superblock.encode()[..], root_head, root_tail].concat();
         let start = usize::try_from(Superblock::OFFSET).map_err(WriterError::internal)?;
         let mut first = vec![0; start];
-        first.extend_from_slice(&from_superblock);
+        first.extend_from_slice(from_superblock);
         first.resize(usize::try_from(head_len(bits)).map_err(WriterError::internal)?, 0);
         let covered =
             first.get_mut(start..).and_then(|rest| rest.get_mut(..Superblock::checksummed_len(bits)));
@@ -369,10 +383,20 @@ impl<S: Sink> Writer<S> {
     }
 }
 
-/// True when a tail fits behind the root's inode and attributes: inside the first block or blocks,
+/// Names of a directory that the image lists: on a device there are no whiteouts.
+fn listed(
+    tree: &Tree<Place>,
+    is_layer: bool,
+    directory: DirectoryId,
+) -> impl Iterator<Item = (&[u8], Option<Node>)> {
+    let is_whiteout = |node: Node| matches!(node, Node::File(file) if tree.is_whiteout(file));
+    let all = tree.children(directory).filter(move |(_, node)| is_layer || !is_whiteout(*node));
+    all.map(|(name, node)| (name, Some(node)))
+}
+
+/// True when a tail fits at byte `start`, behind the root's inode and attributes: inside the first block or blocks,
 /// and without crossing from one to the next.
-fn root_has_room(head: u64, tail: u64, block_size: u64) -> bool {
-    let start = Superblock::OFFSET + Superblock::LEN as u64 + head;
+fn root_has_room(start: u64, tail: u64, block_size: u64) -> bool {
     // An inline tail starts and ends in one block, that in which the bytes before it end.
     (start - 1) / block_size == (start + tail - 1) / block_size
 }

@@ -6,7 +6,7 @@
 //!
 //! Source: `docs/formats/erofs.md`, "How an image is written".
 
-use super::{Open, OpenFile, Place, Stored, Writer, WriterError, metadata::Slot, sparse::Chunks};
+use super::{Open, OpenFile, Place, Source, Stored, Writer, WriterError, metadata::Slot, sparse::Chunks};
 use crate::{
     format::{
         Sink,
@@ -57,9 +57,18 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Writes the inode of a file without data blocks, or begins a regular file.
-    pub(super) fn file(&mut self, id: FileId, entry: &Entry) -> Result<(), WriterError> {
+    pub(super) fn file(&mut self, id: FileId, entry: &Entry, source: Source) -> Result<(), WriterError> {
         match &entry.body {
-            Body::Regular { size_bytes, extents } => self.regular(id, entry, *size_bytes, extents.as_deref()),
+            Body::Regular { size_bytes, .. } if *size_bytes > limits::FILE_BYTES => {
+                Err(WriterError::FileSize { size_bytes: *size_bytes })
+            }
+            Body::Regular { size_bytes, extents } => match source {
+                // A sparse file would need one record for each sector.
+                Source::Archive(start) if *size_bytes > 0 && extents.is_none() => {
+                    self.in_archive(id, entry, *size_bytes, start)
+                }
+                _ => self.regular(id, entry, *size_bytes, extents.as_deref(), source),
+            },
             Body::Symlink { target } => self.symlink(id, entry, target),
             Body::CharDevice(device) => {
                 let data = Data::Device(*device);
@@ -141,10 +150,8 @@ impl<S: Sink> Writer<S> {
         entry: &Entry,
         size_bytes: u64,
         extents: Option<&[Extent]>,
+        source: Source,
     ) -> Result<(), WriterError> {
-        if size_bytes > limits::FILE_BYTES {
-            return Err(WriterError::FileSize { size_bytes });
-        }
         let bits = self.bits();
         let xattr_icount = self.begin_record(&entry.xattrs)?;
         let ino = self.take_ino();
@@ -181,6 +188,7 @@ impl<S: Sink> Writer<S> {
             // A file of whole blocks has no tail: the kernel would take its last block for one,
             // other readers would not.
             let inline = tail_len > 0
+                && matches!(source, Source::Follows | Source::Archive(_))
                 && tail_len <= u64::from(self.options.image.inline_limit)
                 && self.has_room_for(tail_len);
             let body_len = if inline { size_bytes - tail_len } else { size_bytes };

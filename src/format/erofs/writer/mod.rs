@@ -10,6 +10,7 @@
 
 mod attributes;
 mod directory;
+mod elsewhere;
 mod error;
 mod finish;
 mod inodes;
@@ -26,9 +27,9 @@ use self::{
     attributes::Shared,
     metadata::{Metadata, Slot},
     sparse::Chunks,
-    stream::Stream,
+    stream::{GAP, Stream},
 };
-use super::{BlockBits, Nid, inode::Data, superblock::Superblock};
+use super::{BlockBits, Nid, device::DeviceSlot, inode::Data, superblock::Superblock};
 use crate::{
     error::Quoted,
     format::Sink,
@@ -118,6 +119,20 @@ pub struct Summary {
     pub opaque_directories: u64,
 }
 
+/// What an image is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// A layer for overlayfs.
+    Layer,
+    /// A layer for overlayfs whose file data is in the layer's archive, the image's extra device.
+    Index {
+        /// Length of the archive in bytes, once it is known.
+        archive_bytes: u64,
+    },
+    /// The file system of a block device: a whole tree, which nothing is laid over.
+    Device,
+}
+
 /// Place of a file in the image, kept in the tree.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
@@ -141,6 +156,17 @@ struct OpenFile {
     stored: Stored,
 }
 
+/// Origin of a file's data.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// It follows the entry, and the image stores it.
+    Follows,
+    /// It is in the archive from this byte on, and the image refers to it there.
+    Archive(u64),
+    /// Blocks are set aside for it, and something else fills them.
+    Reserved,
+}
+
 /// Destination of a file's data.
 #[derive(Debug)]
 enum Stored {
@@ -160,12 +186,15 @@ enum Open {
     Ignored,
     /// Data of a regular file.
     File(OpenFile),
+    /// Data of a file that the image only refers to; it may come all the same.
+    Elsewhere,
 }
 
 /// Writer of one image into a sink.
 #[derive(Debug)]
 pub struct Writer<S> {
     options: Options,
+    role: Role,
     sink: S,
     tree: Tree<Place>,
     stream: Stream,
@@ -191,14 +220,18 @@ fn head_len(bits: BlockBits) -> u64 {
 }
 
 impl<S: Sink> Writer<S> {
-    /// Starts an image in `sink`, which has to read as zeros wherever nothing is written.
+    /// Starts the image of a layer in `sink`, which has to read as zeros wherever nothing is written.
     pub fn new(sink: S, options: Options) -> Self {
+        Self::for_role(sink, options, Role::Layer)
+    }
+
+    fn for_role(sink: S, options: Options, role: Role) -> Self {
         let bits = options.image.block_bits;
         let limits = tree::Limits { nodes: options.max_nodes, memory_bytes: options.max_metadata_bytes };
         Self {
             sink,
             tree: Tree::new(limits),
-            stream: Stream::new(bits.blocks_for(head_len(bits))),
+            stream: Stream::new(bits.blocks_for(head_len(bits)), role.gap(bits)),
             metadata: Metadata::new(bits),
             shared: Shared::default(),
             open: Open::Nothing,
@@ -209,6 +242,7 @@ impl<S: Sink> Writer<S> {
             hole_bytes: 0,
             chunked: HashSet::new(),
             options,
+            role,
         }
     }
 
@@ -218,6 +252,10 @@ impl<S: Sink> Writer<S> {
     ///
     /// Errors: [`WriterError`]. After an error the writer cannot be used.
     pub fn entry(&mut self, entry: &Entry) -> Result<(), WriterError> {
+        self.place(entry, Source::Follows)
+    }
+
+    fn place(&mut self, entry: &Entry, source: Source) -> Result<(), WriterError> {
         if matches!(self.open, Open::File(_)) {
             return Err(WriterError::Order("an entry began before the last file's end"));
         }
@@ -230,6 +268,8 @@ impl<S: Sink> Writer<S> {
         }
         match inserted {
             Inserted::Nothing => self.open = Open::Ignored,
+            // Nothing lies below a device's tree.
+            Inserted::Whiteout(_) if self.role == Role::Device => self.open = Open::Ignored,
             Inserted::Whiteout(id) => {
                 // Overlayfs ignores attributes of whiteouts.
                 self.special(
@@ -241,7 +281,7 @@ impl<S: Sink> Writer<S> {
                 )?;
                 self.open = Open::Ignored;
             }
-            Inserted::File(id) => self.file(id, entry)?,
+            Inserted::File(id) => self.file(id, entry, source)?,
         }
         let limit = self.options.max_metadata_bytes;
         if self.metadata_bytes() > limit { Err(WriterError::Memory { limit }) } else { Ok(()) }
@@ -252,7 +292,7 @@ impl<S: Sink> Writer<S> {
     pub fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), WriterError> {
         let file = match &mut self.open {
             Open::File(file) => file,
-            Open::Ignored => return Ok(()),
+            Open::Ignored | Open::Elsewhere => return Ok(()),
             Open::Nothing => return Err(WriterError::Order("data came without an entry")),
         };
         let len = bytes.len() as u64;
@@ -295,10 +335,15 @@ impl<S: Sink> Writer<S> {
 
     /// Ends the data of the current entry. Errors: [`WriterError::Order`] when data is missing.
     pub fn end_entry(&mut self) -> Result<(), WriterError> {
-        let Open::File(mut file) = std::mem::replace(&mut self.open, Open::Nothing) else { return Ok(()) };
+        let Open::File(file) = std::mem::replace(&mut self.open, Open::Nothing) else { return Ok(()) };
         if file.missing > 0 {
             return Err(WriterError::Order("a file has too little data"));
         }
+        self.end_file(file)
+    }
+
+    /// Writes the record of a file whose data is where it belongs.
+    fn end_file(&mut self, mut file: OpenFile) -> Result<(), WriterError> {
         if !self.head.is_empty() {
             file.place.slot = self.add_record()?;
         }
@@ -360,6 +405,10 @@ impl<S: Sink> Writer<S> {
 
     /// Removes a file's record and data from the image.
     fn discard(&mut self, place: Place) -> Result<(), WriterError> {
+        // A whiteout on a device has no record.
+        if place.record_len == 0 {
+            return Ok(());
+        }
         let Self { metadata, stream, sink, options, .. } = self;
         let bits = options.image.block_bits.get();
         self.chunked.remove(&place.slot);
@@ -371,7 +420,20 @@ impl<S: Sink> Writer<S> {
     }
 }
 
-/// Inode number of the root: it lies right after the superblock.
-fn root_nid() -> Option<Nid> {
-    Nid::at_byte_offset(Superblock::OFFSET + Superblock::LEN as u64, 0)
+impl Role {
+    /// Byte at which the root's inode lies: right after the superblock and the device slot, if there is one.
+    fn root_offset(self) -> u64 {
+        let slot = if matches!(self, Self::Index { .. }) { DeviceSlot::LEN } else { 0 };
+        Superblock::OFFSET + (Superblock::LEN + slot) as u64
+    }
+
+    /// Longest gap between two writes that is filled with zeros, in bytes. On a device what was written counts, and
+    /// gaps of a block or more may be mapped; shorter ones are filled, because runs are fewer then.
+    fn gap(self, bits: BlockBits) -> u64 {
+        if self == Self::Device { bits.size() - 1 } else { GAP }
+    }
+
+    fn root_nid(self) -> Result<Nid, WriterError> {
+        Nid::at_byte_offset(self.root_offset(), 0).ok_or(WriterError::Order("the root is off a slot"))
+    }
 }

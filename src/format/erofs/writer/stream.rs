@@ -15,7 +15,7 @@ const GATHERED: usize = 1 << 20;
 const DIRECT: usize = GATHERED / 2;
 /// Longest gap of zeros between two writes that is gathered too, in bytes. Larger gaps are left to
 /// the sink.
-const GAP: u64 = 64 << 10;
+pub(super) const GAP: u64 = 64 << 10;
 /// Shortest discarded stretch that is left to the sink as a hole, in bytes: the block size of
 /// common file systems.
 const HOLE: u64 = 4096;
@@ -29,8 +29,10 @@ pub(super) struct Stream {
 }
 
 /// Write buffer in front of the sink.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Window {
+    /// Longest gap that is filled with zeros, in bytes.
+    gap: u64,
     start: u64,
     gathered: Vec<u8>,
     /// Stretches (first byte, end) discarded since the last flush that were in the buffer at least
@@ -39,6 +41,11 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// Empty buffer that fills gaps of up to `gap` bytes with zeros.
+    pub fn new(gap: u64) -> Self {
+        Self { gap, start: 0, gathered: Vec::new(), discarded: Vec::new() }
+    }
+
     fn end(&self) -> u64 {
         self.start + self.gathered.len() as u64
     }
@@ -52,7 +59,7 @@ impl Window {
             return Ok(());
         }
         match offset.checked_sub(self.end()) {
-            Some(gap) if gap <= GAP && !self.gathered.is_empty() => {
+            Some(gap) if gap <= self.gap && !self.gathered.is_empty() => {
                 let len = self.gathered.len() + usize::try_from(gap).map_err(io::Error::other)?;
                 self.gathered.resize(len, 0);
             }
@@ -130,9 +137,9 @@ impl Window {
 }
 
 impl Stream {
-    /// Stream whose first block is `next`.
-    pub fn new(next: u64) -> Self {
-        Self { next, window: Window::default() }
+    /// Stream whose first block is `next`, and whose gaps are filled as by [`Window::new`].
+    pub fn new(next: u64, gap: u64) -> Self {
+        Self { next, window: Window::new(gap) }
     }
 
     /// First block that is not allocated.
@@ -215,7 +222,7 @@ mod tests {
     #[test]
     fn small_writes_are_gathered_and_gaps_between_them_are_zeros() {
         let mut sink = Counted::default();
-        let mut window = Window::default();
+        let mut window = Window::new(GAP);
         for block in 0..600_u64 {
             window.write(&mut sink, block * 4096, &[7; 4000]).unwrap();
         }
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn large_writes_pass_through_and_large_gaps_are_left_out() {
         let mut sink = Counted::default();
-        let mut window = Window::default();
+        let mut window = Window::new(GAP);
         window.write(&mut sink, 0, b"a").unwrap();
         window.write(&mut sink, 4096, &vec![1; DIRECT]).unwrap();
         window.write(&mut sink, 1 << 30, b"b").unwrap();
@@ -241,7 +248,7 @@ mod tests {
     #[test]
     fn what_is_taken_back_is_gone_from_the_window_and_from_the_sink() {
         let mut sink = Counted::default();
-        let mut window = Window::default();
+        let mut window = Window::new(GAP);
         window.write(&mut sink, 0, &[1; 100]).unwrap();
         window.flush(&mut sink).unwrap();
         window.write(&mut sink, 100, &[2; 100]).unwrap();
@@ -258,7 +265,7 @@ mod tests {
     #[test]
     fn what_is_taken_back_before_it_is_written_is_never_written() {
         let mut sink = Counted::default();
-        let mut window = Window::default();
+        let mut window = Window::new(GAP);
         // A file that ends within a block, one of some blocks, and one that stays.
         window.write(&mut sink, 0, &[1; 6000]).unwrap();
         window.write(&mut sink, 8192, &[2; 10_000]).unwrap();
@@ -279,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_last_address_is_one_that_is_not_all_ones() {
-        let mut stream = Stream::new(1);
+        let mut stream = Stream::new(1, GAP);
         assert_eq!(stream.allocate(0xffff_fffd).unwrap(), 1);
         assert!(matches!(stream.allocate(1), Err(WriterError::ImageBlocks { blocks: 0xffff_ffff })));
         assert!(matches!(stream.allocate(u64::MAX), Err(WriterError::ImageBlocks { .. })));

@@ -1,0 +1,149 @@
+//! Files whose data is elsewhere: in the archive that an image is an index of, or in another file that parts of a
+//! device are mapped to.
+//!
+//! Both rest on one property of tar: every file's data starts on a sector of 512 bytes.
+//!
+//! Source: `docs/formats/erofs.md`, "Data that is elsewhere"; Linux `fs/erofs/erofs_fs.h`, `struct erofs_deviceslot`.
+
+use super::{Open, Options, Place, Role, Source, Stored, Writer, WriterError};
+use crate::{
+    format::{
+        Remote, Sink,
+        erofs::{
+            Block, BlockBits,
+            chunk::{ChunkFormat, ChunkIndex},
+            device::DeviceSlot,
+            inode::{Data, Inode},
+        },
+    },
+    tree::{Body, Entry, FileId, FileType},
+};
+
+/// Unit in which archives are laid out and devices are mapped, in bytes.
+const SECTOR: u64 = 512;
+/// Number of the archive among the devices of an index.
+const ARCHIVE: u16 = 1;
+
+impl<S: Sink> Writer<S> {
+    /// Starts an index of an archive: a layer for overlayfs in blocks of 512 bytes whose file data is in the archive,
+    /// the image's only extra device.
+    pub fn index(sink: S, options: Options) -> Self {
+        let image = super::WriteOptions { block_bits: BlockBits::SECTOR, ..options.image };
+        Self::for_role(sink, Options { image, ..options }, Role::Index { archive_bytes: 0 })
+    }
+
+    /// Starts the file system of an empty device. Whiteouts and opaque markers leave no trace in it.
+    pub fn device(sink: S, options: Options) -> Self {
+        Self::for_role(sink, options, Role::Device)
+    }
+
+    /// Like [`Writer::entry`] for a file whose data the archive of an index has from byte `data_start` on. The data
+    /// may be passed all the same; that of sparse files must be, because the image stores it.
+    pub fn entry_in_archive(&mut self, entry: &Entry, data_start: u64) -> Result<(), WriterError> {
+        self.place(entry, Source::Archive(data_start))
+    }
+
+    /// Length of the archive of an index, which has to be known before [`Writer::finish`].
+    pub fn set_archive_bytes(&mut self, bytes: u64) {
+        if let Role::Index { archive_bytes } = &mut self.role {
+            *archive_bytes = bytes;
+        }
+    }
+
+    /// Writes the inode of a file in the archive: one chunk as large as the file, or a few of 1 TiB.
+    pub(super) fn in_archive(
+        &mut self,
+        id: FileId,
+        entry: &Entry,
+        size_bytes: u64,
+        data_start: u64,
+    ) -> Result<(), WriterError> {
+        let bits = self.bits();
+        let (first, blocks) = (bits.block_of(data_start), bits.blocks_for(size_bytes));
+        if first.saturating_add(blocks) >= u64::from(u32::MAX) {
+            return Err(WriterError::ImageBlocks { blocks: first.saturating_add(blocks) });
+        }
+        let chunk_bits = (0..31).find(|log| 1 << log >= blocks).unwrap_or(31);
+        let format = ChunkFormat::new(chunk_bits, true).ok_or(WriterError::Order("a chunk is too large"))?;
+        let xattr_icount = self.begin_record(&entry.xattrs)?;
+        let ino = self.take_ino();
+        self.set_inode(&Inode {
+            xattr_icount,
+            file_type: FileType::Regular,
+            attributes: entry.attributes,
+            nlink: 1,
+            size_bytes,
+            ino,
+            dot_omitted: false,
+            data: Data::Chunks(format),
+        });
+        self.head.resize(self.head.len().next_multiple_of(ChunkIndex::LEN), 0);
+        let starts = (first..first + blocks).step_by(1 << chunk_bits);
+        let records = starts.map(|start| ChunkIndex { device_id: ARCHIVE, start: Some(Block(start)) });
+        self.head.extend(records.flat_map(|record| record.encode(false)));
+        let record_len = u32::try_from(self.head.len()).map_err(WriterError::internal)?;
+        let slot = self.add_record()?;
+        self.chunked.insert(slot);
+        self.tree.set_payload(id, Place { slot, record_len, ..Place::default() });
+        self.open = Open::Elsewhere;
+        Ok(())
+    }
+
+    /// Slot of the archive in the device table of an index whose own blocks are `blocks`; `None` for other images.
+    pub(super) fn archive_slot(&self, blocks: u64) -> Result<Option<DeviceSlot>, WriterError> {
+        let Role::Index { archive_bytes } = self.role else { return Ok(None) };
+        let archive_blocks = self.bits().blocks_for(archive_bytes);
+        let end = blocks.saturating_add(archive_blocks);
+        if end > u64::from(u32::MAX) {
+            return Err(WriterError::ImageBlocks { blocks: end });
+        }
+        Ok(Some(DeviceSlot { tag: [0; 64], blocks: archive_blocks, unified_start: blocks }))
+    }
+}
+
+impl<S: Remote> Writer<S> {
+    /// Like [`Writer::entry`] for a file whose data the target of the device has from byte `data_start` on: its blocks
+    /// are mapped there, and nothing is stored. The data may be passed all the same; it must be for a sparse file with a
+    /// stretch that ends within a sector, because the image stores such a file.
+    pub fn entry_mapped(&mut self, entry: &Entry, data_start: u64) -> Result<(), WriterError> {
+        if !is_mappable(&entry.body, data_start) {
+            return self.place(entry, Source::Follows);
+        }
+        self.place(entry, Source::Reserved)?;
+        let file = match std::mem::replace(&mut self.open, Open::Elsewhere) {
+            Open::File(file) => file,
+            open => {
+                self.open = open;
+                return Ok(());
+            }
+        };
+        let blocks = u64::from(file.place.data_start) << self.bits().get();
+        for (extent, target) in entry.body.stored(data_start) {
+            let mut done = 0;
+            while done < extent.len {
+                let offset = extent.offset + done;
+                let (place, together) = match &file.stored {
+                    Stored::Flat { .. } => (offset, u64::MAX),
+                    Stored::Chunks(chunks) => {
+                        chunks.locate(offset).ok_or(WriterError::Order("data lies in a hole"))?
+                    }
+                };
+                let len = (extent.len - done).min(together);
+                // The last sector ends with the padding of the archive, which is behind the end of the file.
+                self.sink.map(blocks + place, len.next_multiple_of(SECTOR), target + done)?;
+                done += len;
+            }
+        }
+        self.end_file(file)
+    }
+}
+
+/// Whether a file can be mapped sector by sector to an archive that has its data from byte `data_start` on. Sparse files
+/// cannot where a stretch of data ends within a sector: the archive goes on with the next stretch there.
+fn is_mappable(body: &Body, data_start: u64) -> bool {
+    let Body::Regular { size_bytes, .. } = body else { return false };
+    body.stored(data_start).all(|(extent, target)| {
+        let ends = extent.len.is_multiple_of(SECTOR) || extent.offset + extent.len == *size_bytes;
+        ends && extent.offset.is_multiple_of(SECTOR) && target.is_multiple_of(SECTOR)
+    })
+}

@@ -45,6 +45,15 @@ pub enum MountError {
         /// The last components that are right.
         leaves: &'static [&'static str],
     },
+    /// A mounted device of the overlaybd snapshotter, into which a layer is to be unpacked.
+    #[error("{0} is a mounted device: a layer is unpacked there by a differ that writes files")]
+    Device(String),
+    /// The device of a snapshot is to be read, and is mounted.
+    #[error("{0} is mounted: its device has to be unmounted before it is read")]
+    DeviceMounted(String),
+    /// A snapshot is to be read as a device, and has none.
+    #[error("{0} has no {1}: the snapshot is no device")]
+    NoDevice(String, &'static str),
     /// The list names a snapshot below a root, and another path that is not below it.
     #[error("{0} is not below the snapshot root of the other mounts")]
     Foreign(String),
@@ -142,6 +151,8 @@ impl Classify for MountError {
             | Self::Form(_)
             | Self::Outside(_)
             | Self::UnknownOption(_)
+            | Self::Device(_)
+            | Self::NoDevice(..)
             | Self::NoMarker { .. } => Kind::NotImplemented,
             Self::TooLarge { .. } => Kind::Exhausted,
             Self::Path { .. }
@@ -154,7 +165,7 @@ impl Classify for MountError {
             | Self::SharedName(_)
             | Self::Owner { .. }
             | Self::Marker { .. } => Kind::Denied,
-            Self::Missing(_) | Self::Unseen { .. } => Kind::Conflict,
+            Self::Missing(_) | Self::Unseen { .. } | Self::DeviceMounted(_) => Kind::Conflict,
             Self::InUse(_) => Kind::Changed,
             Self::RootReplaced(_) => Kind::Unavailable,
             Self::Io { source, .. } => disk_kind(source),
@@ -170,6 +181,9 @@ impl Classify for MountError {
             Self::Outside(_) => "mount.outside-root",
             Self::UnknownOption(_) => "mount.option-unknown",
             Self::Path { .. } => "mount.path",
+            Self::Device(_) => "mount.device",
+            Self::DeviceMounted(_) => "mount.device-mounted",
+            Self::NoDevice(..) => "mount.no-device",
             Self::Foreign(_) => "mount.foreign",
             Self::Option { .. } => "mount.option",
             Self::Missing(_) => "mount.missing",

@@ -8,6 +8,7 @@
 //! Source: docs/formats/containerd.md, "Mount lists", "From a list to a stack" and "Publishing a layer".
 
 mod block;
+mod device;
 mod directory;
 mod error;
 mod ids;
@@ -31,10 +32,14 @@ mod stack;
 mod sweep;
 mod watch;
 
+pub use device::{DeviceDir, Writable};
 pub use directory::SnapshotDir;
 pub use error::{MountError, PublishError};
 pub use ids::{IdMap, IdMaps};
-pub use layout::{FileSet, LAYER, LAYER_NAME};
+pub use layout::{
+    DEVICE_LAYER, FileSet, LAYER, LAYER_NAME, OVERLAYBD_NAME, TAR_INDEX_NAME, TAR_NAME, TRACE, TRACE_NAME,
+    TURBO, TURBO_EROFS_NAME, TURBO_EXT4_NAME, TURBO_GZIP_NAME, TURBO_MARKER_NAME,
+};
 pub use list::snapshot_id;
 pub use mount::Mount;
 pub use new_file::NewFile;

@@ -53,6 +53,8 @@ const ATTEMPTS: u32 = 8;
 pub(super) struct Place {
     /// Path below the directory of the snapshot, as the set of files declares it.
     pub(super) declared: &'static str,
+    /// Whether a layer may do without the file.
+    pub(super) is_optional: bool,
     /// The directory with the name.
     pub(super) dir: Arc<Dir>,
     /// The name in that directory.
@@ -72,6 +74,15 @@ impl Place {
             Ok(_) => Err(PublishError::Occupied(self.path.clone())),
             Err(source) => Err(self.io("look at its name", source)),
         }
+    }
+
+    /// Removes the present owner of the name, and syncs the directory if `sync` is set.
+    pub(super) fn clear(&self, sync: bool) -> Result<(), PublishError> {
+        file::remove(&*self.dir, &self.name).map_err(|source| self.refused("remove", source))?;
+        if sync {
+            file::sync(&*self.dir).map_err(|source| self.io("sync its directory", source))?;
+        }
+        Ok(())
     }
 
     /// The error of a call that replaces or removes the present owner of the name.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | all files are written, checked by the caller, and synced | nothing |
 //! | a set of several files: the old file of the last name is removed, its directory synced | no layer |
+//! | old files that the new set does without are removed, their directory synced | no layer |
 //! | each file but the last gets its name, its directory is synced | no layer, and the first files of the set |
 //! | the last file gets its name | the new layer, or the state before if the directory is not on disk yet |
 //! | the directories are synced | the new layer |
@@ -88,7 +89,7 @@ impl Publication {
         set: &FileSet,
         limits: &Limits,
     ) -> Result<Self, PublishError> {
-        let last = path.join(set.0.last().copied().unwrap_or_default());
+        let last = path.join(set.names.last().copied().unwrap_or_default());
         let io = |what| {
             let path = last.clone();
             move |source| PublishError::Io { what, path, source }
@@ -105,10 +106,11 @@ impl Publication {
             };
             let name = CString::new(name).map_err(|error| io("use its name")(error.into()))?;
             let replaces = |found| found != Occupant::Directory;
-            Ok(Place { declared, dir, name, path: path.join(declared), replaces })
+            let is_optional = set.optional.contains(declared);
+            Ok(Place { declared, is_optional, dir, name, path: path.join(declared), replaces })
         };
         Ok(Self {
-            places: set.0.iter().map(place).collect::<Result<_, PublishError>>()?,
+            places: set.names.iter().map(place).collect::<Result<_, PublishError>>()?,
             room: Arc::clone(dir),
             parent: Some(parent),
             new_mode: PRIVATE_MODE,
@@ -140,8 +142,14 @@ impl Publication {
         })?);
         // Nobody means to replace /dev/null by a file.
         let replaces = |found| matches!(found, Occupant::Free | Occupant::File);
-        let place =
-            Place { declared: LAYER_NAME, dir: Arc::clone(&dir), name, path: path.to_owned(), replaces };
+        let place = Place {
+            declared: LAYER_NAME,
+            is_optional: false,
+            dir: Arc::clone(&dir),
+            name,
+            path: path.to_owned(),
+            replaces,
+        };
         Ok(Self {
             places: vec![place],
             room: dir,
@@ -171,13 +179,13 @@ impl Publication {
         Ok(file)
     }
 
-    /// Publishes `files`, which are all files of the set: trims them, syncs them as `durability` says, and gives
-    /// them their names in the order of the set.
+    /// Publishes `files`, which are all files of the set but optional ones: trims them, syncs them as `durability` says,
+    /// and gives them their names in the order of the set.
     ///
     /// With `sync_fs` the whole file system is synced as well. After an error none of `files` is left, with one
     /// exception: a single file that replaced another one before the directory could not be synced stays. Older
     /// files of the same names are left as they were, except that a set of several files may have lost the last
-    /// one, and those that were replaced before it. Panics when a file of the set is missing.
+    /// one, and those that were replaced before it. Panics when a file is missing that is not optional.
     pub fn commit(
         self,
         files: impl IntoIterator<Item = NewFile>,
@@ -190,16 +198,21 @@ impl Publication {
             Durability::Never => false,
         };
         let mut files: Vec<_> = files.into_iter().collect();
-        let mut take = |place: &Place| {
+        let (mut settled, mut absent) = (Vec::new(), Vec::new());
+        for place in &self.places {
             let at = files.iter().position(|file| file.declared() == place.declared);
-            files.swap_remove(at.expect("every file of the set is handed over"))
-        };
-        let mut files: Vec<_> = self.places.iter().map(|place| (place, take(place))).collect();
+            match at.map(|at| files.swap_remove(at)) {
+                Some(file) => settled.push((place, file)),
+                None if place.is_optional => absent.push(place),
+                None => panic!("{} of the set is not handed over", place.declared),
+            }
+        }
+        let mut files = settled;
         for (_, file) in &mut files {
             file.settle(self.mode, sync)?;
         }
         let mut given = Vec::new();
-        let outcome = self.give_names(files, sync, sync_fs, &mut given);
+        let outcome = self.give_names(files, &absent, sync, sync_fs, &mut given);
         if outcome.is_err() {
             // The last name goes first: the others alone are no layer.
             for place in given.iter().rev() {
@@ -211,18 +224,29 @@ impl Publication {
         outcome
     }
 
-    /// Gives the files their names, and collects in `given` those to be taken back after an error.
+    /// Gives the files their names and the `absent` ones none, and collects in `given` those to be taken back after an
+    /// error.
     fn give_names<'p>(
         &'p self,
         mut files: Vec<(&'p Place, NewFile)>,
+        absent: &[&Place],
         sync: bool,
         sync_fs: bool,
         given: &mut Vec<&'p Place>,
     ) -> Result<(), PublishError> {
         let Some(((last, last_file), first)) = files.split_last_mut() else { return Ok(()) };
-        let is_alone = first.is_empty();
+        let mut stale = Vec::new();
+        for place in absent {
+            if place.check()? != Occupant::Free {
+                stale.push(*place);
+            }
+        }
+        let is_alone = first.is_empty() && stale.is_empty();
         if !is_alone {
             self.make_way(last, sync)?;
+        }
+        for place in stale {
+            place.clear(sync)?;
         }
         for (place, file) in first {
             file.give_name(place)?;
@@ -252,11 +276,7 @@ impl Publication {
         if last.check()? == Occupant::Free {
             return Ok(());
         }
-        file::remove(&*last.dir, &last.name).map_err(|source| last.refused("remove", source))?;
-        if sync {
-            file::sync(&*last.dir).map_err(|source| last.io("sync its directory", source))?;
-        }
-        Ok(())
+        last.clear(sync)
     }
 
     fn sync_directories(&self, last: &Place, sync_fs: bool) -> io::Result<()> {

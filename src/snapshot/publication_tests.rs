@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 
 use super::{
     super::{
-        LAYER,
+        DEVICE_LAYER, LAYER, OVERLAYBD_NAME, TAR_NAME,
         scratch_tests::{limits, names, scratch},
     },
     *,
@@ -139,9 +139,9 @@ fn the_command_line_replaces_files_but_nothing_else() {
 const FIRST: &str = "layer.tar";
 const LAST: &str = "fs/overlaybd.commit";
 /// A set of two files in two directories, of which the second one belongs to a container.
-static TWO: FileSet = FileSet(&[FIRST, LAST]);
+static TWO: FileSet = FileSet::of(&[FIRST, LAST]);
 /// A set of two files in one directory.
-static BESIDE: FileSet = FileSet(&["layer.erofs.side", LAYER_NAME]);
+static BESIDE: FileSet = FileSet::of(&["layer.erofs.side", LAYER_NAME]);
 
 /// Begins the files of `set`, each with `text` in it.
 fn begin(publication: &Publication, set: &FileSet, text: &str) -> Vec<NewFile> {
@@ -150,7 +150,7 @@ fn begin(publication: &Publication, set: &FileSet, text: &str) -> Vec<NewFile> {
         file.write_at(0, text.as_bytes()).unwrap();
         file
     };
-    set.0.iter().map(begin).collect()
+    set.names.iter().map(begin).collect()
 }
 
 #[test]
@@ -171,13 +171,13 @@ fn the_files_of_a_set_appear_together() {
                 // Any order will do: the set has its own.
                 files.reverse();
                 publication.commit(files, Durability::Always, true).unwrap();
-                for name in set.0 {
+                for name in set.names {
                     let path = scratch.path.join(name);
                     assert_eq!(fs::read_to_string(&path).unwrap(), text, "{name}");
                     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644, "{name}");
                 }
                 let all = scratch.names().len() + names(&scratch.path.join("fs")).len();
-                assert_eq!(all, set.0.len() + 1, "{:?}", scratch.names());
+                assert_eq!(all, set.names.len() + 1, "{:?}", scratch.names());
             }
         }
     }
@@ -188,7 +188,7 @@ fn a_set_that_is_dropped_leaves_what_was_there() {
     for naming in [Naming::Preferred, Naming::Named] {
         let scratch = scratch();
         fs::create_dir(scratch.path.join("fs")).unwrap();
-        for name in TWO.0 {
+        for name in TWO.names {
             fs::write(scratch.path.join(name), "old").unwrap();
         }
         let mut publication = scratch.publish(&TWO, &limits()).unwrap();
@@ -196,7 +196,7 @@ fn a_set_that_is_dropped_leaves_what_was_there() {
         let files = begin(&publication, &TWO, "new");
         drop((publication, files));
         assert_eq!(scratch.names(), ["fs", FIRST]);
-        assert!(TWO.0.iter().all(|name| fs::read_to_string(scratch.path.join(name)).unwrap() == "old"));
+        assert!(TWO.names.iter().all(|name| fs::read_to_string(scratch.path.join(name)).unwrap() == "old"));
     }
 }
 
@@ -205,8 +205,8 @@ fn a_set_that_is_dropped_leaves_what_was_there() {
 fn states(set: &FileSet) -> Vec<BTreeSet<String>> {
     let scratch = scratch();
     fs::create_dir(scratch.path.join("fs")).unwrap();
-    let mut there: BTreeSet<String> = set.0.iter().map(|name| (*name).to_owned()).collect();
-    for name in set.0 {
+    let mut there: BTreeSet<String> = set.names.iter().map(|name| (*name).to_owned()).collect();
+    for name in set.names {
         fs::write(scratch.path.join(name), "old").unwrap();
     }
     let publication = scratch.publish(set, &limits()).unwrap();
@@ -223,7 +223,7 @@ fn states(set: &FileSet) -> Vec<BTreeSet<String>> {
     while let Ok(event) = events.next() {
         let name = event.file_name().unwrap().to_str().unwrap();
         let name = if event.wd() == below { format!("fs/{name}") } else { name.to_owned() };
-        if !set.0.contains(&name.as_str()) {
+        if !set.names.contains(&name.as_str()) {
             // The random name of a replacement.
             continue;
         }
@@ -240,7 +240,7 @@ fn states(set: &FileSet) -> Vec<BTreeSet<String>> {
 #[test]
 fn a_layer_is_never_seen_beside_files_of_another_one() {
     for set in [&TWO, &BESIDE] {
-        let [first, last] = *set.0 else { panic!("{set:?}") };
+        let [first, last] = *set.names else { panic!("{set:?}") };
         let (new_first, new_last) = (format!("+{first}"), format!("+{last}"));
         let want = [vec![first, last], vec![first], vec![&new_first], vec![&new_first, &new_last]];
         let want = want.map(|names| names.into_iter().map(String::from).collect::<BTreeSet<_>>());
@@ -272,20 +272,41 @@ fn a_failure_between_two_files_takes_the_first_one_back() {
     }
 }
 
+/// A native layer beside the archive of another one would be taken for a turboOCI layer that points into it.
+#[test]
+fn an_optional_file_of_an_older_set_goes_before_a_set_without_it_appears() {
+    let all: BTreeSet<_> = DEVICE_LAYER.names.iter().copied().collect();
+    for with_tar in [false, true] {
+        let scratch = scratch();
+        fs::create_dir(scratch.path.join("fs")).unwrap();
+        for name in &all {
+            fs::write(scratch.path.join(name), "old").unwrap();
+        }
+        let publication = scratch.publish(&DEVICE_LAYER, &limits()).unwrap();
+        let given = if with_tar { &[TAR_NAME, OVERLAYBD_NAME][..] } else { &[OVERLAYBD_NAME] };
+        let files: Vec<_> = given.iter().map(|name| publication.file(name).unwrap()).collect();
+        publication.commit(files, Durability::Always, false).unwrap();
+        for name in &all {
+            let found = fs::read(scratch.path.join(name)).ok();
+            assert_eq!(found.as_deref(), given.contains(name).then_some(&b""[..]), "{name}, {with_tar}");
+        }
+    }
+}
+
 #[test]
 fn a_set_is_not_begun_over_what_cannot_be_replaced() {
-    for name in TWO.0 {
+    for name in TWO.names {
         let scratch = scratch();
         fs::create_dir(scratch.path.join("fs")).unwrap();
         let publication = scratch.publish(&TWO, &limits()).unwrap();
         let files = begin(&publication, &TWO, "new");
-        for other in TWO.0.iter().filter(|other| *other != name) {
+        for other in TWO.names.iter().filter(|other| *other != name) {
             fs::write(scratch.path.join(other), "old").unwrap();
         }
         fs::create_dir(scratch.path.join(name)).unwrap();
         let error = publication.commit(files, Durability::Always, false).unwrap_err();
         assert!(matches!(&error, PublishError::Occupied(path) if path.ends_with(name)), "{error}");
-        let kept = TWO.0.iter().filter(|other| *other != name);
+        let kept = TWO.names.iter().filter(|other| *other != name);
         assert!(kept.clone().all(|other| fs::read_to_string(scratch.path.join(other)).unwrap() == "old"));
     }
 }

@@ -14,7 +14,7 @@ use rustix::{fs::FileType, io::Errno};
 use super::{
     directory::SnapshotDir,
     error::{MountError, quote},
-    layout::{EROFS, Layout, Leaf, OVERLAYFS, SNAPSHOTS},
+    layout::{EROFS, Layout, Leaf, OVERLAYBD_DEVICE, OVERLAYFS, SNAPSHOTS},
     list::MountList,
     mount::Mount,
     place::{Place, Spot, place},
@@ -48,7 +48,7 @@ pub(super) struct Trusted {
 /// The directory of one snapshotter.
 #[derive(Debug)]
 pub(super) struct Root {
-    at: Trusted,
+    pub(super) at: Trusted,
     pub(super) layout: &'static Layout,
 }
 
@@ -60,6 +60,8 @@ pub(super) struct Home<'a> {
     pub(super) spelling: &'a str,
     /// The number of the snapshot.
     pub(super) id: &'a str,
+    /// The path that a list names in the snapshot's directory, as a whole.
+    path: &'a str,
 }
 
 /// The reasons why a configured root cannot be used.
@@ -119,16 +121,28 @@ impl Roots {
     /// Opens further directories for [`Roots::stack`]: roots of overlayfs snapshotters, passed over when they
     /// do not exist, and directories with images that several snapshots link to.
     pub fn also_read(mut self, overlayfs: &[PathBuf], shared_layers: &[PathBuf]) -> Result<Self, RootsError> {
-        for path in overlayfs {
-            match Trusted::open(path, self.owner) {
-                Err(RootsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                at => self.snapshots.push(Root { at: at?, layout: &OVERLAYFS }),
-            }
-        }
+        self.add(overlayfs, &OVERLAYFS)?;
         for path in shared_layers {
             self.shared.push(Trusted::open(path, self.owner)?);
         }
         Ok(self)
+    }
+
+    /// Opens the roots of overlaybd snapshotters, passed over when they do not exist. Apply writes to them as well.
+    pub fn with_overlaybd(mut self, paths: &[PathBuf]) -> Result<Self, RootsError> {
+        self.add(paths, &OVERLAYBD_DEVICE)?;
+        Ok(self)
+    }
+
+    /// Adds the roots `paths` that exist.
+    fn add(&mut self, paths: &[PathBuf], layout: &'static Layout) -> Result<(), RootsError> {
+        for path in paths {
+            match Trusted::open(path, self.owner) {
+                Err(RootsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                at => self.snapshots.push(Root { at: at?, layout }),
+            }
+        }
+        Ok(())
     }
 
     /// Finds the one snapshot directory that `mounts` mean, and opens it to publish files in it.
@@ -140,6 +154,9 @@ impl Roots {
         let list = MountList::read(mounts)?;
         let claim = claim(&list)?;
         let home = locate(self.writable(), claim.path, claim.leaf)?;
+        if home.is_device() {
+            return Err(MountError::Device(quote(claim.path)));
+        }
         check_options(&list, Some(home.spot()), &|path| self.is_shared(path))?;
         home.root.snapshot(home.id, claim.access, self.owner)
     }
@@ -176,7 +193,7 @@ fn locate<'a>(
         let leaves = root.layout.names(leaf);
         for spelling in &root.at.spellings {
             match place(spelling, path, leaves) {
-                Place::Snapshot(id) => return Ok(Home { root, spelling, id }),
+                Place::Snapshot(id) => return Ok(Home { root, spelling, id, path }),
                 Place::Odd => refusal = MountError::Path { path: quote(path), leaves },
                 Place::Outside => {}
             }
@@ -186,6 +203,11 @@ fn locate<'a>(
 }
 
 impl<'a> Home<'a> {
+    /// Whether the path is where the device of the snapshot is mounted.
+    pub(super) fn is_device(&self) -> bool {
+        self.root.layout.device.is_some_and(|device| self.path.ends_with(device))
+    }
+
     pub(super) fn spot(&self) -> Spot<'a> {
         Spot { root: self.spelling, id: self.id, layout: self.root.layout }
     }
@@ -267,6 +289,11 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// Device and inode number of the directory.
+    pub(super) fn key(&self) -> (u64, u64) {
+        (self.status.device, self.status.inode)
+    }
+
     /// Checks that the snapshotter has marked the directory, if it marks any.
     pub(super) fn check_marker(&self, owner: u32) -> Result<(), MountError> {
         let Self { path, dir, .. } = self;

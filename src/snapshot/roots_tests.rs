@@ -356,7 +356,7 @@ fn a_layer_is_written_to_active_snapshots_only() {
 /// A snapshotter that marks no directories, and looks for layers in the upper directory.
 #[test]
 fn another_snapshotter_is_another_row() {
-    static SET: FileSet = FileSet(&["layer.tar", "fs/layer.commit"]);
+    static SET: FileSet = FileSet::of(&["layer.tar", "fs/layer.commit"]);
     static ROW: Layout = Layout { marker: None, keeps: &[Leaf::Upper], publishes: &[&SET], ..EROFS };
     let mut fixture = fixture();
     fixture.roots.snapshots[0].layout = &ROW;
@@ -364,9 +364,9 @@ fn another_snapshotter_is_another_row() {
     let list = "bind R/snapshots/1/fs [rw rbind]";
     let snapshot = fixture.resolve(list).unwrap();
     let publication = snapshot.publish(&SET, &limits()).unwrap();
-    let files: Vec<_> = SET.0.iter().map(|name| publication.file(name).unwrap()).collect();
+    let files: Vec<_> = SET.names.iter().map(|name| publication.file(name).unwrap()).collect();
     publication.commit(files, super::super::Durability::Always, false).unwrap();
-    assert!(SET.0.iter().all(|name| fixture.snapshot("1").join(name).is_file()));
+    assert!(SET.names.iter().all(|name| fixture.snapshot("1").join(name).is_file()));
     // An image of that name is no layer here.
     fs::write(fixture.snapshot("1").join("layer.erofs"), "").unwrap();
     let stack = fixture.roots.stack(&fixture.mounts(list)).unwrap();

@@ -11,8 +11,8 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$repo" || exit 1
 
 # strace counts system calls, attr and acl read extended attributes, GNU tar packs and e2fsprogs makes small disks.
-# python3 starts the daemon under a filter of system calls.
-TEST_PACKAGES="strace attr acl tar zstd xz-utils util-linux e2fsprogs python3"
+# python3 starts the daemon under a filter of system calls. xz, lz4 and bzip2 pack what `plywood stream` unpacks.
+TEST_PACKAGES="strace attr acl tar zstd xz-utils lz4 bzip2 util-linux e2fsprogs python3"
 
 case ${1:-} in
 -*) sed -n '2,/^set /{/^#/!d;s/^# \{0,1\}//;p}' "$0"; [ "$1" = --help ] && exit; exit 2 ;;

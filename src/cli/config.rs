@@ -1,6 +1,9 @@
 //! `plywood config`: prints the commented default file, checks a file, and sets up containerd.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use super::{
     containerd::{self, Version},
@@ -115,10 +118,13 @@ fn print_containerd(
 ) -> Result<(), Error> {
     let (config, _origin) = config::load(config)?;
     let version = version.map_or_else(containerd::installed_version, Ok)?;
+    // Where it cannot be known, the place where it is installed.
+    let program = env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/plywood"));
     let snippet = containerd::snippet(&containerd::Host {
         version,
         architecture: containerd::architecture(),
         socket: &config.server.socket,
+        program: &program,
     });
     match install {
         Some(directory) => output::result(&drop_in::install(directory, &snippet, version.imports_unasked())?),

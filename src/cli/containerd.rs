@@ -7,7 +7,10 @@ use std::{env, path::Path, process::Command, str::FromStr};
 use super::output::io_text;
 use crate::{
     error::{Error, Kind},
-    kind::{Container, LayerType, TABLE},
+    kind::{
+        Container, LayerType, TABLE,
+        streamed::{self, Streamed},
+    },
 };
 
 /// A minor release of containerd. This part of the configuration has changed with several of them.
@@ -57,6 +60,8 @@ pub struct Host<'h> {
     pub architecture: &'h str,
     /// Path of the daemon's socket.
     pub socket: &'h Path,
+    /// Path of this program, which is a stream processor as well.
+    pub program: &'h Path,
 }
 
 /// Runs `containerd --version`, and returns the version. Errors: `config.containerd-version`.
@@ -94,8 +99,8 @@ pub fn architecture() -> &'static str {
 
 /// Returns the tables to add to containerd's configuration.
 pub fn snippet(host: &Host<'_>) -> String {
-    let Host { version: Version { major, minor }, architecture, socket } = *host;
-    let socket = toml::Value::from(socket.display().to_string());
+    let Host { version: Version { major, minor }, architecture, socket, program } = *host;
+    let [socket, program] = [socket, program].map(|path| toml::Value::from(path.display().to_string()));
     let mut text = format!(
         r#"# For containerd {major}.{minor}, as a file of its own that /etc/containerd/config.toml imports.
 version = 3
@@ -152,6 +157,21 @@ version = 3
 #   snapshotter = "erofs"
 "#
     );
+    let accepts: Vec<_> = Streamed::foreign().map(|media_type| format!("    {media_type:?},\n")).collect();
+    text += &format!(
+        r#"
+# Layers that containerd's own differs cannot read, for snapshotters that use them: decoded by plywood stream. Plywood
+# itself does not look at this table: the same one in /etc/plywood/config.toml is for its snapshots.
+[stream_processors.plywood]
+  accepts = [
+{}  ]
+  returns = "{}"
+  path = {program}
+  args = ["stream"]
+"#,
+        accepts.concat(),
+        streamed::RETURNS,
+    );
     if host.version >= CACHES {
         text += r#"
 # Directories with ready images, if there are any. Plywood has to know them as well: name the same ones as
@@ -170,7 +190,7 @@ mod tests {
     fn of(version: &str) -> String {
         let socket = Path::new("/run/plywood/plywood.sock");
         let version = version.parse().unwrap();
-        snippet(&Host { version, architecture: "amd64", socket })
+        snippet(&Host { version, architecture: "amd64", socket, program: Path::new("/usr/bin/plywood") })
     }
 
     #[test]
@@ -195,6 +215,8 @@ mod tests {
             let unpack = plugins["io.containerd.transfer.v1.local"]["unpack_config"].as_array().unwrap();
             assert_eq!(unpack.len(), entries, "{version}");
             assert_eq!(unpack[0].get("layer_types").is_some(), version < "2.3", "{version}");
+            let accepts = parsed["stream_processors"]["plywood"]["accepts"].as_array().unwrap();
+            assert!(accepts.iter().filter_map(toml::Value::as_str).eq(Streamed::foreign()), "{version}");
         }
     }
 

@@ -17,6 +17,7 @@ pub mod output;
 mod report;
 pub mod serve;
 mod stack;
+pub mod stream;
 
 use std::process::ExitCode;
 
@@ -57,6 +58,8 @@ pub enum Command {
     Check(check::Arguments),
     /// Show the superblock and the files of an image, one line each
     Dump(dump::Arguments),
+    /// Decode a layer from standard input to standard output, as containerd's stream processor
+    Stream(stream::Arguments),
     /// Print or check a configuration, or set up containerd for Plywood
     Config(config::Arguments),
     /// Print a completion script for a shell
@@ -90,6 +93,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
+        Command::Stream(arguments) => stream::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),
         Command::Man(arguments) => generate::man(&arguments, Arguments::command()),

@@ -13,6 +13,7 @@ mod decoder;
 pub mod deflate;
 pub mod encode;
 mod error;
+pub mod foreign;
 mod gzip;
 pub(crate) mod zlib;
 mod zstd;

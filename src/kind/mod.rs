@@ -8,6 +8,7 @@
 //! `core/images/mediatypes.go` and `docs/snapshotters/erofs.md` for the native EROFS types.
 
 pub mod sniff;
+pub mod streamed;
 
 use std::path::Path;
 

@@ -6,6 +6,7 @@ mod apply;
 mod command_line;
 mod diff;
 mod image;
+mod stream;
 mod terminal;
 
 use testkit::Suite;
@@ -16,6 +17,7 @@ fn main() {
     suite.room("apply", apply::add);
     suite.room("diff", diff::add);
     suite.room("image", image::add);
+    suite.room("stream", stream::add);
     suite.room("terminal", terminal::add);
     suite.run()
 }

@@ -1,7 +1,7 @@
 //! Second opinions: what we write, read by others, and what others write, read by us.
 //!
-//! The others are the kernel, mkfs.erofs, fsck.erofs and dump.erofs, mkfs.ext4 and debugfs, GNU tar, Python, the crates
-//! `tar` and `erofs-rs`, and simple models of our own.
+//! The others are the kernel, mkfs.erofs, fsck.erofs and dump.erofs, mkfs.ext4 and debugfs, GNU tar, Python, xz,
+//! lz4 and bzip2, the crates `tar` and `erofs-rs`, and simple models of our own.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
@@ -12,6 +12,7 @@ mod erofs_mutants;
 mod erofs_reader;
 mod erofs_writer;
 mod ext4;
+mod foreign;
 mod layer_model;
 mod listing;
 mod tar_reader;
@@ -31,6 +32,7 @@ fn main() {
     suite.room("erofs_golden", erofs_golden::add);
     suite.room("erofs_mutants", erofs_mutants::add);
     suite.room("ext4", ext4::add);
+    suite.room("foreign", foreign::add);
     suite.room("tree", tree::add);
     suite.run()
 }

@@ -51,6 +51,15 @@ pub const JOURNAL_ENTRIES: usize = 1 << 20;
 /// Most lookups in the layers below one layer, each of one name in one directory: two minutes of
 /// work. A layer with 100 000 unlisted directories on top of 127 others takes a fifth of it.
 pub const PARENT_LOOKUPS: u64 = 1 << 26;
+/// Most layers of a device below its writable one: upstream's bound.
+pub const LSMT_LAYERS: usize = 255;
+/// Most index entries of one read-only LSMT layer, unused ones included: upstream's bound, 16 MB of index.
+pub const LSMT_ENTRIES: u64 = 1_000_000;
+/// Most index entries of a stack of LSMT layers, and records of a writable layer: upstream's bound.
+pub const LSMT_STACK_ENTRIES: u64 = 128_000_000;
+/// Largest device, in bytes: the largest file of ext4, so that a flattened one has a place. Layers are for devices of
+/// 64 to 256 GiB.
+pub const LSMT_DEVICE_BYTES: u64 = 1 << 44;
 /// Most mounts in one request.
 pub const MOUNTS: usize = 512;
 /// Largest sum of all strings of a mount list, in bytes.

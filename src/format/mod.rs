@@ -7,6 +7,7 @@ mod crc32c;
 pub mod erofs;
 pub mod ext4;
 pub mod gzindex;
+pub mod lsmt;
 pub mod magic;
 mod record;
 pub mod tar;
@@ -22,6 +23,16 @@ pub trait ReadAt {
 
     /// Size of the source in bytes.
     fn size_bytes(&self) -> u64;
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.as_slice().read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.as_slice().size_bytes()
+    }
 }
 
 impl ReadAt for [u8] {

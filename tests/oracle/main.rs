@@ -15,6 +15,7 @@ mod ext4;
 mod foreign;
 mod layer_model;
 mod listing;
+mod lsmt;
 mod tar_reader;
 mod tar_writer;
 mod tree;
@@ -33,6 +34,7 @@ fn main() {
     suite.room("erofs_mutants", erofs_mutants::add);
     suite.room("ext4", ext4::add);
     suite.room("foreign", foreign::add);
+    suite.room("lsmt", lsmt::add);
     suite.room("tree", tree::add);
     suite.run()
 }

@@ -28,6 +28,7 @@ pub mod hash;
 pub mod helpers;
 pub mod image;
 pub mod stage;
+pub mod zfile;
 
 mod ordered;
 mod resources;

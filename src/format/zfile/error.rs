@@ -123,6 +123,24 @@ pub enum ZfileError {
         /// Its fault.
         fault: BlockFault,
     },
+    /// A block takes more bytes than every reader takes.
+    #[error(
+        "block {block} is stored in {stored} bytes, and readers take {max} at most: choose smaller blocks"
+    )]
+    Incompressible {
+        /// Number of the block, from 0.
+        block: u64,
+        /// Stored bytes of the block.
+        stored: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// The compression failed.
+    #[error("the encoder failed")]
+    Encoder,
+    /// There is no memory for an encoder.
+    #[error("no memory for a zstd encoder")]
+    Memory,
     /// The index is not as it was when the file was opened.
     #[error("index entry of block {block} changed after the file was opened")]
     Changed {
@@ -153,7 +171,10 @@ impl Classify for ZfileError {
     fn kind(&self) -> Kind {
         match self {
             Self::Io { source, .. } => disk_kind(source),
-            Self::TooManyBlocks { .. } | Self::Block { fault: BlockFault::Memory, .. } => Kind::Exhausted,
+            Self::TooManyBlocks { .. } | Self::Memory | Self::Block { fault: BlockFault::Memory, .. } => {
+                Kind::Exhausted
+            }
+            Self::Encoder => Kind::Internal,
             Self::Changed { .. } => Kind::Changed,
             _ => Kind::Malformed,
         }
@@ -185,6 +206,9 @@ impl Classify for ZfileError {
                 BlockFault::Length { .. } => "zfile.block.contents",
                 BlockFault::Memory => "zfile.memory",
             },
+            Self::Incompressible { .. } => "zfile.incompressible",
+            Self::Encoder => "zfile.encoder",
+            Self::Memory => "zfile.memory",
             Self::Changed { .. } => "zfile.changed",
         }
     }

@@ -5,6 +5,7 @@
 //! ```
 //!
 //! [`header`] knows the record at either end, [`block`] one block. [`reader::Reader`] reads the contents at any offset.
+//! [`writer`] compresses blocks and lays them out.
 //!
 //! Source: `docs/formats/overlaybd.md`, "ZFile".
 
@@ -13,5 +14,6 @@ mod error;
 pub mod header;
 mod index;
 pub mod reader;
+pub mod writer;
 
 pub use self::error::{End, ZfileError};

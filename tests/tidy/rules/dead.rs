@@ -49,6 +49,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("format/tar/wrapper.rs", "find"),
     ("format/tar/wrapper.rs", "around"),
     ("format/zfile/reader.rs", "Reader"),
+    ("pipeline/zfile.rs", "write"),
     // The step of the pipeline that leaves an index behind is still to come.
     ("format/gzindex/mod.rs", "SPAN_BYTES"),
 ];

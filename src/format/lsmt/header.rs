@@ -152,11 +152,6 @@ impl Uuid {
         Self(uuid::Builder::from_random_bytes(bits).into_uuid())
     }
 
-    /// True for the identity that stands for "none".
-    pub fn is_null(self) -> bool {
-        self == Self::NULL
-    }
-
     // Identities are not verified by any reader, so text that is none counts as none.
     fn decode(text: [u8; Self::LEN]) -> Self {
         text.split_last()
@@ -224,7 +219,7 @@ mod tests {
     fn an_identity_that_cannot_be_read_counts_as_none() {
         let mut block = Header::new(flags::HEADER, 0).encode();
         block[56..93].fill(0xff);
-        assert!(Header::decode(first(&block)).unwrap().uuid.is_null());
+        assert!(Header::decode(first(&block)).unwrap().uuid == Uuid::NULL);
         assert_eq!(Uuid::NULL.to_string(), "00000000-0000-0000-0000-000000000000");
         // Other spellings that a parser of UUIDs may take.
         assert_eq!(Uuid::parse("0b0b0b0b11114111811100000000000001"), None);

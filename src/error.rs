@@ -91,6 +91,12 @@ impl Error {
         self
     }
 
+    /// The same failure of another kind, where the caller knows whose fault it is.
+    #[must_use]
+    pub fn with_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
     /// Kind of the failure, which chooses the status code.
     pub fn kind(&self) -> Kind {
         self.kind

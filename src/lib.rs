@@ -11,7 +11,7 @@
 //! | 2 formats | [`tree`], [`mod@format`] |
 //! | 3 kinds | [`kind`] |
 //! | 4 ports | [`sys`], [`store`], [`containerd`], [`snapshot`] |
-//! | 5 domain | [`pipeline`], [`view`], [`apply`], [`compare`] |
+//! | 5 domain | [`pipeline`], [`view`], [`overlaybd`], [`apply`], [`compare`] |
 //! | 6 edges, in this order | [`config`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
 
 pub mod apply;
@@ -29,6 +29,7 @@ pub mod format;
 pub mod kind;
 pub mod limits;
 pub mod observe;
+pub mod overlaybd;
 pub mod pipeline;
 pub mod rpc;
 pub mod service;

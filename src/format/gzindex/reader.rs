@@ -43,6 +43,12 @@ pub struct Reader<B, I> {
     cache: Mutex<Cache>,
 }
 
+impl<B, I> std::fmt::Debug for Reader<B, I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("index", self.index.header()).finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Cache {
     /// Pieces by number, that used last at the end.

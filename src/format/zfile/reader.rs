@@ -116,6 +116,11 @@ impl<R: ReadAt> Reader<R> {
         &self.header
     }
 
+    /// The file.
+    pub fn source(&self) -> &R {
+        &self.source
+    }
+
     /// Fills `buf` with the contents from byte `offset` on, which end inside the file.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ZfileError> {
         let idle = self.kept().idle.pop();

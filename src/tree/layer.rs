@@ -176,6 +176,7 @@ impl<P: Copy + Default> Tree<P> {
     /// Gives a directory the attributes of its entry. It no longer counts as implied.
     fn describe(&mut self, number: u32, attributes: &Attributes, xattrs: &[Xattr]) -> Result<(), TreeError> {
         self.directories.get_mut(number).implied = false;
+        self.root_is_described |= number == DirectoryId::ROOT.0;
         self.attribute(number, attributes, xattrs)
     }
 

@@ -116,6 +116,8 @@ pub struct Tree<P> {
     /// to may be gone.
     pub(super) generation: u32,
     pub(super) last_parent: LastParent,
+    /// True when an entry describes the root.
+    pub(super) root_is_described: bool,
     /// Bytes of link targets that may still be followed. Each entry adds some.
     pub(super) link_steps: u64,
 }
@@ -156,6 +158,7 @@ impl<P: Copy + Default> Tree<P> {
             aufs: None,
             generation: 0,
             last_parent: LastParent::default(),
+            root_is_described: false,
             link_steps: LINK_STEPS,
         }
     }
@@ -241,6 +244,16 @@ impl<P: Copy + Default> Tree<P> {
     /// Extended attributes of a directory, sorted by name.
     pub fn xattrs(&self, directory: DirectoryId) -> impl Iterator<Item = &Xattr> {
         self.pool.attributes(&self.directories.get(directory.0).xattrs)
+    }
+
+    /// True when the directory keeps the attributes of one that it is merged with: names imply it, no entry describes
+    /// it, and the layer does not delete the one below.
+    pub fn inherits(&self, directory: DirectoryId) -> bool {
+        let found = self.directories.get(directory.0);
+        match found.name {
+            NONE => !self.root_is_described,
+            name => found.implied && !self.names.get(name).whited_out,
+        }
     }
 
     /// True when a directory hides everything that lower layers have in it.

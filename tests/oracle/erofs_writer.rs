@@ -225,6 +225,12 @@ fn options() -> impl Strategy<Value = Options> {
 
 /// The entries that the model takes, and the tree they make.
 pub fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
+    let (taken, model) = modelled(items);
+    (taken, model.listing())
+}
+
+/// The entries that the model takes, and the model.
+pub fn modelled(items: Vec<Item>) -> (Vec<Item>, Model) {
     let mut model = Model::new();
     let mut taken = Vec::new();
     for (entry, data) in items {
@@ -234,7 +240,7 @@ pub fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
             taken.push((entry, data));
         }
     }
-    (taken, model.listing())
+    (taken, model)
 }
 
 /// An input of a test that can be printed.
@@ -264,6 +270,13 @@ impl Shown for (Vec<Item>, Options) {
     }
 }
 
+impl Shown for Vec<Vec<Item>> {
+    fn shown(&self) -> String {
+        let layers = self.iter().map(|items| (items.clone(), Options::default()).shown());
+        layers.collect::<Vec<_>>().join("\nthen ")
+    }
+}
+
 impl<T: Shown> Shown for (T, usize) {
     fn shown(&self) -> String {
         format!("pieces of {}; {}", self.1, self.0.shown())
@@ -288,6 +301,11 @@ fn written(items: &[Item], options: &Options) -> Result<(Vec<u8>, Summary), Test
 
 pub fn layers() -> impl Strategy<Value = (Vec<Item>, Options)> {
     (prop::collection::vec(item(), 0..40), options())
+}
+
+/// Three layers, each on top of the one before.
+pub fn stacks() -> impl Strategy<Value = Vec<Vec<Item>>> {
+    prop::collection::vec(prop::collection::vec(item(), 0..25), 3)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what the readers return")]

@@ -32,6 +32,8 @@ enum Node {
         children: BTreeMap<Vec<u8>, usize>,
         whited_out: BTreeSet<Vec<u8>>,
         opaque: bool,
+        /// No entry describes it.
+        implied: bool,
     },
     Whiteout(Attributes),
     File {
@@ -57,6 +59,7 @@ fn directory() -> Node {
         children: BTreeMap::new(),
         whited_out: BTreeSet::new(),
         opaque: false,
+        implied: true,
     }
 }
 
@@ -156,7 +159,8 @@ impl Model {
     }
 
     fn describe(&mut self, at: usize, entry: &Entry) {
-        if let Node::Directory { attributes, xattrs, .. } = &mut self.nodes[at] {
+        if let Node::Directory { attributes, xattrs, implied, .. } = &mut self.nodes[at] {
+            *implied = false;
             *attributes = entry.attributes;
             xattrs.extend(entry.xattrs.iter().map(|xattr| (xattr.name.clone(), xattr.value.clone())));
         }
@@ -272,6 +276,81 @@ impl Model {
         names: &mut BTreeMap<usize, Vec<Vec<u8>>>,
     ) {
         names.entry(at).or_default().push(path.to_vec());
+        let mut listed = self.shown(at);
+        if let Node::Directory { children, whited_out: whited, opaque, .. } = &self.nodes[at] {
+            let is = |child: &usize, want: fn(&Node) -> bool| want(&self.nodes[*child]);
+            let directories = children.values().filter(|c| is(c, |n| matches!(n, Node::Directory { .. })));
+            listed.nlink = 2 + u32::try_from(directories.count()).unwrap();
+            if *opaque || whited_out {
+                listed.xattrs.insert(b"trusted.overlay.opaque".to_vec(), b"y".to_vec());
+            }
+            if children.values().any(|c| is(c, |n| matches!(n, Node::Whiteout(_)))) {
+                listed.xattrs.insert(b"trusted.overlay.origin".to_vec(), Vec::new());
+            }
+            for (name, child) in children {
+                self.list(*child, &below(path, name), whited.contains(name), listing, names);
+            }
+        }
+        listing.insert(path.to_vec(), listed);
+    }
+
+    /// The tree that the layer makes of the tree `lower` below it.
+    pub fn over(&self, lower: &Listing) -> Listing {
+        let mut merged = lower.clone();
+        // Until the end the first name says which inode it is.
+        merged.values_mut().for_each(|listed| listed.first_name.insert(0, b'B'));
+        self.put(ROOT, b"", true, false, &mut merged);
+        let mut names: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+        for (name, listed) in &merged {
+            names.entry(listed.first_name.clone()).or_default().push(name.clone());
+        }
+        let is_directory = |listed: &&Listed| listed.file_type == FileType::Directory;
+        let directories: Vec<_> =
+            merged.iter().filter(|(_, at)| is_directory(at)).map(|(n, _)| n.clone()).collect();
+        for (name, listed) in &mut merged {
+            let group = &names[&listed.first_name];
+            let inside = directories.iter().filter(|at| !at.is_empty() && parent(at) == name.as_slice());
+            listed.nlink = u32::try_from(if listed.file_type == FileType::Directory {
+                2 + inside.count()
+            } else {
+                group.len()
+            })
+            .unwrap();
+            listed.first_name = group[0].clone();
+        }
+        merged
+    }
+
+    fn put(&self, at: usize, path: &[u8], sees: bool, deleted: bool, merged: &mut Listing) {
+        let mut listed = self.shown(at);
+        listed.first_name = format!("L{at}").into_bytes();
+        let Node::Directory { children, whited_out, opaque, implied, .. } = &self.nodes[at] else {
+            remove(merged, path);
+            if !matches!(self.nodes[at], Node::Whiteout(_)) {
+                merged.insert(path.to_vec(), listed);
+            }
+            return;
+        };
+        let below_it = merged.get(path).filter(|found| sees && found.file_type == FileType::Directory);
+        let merges = below_it.is_some();
+        if let Some(found) = below_it
+            && *implied
+            && !deleted
+        {
+            listed = found.clone();
+        }
+        let hides = *opaque || deleted || !merges;
+        if hides {
+            remove(merged, path);
+        }
+        merged.insert(path.to_vec(), listed);
+        for (name, child) in children {
+            self.put(*child, &below(path, name), !hides, whited_out.contains(name), merged);
+        }
+    }
+
+    /// A node as it is shown, without what its names and children say.
+    fn shown(&self, at: usize) -> Listed {
         let mut listed = Listed {
             file_type: FileType::CharDevice,
             attributes: Attributes::default(),
@@ -305,26 +384,26 @@ impl Model {
                 };
                 listed.size_bytes = listed.data.len() as u64;
             }
-            Node::Directory { attributes, xattrs, children, whited_out: whited, opaque } => {
+            Node::Directory { attributes, xattrs, .. } => {
                 listed.file_type = FileType::Directory;
                 listed.attributes = *attributes;
                 listed.xattrs = xattrs.clone();
-                let is = |child: &usize, want: fn(&Node) -> bool| want(&self.nodes[*child]);
-                let directories =
-                    children.values().filter(|c| is(c, |n| matches!(n, Node::Directory { .. })));
-                listed.nlink = 2 + u32::try_from(directories.count()).unwrap();
-                if *opaque || whited_out {
-                    listed.xattrs.insert(b"trusted.overlay.opaque".to_vec(), b"y".to_vec());
-                }
-                if children.values().any(|c| is(c, |n| matches!(n, Node::Whiteout(_)))) {
-                    listed.xattrs.insert(b"trusted.overlay.origin".to_vec(), Vec::new());
-                }
-                for (name, child) in children {
-                    let path = if path.is_empty() { name.clone() } else { [path, b"/", name].concat() };
-                    self.list(*child, &path, whited.contains(name), listing, names);
-                }
             }
         }
-        listing.insert(path.to_vec(), listed);
+        listed
     }
+}
+
+fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |slash| &path[..slash])
+}
+
+/// Removes a name and all below it.
+fn remove(listing: &mut Listing, path: &[u8]) {
+    let inside = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
+    listing.retain(|name, _| name != path && !name.starts_with(&inside));
 }

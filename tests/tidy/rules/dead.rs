@@ -42,6 +42,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("format/erofs/writer/elsewhere.rs", "Writer::entry_in_archive"),
     ("format/erofs/writer/elsewhere.rs", "Writer::set_archive_bytes"),
     ("format/erofs/writer/elsewhere.rs", "Writer::entry_mapped"),
+    ("format/erofs/writer/finish.rs", "Writer::finish_above"),
     // Shows that a file system was one that needed its journal.
     ("format/ext4/reader/mod.rs", "Image::replayed"),
     // For the overlaybd device, which is still to come.

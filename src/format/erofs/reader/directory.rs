@@ -154,6 +154,12 @@ impl<R: ReadAt> Directory<'_, R> {
         Ok(None)
     }
 
+    /// Byte of the directory's data at which the record returned last starts.
+    pub(in crate::format::erofs) fn last_record(&self) -> u64 {
+        let block = self.blocks_read.saturating_sub(1) << self.image.superblock.block_bits.get();
+        block + (self.next.saturating_sub(1) * Dirent::LEN) as u64
+    }
+
     /// Number of bytes that should be zero but are not: reserved bytes of the records read so far,
     /// and bytes after the names of finished blocks.
     pub fn dirty_bytes(&self) -> u64 {

@@ -269,7 +269,12 @@ impl<R: ReadAt> Image<R> {
     }
 
     /// Fills `buf` from byte `offset` of the primary file, through the window.
-    pub(super) fn read_at(&self, offset: u64, buf: &mut [u8], what: &'static str) -> Result<(), ReadError> {
+    pub(in crate::format::erofs) fn read_at(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        what: &'static str,
+    ) -> Result<(), ReadError> {
         let len = buf.len() as u64;
         if offset.checked_add(len).is_none_or(|end| end > self.size_bytes) {
             return Err(self.outside(what, offset, len));

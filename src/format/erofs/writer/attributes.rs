@@ -30,8 +30,14 @@ const MOST_SHARED: usize = 255;
 const NOT_WORTH_SHARING: usize = BodyHeader::ID_LEN;
 
 /// Shared area, and the attributes that one inode has had so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
+    /// Number of the area's first byte.
+    first_id: u32,
+    /// Length up to which the area grows on its own, in bytes.
+    soft: usize,
+    /// Length up to which it may be made to grow, in bytes.
+    hard: usize,
     /// Hashes of entries. If two entries had one hash, the second would be shared too early, which
     /// costs its inode four bytes.
     seen: HashSet<u64>,
@@ -66,6 +72,21 @@ fn encode(xattr: &Xattr, out: &mut Vec<u8>) -> Result<u32, WriterError> {
 }
 
 impl Shared {
+    /// Area at the end of an image, where there is always room.
+    pub fn unlimited() -> Self {
+        Self::of(0, AREA, usize::MAX)
+    }
+
+    /// Area of at most `room` bytes whose first byte has the number `first_id`.
+    pub fn reserved(first_id: u32, room: usize) -> Self {
+        // A quarter is left for the root's attributes, all of which may have to be shared.
+        Self::of(first_id, room / 4 * 3, room)
+    }
+
+    fn of(first_id: u32, soft: usize, hard: usize) -> Self {
+        Self { first_id, soft, hard, seen: HashSet::new(), table: HashTable::new(), area: Vec::new() }
+    }
+
     fn find(&self, hash: u64, entry: &[u8]) -> Option<u32> {
         let is_it = |offset: &u32| {
             let stored = self.area.get(usize::try_from(*offset).unwrap_or(usize::MAX)..);
@@ -81,7 +102,8 @@ impl Shared {
             return Ok(());
         }
         let again = !self.seen.insert(hash);
-        if force || (again && self.area.len() + entry.len() <= AREA) {
+        let fits = |limit| self.area.len() + entry.len() <= limit;
+        if (force && fits(self.hard)) || (again && fits(self.soft)) {
             let offset = u32::try_from(self.area.len()).map_err(WriterError::internal)?;
             self.area.extend_from_slice(entry);
             let area = &self.area;
@@ -127,7 +149,7 @@ impl Shared {
             if ids.len() < MOST_SHARED
                 && let Some(offset) = self.find(hash(entry), entry)
             {
-                ids.push(offset / 4);
+                ids.push(self.first_id + offset / 4);
                 inline.truncate(start);
             }
         }
@@ -142,7 +164,7 @@ impl Shared {
         icount((out.len() - start) as u64).ok_or(WriterError::XattrSum { len: out.len() - start })
     }
 
-    /// Bytes of the area; number 0 is the first byte.
+    /// Bytes of the area.
     pub fn area(&self) -> &[u8] {
         &self.area
     }

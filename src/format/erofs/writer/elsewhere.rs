@@ -5,15 +5,19 @@
 //!
 //! Source: `docs/formats/erofs.md`, "Data that is elsewhere"; Linux `fs/erofs/erofs_fs.h`, `struct erofs_deviceslot`.
 
-use super::{Open, Options, Place, Role, Source, Stored, Writer, WriterError};
+use super::{
+    Open, Options, Place, Role, Source, Stored, Writer, WriterError, attributes::Shared, stream::Stream,
+};
 use crate::{
     format::{
         Remote, Sink,
         erofs::{
-            Block, BlockBits,
+            Block, BlockBits, SLOT_LEN,
             chunk::{ChunkFormat, ChunkIndex},
             device::DeviceSlot,
             inode::{Data, Inode},
+            superblock::{Superblock, incompat},
+            xattr::UNIT,
         },
     },
     tree::{Body, Entry, FileId, FileType},
@@ -21,6 +25,8 @@ use crate::{
 
 /// Unit in which archives are laid out and devices are mapped, in bytes.
 const SECTOR: u64 = 512;
+/// Room on a device for the shared attributes of one layer, in bytes. What is not used is never written.
+const SHARED_AREA: u64 = 1 << 20;
 /// Number of the archive among the devices of an index.
 const ARCHIVE: u16 = 1;
 
@@ -32,9 +38,40 @@ impl<S: Sink> Writer<S> {
         Self::for_role(sink, Options { image, ..options }, Role::Index { archive_bytes: 0 })
     }
 
-    /// Starts the file system of an empty device. Whiteouts and opaque markers leave no trace in it.
-    pub fn device(sink: S, options: Options) -> Self {
-        Self::for_role(sink, options, Role::Device)
+    /// Starts the file system of a device: of an empty one, or of one that has the file system `below` already, whose
+    /// tree and the layer's make the new tree. Whiteouts and opaque markers leave no trace in it.
+    ///
+    /// Errors: [`WriterError::Below`] when the file system below has another block size, extra devices, or wide
+    /// addresses.
+    pub fn device(sink: S, options: Options, below: Option<&Superblock>) -> Result<Self, WriterError> {
+        let bits = options.image.block_bits;
+        let mut writer = Self::for_role(sink, options, Role::Device);
+        if let Some(below) = below {
+            let refused = |what| Err(WriterError::Below { what });
+            if below.block_bits != bits {
+                return refused("blocks of another size");
+            }
+            if below.feature_incompat & (incompat::DEVICE_TABLE | incompat::WIDE | incompat::METABOX) != 0 {
+                return refused("extra devices, 48-bit addresses or a metabox");
+            }
+            writer.stream = Stream::new(below.blocks, Role::Device.gap(bits));
+            // Inodes are less than this many in a block, so no number is used twice.
+            let inos = below.blocks.wrapping_mul(bits.size() / SLOT_LEN);
+            writer.next_ino = u32::try_from(inos & u64::from(u32::MAX)).map_err(WriterError::internal)?;
+            writer.below = Some(*below);
+        }
+        // Ids of shared attributes count from one block, which is that of the first layer.
+        let area = writer.stream.allocate(bits.blocks_for(SHARED_AREA))?;
+        let base = below.map_or(area, |below| below.xattr_block);
+        let first_id = area.checked_sub(base).and_then(|blocks| {
+            let first = (u64::from(blocks) << bits.get()) / UNIT;
+            u32::try_from(first).ok().filter(|first| u64::from(u32::MAX - first) > SHARED_AREA / UNIT)
+        });
+        let room = if first_id.is_some() { SHARED_AREA } else { 0 };
+        writer.shared =
+            Shared::reserved(first_id.unwrap_or(0), usize::try_from(room).map_err(WriterError::internal)?);
+        writer.reserved_area = Some(area);
+        Ok(writer)
     }
 
     /// Like [`Writer::entry`] for a file whose data the archive of an index has from byte `data_start` on. The data

@@ -6,6 +6,7 @@ use std::io;
 
 use crate::{
     error::{Classify, Kind, disk_kind},
+    format::erofs::reader::ReadError,
     limits,
     tree::TreeError,
 };
@@ -21,6 +22,15 @@ pub enum WriterError {
         path: String,
         /// Reason for which the tree refuses it.
         source: TreeError,
+    },
+    /// The file system below cannot be read.
+    #[error("the file system below: {0}")]
+    Read(#[from] ReadError),
+    /// The device has a file system that no layer can be written above.
+    #[error("the file system below has {what}, above which no layer is written")]
+    Below {
+        /// What it has.
+        what: &'static str,
     },
     /// Writing to the sink failed.
     #[error("cannot write the image: {0}")]
@@ -92,6 +102,8 @@ impl Classify for WriterError {
         match self {
             Self::Tree { source, .. } => source.kind(),
             Self::Sink(error) => disk_kind(error),
+            Self::Read(error) => error.kind(),
+            Self::Below { .. } => Kind::NotImplemented,
             Self::ImageBlocks { .. }
             | Self::FileSize { .. }
             | Self::SparseOverhead { .. }
@@ -108,6 +120,8 @@ impl Classify for WriterError {
         match self {
             Self::Tree { source, .. } => source.reason(),
             Self::Sink(_) => "disk.write",
+            Self::Read(error) => error.reason(),
+            Self::Below { .. } => "erofs.below",
             Self::ImageBlocks { .. } => "limit.image-blocks",
             Self::FileSize { .. } => "limit.file-size",
             Self::SparseOverhead { .. } => "limit.sparse-overhead",

@@ -9,6 +9,7 @@
 //! Source: `docs/formats/erofs.md`, "How an image is written".
 
 mod attributes;
+mod below;
 mod directory;
 mod elsewhere;
 mod error;
@@ -196,6 +197,10 @@ pub struct Writer<S> {
     options: Options,
     role: Role,
     sink: S,
+    /// Superblock of the file system that the device has already.
+    below: Option<Superblock>,
+    /// Block from which on room is set aside for shared attributes.
+    reserved_area: Option<u32>,
     tree: Tree<Place>,
     stream: Stream,
     metadata: Metadata,
@@ -233,7 +238,9 @@ impl<S: Sink> Writer<S> {
             tree: Tree::new(limits),
             stream: Stream::new(bits.blocks_for(head_len(bits)), role.gap(bits)),
             metadata: Metadata::new(bits),
-            shared: Shared::default(),
+            shared: Shared::unlimited(),
+            below: None,
+            reserved_area: None,
             open: Open::Nothing,
             head: Vec::new(),
             tail: Vec::new(),

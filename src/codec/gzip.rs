@@ -24,6 +24,32 @@ const FLAG_NAME: u8 = 1 << 3;
 const FLAG_COMMENT: u8 = 1 << 4;
 const FLAGS_RESERVED: u8 = 0b1110_0000;
 
+/// Bytes of a member's header that [`member_bytes`] looks at.
+pub const SIZED_HEADER_BYTES: usize = 76;
+
+/// Length of the member whose header starts `bytes`, if that says so: as BGZF does, in a subfield `BC` of the extra field.
+/// It may be a lie.
+///
+/// Source: SAM/BAM format specification, section 4.1.
+pub fn member_bytes(bytes: &[u8]) -> Option<u64> {
+    let (head, rest) = bytes.split_first_chunk::<12>()?;
+    let [id1, id2, METHOD_DEFLATE, flags, .., len0, len1] = *head else { return None };
+    if [id1, id2] != MAGIC || flags & FLAG_EXTRA == 0 {
+        return None;
+    }
+    let mut extra = rest.get(..u16::from_le_bytes([len0, len1]).into())?;
+    while let Some(([id1, id2, len0, len1], fields)) = extra.split_first_chunk() {
+        let (field, others) = fields.split_at_checked(u16::from_le_bytes([*len0, *len1]).into())?;
+        if let (b'B', b'C', [size0, size1]) = (*id1, *id2, field) {
+            let bytes = u64::from(u16::from_le_bytes([*size0, *size1])) + 1;
+            // Less than its header and trailer is no member.
+            return Some(bytes).filter(|bytes| *bytes > 12 + 8);
+        }
+        extra = others;
+    }
+    None
+}
+
 /// Decoder of gzip streams.
 ///
 /// A member, little-endian (RFC 1952, section 2.3):
@@ -58,9 +84,14 @@ pub struct Gzip {
     member: u64,
     /// Where the deflate stream of this member started.
     body: u64,
+    /// Whether every block is a pause.
     pauses: bool,
     paused: Option<BlockStart>,
 }
+
+/// A place at which decoding can go on: the first bit of a block or of a member, in bits of the whole stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cut(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -103,6 +134,108 @@ impl Gzip {
             pauses: false,
             paused: None,
         }
+    }
+
+    /// A decoder at the start of a member that is not the first one: after it the stream may end.
+    pub fn at_member() -> Self {
+        Self { state: State::Between, ..Self::new() }
+    }
+
+    /// Compressed bytes taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Where the decoder stands, if that is between two blocks or two members.
+    pub fn cut(&self) -> Option<Cut> {
+        match self.state {
+            State::Body if self.inflate.is_between_blocks() => {
+                Some(Cut(self.body.saturating_mul(8).saturating_add(self.inflate.position())))
+            }
+            State::Between => Some(Cut(self.taken.saturating_mul(8))),
+            _ => None,
+        }
+    }
+
+    /// Whether the decoder stands between two members.
+    pub fn is_between_members(&self) -> bool {
+        self.state == State::Between
+    }
+
+    /// The last bytes given out of this member, at most 32768.
+    pub fn window(&self) -> Vec<u8> {
+        self.inflate.window()
+    }
+
+    /// Like [`decode`](Decoder::decode), but stops at the first block or member that starts at `cut` or behind:
+    /// [`cut`](Self::cut) is where. It has stopped for that if output is not full and input is left.
+    pub fn decode_to(
+        &mut self,
+        cut: Option<Cut>,
+        input: &mut &[u8],
+        output: &mut [u8],
+    ) -> Result<usize, CodecError> {
+        let mut filled: usize = 0;
+        self.paused = None;
+        loop {
+            match self.state {
+                State::Body => {
+                    let rest = output.get_mut(filled..).unwrap_or_default();
+                    if rest.is_empty() {
+                        return Ok(filled);
+                    }
+                    let from = cut.map(|cut| cut.0.saturating_sub(self.body.saturating_mul(8)));
+                    self.inflate.pause_from(if self.pauses { Some(0) } else { from });
+                    let (bytes, pause) = self.inflate(input, rest)?;
+                    filled = filled.saturating_add(bytes);
+                    match pause {
+                        Pause::Ended => self.state = State::Trailer,
+                        Pause::Input | Pause::Output => return Ok(filled),
+                        Pause::Block => {
+                            self.pause();
+                            return Ok(filled);
+                        }
+                    }
+                }
+                _ if input.is_empty() => return Ok(filled),
+                state => {
+                    self.state = self.frame(input)?;
+                    self.body = self.taken;
+                    let is_new = state == State::Trailer && self.state == State::Between;
+                    if is_new && cut.is_some_and(|cut| self.cut() >= Some(cut)) {
+                        return Ok(filled);
+                    }
+                    if self.state == State::Body && self.pause() {
+                        return Ok(filled);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes note of bytes of this member that another decoder gave out. They come after all that this one gave out, and
+    /// [`go_on_at`](Self::go_on_at) says where they end.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.inflate.add(bytes);
+        self.count(bytes);
+    }
+
+    /// Goes on at another block of this member, behind the bytes that were added. The next input starts with the byte
+    /// that holds its first bit.
+    pub fn go_on_at(&mut self, cut: Cut) {
+        self.inflate.go_on_at(cut.0.saturating_sub(self.body.saturating_mul(8)));
+        self.taken = cut.0 / 8;
+    }
+
+    /// Goes on at another member, when this decoder stands between two. All between them was decoded by another one.
+    pub fn go_on_at_member(&mut self, byte: u64) {
+        self.taken = byte;
+    }
+
+    fn count(&mut self, bytes: &[u8]) {
+        self.crc = crc32(self.crc, bytes);
+        let [b0, b1, b2, b3, ..] = bytes.len().to_le_bytes();
+        self.length = self.length.wrapping_add(u32::from_le_bytes([b0, b1, b2, b3]));
     }
 
     fn take<'a>(&mut self, input: &mut &'a [u8], len: usize) -> &'a [u8] {
@@ -259,10 +392,7 @@ impl Gzip {
             before: self.taken,
             message: what.as_str(),
         })?;
-        let bytes = output.get(..filled).unwrap_or_default();
-        self.crc = crc32(self.crc, bytes);
-        let [b0, b1, b2, b3, ..] = filled.to_le_bytes();
-        self.length = self.length.wrapping_add(u32::from_le_bytes([b0, b1, b2, b3]));
+        self.count(output.get(..filled).unwrap_or_default());
         Ok((filled, pause))
     }
 
@@ -278,42 +408,11 @@ impl Gzip {
 
 impl Decoder for Gzip {
     fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
-        let mut filled: usize = 0;
-        self.paused = None;
-        loop {
-            if self.state == State::Body {
-                let rest = output.get_mut(filled..).unwrap_or_default();
-                if rest.is_empty() {
-                    return Ok(filled);
-                }
-                let (bytes, pause) = self.inflate(input, rest)?;
-                filled = filled.saturating_add(bytes);
-                match pause {
-                    Pause::Ended => self.state = State::Trailer,
-                    Pause::Input | Pause::Output => return Ok(filled),
-                    Pause::Block => {
-                        if self.pause() {
-                            return Ok(filled);
-                        }
-                    }
-                }
-            } else if input.is_empty() {
-                return Ok(filled);
-            } else {
-                self.state = self.frame(input)?;
-                if self.state == State::Body {
-                    self.body = self.taken;
-                    if self.pause() {
-                        return Ok(filled);
-                    }
-                }
-            }
-        }
+        self.decode_to(None, input, output)
     }
 
     fn pause_at_blocks(&mut self) {
         self.pauses = true;
-        self.inflate.pause_at_blocks();
     }
 
     fn block(&self) -> Option<BlockStart> {

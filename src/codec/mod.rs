@@ -23,7 +23,7 @@ pub use self::{
     coding::Coding,
     decoder::{BlockStart, Decoder},
     error::CodecError,
-    gzip::Gzip,
+    gzip::{Cut, Gzip, SIZED_HEADER_BYTES, member_bytes},
     zstd::Zstd,
 };
 use crate::error::Classify as _;

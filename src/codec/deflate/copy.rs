@@ -7,20 +7,22 @@
 
 #![allow(unsafe_code)]
 
+use super::unit::Unit;
+
 /// Longest match.
 const LENGTH_MAX: usize = 258;
-/// Bytes copied at once.
+/// Units copied at once.
 const WORD: usize = 16;
-/// Bytes behind the start of a match that [`copy`] may write to: those of the longest one, and what words copied in
+/// Units behind the start of a match that [`copy`] may write to: those of the longest one, and what words copied in
 /// pairs write beyond it.
 pub(super) const ROOM: usize = LENGTH_MAX + 2 * WORD;
 
-/// Copies `length` bytes to `to`, from `distance` bytes before. Up to [`ROOM`] bytes from `to` on are overwritten.
+/// Copies `length` units to `to`, from `distance` units before. Up to [`ROOM`] units from `to` on are overwritten.
 ///
 /// The caller sees to it that `distance` is 1 to `to`, `length` at most 258, and that there is room: otherwise
 /// nothing is copied.
 #[inline(always)]
-pub(super) fn copy(output: &mut [u8], to: usize, distance: usize, length: usize) {
+pub(super) fn copy<T: Unit>(output: &mut [T], to: usize, distance: usize, length: usize) {
     let Some(from) = to.checked_sub(distance) else { return };
     let Some(last) = output.len().checked_sub(ROOM) else { return };
     if distance == 0 || length > LENGTH_MAX || to > last {
@@ -33,8 +35,8 @@ pub(super) fn copy(output: &mut [u8], to: usize, distance: usize, length: usize)
             // SAFETY: `from < to`, and `to` is less than `length`, at most `LENGTH_MAX`, behind the start of the match.
             // From there two words more are inside of the `ROOM` that there is.
             unsafe {
-                word::<WORD>(output, from, to);
-                word::<WORD>(output, from.wrapping_add(WORD), to.wrapping_add(WORD));
+                word::<T, WORD>(output, from, to);
+                word::<T, WORD>(output, from.wrapping_add(WORD), to.wrapping_add(WORD));
             }
             done = done.wrapping_add(2 * WORD);
             if done >= length {
@@ -42,9 +44,9 @@ pub(super) fn copy(output: &mut [u8], to: usize, distance: usize, length: usize)
             }
         }
     } else if distance == 1 {
-        let byte = output.get(from).copied().unwrap_or_default();
+        let unit = output.get(from).copied().unwrap_or_default();
         if let Some(run) = output.get_mut(to..to.wrapping_add(length)) {
-            run.fill(byte);
+            run.fill(unit);
         }
     } else {
         // Half words, each of which repeats what its distance covers.
@@ -52,7 +54,7 @@ pub(super) fn copy(output: &mut [u8], to: usize, distance: usize, length: usize)
         let mut done = 0;
         loop {
             // SAFETY: as above, and less than two words.
-            unsafe { word::<{ WORD / 2 }>(output, from.wrapping_add(done), to.wrapping_add(done)) }
+            unsafe { word::<T, { WORD / 2 }>(output, from.wrapping_add(done), to.wrapping_add(done)) }
             done = done.wrapping_add(step);
             if done >= length {
                 break;
@@ -61,17 +63,17 @@ pub(super) fn copy(output: &mut [u8], to: usize, distance: usize, length: usize)
     }
 }
 
-/// Copies `N` bytes, all of which are read before any is written.
+/// Copies `N` units, all of which are read before any is written.
 ///
 /// # Safety
 ///
 /// `from + N` and `to + N` are at most the length of `output`.
 #[inline(always)]
-unsafe fn word<const N: usize>(output: &mut [u8], from: usize, to: usize) {
+unsafe fn word<T: Unit, const N: usize>(output: &mut [T], from: usize, to: usize) {
     let start = output.as_mut_ptr();
-    // SAFETY: both are inside of `output`, says the caller; arrays of bytes are aligned as bytes are.
+    // SAFETY: both are inside of `output`, says the caller; arrays of units are aligned as units are.
     unsafe {
-        let word = start.add(from).cast::<[u8; N]>().read();
-        start.add(to).cast::<[u8; N]>().write(word);
+        let word = start.add(from).cast::<[T; N]>().read();
+        start.add(to).cast::<[T; N]>().write(word);
     }
 }

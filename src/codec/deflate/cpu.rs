@@ -11,15 +11,16 @@ use super::{
     bits::Bits,
     fast::{self, Stop},
     table::{DistanceTable, LiteralTable},
+    unit::Unit,
 };
 
 /// Like [`fast::run`].
-pub(super) fn run(
+pub(super) fn run<T: Unit>(
     literals: &LiteralTable,
     distances: &DistanceTable,
     held: &mut Bits,
     input: &mut &[u8],
-    output: &mut [u8],
+    output: &mut [T],
     at: &mut usize,
 ) -> Stop {
     #[cfg(target_arch = "x86_64")]
@@ -32,12 +33,12 @@ pub(super) fn run(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "bmi2")]
-fn run_bmi2(
+fn run_bmi2<T: Unit>(
     literals: &LiteralTable,
     distances: &DistanceTable,
     held: &mut Bits,
     input: &mut &[u8],
-    output: &mut [u8],
+    output: &mut [T],
     at: &mut usize,
 ) -> Stop {
     fast::run(literals, distances, held, input, output, at)

@@ -11,6 +11,7 @@ use super::{
     bits::Bits,
     copy::{ROOM, copy},
     table::{DistanceTable, Entry, LiteralTable, low},
+    unit::Unit,
 };
 
 /// Input that a turn may load: twice eight bytes, the second time up to seven bytes further on.
@@ -46,12 +47,12 @@ pub(super) fn worthwhile(input: &[u8], room: usize) -> bool {
 /// A turn of the loop decodes up to three literals, or up to two and a match. It starts with 56 bits: two codes of
 /// the first table take 22, a length at most 20, and if less than 28 are left, more are loaded for the distance.
 #[inline(always)]
-pub(super) fn run(
+pub(super) fn run<T: Unit>(
     literals: &LiteralTable,
     distances: &DistanceTable,
     held: &mut Bits,
     input: &mut &[u8],
-    output: &mut [u8],
+    output: &mut [T],
     at: &mut usize,
 ) -> Stop {
     let (Some(mut ahead), Some(last)) = (input.first_chunk(), output.len().checked_sub(TURN_ROOM)) else {
@@ -141,10 +142,10 @@ pub(super) fn run(
 }
 
 #[inline(always)]
-fn put(output: &mut [u8], at: &mut usize, entry: Entry) {
+fn put<T: Unit>(output: &mut [T], at: &mut usize, entry: Entry) {
     // There is room: the turn would not have started without.
-    if let Some(place) = output.get_mut(*at) {
-        *place = entry.literal();
+    if let Some(unit) = output.get_mut(*at) {
+        *unit = T::from(entry.literal());
     }
     *at = at.wrapping_add(1);
 }

@@ -2,21 +2,20 @@
 //!
 //! Source: RFC 1951, section 2: a match reaches back 32 KiB at most.
 
-/// Farthest distance of a match, in bytes.
-pub(crate) const WINDOW_BYTES: usize = 1 << 15;
+use super::unit::{Unit, WINDOW_BYTES};
 
-/// The last [`WINDOW_BYTES`] bytes, or as many as there were.
+/// The last [`WINDOW_BYTES`] units, or as many as there were.
 #[derive(Clone, Debug)]
-pub(crate) struct History {
-    /// A ring: the oldest byte stands at `next` once it is full.
-    ring: Box<[u8]>,
+pub(crate) struct History<T> {
+    /// A ring: the oldest unit stands at `next` once it is full.
+    ring: Box<[T]>,
     next: usize,
     len: usize,
 }
 
-impl History {
+impl<T: Unit> History<T> {
     pub(crate) fn new() -> Self {
-        Self { ring: vec![0; WINDOW_BYTES].into_boxed_slice(), next: 0, len: 0 }
+        Self { ring: vec![T::default(); WINDOW_BYTES].into_boxed_slice(), next: 0, len: 0 }
     }
 
     pub(crate) fn clear(&mut self) {
@@ -25,11 +24,11 @@ impl History {
     }
 
     /// Adds what was given out.
-    pub(crate) fn append(&mut self, bytes: &[u8]) {
-        let kept = bytes.len().min(WINDOW_BYTES);
-        let bytes = bytes.get(bytes.len().wrapping_sub(kept)..).unwrap_or_default();
+    pub(crate) fn append(&mut self, units: &[T]) {
+        let kept = units.len().min(WINDOW_BYTES);
+        let units = units.get(units.len().wrapping_sub(kept)..).unwrap_or_default();
         let until_end = kept.min(WINDOW_BYTES.wrapping_sub(self.next));
-        let (first, second) = bytes.split_at_checked(until_end).unwrap_or_default();
+        let (first, second) = units.split_at_checked(until_end).unwrap_or_default();
         if let Some(place) = self.ring.get_mut(self.next..self.next.wrapping_add(first.len())) {
             place.copy_from_slice(first);
         }
@@ -40,8 +39,8 @@ impl History {
         self.len = self.len.saturating_add(kept).min(WINDOW_BYTES);
     }
 
-    /// All bytes of the history, the oldest first, in the two pieces that they are kept in.
-    pub(crate) fn pieces(&self) -> [&[u8]; 2] {
+    /// All units of the history, the oldest first, in the two pieces that they are kept in.
+    pub(crate) fn pieces(&self) -> [&[T]; 2] {
         match self.next.checked_sub(self.len) {
             Some(start) => [self.ring.get(start..self.next).unwrap_or_default(), &[]],
             None => {
@@ -51,10 +50,10 @@ impl History {
         }
     }
 
-    /// Copies a match of `length` bytes to `output[at..]`, where there is room for it, from `distance` bytes
+    /// Copies a match of `length` units to `output[at..]`, where there is room for it, from `distance` units
     /// before: from the output, this history, or first the one and then the other. `false` when it starts
     /// before both.
-    pub(super) fn copy(&self, output: &mut [u8], mut at: usize, distance: usize, length: usize) -> bool {
+    pub(super) fn copy(&self, output: &mut [T], mut at: usize, distance: usize, length: usize) -> bool {
         let mut left = length;
         if let Some(back) = distance.checked_sub(at).filter(|back| *back > 0) {
             if back > self.len {
@@ -66,10 +65,10 @@ impl History {
             left = left.wrapping_sub(kept);
             while kept > 0 {
                 let now = kept.min(WINDOW_BYTES.wrapping_sub(from));
-                if let (Some(place), Some(bytes)) =
+                if let (Some(place), Some(units)) =
                     (output.get_mut(at..at.wrapping_add(now)), self.ring.get(from..from.wrapping_add(now)))
                 {
-                    place.copy_from_slice(bytes);
+                    place.copy_from_slice(units);
                 }
                 at = at.wrapping_add(now);
                 kept = kept.wrapping_sub(now);
@@ -78,9 +77,9 @@ impl History {
         }
         // What is copied may be what was just written.
         for to in at..at.wrapping_add(left) {
-            let byte = output.get(to.wrapping_sub(distance)).copied().unwrap_or_default();
+            let unit = output.get(to.wrapping_sub(distance)).copied().unwrap_or_default();
             if let Some(place) = output.get_mut(to) {
-                *place = byte;
+                *place = unit;
             }
         }
         true

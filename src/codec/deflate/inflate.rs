@@ -9,6 +9,7 @@ use super::{
     fast::{self, Stop},
     history::History,
     table::{self, Alphabet, DISTANCES, DistanceTable, LITERALS, LengthTable, LiteralTable},
+    unit::Unit,
 };
 
 /// Where a decoder is in its stream.
@@ -50,16 +51,18 @@ pub enum Pause {
 }
 
 /// Decoder of one deflate stream.
-pub struct Inflate {
+pub struct Inflate<T: Unit = u8> {
     state: State,
     bits: Bits,
     /// Bytes taken from the input.
     taken: u64,
+    /// Bytes of the stream up to the end of the input at hand.
+    given: u64,
     /// Whether this is the last block.
     last: bool,
-    /// Whether to pause between blocks.
-    pause_at_blocks: bool,
-    history: History,
+    /// Where pauses between blocks begin, in bits of the stream.
+    pause_from: Option<u64>,
+    history: History<T>,
     literals: Box<LiteralTable>,
     distances: Box<DistanceTable>,
     /// Whether the tables hold the fixed codes.
@@ -83,21 +86,22 @@ struct Header {
 pub(super) const LENGTH_ORDER: [usize; 19] =
     [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
-impl Default for Inflate {
+impl<T: Unit> Default for Inflate<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Inflate {
+impl<T: Unit> Inflate<T> {
     /// A decoder at the start of a stream.
     pub fn new() -> Self {
         Self {
             state: State::Block,
             bits: Bits::default(),
             taken: 0,
+            given: 0,
             last: false,
-            pause_at_blocks: false,
+            pause_from: None,
             history: History::new(),
             literals: Box::new(LiteralTable::new()),
             distances: Box::new(DistanceTable::new()),
@@ -122,9 +126,9 @@ impl Inflate {
         self.history.clear();
     }
 
-    /// Goes to a block that starts `bit` bits, 0 to 7, into the next byte of the input, after the bytes of `window`. The
+    /// Goes to a block that starts `bit` bits, 0 to 7, into the next byte of the input, after the units of `window`. The
     /// last 32768 of them are enough. [`position`](Self::position) counts from that byte on.
-    pub fn start_at(&mut self, bit: u32, window: &[u8]) {
+    pub fn start_at(&mut self, bit: u32, window: &[T]) {
         self.reset();
         self.state = State::Skip(bit & 7);
         self.history.append(window);
@@ -133,24 +137,51 @@ impl Inflate {
     /// From now on, every end of a block but the last one is a [`Pause::Block`]: there [`position`](Self::position) is
     /// where the next block starts, and [`window`](Self::window) what a decoder needs to start with it.
     pub fn pause_at_blocks(&mut self) {
-        self.pause_at_blocks = true;
+        self.pause_from(Some(0));
     }
 
-    /// The bytes given out last, at most 32768, the oldest one first.
-    pub fn window(&self) -> Vec<u8> {
+    /// Like [`pause_at_blocks`](Self::pause_at_blocks), but only where [`position`](Self::position) is `bit` or more; never
+    /// with `None`.
+    pub fn pause_from(&mut self, bit: Option<u64>) {
+        self.pause_from = bit;
+    }
+
+    /// Goes on at a block that starts at bit `position` of the stream, after the bytes that were given out and those
+    /// that [`add`](Self::add) named. The next input starts with the byte that holds the bit.
+    pub fn go_on_at(&mut self, position: u64) {
+        let [bit, ..] = position.to_le_bytes();
+        self.state = State::Skip((bit & 7).into());
+        self.bits = Bits::default();
+        self.taken = position / 8;
+    }
+
+    /// Takes note of bytes of the stream that another decoder gave out.
+    pub fn add(&mut self, units: &[T]) {
+        self.history.append(units);
+    }
+
+    /// Whether a block has ended here and another one follows.
+    pub fn is_between_blocks(&self) -> bool {
+        matches!(self.state, State::Block | State::Skip(_))
+    }
+
+    /// The units given out last, at most 32768, the oldest one first.
+    pub fn window(&self) -> Vec<T> {
         self.history.pieces().concat()
     }
 
     /// Bits of the stream used so far.
     pub fn position(&self) -> u64 {
-        self.taken.wrapping_mul(8).wrapping_sub(self.bits.count().into())
+        let skipped = if let State::Skip(bit) = self.state { bit } else { 0 };
+        self.taken.wrapping_mul(8).wrapping_sub(self.bits.count().into()).wrapping_add(skipped.into())
     }
 
-    /// Takes bytes off the front of `input` and fills `output` from its start; how many bytes of `output` are
+    /// Takes bytes off the front of `input` and fills `output` from its start; how many units of `output` are
     /// filled, and why there are no more.
-    pub fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<(usize, Pause), DeflateError> {
+    pub fn decode(&mut self, input: &mut &[u8], output: &mut [T]) -> Result<(usize, Pause), DeflateError> {
         let before = input.len();
         let mut at = 0;
+        self.given = self.taken.wrapping_add(before as u64);
         let outcome = self.advance(input, output, &mut at);
         self.taken = self.taken.wrapping_add(before.wrapping_sub(input.len()) as u64);
         match outcome {
@@ -162,7 +193,7 @@ impl Inflate {
         }
     }
 
-    fn advance(&mut self, input: &mut &[u8], output: &mut [u8], at: &mut usize) -> Result<Pause, Fault> {
+    fn advance(&mut self, input: &mut &[u8], output: &mut [T], at: &mut usize) -> Result<Pause, Fault> {
         loop {
             match self.state {
                 State::Ended => return Ok(Pause::Ended),
@@ -188,7 +219,9 @@ impl Inflate {
                     let now = left.min(input.len()).min(output.len().wrapping_sub(*at));
                     let (bytes, rest) = input.split_at_checked(now).unwrap_or_default();
                     if let Some(place) = output.get_mut(*at..at.wrapping_add(now)) {
-                        place.copy_from_slice(bytes);
+                        for (unit, byte) in place.iter_mut().zip(bytes) {
+                            *unit = T::from(*byte);
+                        }
                     }
                     *input = rest;
                     *at = at.wrapping_add(now);
@@ -196,7 +229,7 @@ impl Inflate {
                         self.state = State::Stored(left.wrapping_sub(now));
                         return Ok(if input.is_empty() { Pause::Input } else { Pause::Output });
                     }
-                    if self.block_ended() {
+                    if self.block_ended(input) {
                         return Ok(Pause::Block);
                     }
                 }
@@ -210,16 +243,18 @@ impl Inflate {
     }
 
     /// Goes behind a block; whether to pause there.
-    fn block_ended(&mut self) -> bool {
+    fn block_ended(&mut self, input: &[u8]) -> bool {
         self.state = if self.last { State::Ended } else { State::Block };
-        self.pause_at_blocks && !self.last
+        let taken = self.given.wrapping_sub(input.len() as u64);
+        let position = taken.wrapping_mul(8).wrapping_sub(self.bits.count().into());
+        !self.last && self.pause_from.is_some_and(|from| position >= from)
     }
 
     /// Decodes symbols up to the end of the block; what stopped it before that.
     fn symbols(
         &mut self,
         input: &mut &[u8],
-        output: &mut [u8],
+        output: &mut [T],
         at: &mut usize,
     ) -> Result<Option<Pause>, Fault> {
         loop {
@@ -227,7 +262,7 @@ impl Inflate {
                 match cpu::run(&self.literals, &self.distances, &mut self.bits, input, output, at) {
                     Stop::Edge => {}
                     Stop::End => {
-                        return Ok(self.block_ended().then_some(Pause::Block));
+                        return Ok(self.block_ended(input).then_some(Pause::Block));
                     }
                     Stop::Match { length, distance } => {
                         self.state = State::Match { length, distance };
@@ -250,8 +285,8 @@ impl Inflate {
             };
             if entry.is_literal() {
                 self.bits.drop(skipped.wrapping_add(entry.bits()));
-                if let Some(place) = output.get_mut(*at) {
-                    *place = entry.literal();
+                if let Some(unit) = output.get_mut(*at) {
+                    *unit = T::from(entry.literal());
                 }
                 *at = at.wrapping_add(1);
                 continue;
@@ -261,7 +296,7 @@ impl Inflate {
                 if !entry.is_end() {
                     return Err(Fault::Literal);
                 }
-                return Ok(self.block_ended().then_some(Pause::Block));
+                return Ok(self.block_ended(input).then_some(Pause::Block));
             }
             let length = entry.value(self.bits.buffer() >> skipped);
             let used = skipped.wrapping_add(entry.bits());

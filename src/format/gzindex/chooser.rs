@@ -27,9 +27,9 @@ pub struct Chooser {
     /// The last block, unless it is a point already.
     pending: Option<Place>,
     /// Bytes before the last block.
-    window: History,
+    window: History<u8>,
     /// Bytes since.
-    since: History,
+    since: History<u8>,
 }
 
 /// A point that was chosen, with the bytes before it.

@@ -71,6 +71,7 @@ impl Converter {
                 image_bytes,
                 contents,
                 times: facts.times,
+                ahead: facts.ahead,
                 total: started.elapsed(),
             },
         })

@@ -172,7 +172,7 @@ mod tests {
         apply::{Contents, Stats},
         codec::Coding,
         descriptor::Descriptor,
-        pipeline::StageTimes,
+        pipeline::{AheadFacts, StageTimes},
     };
 
     fn call() -> Call {
@@ -193,6 +193,7 @@ mod tests {
             image_bytes: 0,
             contents: Contents::default(),
             times: StageTimes::default(),
+            ahead: AheadFacts::default(),
             total: Duration::ZERO,
         };
         Applied { descriptor: Descriptor::of("a/b", digest, 1), stats }

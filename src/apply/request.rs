@@ -8,7 +8,7 @@ use crate::{
     descriptor::Descriptor,
     digest::Digest,
     error::{Classify, Kind, Result},
-    pipeline::StageTimes,
+    pipeline::{AheadFacts, StageTimes},
     snapshot::Mount,
 };
 
@@ -60,6 +60,8 @@ pub struct Stats {
     pub contents: Contents,
     /// Busy time of each step.
     pub times: StageTimes,
+    /// Work of helpers that decoded ahead.
+    pub ahead: AheadFacts,
     /// Time from the first byte read to the published files.
     pub total: Duration,
 }

@@ -26,7 +26,7 @@ use crate::{
         sniff::{self, Head},
     },
     limits::Limits,
-    pipeline::{Resources, helpers::Helpers},
+    pipeline::{DecodeAhead, Resources, helpers::Helpers},
     snapshot::{Durability, LAYER, Publication},
 };
 
@@ -68,6 +68,9 @@ pub struct Arguments {
     /// Only root can read the usual trusted.overlay.*
     #[arg(long, requires = "parents")]
     pub user_xattr: bool,
+    /// Whether threads that use idle processors decode a large gzip layer ahead. The image is the same either way
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    pub decode_ahead: DecodeAhead,
     /// Write the image through to the disk before the command ends
     #[arg(long)]
     pub sync: bool,
@@ -134,7 +137,8 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         durability: Durability::Request,
         ..Options::default()
     };
-    let resources = Resources::new(Limits::default(), Helpers::default_threads());
+    let resources =
+        Resources::with_ahead(Limits::default(), Helpers::default_threads(), arguments.decode_ahead.into());
     let converter = Converter::new(options, resources);
     let reading = Reading { devices: &[], user_xattr: arguments.user_xattr };
     // Opened now, so that a misspelt name is an error even for a layer that needs no parent.
@@ -214,6 +218,12 @@ fn as_json(applied: &Applied) -> serde_json::Value {
         "dropped_xattrs": stats.contents.dropped_xattrs,
         "implied_directories": stats.contents.implied_directories,
         "inherited_directories": stats.contents.inherited_directories,
+        "decoded_ahead": {
+            "used": stats.ahead.used,
+            "late": stats.ahead.late,
+            "missed": stats.ahead.missed,
+            "bytes": stats.ahead.bytes,
+        },
         "seconds": report::seconds(stats.times.steps(), stats.total),
     })
 }

@@ -69,7 +69,8 @@ impl MakeDomain for Containerd {
         }
         let store = Arc::new(store);
         let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
-        let resources = Resources::new(limits, Helpers::default_threads());
+        let resources =
+            Resources::with_ahead(limits, Helpers::default_threads(), config.apply.decode_ahead.into());
         let converter = Converter::new(options.clone(), Arc::clone(&resources));
         let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), converter));
         let beside = Box::pin(attend(Arc::clone(&store), config.diff.enabled)) as Beside;

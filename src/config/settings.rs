@@ -10,6 +10,7 @@ use crate::{
     compare::changes::XattrFilter,
     format::erofs::writer::WriteOptions,
     limits,
+    pipeline::DecodeAhead,
     snapshot::Durability,
 };
 
@@ -132,6 +133,9 @@ table! {
         durability: Durability = Durability::default();
         /// Check of layers that are EROFS images already: "strict" (the whole structure), "superblock", "off".
         native_verify: NativeVerify = NativeVerify::default();
+        /// Large gzip layers: "auto" lets threads that run only while processors are idle decode ahead of the one
+        /// that decodes in order, 24 MiB of memory each; "off": never. The image is the same either way.
+        decode_ahead: DecodeAhead = DecodeAhead::default();
         /// Directories that a tar layer does not list but puts files into: "from-parents" gives them owner, mode,
         /// time and attributes of the directory that they shadow, where the request shows the layers below;
         /// "default": root's, mode 0755, time 0, so that an image depends on nothing but its layer.

@@ -303,7 +303,7 @@ mod tests {
         codec::Coding,
         descriptor::Descriptor,
         digest::Digest,
-        pipeline::StageTimes,
+        pipeline::{AheadFacts, StageTimes},
     };
 
     #[test]
@@ -337,6 +337,7 @@ mod tests {
                 ..Contents::default()
             },
             times: StageTimes { read: Duration::from_millis(3), ..StageTimes::default() },
+            ahead: AheadFacts::default(),
             total: Duration::from_millis(4),
         };
         let applied = Applied { descriptor: Descriptor::of("x", Digest::sha256(b""), 70), stats };

@@ -13,6 +13,7 @@ use crate::{
     digest::Digest,
     error::{Error, Kind},
     kind::LayerType,
+    pipeline::AheadFacts,
     snapshot::snapshot_id,
 };
 
@@ -70,6 +71,8 @@ pub struct Figures {
     pub implied: Option<(u64, u64)>,
     /// Number of sockets that were left out, for Diff.
     pub sockets: Option<u64>,
+    /// Work of helpers that decoded ahead, for Apply; `None` when there was none.
+    pub ahead: Option<AheadFacts>,
 }
 
 impl Subject for apply::Request {
@@ -117,6 +120,7 @@ impl Success for Applied {
                 contents => Some((contents.implied_directories, contents.inherited_directories)),
             },
             sockets: None,
+            ahead: Some(self.stats.ahead).filter(|ahead| *ahead != AheadFacts::default()),
         }
     }
 
@@ -137,6 +141,7 @@ impl Success for Compared {
             nodes: self.stats.contents.entries,
             implied: None,
             sockets: Some(self.stats.contents.sockets),
+            ahead: None,
         }
     }
 
@@ -244,6 +249,8 @@ impl Record {
                     implied = done.and_then(|done| done.implied).map(|(implied, _)| implied),
                     inherited = done.and_then(|done| done.implied).map(|(_, inherited)| inherited),
                     sockets = done.and_then(|done| done.sockets),
+                    ahead_used = done.and_then(|done| done.ahead).map(|ahead| ahead.used),
+                    ahead_missed = done.and_then(|done| done.ahead).map(|ahead| ahead.missed),
                     duration_ms = milliseconds(took),
                     queued_ms = milliseconds(self.queued),
                     peer_pid = peer.and_then(|peer| peer.pid),

@@ -56,6 +56,10 @@ struct State {
     charged: u64,
 }
 
+/// A further small share of one request, for a helper thread; dropping it gives the memory back.
+#[derive(Debug)]
+pub struct Share(Arc<Budget>);
+
 /// Memory of one request; dropping it gives the memory back.
 #[derive(Debug)]
 pub struct Lease {
@@ -193,9 +197,30 @@ impl Lease {
         Ok(())
     }
 
+    /// A further small share, for a helper that the request can do without: nobody waits for one, and one is left for the
+    /// next request.
+    pub fn share(&self) -> Option<Share> {
+        let budget = &self.hold.budget;
+        let mut state = budget.lock();
+        state.free.checked_sub(2 * SHARE_BYTES)?;
+        state.free -= SHARE_BYTES;
+        state.charged = state.charged.saturating_add(SHARE_BYTES);
+        Some(Share(Arc::clone(budget)))
+    }
+
     /// Whether the request holds the large share.
     pub fn is_large(&self) -> bool {
         self.hold.lock().large
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.free += SHARE_BYTES;
+        state.charged = state.charged.saturating_sub(SHARE_BYTES);
+        drop(state);
+        self.0.changed.notify_all();
     }
 }
 

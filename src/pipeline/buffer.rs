@@ -62,6 +62,11 @@ impl Drop for Buffer {
 }
 
 impl Chunk {
+    /// The first `len` bytes of it, or all when there are fewer.
+    pub(super) fn first(self, len: usize) -> Self {
+        Self { len: len.min(self.len), ..self }
+    }
+
     /// Copies a few bytes that are in no buffer.
     pub fn copy_of(bytes: &[u8]) -> Self {
         let mut buffer = Pool::new(bytes.len()).take();

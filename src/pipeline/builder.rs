@@ -8,6 +8,7 @@
 use std::{thread, time::Duration};
 
 use super::{
+    ahead::AheadFacts,
     detect::{Detect, Manner, Spare, Streamed},
     hash::Hashed,
     resources::Plan,
@@ -44,6 +45,8 @@ pub struct Facts {
     pub stream_bytes: u64,
     /// Time of each step. The caller fills in those of the consumer.
     pub times: StageTimes,
+    /// Work of helpers that decoded ahead.
+    pub ahead: AheadFacts,
 }
 
 /// Time that each step of Apply was at work, without waiting for other steps. The times overlap when threads are free.
@@ -111,7 +114,9 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         let spare = Spare::default();
         // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
         let whole = (source.algorithm() == Algorithm::Sha256).then_some(&spare);
-        let manner = Manner { plan, is_small: source.is_small(), coding, whole };
+        let ahead = plan.resources.ahead.take(source.size_bytes);
+        let manner = Manner { plan, is_small: source.is_small(), ahead, coding, whole };
+        let _at_work = plan.resources.helpers.begin_layer();
         let feed = Feed::new(source, plan)?;
         let fed = thread::scope(|scope| feed.drive(scope, &spare, Detect::new(scope, manner, consumer)))?;
         Ok(fed.into_ran())
@@ -120,7 +125,7 @@ impl<'s, 'p> Pipeline<'s, 'p> {
 
 impl<T> Fed<Streamed<T>> {
     fn into_ran(self) -> Ran<T> {
-        let Self { output: Streamed { coding, output, diff_id, decode }, blob, reading } = self;
+        let Self { output: Streamed { coding, output, diff_id, decode, ahead }, blob, reading } = self;
         let times = StageTimes {
             read: reading,
             blob_digest: blob.busy,
@@ -136,6 +141,7 @@ impl<T> Fed<Streamed<T>> {
             diff_id: digest,
             stream_bytes: size_bytes,
             times,
+            ahead,
         };
         Ran { output, facts }
     }

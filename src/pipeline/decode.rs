@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    ahead::AheadFacts,
     budget::Use,
     buffer::{Buffer, Chunk, Pool},
     resources::Plan,
@@ -98,15 +99,64 @@ impl Meter {
     }
 }
 
-/// Decompresses into buffers of a pool and pushes them on.
-pub struct Decode<'env, S> {
-    decoder: Box<dyn Decoder>,
+/// Where a decoder writes: buffers of a pool that are pushed on when they are full, counted against the limits.
+pub(super) struct Outlet<'env, S> {
     next: S,
     pool: Arc<Pool>,
     /// The buffer being filled; its first `filled` bytes are.
     buffer: Option<Buffer>,
     filled: usize,
     meter: Meter,
+    plan: Plan<'env>,
+}
+
+impl<'env, S: Stage> Outlet<'env, S> {
+    pub(super) fn new(pool: Arc<Pool>, plan: Plan<'env>, next: S) -> Self {
+        Self { next, pool, buffer: None, filled: 0, meter: Meter::new(&plan.resources.limits), plan }
+    }
+
+    /// The rest of the buffer at hand; never empty.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        let buffer = self.buffer.get_or_insert_with(|| self.pool.take());
+        buffer.space().get_mut(self.filled..).unwrap_or_default()
+    }
+
+    /// Counts `compressed` bytes that became the first `filled` bytes of [`space`](Self::space). Pushes the buffer on when
+    /// it is full.
+    pub(super) fn fill(&mut self, compressed: usize, filled: usize) -> Result<()> {
+        self.meter.count(compressed, filled)?;
+        self.filled += filled;
+        let is_full = self.buffer.as_mut().is_some_and(|buffer| buffer.space().len() <= self.filled);
+        if is_full { self.ship() } else { Ok(()) }
+    }
+
+    /// Pushes on a whole buffer that was filled elsewhere, behind what was filled here.
+    pub(super) fn pass(&mut self, compressed: usize, chunk: Chunk) -> Result<()> {
+        self.meter.count(compressed, chunk.len())?;
+        self.ship()?;
+        self.next.push(chunk)
+    }
+
+    fn ship(&mut self) -> Result<()> {
+        self.plan.work.cancel.check()?;
+        match self.buffer.take() {
+            Some(buffer) if self.filled > 0 => {
+                self.next.push(buffer.freeze(std::mem::take(&mut self.filled)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Result<S::Output> {
+        self.ship()?;
+        self.next.finish()
+    }
+}
+
+/// Decompresses into buffers of a pool and pushes them on.
+pub struct Decode<'env, S> {
+    decoder: Box<dyn Decoder>,
+    outlet: Outlet<'env, S>,
     memory: u64,
     plan: Plan<'env>,
     busy: Duration,
@@ -119,30 +169,14 @@ pub struct Decoded<T> {
     pub output: T,
     /// Time spent decoding.
     pub busy: Duration,
+    /// Work of helpers that was used.
+    pub ahead: AheadFacts,
 }
 
 impl<'env, S: Stage> Decode<'env, S> {
     /// Decodes into buffers of `pool` for `next`; the window is charged to the lease of `plan`.
     pub fn new(decoder: Box<dyn Decoder>, pool: Arc<Pool>, plan: Plan<'env>, next: S) -> Self {
-        Self {
-            decoder,
-            next,
-            pool,
-            buffer: None,
-            filled: 0,
-            meter: Meter::new(&plan.resources.limits),
-            memory: 0,
-            plan,
-            busy: Duration::ZERO,
-        }
-    }
-
-    fn ship(&mut self) -> Result<()> {
-        self.plan.work.cancel.check()?;
-        match self.buffer.take() {
-            Some(buffer) => self.next.push(buffer.freeze(std::mem::take(&mut self.filled))),
-            None => Ok(()),
-        }
+        Self { decoder, outlet: Outlet::new(pool, plan, next), memory: 0, plan, busy: Duration::ZERO }
     }
 }
 
@@ -153,21 +187,17 @@ impl<S: Stage> Stage for Decode<'_, S> {
         let mut input = &*chunk;
         loop {
             let started = Instant::now();
-            let buffer = self.buffer.get_or_insert_with(|| self.pool.take());
-            let space = buffer.space().get_mut(self.filled..).unwrap_or_default();
+            let space = self.outlet.space();
             let (room, had) = (space.len(), input.len());
             let outcome = self.decoder.decode(&mut input, space);
             self.busy += started.elapsed();
             let filled = outcome?;
-            self.meter.count(had - input.len(), filled)?;
-            self.filled += filled;
+            self.outlet.fill(had - input.len(), filled)?;
             let memory = self.decoder.memory_bytes();
             if memory > self.memory {
                 self.plan.lease.charge(Use::Window, memory, self.plan.work.cancel)?;
                 self.memory = memory;
-            } else if filled == room {
-                self.ship()?;
-            } else {
+            } else if filled < room {
                 return Ok(());
             }
         }
@@ -175,8 +205,7 @@ impl<S: Stage> Stage for Decode<'_, S> {
 
     fn finish(mut self) -> Result<Self::Output> {
         self.decoder.finish()?;
-        self.ship()?;
-        Ok(Decoded { output: self.next.finish()?, busy: self.busy })
+        Ok(Decoded { output: self.outlet.finish()?, busy: self.busy, ahead: AheadFacts::default() })
     }
 }
 

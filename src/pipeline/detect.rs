@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    ahead::{Ahead, AheadFacts, Hired},
     buffer::{Chunk, Pool},
     decode::{Decode, Decoded, Meter},
     hash::{Hash, Hashed},
@@ -52,6 +53,8 @@ pub(super) struct Manner<'env> {
     pub(super) plan: Plan<'env>,
     /// The blob is so short that starting a thread is not worth it.
     pub(super) is_small: bool,
+    /// Helpers may decode ahead, if the stream is one that they can.
+    pub(super) ahead: bool,
     /// The compression; `None` detects it.
     pub(super) coding: Option<Coding>,
     /// Set when the bytes are a whole blob whose SHA-256 is computed before this stage: a plain stream is not hashed
@@ -81,6 +84,8 @@ enum Way<'scope, 'env, S: Stage + 'scope> {
     Plain(Metered<Placed<'scope, S>>),
     /// Everything else; uncompressed bytes go through a decoder that changes nothing.
     Decoded(Box<Placed<'scope, Decode<'env, Placed<'scope, Hashing<'scope, S>>>>>),
+    /// gzip, with helpers that decode ahead.
+    Ahead(Box<Ahead<'scope, (Hashed, S::Output)>>),
 }
 
 /// The consumer, and the diffID beside it.
@@ -96,6 +101,15 @@ pub(super) struct Streamed<T> {
     pub(super) diff_id: Option<Hashed>,
     /// Time spent decoding.
     pub(super) decode: Duration,
+    /// Work of helpers that was used.
+    pub(super) ahead: AheadFacts,
+}
+
+impl<T> Streamed<T> {
+    fn of(coding: Coding, decoded: Decoded<(Hashed, T)>) -> Self {
+        let Decoded { output: (diff_id, output), busy, ahead } = decoded;
+        Self { coding, output, diff_id: Some(diff_id), decode: busy, ahead }
+    }
 }
 
 impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
@@ -120,7 +134,7 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
     }
 
     fn set_up(&self, coding: Coding, consumer: S) -> Result<Way<'scope, 'env, S>> {
-        let (scope, Manner { plan, is_small, whole, .. }) = (self.scope, self.manner);
+        let (scope, Manner { plan, is_small, ahead, whole, .. }) = (self.scope, self.manner);
         let limits = &plan.resources.limits;
         let permits = |wanted| plan.resources.helpers.take_up_to(if is_small { 0 } else { wanted });
         if let (Coding::Plain, Some(spare)) = (coding, whole) {
@@ -135,10 +149,22 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         let mut permits = permits(3).into_iter();
         let (apart, decoding, hashing) = (permits.next(), permits.next(), permits.next());
         let stream = if is_small { SMALL_STREAM_BYTES } else { STREAM_BYTES };
-        let decoder = coding.decoder(limits.zstd_window_bytes)?;
         let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
         let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
-        let decode = Decode::new(decoder, Pool::new(stream), plan, consume);
+        let pool = Pool::new(stream);
+        let decoding = match decoding {
+            Some(permit) if ahead && coding == Coding::Gzip => {
+                let hired = Hired::as_many_as_there_are(plan);
+                if !hired.is_empty() {
+                    let ahead = Ahead::new(scope, permit, hired, pool, plan, consume)?;
+                    return Ok(Way::Ahead(Box::new(ahead)));
+                }
+                Some(permit)
+            }
+            decoding => decoding,
+        };
+        let decoder = coding.decoder(limits.zstd_window_bytes)?;
+        let decode = Decode::new(decoder, pool, plan, consume);
         Ok(Way::Decoded(Box::new(Placed::new(scope, decoding, "decode", decode)?)))
     }
 }
@@ -165,12 +191,11 @@ impl<'scope, S: Stage + 'scope> Stage for Detect<'scope, '_, S> {
         let Rest { coding, way } = self.rest.ok_or_else(abandoned)?;
         Ok(match way {
             Way::Plain(plain) => {
-                Streamed { coding, output: plain.finish()?, diff_id: None, decode: Duration::ZERO }
+                let (output, ahead) = (plain.finish()?, AheadFacts::default());
+                Streamed { coding, output, diff_id: None, decode: Duration::ZERO, ahead }
             }
-            Way::Decoded(decoded) => {
-                let Decoded { output: (diff_id, output), busy } = decoded.finish()?;
-                Streamed { coding, output, diff_id: Some(diff_id), decode: busy }
-            }
+            Way::Decoded(decoded) => Streamed::of(coding, decoded.finish()?),
+            Way::Ahead(decoded) => Streamed::of(coding, decoded.finish()?),
         })
     }
 }
@@ -180,6 +205,7 @@ impl<'scope, S: Stage + 'scope> Rest<'scope, '_, S> {
         match &mut self.way {
             Way::Plain(plain) => plain.push(chunk),
             Way::Decoded(decoded) => decoded.push(chunk),
+            Way::Ahead(decoded) => decoded.push(chunk),
         }
     }
 }

@@ -87,6 +87,7 @@ pub fn run<T>(
     produce: impl FnOnce(&mut dyn Feed) -> Result<T>,
 ) -> Result<(T, Facts)> {
     plan.work.progress.begin(Phase::Transfer, None);
+    let _at_work = plan.resources.helpers.begin_layer();
     thread::scope(|scope| {
         let started = Instant::now();
         let mut stream = Stream {

@@ -17,6 +17,7 @@
 //! consumer or decoder refuses the bytes, the rest of the blob is still read and hashed. Only if the bytes are the
 //! ones that were asked for, the layer is to blame; otherwise the store is.
 
+mod ahead;
 mod blocks;
 pub mod budget;
 pub mod buffer;
@@ -34,6 +35,7 @@ mod ordered;
 mod resources;
 mod source;
 
+pub use ahead::{AheadFacts, AheadOptions, DecodeAhead, fuzz_ahead};
 pub use builder::{Facts, Pipeline, Ran, StageTimes};
 pub use decode::StreamLimit;
 pub use resources::{Plan, Resources};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    ahead::AheadOptions,
     budget::{Budget, Lease},
     helpers::Helpers,
 };
@@ -17,13 +18,20 @@ pub struct Resources {
     pub budget: Arc<Budget>,
     /// Bounds on one request, and on all together.
     pub limits: Limits,
+    /// When helpers decode ahead.
+    pub ahead: AheadOptions,
 }
 
 impl Resources {
     /// Up to `helper_threads` threads beside those of the callers, and the memory that `limits` allows. Starts and
     /// allocates nothing.
     pub fn new(limits: Limits, helper_threads: usize) -> Arc<Self> {
-        Arc::new(Self { helpers: Helpers::new(helper_threads), budget: Budget::new(&limits), limits })
+        Self::with_ahead(limits, helper_threads, AheadOptions::AUTO)
+    }
+
+    /// The same, and says when helpers decode ahead.
+    pub fn with_ahead(limits: Limits, helper_threads: usize, ahead: AheadOptions) -> Arc<Self> {
+        Arc::new(Self { helpers: Helpers::new(helper_threads), budget: Budget::new(&limits), limits, ahead })
     }
 }
 

@@ -7,7 +7,7 @@
 //! The threads of tokio's runtime are not started here. The daemon builds its runtime before the first request,
 //! when no capability is raised.
 //!
-//! Source: pthreads(7) and capabilities(7) for what a thread inherits.
+//! Source: pthreads(7) and capabilities(7) for what a thread inherits, setpriority(2) for a thread's own priority.
 
 use std::{
     any::Any,
@@ -29,6 +29,13 @@ pub fn spawn<T: Send + 'static>(
         capabilities::lower();
         work()
     })
+}
+
+/// From now on this thread runs only when a processor has nothing else to do, or nearly so. Where the system does not
+/// allow that, it runs like any other.
+pub fn lower_priority() {
+    // In Linux the priority is the thread's own, whatever the name says.
+    let _refused = rustix::process::setpriority_process(None, 19);
 }
 
 /// A thread that ends before its scope does.

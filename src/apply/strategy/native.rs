@@ -22,7 +22,9 @@ use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
     format::{ReadAt as _, Sink as _, erofs::check::Level},
-    pipeline::{BlobError, Facts, Pipeline, Plan, StageTimes, buffer::Chunk, image, stage::Stage},
+    pipeline::{
+        AheadFacts, BlobError, Facts, Pipeline, Plan, StageTimes, buffer::Chunk, image, stage::Stage,
+    },
     snapshot::{LAYER_NAME, NewFile},
     sys::thread::spawn_scoped,
 };
@@ -153,6 +155,7 @@ fn share(
         blob,
         blob_bytes: size_bytes,
         times: StageTimes { blob_digest, build, ..StageTimes::default() },
+        ahead: AheadFacts::default(),
     };
     Ok((image, facts))
 }

@@ -109,7 +109,7 @@ mod tests {
         descriptor::Descriptor,
         digest::Digest,
         error::Kind,
-        pipeline::StageTimes,
+        pipeline::{AheadFacts, StageTimes},
         rpc::proto::ttrpc::{descriptor, mount},
         snapshot::Mount,
     };
@@ -164,6 +164,7 @@ mod tests {
             image_bytes: 0,
             contents: Contents::default(),
             times: StageTimes::default(),
+            ahead: AheadFacts::default(),
             total: Duration::ZERO,
         };
         let applied = Applied { descriptor: sample().diff, stats };

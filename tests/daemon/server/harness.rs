@@ -22,7 +22,7 @@ use plywood::{
     digest::Digest,
     error::{Error, Kind, Result},
     observe::{Observer, scrape},
-    pipeline::StageTimes,
+    pipeline::{AheadFacts, StageTimes},
     rpc::socket::Bound,
     rpc::{convert, proto::ttrpc::diff_ttrpc, status},
     service::{Capacity, Domain, Service},
@@ -60,6 +60,7 @@ impl Apply for StandIn {
                 image_bytes: 4096,
                 contents: Contents { nodes: 3, ..Contents::default() },
                 times: StageTimes::default(),
+                ahead: AheadFacts::default(),
                 total: Duration::from_millis(1),
             },
         })

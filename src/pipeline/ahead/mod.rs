@@ -1,0 +1,317 @@
+//! Decodes gzip on a thread of its own, with helpers that work ahead of it.
+//!
+//! The decoder takes the stream in order. Meanwhile each helper looks for a block further on, decodes from there with the
+//! window unknown, and hands over what it has at every few ends of blocks. When the decoder comes to exactly the first bit of
+//! such a piece, it takes what is ready of it and goes on behind. So it never waits for a helper, what comes out is what
+//! decoding in order gives, and every error is one that the decoder itself met.
+//!
+//! Helpers run when a processor has nothing else to do. They read the buffers that the digest of the blob was computed of,
+//! never the blob itself: a blob that changes meanwhile cannot give other bytes than those that were hashed.
+
+mod fuzz;
+mod helper;
+mod shared;
+
+use std::{
+    sync::Arc,
+    thread::Scope,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::fuzz::fuzz_ahead;
+use self::{
+    helper::Helper,
+    shared::{Begins, Part, Shared, Taken},
+};
+use super::{
+    budget::Share,
+    buffer::{Chunk, Pool},
+    decode::{Decoded, Outlet},
+    helpers::{IdlePermit, Permit},
+    resources::Plan,
+    stage::Stage,
+};
+use crate::{
+    codec::{Cut, Decoder as _, Gzip, deflate::Window},
+    error::{Error, Kind, Result},
+    sys::thread::{Scoped, catch, lower_priority, spawn_scoped},
+};
+
+/// Most helpers of one stream. The digest of the stream is computed in order, and with four helpers it takes longer than
+/// decoding.
+const HELPERS_MAX: usize = 4;
+
+/// Whether helpers decode ahead.
+// Its doc lines are the help of `plywood apply --decode-ahead` as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DecodeAhead {
+    /// Where a layer is large, and processors have nothing else to do
+    #[default]
+    Auto,
+    /// Never
+    Off,
+}
+
+impl From<DecodeAhead> for AheadOptions {
+    fn from(setting: DecodeAhead) -> Self {
+        match setting {
+            DecodeAhead::Auto => Self::AUTO,
+            DecodeAhead::Off => Self::OFF,
+        }
+    }
+}
+
+/// When streams are decoded ahead, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AheadOptions {
+    /// Shortest blob that helpers work on, in bytes; `None`: they never do.
+    pub from_bytes: Option<u64>,
+    /// Compressed bytes between the decoder and the first piece, and from each piece to the next one.
+    pub distance: u64,
+    /// Helpers run only when a processor has nothing else to do.
+    pub yields: bool,
+}
+
+impl AheadOptions {
+    /// Helpers work on large blobs.
+    // A shorter blob is decoded in a quarter of a second, of which looking for blocks and the first wait would take a part.
+    pub const AUTO: Self = Self { from_bytes: Some(64 << 20), distance: 4 << 20, yields: true };
+    /// Helpers never work.
+    pub const OFF: Self = Self { from_bytes: None, ..Self::AUTO };
+
+    /// Whether helpers may work on a blob of `size_bytes`.
+    pub(super) fn take(&self, size_bytes: Option<u64>) -> bool {
+        matches!((self.from_bytes, size_bytes), (Some(from), Some(size)) if size >= from)
+    }
+}
+
+/// Work of helpers on one stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AheadFacts {
+    /// Pieces that the decoder took.
+    pub used: u64,
+    /// Pieces that it came to before anything of them was ready.
+    pub late: u64,
+    /// Pieces that were none: nothing of them is in the stream.
+    pub missed: u64,
+    /// Uncompressed bytes of the pieces that were used.
+    pub bytes: u64,
+}
+
+/// The right to run one helper, and its memory.
+pub(super) struct Hired {
+    permit: IdlePermit,
+    share: Share,
+}
+
+impl Hired {
+    /// As many helpers as there are processors and memory for now, without waiting.
+    pub(super) fn as_many_as_there_are(plan: Plan<'_>) -> Vec<Self> {
+        Self::up_to(HELPERS_MAX, plan)
+    }
+
+    fn up_to(most: usize, plan: Plan<'_>) -> Vec<Self> {
+        let helpers = &plan.resources.helpers;
+        let hire = |_| Some(Self { permit: helpers.take_idle()?, share: plan.lease.share()? });
+        (0..most).map_while(hire).collect()
+    }
+}
+
+/// The near end of a decoder with helpers.
+pub(super) struct Ahead<'scope, T> {
+    shared: Arc<Shared>,
+    /// Taken when it is joined.
+    decoder: Option<Scoped<'scope, Decoded<T>>>,
+}
+
+impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
+    /// Starts the decoder, whose output goes to `next` in buffers of `pool`, and its helpers.
+    pub(super) fn new<'env, S: Stage<Output = T> + 'scope>(
+        scope: &'scope Scope<'scope, 'env>,
+        permit: Permit,
+        hired: Vec<Hired>,
+        pool: Arc<Pool>,
+        plan: Plan<'env>,
+        next: S,
+    ) -> Result<Self> {
+        let shared = Arc::new(Shared::new(plan.resources.ahead.distance, hired.len()));
+        // From here on an error ends the threads that were started.
+        let mut ahead = Self { shared: Arc::clone(&shared), decoder: None };
+        for (index, Hired { permit, share }) in hired.into_iter().enumerate() {
+            let helper = Helper::new(Arc::clone(&shared), Arc::clone(&pool), plan, index);
+            let shared = Arc::clone(&shared);
+            let yields = plan.resources.ahead.yields;
+            spawn_scoped(scope, "ahead", move || {
+                let _held = (permit, share);
+                if yields {
+                    lower_priority();
+                }
+                help(&shared, || helper.work());
+                Ok(())
+            })?;
+        }
+        let near = Near { shared: Arc::clone(&shared), outlet: Outlet::new(pool, plan, next) };
+        ahead.decoder = Some(spawn_scoped(scope, "decode", move || {
+            let _held = permit;
+            near.run()
+        })?);
+        Ok(ahead)
+    }
+
+    fn join(&mut self) -> Result<Decoded<T>> {
+        let decoder = self.decoder.take().ok_or_else(abandoned)?;
+        decoder.join()
+    }
+}
+
+impl<'scope, T: Send + 'scope> Stage for Ahead<'scope, T> {
+    type Output = Decoded<T>;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        if self.shared.add(chunk) {
+            return Ok(());
+        }
+        self.join()?;
+        Err(abandoned())
+    }
+
+    fn finish(mut self) -> Result<Self::Output> {
+        self.shared.end_input();
+        self.join()
+    }
+}
+
+impl<T> Drop for Ahead<'_, T> {
+    fn drop(&mut self) {
+        self.shared.abandon();
+    }
+}
+
+/// Does a helper's work. A panic fails the whole request, as everywhere else.
+fn help(shared: &Shared, work: impl FnOnce()) {
+    let outcome = catch(|| {
+        work();
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        shared.fail(error);
+    }
+}
+
+fn abandoned() -> Error {
+    Error::new(Kind::Internal, "pipeline.abandoned", "the decoder has ended before its input")
+}
+
+/// The decoder, on its thread.
+struct Near<'env, S> {
+    shared: Arc<Shared>,
+    outlet: Outlet<'env, S>,
+}
+
+/// Ends the helpers when the decoder ends, however it does.
+struct Closing<'a>(&'a Shared);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl<S: Stage> Near<'_, S> {
+    fn run(self) -> Result<Decoded<S::Output>> {
+        let Self { shared, mut outlet } = self;
+        let closing = Closing(&shared);
+        let mut gzip = Gzip::new();
+        let mut busy = Duration::ZERO;
+        while let Some((offset, chunk)) = shared.input(gzip.taken())? {
+            let skipped = usize::try_from(gzip.taken() - offset).unwrap_or(usize::MAX);
+            let mut input = chunk.get(skipped..).unwrap_or_default();
+            loop {
+                let cut = shared.next_piece(offset + chunk.len() as u64);
+                if let Some(at) = gzip.cut().filter(|at| cut.is_some_and(|cut| *at >= cut)) {
+                    let started = Instant::now();
+                    let begins = if gzip.is_between_members() { Begins::Member } else { Begins::Block };
+                    let is_taken = match shared.take(at, begins) {
+                        Some(taken) => splice(&shared, &mut gzip, &mut outlet, taken)?,
+                        None => false,
+                    };
+                    busy += started.elapsed();
+                    if is_taken {
+                        break;
+                    }
+                    continue;
+                }
+                let started = Instant::now();
+                let space = outlet.space();
+                let (room, had) = (space.len(), input.len());
+                let outcome = gzip.decode_to(cut, &mut input, space);
+                busy += started.elapsed();
+                let filled = outcome?;
+                outlet.fill(had - input.len(), filled)?;
+                if filled < room && input.is_empty() {
+                    break;
+                }
+            }
+        }
+        gzip.finish()?;
+        drop(closing);
+        Ok(Decoded { output: outlet.finish()?, busy, ahead: shared.facts() })
+    }
+}
+
+/// Puts what is ready of a piece behind what was decoded, and goes on behind it; `false` when it refers to bytes before the
+/// start of the stream.
+fn splice<S: Stage>(
+    shared: &Shared,
+    gzip: &mut Gzip,
+    outlet: &mut Outlet<'_, S>,
+    taken: Taken,
+) -> Result<bool> {
+    let window = Window::new(&gzip.window());
+    let Taken { parts, end, begins } = taken;
+    let is_known = parts.iter().all(|part| match part {
+        Part::Marked(units) => window.knows(units.units()),
+        Part::Plain(_) => true,
+    });
+    let compressed = usize::try_from((end.0 / 8).saturating_sub(gzip.taken())).unwrap_or(usize::MAX);
+    if is_known {
+        outlet.fill(compressed, 0)?;
+    }
+    for part in parts {
+        match part {
+            Part::Marked(units) => {
+                let mut rest = units.units();
+                while is_known && !rest.is_empty() {
+                    let space = outlet.space();
+                    let done = window.resolve(rest, space);
+                    gzip.add(space.get(..done).unwrap_or_default());
+                    outlet.fill(0, done)?;
+                    rest = rest.get(done..).unwrap_or_default();
+                }
+                shared.give_back_units(units);
+            }
+            Part::Plain(chunk) => {
+                shared.give_back_plain();
+                if is_known {
+                    // Members have checked their sums themselves.
+                    if begins == Begins::Block {
+                        gzip.add(&chunk);
+                    }
+                    outlet.pass(0, chunk)?;
+                }
+            }
+        }
+    }
+    match begins {
+        Begins::Block if is_known => gzip.go_on_at(end),
+        Begins::Block => {}
+        Begins::Member => gzip.go_on_at_member(end.0 / 8),
+    }
+    Ok(is_known)
+}
+
+#[cfg(test)]
+mod tests;

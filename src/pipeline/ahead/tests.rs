@@ -1,0 +1,388 @@
+use std::{io::Write, sync::Mutex, thread, time::Instant};
+
+use flate2::{Compression, write::GzEncoder};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    call::{Cancel, Progress, Work},
+    digest::Digest,
+    limits::Limits,
+    pipeline::{Pipeline, Ran, Resources, Source},
+};
+
+/// Collects what comes.
+#[derive(Default)]
+pub(super) struct Collect(Vec<u8>);
+
+impl Stage for Collect {
+    type Output = Vec<u8>;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        // As slow as a consumer that builds an image, so that helpers get a turn on any machine.
+        thread::sleep(Duration::from_micros(300));
+        self.0.extend_from_slice(&chunk);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}
+
+const SMALL: AheadOptions = AheadOptions { from_bytes: Some(0), distance: 128 << 10, yields: false };
+
+fn run(blob: &[u8], helpers: usize, ahead: AheadOptions) -> Result<Ran<Vec<u8>>> {
+    run_as(blob, Some(Digest::sha256(blob)), helpers, ahead)
+}
+
+fn run_as(blob: &[u8], digest: Option<Digest>, helpers: usize, ahead: AheadOptions) -> Result<Ran<Vec<u8>>> {
+    let resources = Resources::with_ahead(Limits::default(), helpers, ahead);
+    let cancel = Cancel::new();
+    let lease = resources.budget.lease(&cancel).unwrap();
+    let plan = Plan {
+        resources: &resources,
+        lease: &lease,
+        work: Work { cancel: &cancel, progress: &Progress::default() },
+    };
+    let source = Source { reader: &mut &*blob, size_bytes: Some(blob.len() as u64), digest };
+    let outcome = Pipeline::new(source, plan).run(Collect::default());
+    drop(lease);
+    assert_eq!(resources.helpers.free_idle(), helpers.saturating_sub(2), "permits come back");
+    assert_eq!(resources.budget.charged_bytes(), 0, "memory comes back");
+    outcome
+}
+
+pub(super) fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Text, runs, noise, and copies from near and far.
+fn mixed(len: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut step = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()
+    };
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        let [_, kind, a, b] = step();
+        match kind % 4 {
+            0 => bytes.extend(format!("entry {a} of {b}; ").bytes()),
+            1 => bytes.extend(std::iter::repeat_n(a, usize::from(b) / 8)),
+            2 => {
+                let from = bytes.len().saturating_sub(usize::from(a) * 131 + 1);
+                bytes.extend_from_within(from..(from + usize::from(b) / 4).min(bytes.len()));
+            }
+            _ => bytes.extend((0..60).map(|_| step()[3])),
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn pieces_decoded_ahead_are_used_and_give_the_bytes_of_the_stream() {
+    let plain = mixed(6 << 20);
+    for level in [1, 4, 6, 9] {
+        let blob = gzip(&plain, level);
+        for helpers in [3, 4, 6] {
+            let Ran { output, facts } = run(&blob, helpers, SMALL).unwrap();
+            assert!(output == plain, "level {level}, {helpers} threads");
+            assert_eq!((facts.diff_id, facts.blob), (Digest::sha256(&plain), Digest::sha256(&blob)));
+            println!("level {level}: {} blob, {:?}", blob.len(), facts.ahead);
+        }
+    }
+}
+
+/// Everything for a decoder and helpers that are run by hand.
+struct Bench {
+    resources: Arc<Resources>,
+    cancel: Cancel,
+    progress: Progress,
+    pool: Arc<Pool>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            resources: Resources::with_ahead(Limits::default(), 3, SMALL),
+            cancel: Cancel::new(),
+            progress: Progress::default(),
+            pool: Pool::new(512 << 10),
+        }
+    }
+
+    /// All of `blob`, in chunks, for `helpers` helpers.
+    fn shared(blob: &[u8], distance: u64, helpers: usize, chunk_bytes: usize) -> Arc<Shared> {
+        let mut shared = Shared::new(distance, helpers);
+        shared.set_window(u64::MAX);
+        for bytes in blob.chunks(chunk_bytes) {
+            assert!(shared.add(Chunk::copy_of(bytes)));
+        }
+        shared.end_input();
+        Arc::new(shared)
+    }
+
+    /// Runs `helpers` helpers one after the other over the whole input, and then the decoder: nothing depends on who is
+    /// faster.
+    fn in_turn(&self, shared: &Arc<Shared>, helpers: usize) -> Result<(Vec<u8>, AheadFacts)> {
+        let lease = self.resources.budget.lease(&self.cancel).unwrap();
+        let work = Work { cancel: &self.cancel, progress: &self.progress };
+        let plan = Plan { resources: &self.resources, lease: &lease, work };
+        for _ in 0..helpers {
+            Helper::new(Arc::clone(shared), Arc::clone(&self.pool), plan, 0).work();
+        }
+        let outlet = Outlet::new(Arc::clone(&self.pool), plan, Collect::default());
+        let decoded = Near { shared: Arc::clone(shared), outlet }.run();
+        assert!(decoded.is_err() || shared.memory_in_use() == 0, "memory of parts comes back");
+        decoded.map(|decoded| (decoded.output, decoded.ahead))
+    }
+}
+
+fn in_turn(blob: &[u8], distance: u64, chunk_bytes: usize) -> Result<(Vec<u8>, AheadFacts)> {
+    Bench::new().in_turn(&Bench::shared(blob, distance, 1, chunk_bytes), 1)
+}
+
+#[test]
+fn all_that_a_helper_has_decoded_is_used_but_for_the_first_and_the_last_blocks() {
+    let plain = mixed(3 << 20);
+    for level in [4, 6, 9] {
+        let blob = gzip(&plain, level);
+        for chunk_bytes in [256 << 10, 70_001] {
+            let (output, ahead) = in_turn(&blob, 200 << 10, chunk_bytes).unwrap();
+            assert!(output == plain, "level {level}");
+            assert_eq!((ahead.missed, ahead.late), (0, 0), "level {level}: {ahead:?}");
+            assert!(ahead.used > 5 && ahead.bytes > plain.len() as u64 * 3 / 4, "level {level}: {ahead:?}");
+        }
+    }
+}
+
+#[test]
+fn members_that_say_how_long_they_are_are_decoded_ahead_without_a_search() {
+    let plain = mixed(3 << 20);
+    let blob = sized_members(&plain, 0);
+    let (output, ahead) = in_turn(&blob, 200 << 10, 256 << 10).unwrap();
+    assert!(output == plain);
+    assert_eq!((ahead.missed, ahead.late), (0, 0), "{ahead:?}");
+    assert!(ahead.used > 5 && ahead.bytes > plain.len() as u64 * 3 / 4, "{ahead:?}");
+    // Sizes that are a lie lead nowhere.
+    for lie in [1, 7, 300] {
+        let (output, ahead) = in_turn(&sized_members(&plain, lie), 200 << 10, 256 << 10).unwrap();
+        assert!(output == plain);
+        assert_eq!((ahead.used, ahead.bytes), (0, 0), "{ahead:?}");
+    }
+    // Nor is a sum taken on trust.
+    let mut wrong = blob;
+    let at = wrong.len() / 2;
+    let end = at + wrong[at..].windows(4).position(|bytes| bytes == [0x1f, 0x8b, 8, 4]).unwrap();
+    wrong[end - 6] ^= 1;
+    let error = in_turn(&wrong, 200 << 10, 256 << 10).unwrap_err();
+    assert_eq!(error.reason(), "codec.gzip.checksum");
+}
+
+/// Members as BGZF has them; each says that it is `lie` bytes longer than it is.
+fn sized_members(plain: &[u8], lie: u16) -> Vec<u8> {
+    let mut blob = Vec::new();
+    for bytes in plain.chunks(40_000) {
+        let member = gzip(bytes, 6);
+        let size = u16::try_from(member.len() + 8 - 1).unwrap() + lie;
+        blob.extend([&member[..3], &[4], &member[4..10], &[6, 0, b'B', b'C', 2, 0]].concat());
+        blob.extend(size.to_le_bytes());
+        blob.extend(&member[10..]);
+    }
+    blob
+}
+
+#[test]
+fn members_that_do_not_say_how_long_they_are_are_decoded_ahead_too() {
+    let plain = mixed(4 << 20);
+    let blob: Vec<u8> = plain.chunks(900_000).flat_map(|bytes| gzip(bytes, 6)).collect();
+    let (output, ahead) = in_turn(&blob, 100 << 10, 256 << 10).unwrap();
+    assert!(output == plain);
+    assert!(ahead.used > 5 && ahead.bytes > plain.len() as u64 / 2, "{ahead:?}");
+}
+
+#[test]
+fn blocks_inside_of_stored_blocks_are_not_taken_for_blocks_of_the_stream() {
+    // A layer may hold compressed files, whose blocks look like those of the layer.
+    let inner = gzip(&mixed(4 << 20), 6);
+    let blob = gzip(&inner, 0);
+    let (output, ahead) = in_turn(&blob, 200 << 10, 256 << 10).unwrap();
+    assert!(output == inner);
+    assert_eq!((ahead.used, ahead.bytes), (0, 0), "{ahead:?}");
+    assert!(ahead.missed >= 3, "{ahead:?}");
+}
+
+#[test]
+fn where_no_block_is_found_three_times_nobody_looks_any_more() {
+    let noise: Vec<u8> = mixed(8 << 20)
+        .iter()
+        .zip((0_u32..).map(|at| at.wrapping_mul(0x9e37_79b9) >> 23))
+        .map(|(a, b)| a ^ b.to_le_bytes()[0])
+        .collect();
+    let blob = gzip(&noise, 0);
+    let (output, ahead) = in_turn(&blob, 200 << 10, 256 << 10).unwrap();
+    assert!(output == noise);
+    assert_eq!((ahead.used, ahead.missed), (0, 3), "{ahead:?}");
+}
+
+#[test]
+fn a_bomb_is_decoded_in_order_and_holds_no_memory() {
+    // 1000 to 1, where a piece would hold thousands of times its input.
+    let plain = [mixed(400_000), vec![0; 64 << 20], mixed(400_000)].concat();
+    let blob = gzip(&plain, 6);
+    let bench = Bench::new();
+    let shared = Bench::shared(&blob, 20 << 10, 1, 64 << 10);
+    let (output, ahead) = bench.in_turn(&shared, 1).unwrap();
+    assert!(output == plain);
+    assert!(ahead.bytes < 16 << 20, "{ahead:?}");
+}
+
+#[test]
+fn pieces_hold_no_more_memory_than_the_shares_of_their_helpers() {
+    let blob = gzip(&mixed(40 << 20), 6);
+    let shared = Bench::shared(&blob, 1 << 20, 1, 256 << 10);
+    let bench = Bench::new();
+    let lease = bench.resources.budget.lease(&bench.cancel).unwrap();
+    let work = Work { cancel: &bench.cancel, progress: &bench.progress };
+    let plan = Plan { resources: &bench.resources, lease: &lease, work };
+    thread::scope(|scope| {
+        // It stops for want of memory, until the decoder takes pieces or everything ends.
+        let helper = Helper::new(Arc::clone(&shared), Arc::clone(&bench.pool), plan, 0);
+        let helping = scope.spawn(|| helper.work());
+        let mut before = 0;
+        loop {
+            thread::sleep(Duration::from_millis(300));
+            let now = shared.memory_in_use();
+            assert!(now <= 24 << 20, "{now}");
+            if now == before && now > 16 << 20 {
+                break;
+            }
+            before = now;
+        }
+        assert!(!helping.is_finished());
+        shared.close();
+        helping.join().unwrap();
+    });
+}
+
+#[test]
+fn refusals_are_those_of_decoding_in_order() {
+    let plain = mixed(2 << 20);
+    let good = gzip(&plain, 6);
+    let in_order = |blob: &[u8]| {
+        let (mut gzip, mut output, mut input) = (Gzip::new(), vec![0; 1 << 16], blob);
+        while gzip.decode(&mut input, &mut output)? == output.len() {}
+        gzip.finish().map(|()| 0)
+    };
+    let mut refused = 0;
+    for at in (60..good.len()).step_by(good.len() / 60) {
+        let mut damaged = good.clone();
+        damaged[at] ^= 0x55;
+        let cut = &good[..at];
+        let trailing = [&good[..], &good[20..at]].concat();
+        for blob in [&damaged[..], cut, &trailing] {
+            match (in_order(blob), in_turn(blob, 100 << 10, 256 << 10)) {
+                (Err(want), Err(got)) => assert_eq!(got.to_string(), want.to_string(), "byte {at}"),
+                (want, got) => panic!("byte {at}: {want:?}, but {:?} ahead", got.map(|_| 0)),
+            }
+            refused += 1;
+        }
+    }
+    assert!(refused > 100);
+}
+
+#[test]
+fn a_blob_that_is_not_the_one_asked_for_is_data_loss_however_it_is_decoded() {
+    let blob = gzip(&mixed(2 << 20), 6);
+    let wanted = Digest::sha256(&blob);
+    for at in [blob.len() / 3, blob.len() / 2, blob.len() - 2] {
+        let mut changed = blob.clone();
+        changed[at] ^= 4;
+        let error = run_as(&changed, Some(wanted.clone()), 6, SMALL).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "blob.digest"));
+        let error = run_as(&blob[..at], Some(wanted.clone()), 6, SMALL).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "blob.digest"));
+    }
+}
+
+#[test]
+fn a_panic_of_a_helper_is_an_internal_error() {
+    let blob = gzip(&mixed(1 << 20), 6);
+    let shared = Bench::shared(&blob, 100 << 10, 1, 64 << 10);
+    help(&shared, || panic!("at work"));
+    let error = Bench::new().in_turn(&shared, 1).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::Internal, "internal.panic"));
+}
+
+#[test]
+fn after_a_cancellation_every_thread_ends_within_a_second() {
+    struct Stuck<'a>(&'a Cancel, u32, &'a Mutex<Option<Instant>>);
+    impl Stage for Stuck<'_> {
+        type Output = ();
+
+        fn push(&mut self, _: Chunk) -> Result<()> {
+            self.1 += 1;
+            if self.1 == 3 {
+                *self.2.lock().unwrap() = Some(Instant::now());
+                self.0.cancel();
+            }
+            Ok(())
+        }
+
+        fn finish(self) -> Result<()> {
+            Ok(())
+        }
+    }
+    let blob = gzip(&mixed(12 << 20), 6);
+    let (resources, cancel) = (Resources::with_ahead(Limits::default(), 6, SMALL), Cancel::new());
+    let lease = resources.budget.lease(&cancel).unwrap();
+    let work = Work { cancel: &cancel, progress: &Progress::default() };
+    let plan = Plan { resources: &resources, lease: &lease, work };
+    let source = Source { reader: &mut &*blob, size_bytes: Some(blob.len() as u64), digest: None };
+    let cancelled = Mutex::new(None);
+    let error = Pipeline::new(source, plan).run(Stuck(&cancel, 0, &cancelled)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Cancelled);
+    let since = cancelled.into_inner().unwrap().expect("it was cancelled");
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert_eq!((resources.helpers.free(), resources.helpers.free_idle()), (6, 4), "every thread is gone");
+}
+
+#[test]
+fn helpers_pause_while_another_layer_is_at_work() {
+    let helpers = crate::pipeline::helpers::Helpers::new(3);
+    let _first = helpers.begin_layer();
+    assert_eq!(helpers.idle_processors(), 1);
+    let second = helpers.begin_layer();
+    assert_eq!(helpers.idle_processors(), 0);
+    drop(second);
+    assert_eq!(helpers.idle_processors(), 1);
+}
+
+#[test]
+fn small_blobs_and_those_of_unknown_size_are_decoded_in_order() {
+    for (size, want) in [(None, false), (Some((64 << 20) - 1), false), (Some(64 << 20), true)] {
+        assert_eq!(AheadOptions::AUTO.take(size), want);
+        assert!(!AheadOptions::OFF.take(size));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn helpers_make_no_difference(
+        len in 1_usize..300_000, level in 0_u32..10, at in any::<prop::sample::Index>(), value in any::<u8>(),
+        helpers in 1_usize..8, distance in 16_u64..60_000, chunk_bytes in 1_usize..40_000,
+    ) {
+        let blob = gzip(&mixed(len), level);
+        let deflate = &blob[10..blob.len() - 8];
+        fuzz_ahead(deflate, helpers, distance, chunk_bytes.max(deflate.len() / 2000));
+        let mut damaged = deflate.to_vec();
+        damaged[at.index(deflate.len())] ^= value;
+        fuzz_ahead(&damaged, helpers, distance, chunk_bytes.max(deflate.len() / 2000));
+    }
+}

@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    plywood::cli::run(plywood::cli::Arguments::parse())
+    plywood::cli::start()
 }

@@ -7,13 +7,23 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{image, output};
+use super::{
+    image::{self, ImageFile},
+    layer, output,
+    report::Bar,
+};
 use crate::{
+    call::{Cancel, Progress, Work},
     error::{Error, Kind, Result},
-    format::erofs::{
-        check::{self, Level, Policy, Report},
-        reader::ReadError,
+    format::{
+        ReadAt as _,
+        erofs::{
+            check::{self, Level, Policy, Report},
+            reader::ReadError,
+        },
     },
+    kind::sniff::Overlaybd,
+    overlaybd::inspect::{Depth, Inspected},
 };
 
 /// Arguments of `plywood check`.
@@ -23,15 +33,17 @@ Examples:
   Would the daemon take this image as a layer?
     plywood check layer.erofs
   Is an image with extra devices sound?
-    plywood check --rules any --device data.blob image.erofs")]
+    plywood check --rules any --device data.blob image.erofs
+  Is an overlaybd layer sound, each block of it?
+    plywood check overlaybd.commit")]
 pub struct Arguments {
-    /// EROFS images: files or block devices
+    /// EROFS images, or overlaybd layers and gzip indexes: files or block devices
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
-    /// Set of rules to check against
+    /// Set of rules to check EROFS images against
     #[arg(long, value_enum, default_value_t = Rules::Layer)]
     pub rules: Rules,
-    /// Check only the superblock and its tables
+    /// Check only the superblock and its tables, or the headers and indexes of an overlaybd layer
     #[arg(long)]
     pub superblock_only: bool,
     /// Extra device of the image. Repeat it for further ones, in the order of the device slots
@@ -88,21 +100,44 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn check(path: &Path, devices: &[PathBuf], policy: &Policy) -> Result<Report> {
+/// What was found to be sound.
+enum Sound {
+    Image(Report),
+    /// A file of an overlaybd device, and its size in bytes.
+    Layer(Inspected<ImageFile>, u64),
+}
+
+fn check(path: &Path, devices: &[PathBuf], policy: &Policy) -> Result<Sound> {
+    let file = image::open_file(path)?;
+    if let Some(kind) = Overlaybd::of(&file) {
+        let depth = match policy.level {
+            Level::Superblock => Depth::Records,
+            _ => Depth::Contents,
+        };
+        let (cancel, progress) = (Cancel::new(), Progress::default());
+        let _bar = Bar::show(&progress);
+        let work = Work { cancel: &cancel, progress: &progress };
+        let inspected = Inspected::of(kind, &|| image::open_file(path), depth, work)?;
+        return Ok(Sound::Layer(inspected, file.size_bytes()));
+    }
     let image = image::open(path, devices)?;
     if let Some((stored, computed)) = image.checksum()?
         && stored != computed
     {
         return Err(ReadError::Checksum { stored, computed }.into());
     }
-    Ok(check::verify_image(&image, policy)?)
+    Ok(Sound::Image(check::verify_image(&image, policy)?))
 }
 
-fn for_people(path: &Path, result: &Result<Report>) -> String {
+fn for_people(path: &Path, result: &Result<Sound>) -> String {
     let path = path.display();
     let report = match result {
         Err(error) => return format!("{path}: refused: {error} [{}]\n", error.reason()),
-        Ok(report) => report,
+        Ok(Sound::Layer(inspected, bytes)) => {
+            let formats: Vec<_> = inspected.parts.iter().map(|part| part.format).collect();
+            return format!("{path}: sound, {}, {bytes} bytes\n", formats.join(" > "));
+        }
+        Ok(Sound::Image(report)) => report,
     };
     let mut text = match report.inodes {
         0 => format!("{path}: superblock is sound, {} bytes\n", report.image_bytes),
@@ -115,7 +150,7 @@ fn for_people(path: &Path, result: &Result<Report>) -> String {
     text
 }
 
-fn as_json(path: &Path, result: &Result<Report>) -> Value {
+fn as_json(path: &Path, result: &Result<Sound>) -> Value {
     let path = path.to_string_lossy();
     match result {
         Err(error) => json!({
@@ -123,7 +158,13 @@ fn as_json(path: &Path, result: &Result<Report>) -> Value {
             "sound": false,
             "error": output::error_as_json(error),
         }),
-        Ok(report) => json!({
+        Ok(Sound::Layer(inspected, bytes)) => json!({
+            "image": path,
+            "sound": true,
+            "image_bytes": bytes,
+            "parts": layer::parts_as_json(&inspected.parts),
+        }),
+        Ok(Sound::Image(report)) => json!({
             "image": path,
             "sound": true,
             "image_bytes": report.image_bytes,

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{image, output};
+use super::{image, layer, output};
 use crate::{
     error::{Error, Kind, Result},
     format::erofs::{
@@ -12,6 +12,7 @@ use crate::{
         inode::{Data, Form},
         reader::{CompressedExtent, Extent, Place, Source},
     },
+    kind::sniff::Overlaybd,
     tree::{Device, Timestamp},
 };
 
@@ -27,12 +28,15 @@ Examples:
   One file, and where its data lies:
     plywood dump --path /etc/passwd layer.erofs
   What differs between two images:
-    diff <(plywood dump --tree a.erofs) <(plywood dump --tree b.erofs)")]
+    diff <(plywood dump --tree a.erofs) <(plywood dump --tree b.erofs)
+  An overlaybd layer, and which ranges of its device have data:
+    plywood dump --tree overlaybd.commit")]
 pub struct Arguments {
-    /// The EROFS image: a file or a block device
+    /// The EROFS image, or an overlaybd layer or gzip index: a file or a block device
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
-    /// Show every file as well: type, owner, time, attributes, and where its data lies
+    /// Show every file as well: type, owner, time, attributes, and where its data lies. Of an overlaybd layer, the
+    /// ranges with data; of a gzip index, its points
     #[arg(long)]
     pub tree: bool,
     /// Show this file instead of the superblock. With --tree, show everything below it as well
@@ -52,6 +56,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn show(arguments: &Arguments) -> Result<()> {
+    let file = image::open_file(&arguments.image)?;
+    if let Some(kind) = Overlaybd::of(&file) {
+        return layer::show(arguments, kind);
+    }
     let image = image::open(&arguments.image, &arguments.devices)?;
     let mut text = match (&arguments.path, arguments.json) {
         (Some(_), _) => String::new(),

@@ -36,7 +36,7 @@ impl ReadAt for ImageFile {
 }
 
 /// Opens a file or block device for reading. Errors: `image.open`.
-fn open_file(path: &Path) -> Result<ImageFile> {
+pub fn open_file(path: &Path) -> Result<ImageFile> {
     let opened = File::open(path).and_then(|mut file| {
         if file.metadata()?.is_dir() {
             return Err(io::Error::other("an image is a file or a block device, and this is a directory"));

@@ -12,8 +12,10 @@ mod drop_in;
 pub mod dump;
 pub mod generate;
 mod image;
+mod layer;
 mod node;
 pub mod output;
+pub mod overlaybd;
 mod report;
 pub mod serve;
 mod stack;
@@ -60,6 +62,8 @@ pub enum Command {
     Dump(dump::Arguments),
     /// Decode a layer from standard input to standard output, as containerd's stream processor
     Stream(stream::Arguments),
+    /// Work on the layers of an overlaybd device
+    Overlaybd(overlaybd::Arguments),
     /// Print or check a configuration, or set up containerd for Plywood
     Config(config::Arguments),
     /// Print a completion script for a shell
@@ -83,6 +87,16 @@ impl Command {
     }
 }
 
+/// Runs the program with the arguments of the process. A link to it with the name of an upstream tool is that tool.
+pub fn start() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    match overlaybd::Tool::of(&name) {
+        Some(tool) => tool.run(arguments),
+        None => run(Arguments::parse()),
+    }
+}
+
 /// Runs the command. Returns exit code 0 for success, 1 for a failure, whose reason is on standard error, and 2 for
 /// wrong usage.
 pub fn run(arguments: Arguments) -> ExitCode {
@@ -94,6 +108,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
+        Command::Overlaybd(arguments) => overlaybd::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),
         Command::Man(arguments) => generate::man(&arguments, Arguments::command()),
@@ -124,7 +139,8 @@ mod tests {
             for sub in command.get_subcommands() {
                 let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
                 if !help.contains(&format!("plywood {}", sub.get_name())) {
-                    let help = help.replace("plywood config ", "plywood ");
+                    let help =
+                        help.replace("plywood config ", "plywood ").replace("plywood overlaybd ", "plywood ");
                     if !help.contains(&format!("plywood {}", sub.get_name())) {
                         missing.push(sub.get_name().to_owned());
                     }

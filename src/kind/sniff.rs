@@ -7,9 +7,11 @@ use super::{LayerType, OCI_LAYER_TAR};
 use crate::{
     codec::Coding,
     format::{
+        ReadAt,
         erofs::superblock::Superblock as Erofs,
         ext4::superblock::Superblock as Ext4,
-        tar::{Event, Parser},
+        tar::{Event, Parser, wrapper},
+        zfile::header::Header as Zfile,
     },
 };
 
@@ -35,6 +37,36 @@ impl Image {
             return Some(Self::Erofs);
         }
         starts(Ext4::OFFSET + Ext4::MAGIC_OFFSET, &Ext4::MAGIC.to_le_bytes()).then_some(Self::Ext4)
+    }
+}
+
+/// A file of an overlaybd device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlaybd {
+    /// A layer, or a ZFile of anything else, in a tar wrapper or without.
+    Layer,
+    /// The index of a gzip blob.
+    GzipIndex,
+}
+
+impl Overlaybd {
+    /// Returns what a file is by its magic numbers. A damaged tar wrapper is known by the name in its first header.
+    pub fn of(file: &impl ReadAt) -> Option<Self> {
+        let starts = |magic: &[u8]| {
+            let mut found = vec![0; magic.len()];
+            file.read_exact_at(0, &mut found).is_ok() && found == magic
+        };
+        if starts(&Zfile::MAGIC) || starts(b"LSMT") {
+            return Some(Self::Layer);
+        }
+        if starts(b"ddgzidx\0") {
+            return Some(Self::GzipIndex);
+        }
+        let is_wrapped = match wrapper::find(file) {
+            Ok(payload) => payload.is_some_and(|payload| payload.name == wrapper::NAME),
+            Err(_damaged) => starts(b"overlaybd."),
+        };
+        is_wrapped.then_some(Self::Layer)
     }
 }
 
@@ -155,5 +187,20 @@ mod tests {
         assert_eq!(found(1024, &[0xe2, 0xe1, 0xf5, 0xe0]), Some(Image::Erofs));
         assert_eq!(found(1080, &[0x53, 0xef]), Some(Image::Ext4));
         assert_eq!(found(0, b"hsqs"), None);
+    }
+
+    #[test]
+    fn a_file_of_an_overlaybd_device_is_known_with_and_without_a_wrapper() {
+        let wrapped = include_bytes!("../../tests/fixtures/overlaybd/tarwrap/obd-commit-t.tar").as_slice();
+        let plain = include_bytes!("../../tests/fixtures/overlaybd/tarwrap/plain-ustar.tar").as_slice();
+        let zfile = include_bytes!("../../tests/fixtures/overlaybd/zfile/payload.lz4-4k.zfile").as_slice();
+        let index = include_bytes!("../../tests/fixtures/gzindex/hex.gz_idx").as_slice();
+        for file in [wrapped, plain, zfile, &wrapped[..2000], &wrapped[..1024], &zfile[..100], b"LSMT"] {
+            assert_eq!(Overlaybd::of(&file), Some(Overlaybd::Layer));
+        }
+        assert_eq!(Overlaybd::of(&index), Some(Overlaybd::GzipIndex));
+        for file in [&b""[..], b"LSM", b"ZFile\0\x01\0tuji.yyf@Alibab", &plain[512..513], &[0; 4096]] {
+            assert_eq!(Overlaybd::of(&file), None);
+        }
     }
 }

@@ -6,6 +6,7 @@ mod apply;
 mod command_line;
 mod diff;
 mod image;
+mod overlaybd;
 mod stream;
 mod terminal;
 
@@ -17,6 +18,7 @@ fn main() {
     suite.room("apply", apply::add);
     suite.room("diff", diff::add);
     suite.room("image", image::add);
+    suite.room("overlaybd", overlaybd::add);
     suite.room("stream", stream::add);
     suite.room("terminal", terminal::add);
     suite.run()

@@ -134,14 +134,14 @@ pub fn find(source: &(impl ReadAt + ?Sized)) -> Result<Option<Payload>, WrapperE
     }
 }
 
-/// Length of an archive's headers in bytes.
-const HEADERS_LEN: usize = 3 * BLOCK;
+/// Length of an archive's headers in bytes, whatever the payload.
+pub const HEADERS_LEN: u64 = 3 * BLOCK as u64;
 
 /// What an archive has around its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Around {
     /// Headers before the payload.
-    pub before: [u8; HEADERS_LEN],
+    pub before: [u8; 3 * BLOCK],
     /// Number of zeros after the payload: up to the end of its block, and two empty blocks.
     pub zeros_after: u64,
 }
@@ -164,7 +164,7 @@ pub fn around(len: u64) -> Option<Around> {
     file.number(136, 11, 0);
     file.text(265, b"root");
     file.text(297, b"root");
-    let mut before = [0; HEADERS_LEN];
+    let mut before = [0; 3 * BLOCK];
     let (blocks, _) = before.as_chunks_mut::<BLOCK>();
     if let [first, second, third] = blocks {
         *first = extended.finish();
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn an_archive_is_written_as_the_upstream_tool_writes_it() {
-        let payload = &UPSTREAM[HEADERS_LEN..HEADERS_LEN + 106_342];
+        let payload = &UPSTREAM[1536..1536 + 106_342];
         assert!(ours(payload) == UPSTREAM);
     }
 
@@ -252,10 +252,10 @@ mod tests {
         for len in [0, 1, 511, 512, 513, 99_999] {
             let archive = ours(&vec![7; len]);
             assert_eq!(archive.len() % 512, 0);
-            let range = HEADERS_LEN as u64..(HEADERS_LEN + len) as u64;
+            let range = HEADERS_LEN..HEADERS_LEN + len as u64;
             assert_eq!(find(&archive[..]).unwrap().unwrap().range, range, "{len}");
         }
-        struct Large([u8; HEADERS_LEN]);
+        struct Large([u8; 1536]);
         impl ReadAt for Large {
             fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
                 self.0[..].read_exact_at(offset, buf)
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn an_archive_without_a_whole_file_at_its_start_is_refused() {
-        let headers = &UPSTREAM[..HEADERS_LEN];
+        let headers = &UPSTREAM[..1536];
         let mut directory = PLAIN.to_vec();
         directory[156] = b'5';
         super::super::header::mend_checksum(directory[..BLOCK].as_mut_array().unwrap());
@@ -293,7 +293,7 @@ mod tests {
         let mut sized = UPSTREAM.to_vec();
         sized[512..527].copy_from_slice(b"15 size=-06342\n");
         for (archive, want) in [
-            (&UPSTREAM[..HEADERS_LEN + 106_341], "overlaybd.wrapper.truncated"),
+            (&UPSTREAM[..1536 + 106_341], "overlaybd.wrapper.truncated"),
             (&PLAIN[..512], "overlaybd.wrapper.truncated"),
             (&UPSTREAM[..1024], "overlaybd.wrapper.empty"),
             (&directory, "overlaybd.wrapper.type"),

@@ -1,0 +1,97 @@
+//! Files of overlaybd devices as `check` and `dump` show them.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::{dump::Arguments, image, output};
+use crate::{
+    call::{Cancel, Progress, Work},
+    error::Result,
+    format::ReadAt as _,
+    kind::sniff::Overlaybd,
+    overlaybd::inspect::{Depth, Inside, Inspected, Part, Value as FactValue},
+};
+
+/// Size of the output buffer, in bytes.
+const BUFFER: usize = 64 << 10;
+
+/// Prints the facts of a file, and with `--tree` the list that is in it.
+pub fn show(arguments: &Arguments, kind: Overlaybd) -> Result<()> {
+    if arguments.path.is_some() || !arguments.devices.is_empty() {
+        return Err(output::usage(
+            "an overlaybd layer has blocks, not files: --path and --device are for EROFS images",
+        ));
+    }
+    let (cancel, progress) = (Cancel::new(), Progress::default());
+    let work = Work { cancel: &cancel, progress: &progress };
+    let open = || image::open_file(&arguments.image);
+    let Inspected { parts, inside } = Inspected::of(kind, &open, Depth::Records, work)?;
+    let mut text = match arguments.json {
+        true => format!("{}\n", parts_as_json(&parts)),
+        false => parts
+            .iter()
+            .flat_map(|part| part.facts.iter().map(move |fact| (part.format, fact)))
+            .map(|(format, fact)| format!("{format}.{}: {}\n", fact.name, fact.value))
+            .collect(),
+    };
+    let mut line = |for_people: String, as_json: Value| -> Result<()> {
+        // Writing to a string cannot fail.
+        let _ = match arguments.json {
+            true => writeln!(text, "{as_json}"),
+            false => writeln!(text, "{for_people}"),
+        };
+        if text.len() >= BUFFER {
+            output::result(&text)?;
+            text.clear();
+        }
+        Ok(())
+    };
+    match inside {
+        Inside::Layer(device) if arguments.tree => {
+            for extent in device.data(0, device.size_bytes()) {
+                let (offset, len) = (extent.offset, extent.len);
+                line(
+                    format!("data: {len} at {offset}"),
+                    json!({ "offset_bytes": offset, "len_bytes": len }),
+                )?;
+            }
+        }
+        Inside::Points(index) if arguments.tree => {
+            for point in index.points() {
+                let (plain, byte, bits) = (point.plain, point.byte, point.bits);
+                line(
+                    format!("point: {plain} at byte {byte} of the blob and {bits} bits before it"),
+                    json!({ "offset_bytes": plain, "blob_byte": byte, "bits": bits }),
+                )?;
+            }
+        }
+        Inside::Layer(_) | Inside::Points(_) | Inside::Other => {}
+    }
+    output::result(&text)
+}
+
+/// Parts of a file as a JSON object, with a key for each format.
+pub fn parts_as_json(parts: &[Part]) -> Value {
+    let parts = parts.iter().map(|part| {
+        let facts = part.facts.iter().map(|fact| {
+            let value = match &fact.value {
+                FactValue::Number(number) => json!(number),
+                FactValue::Text(text) => json!(text),
+                FactValue::Range { offset, len } => json!({ "offset_bytes": offset, "len_bytes": len }),
+            };
+            (key(fact.name), value)
+        });
+        (part.format.replace('-', "_"), Value::Object(facts.collect()))
+    });
+    Value::Object(parts.collect::<Map<_, _>>())
+}
+
+/// Returns the JSON key of a fact: the name with underscores, and for a size with the unit.
+fn key(name: &str) -> String {
+    match name.strip_suffix("-size") {
+        Some(thing) => format!("{thing}_bytes"),
+        None => name.replace('-', "_"),
+    }
+    .replace('-', "_")
+}

@@ -1,0 +1,136 @@
+//! `plywood overlaybd`: the life of an overlaybd layer, and the upstream tools by their names.
+//!
+//! One module per command, with its arguments and a `run`. A command takes a variant in [`Command`] and an arm in
+//! [`run`]; one that an upstream tool has as well, a row in [`TOOLS`].
+
+pub mod zfile;
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+
+use super::output::{self, Json};
+use crate::{
+    error::{Error, Kind, Result},
+    snapshot::{Durability, LAYER_NAME, NewFile, Publication},
+};
+
+/// Arguments of `plywood overlaybd`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  Compress a file so that any part of it can be read:
+    plywood overlaybd zfile layer.lsmt layer.zfile")]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compress a file in blocks, extract or verify one
+    Zfile(zfile::Arguments),
+}
+
+/// Runs a command.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        Command::Zfile(arguments) => zfile::run(arguments),
+    }
+}
+
+/// An upstream tool that this program replaces, when it is called by its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Tool {
+    name: &'static str,
+    /// Adds the tool's arguments.
+    arguments: fn(clap::Command) -> clap::Command,
+    run: fn(&clap::ArgMatches) -> Result<()>,
+}
+
+/// The upstream tools.
+const TOOLS: &[Tool] = &[Tool {
+    name: "overlaybd-zfile",
+    arguments: zfile::Arguments::augment_args,
+    run: |matches| zfile::run(&parsed(matches)?),
+}];
+
+impl Tool {
+    /// Exit code of every failure, as of the upstream tools.
+    const FAILURE: u8 = 255;
+
+    /// Returns the tool of the name by which the program was called.
+    pub fn of(called: &OsStr) -> Option<&'static Self> {
+        let name = Path::new(called).file_name()?;
+        TOOLS.iter().find(|tool| name == tool.name)
+    }
+
+    /// Runs the tool. Returns exit code 0 for success, and 255 for a failure, whose reason is on standard error.
+    pub fn run(&self, arguments: impl Iterator<Item = OsString>) -> ExitCode {
+        let command = clap::Command::new(self.name).no_binary_name(true).version(env!("PLYWOOD_VERSION"));
+        let outcome = match (self.arguments)(command).try_get_matches_from(arguments) {
+            Ok(matches) => (self.run)(&matches),
+            Err(error) => {
+                // A terminal that went away does not matter any more.
+                let _unprinted = error.print();
+                return if error.use_stderr() { ExitCode::from(Self::FAILURE) } else { ExitCode::SUCCESS };
+            }
+        };
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                output::failure(&error, Json::No);
+                ExitCode::from(Self::FAILURE)
+            }
+        }
+    }
+}
+
+/// Reads a tool's arguments. The parser has checked them.
+fn parsed<T: Args>(matches: &clap::ArgMatches) -> Result<T> {
+    T::from_arg_matches(matches).map_err(|error| output::usage(error.to_string()))
+}
+
+/// Writes a new file at `path`: `make` fills it, and it appears when it is complete. With `replace` it takes the place
+/// of an older one.
+///
+/// Errors: `overlaybd.output.exists`; those of `make` and of the disk.
+fn produce<T>(path: &Path, replace: bool, make: impl FnOnce(&mut NewFile) -> Result<T>) -> Result<T> {
+    if !replace && path.symlink_metadata().is_ok() {
+        let message = format!("{} exists already", path.display());
+        return Err(Error::new(Kind::Conflict, "overlaybd.output.exists", message));
+    }
+    let publication = Publication::beside(path)?;
+    let mut file = publication.file(LAYER_NAME)?;
+    let made = make(&mut file)?;
+    publication.commit([file], Durability::Request, false)?;
+    Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_is_known_by_the_last_part_of_the_name_it_is_called_by() {
+        let name = |called: &str| Tool::of(OsStr::new(called)).map(|tool| tool.name);
+        assert_eq!(name("/opt/overlaybd/bin/overlaybd-zfile"), Some("overlaybd-zfile"));
+        assert_eq!(name("overlaybd-zfile"), Some("overlaybd-zfile"));
+        for called in ["plywood", "overlaybd", "/opt/overlaybd-zfile/plywood", "", "zfile"] {
+            assert_eq!(name(called), None, "{called}");
+        }
+    }
+
+    #[test]
+    fn the_arguments_of_every_tool_are_consistent() {
+        for tool in TOOLS {
+            (tool.arguments)(clap::Command::new(tool.name)).debug_assert();
+        }
+    }
+}

@@ -9,8 +9,11 @@ use plywood::{
         ReadAt,
         erofs::check::{Policy, verify},
         gzindex,
+        tar::wrapper,
         tar::{Parser, TarError},
+        zfile,
     },
+    overlaybd,
 };
 
 /// Every target of `tests/fuzz/Cargo.toml`, with its entry function.
@@ -22,6 +25,9 @@ const TARGETS: &[(&str, Entry)] = &[
     ("deflate", plywood::codec::deflate::fuzz),
     ("zstd", plywood::codec::fuzz_zstd),
     ("gzindex", gzindex::fuzz),
+    ("zfile", zfile::fuzz),
+    ("tarwrap", wrapper::fuzz),
+    ("overlaybd_config", overlaybd::config::fuzz),
 ];
 
 type Entry = fn(&[u8]);
@@ -123,6 +129,76 @@ fn every_reason_in_the_rules_of_tar_has_an_archive() {
         .filter(|reason| reason != "ok")
         .collect();
     assert_eq!(reasons, shown);
+}
+
+/// The reasons of a target's named inputs, without `ok` and `none`.
+fn reasons(target: &str) -> BTreeSet<String> {
+    let names = corpus(target).into_iter().filter_map(|(name, _)| Some(name.split_once('@')?.0.to_owned()));
+    names.filter(|reason| reason != "ok" && reason != "none").collect()
+}
+
+fn read_zfile(file: &[u8]) -> Result<(), plywood::error::Error> {
+    let reader = zfile::reader::Reader::open(file)?;
+    let mut contents = vec![0; usize::try_from(reader.size_bytes()).expect("small")];
+    reader.read_exact_at(0, &mut contents).map_err(plywood::error::Error::disk)
+}
+
+#[test]
+fn zfiles_are_refused_for_the_reason_in_their_name() {
+    for (name, file) in corpus("zfile") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_zfile(&file).err();
+        let reason = found.as_ref().map_or("ok", plywood::error::Error::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_zfile_has_a_file() {
+    let rules = include_str!("../docs/formats/overlaybd.md");
+    let ids = rules.split('`').filter(|word| word.starts_with("zfile.") || *word == "limit.zfile-blocks");
+    // These are not about the bytes of one file.
+    let others = ["zfile.incompressible", "zfile.changed", "zfile.memory", "zfile.encoder"];
+    let rules: BTreeSet<_> = ids.filter(|id| !others.contains(id)).map(str::to_owned).collect();
+    assert_eq!(rules, reasons("zfile"));
+}
+
+#[test]
+fn tar_wrappers_are_refused_for_the_reason_in_their_name() {
+    for (name, archive) in corpus("tarwrap") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let reason = match wrapper::find(archive.as_slice()) {
+            Ok(None) => "none",
+            Ok(Some(payload)) => {
+                let is_whole = payload.range.end <= archive.len() as u64;
+                assert!(is_whole && payload.name == wrapper::NAME, "{name}: {payload:?}");
+                "ok"
+            }
+            Err(error) => error.reason(),
+        };
+        assert_eq!(reason, want, "{name}");
+    }
+    let rules = include_str!("../docs/formats/overlaybd.md");
+    let ids = rules.split('`').filter(|word| word.starts_with("overlaybd.wrapper."));
+    // These are for whoever looks into the payload, and for whoever writes one.
+    let others = ["overlaybd.wrapper.contents", "overlaybd.wrapper.size"];
+    let rules: BTreeSet<_> = ids.filter(|id| !others.contains(id)).map(str::to_owned).collect();
+    let shown = reasons("tarwrap").into_iter().filter(|reason| reason.starts_with("overlaybd."));
+    assert_eq!(rules, shown.collect());
+}
+
+#[test]
+fn configurations_are_refused_for_the_reason_in_their_name() {
+    for (name, json) in corpus("overlaybd_config") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let opened = overlaybd::config::ImageConfig::read(json.as_slice()).and_then(|config| {
+            // Every file that is named is there, and each is another one.
+            let open = |_: &str, _| tempfile::tempfile().map(Some).map_err(plywood::error::Error::disk);
+            config.open(&open, overlaybd::config::Mode::Read)
+        });
+        let reason = opened.as_ref().map_or_else(plywood::error::Error::reason, |_| "ok");
+        assert_eq!(reason, want, "{name}: {opened:?}");
+    }
 }
 
 fn decode(coding: Coding, mut input: &[u8]) -> Result<(), CodecError> {

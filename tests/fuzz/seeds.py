@@ -274,9 +274,8 @@ DEFLATE = {
 }
 
 
-def raw_crc32c(data):
-    """CRC-32C that starts from 0 and is not inverted."""
-    crc = 0
+def raw_crc32c(data, crc=0):
+    """CRC-32C that starts from a given value and is not inverted."""
     for byte in data:
         crc ^= byte
         for _ in range(8):
@@ -372,7 +371,150 @@ GZINDEX = {
     "gzindex.cut@block": indexed(blob=GOOD[:-12]),
 }
 
-for target, inputs in {"gzindex": GZINDEX, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+
+ZFILE_MAGIC = b"ZFile\0\1\0tuji.yyf@Alibaba"
+CONTENTS = bytes(range(256)) * 21
+
+
+def lz4_block(data):
+    """An LZ4 block of literals alone."""
+    length, more = len(data) - 15, b""
+    while length >= 255:
+        more, length = more + b"\xff", length - 255
+    return b"\xf0" + more + bytes([length]) + data if len(data) >= 15 else bytes([len(data) << 4]) + data
+
+
+def end_of(flags, fields):
+    """A header or trailer, with its digest if bit 4 of the flags is set."""
+    record = bytearray(ZFILE_MAGIC) + bytes(488)
+    layout = {"size": (24, 4), "flags": (32, 8), "index_offset": (40, 8), "index_size": (48, 8), "contents": (56, 8),
+              "index_crc": (64, 4), "block_size": (72, 4), "algo": (76, 1), "use_dict": (78, 1), "dict_size": (84, 4),
+              "verify": (88, 1)}
+    values = {"size": 96, "flags": flags, "block_size": 4096, "algo": 1, "verify": 1} | fields
+    for name, value in values.items():
+        if name in layout:
+            at, width = layout[name]
+            record[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+    record[:8] = values.get("magic", ZFILE_MAGIC[:8])
+    if values["flags"] & 16:
+        record[28:32] = raw_crc32c(record).to_bytes(4, "little")
+    if "garbage" in values:
+        record[28:32] = record[36:40] = record[64:68] = b"\xa5" * 4
+        record[96:] = b"\xa5" * 416
+    return bytes(record)
+
+
+def zfile_of(contents=CONTENTS, blocks=None, lengths=None, final=False, both={}, header={}, trailer={}, dictionary=b"",
+             gap=b""):
+    """A ZFile; compressed blocks, the index, and fields of the header, the trailer or both may be given."""
+    number = lambda value: value.to_bytes(4, "little")
+    if blocks is None:
+        blocks = [lz4_block(contents[at : at + 4096]) for at in range(0, len(contents), 4096)]
+    verify = both.get("verify", 1)
+    stored = [block + (number(raw_crc32c(block, 100007)) if verify else b"") for block in blocks]
+    index = b"".join(number(length) for length in ([len(block) for block in stored] if lengths is None else lengths))
+    body = dictionary + b"".join(stored) + gap
+    finally_ = {"index_offset": 512 + len(body), "index_size": len(blocks), "contents": len(contents),
+                "index_crc": raw_crc32c(index)}
+    first = both | (finally_ if final else {})
+    return (end_of(0x1B if final else 0x13, first | header) + body + index
+            + end_of(0x16, both | finally_ | trailer))
+
+
+def damaged(data, at, bit=1):
+    return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+
+
+ZFILE = {
+    "ok@streamed": zfile_of(),
+    "ok@final-header": zfile_of(final=True),
+    "ok@empty": zfile_of(b""),
+    "ok@no-checksums": zfile_of(both={"verify": 0}),
+    "ok@old-garbage": zfile_of(header={"flags": 3, "garbage": 1}, trailer={"flags": 6, "garbage": 1}),
+    "ok@unused-dictionary": zfile_of(both={"dict_size": 7}, dictionary=b"unused."),
+    "ok@block-of-64-KiB": zfile_of(blocks=[lz4_block(CONTENTS)], both={"block_size": 1 << 16}),
+    "zfile.truncated@1023": zfile_of()[:1023],
+    "zfile.magic@header": damaged(zfile_of(), 3),
+    "zfile.magic@trailer": damaged(zfile_of(), -512 + len(zfile_of())),
+    "zfile.flags@two-trailers": zfile_of(header={"flags": 0x16}),
+    "zfile.flags@two-headers": zfile_of(trailer={"flags": 0x13}),
+    "zfile.digest@header": damaged(zfile_of(), 300),
+    "zfile.digest@trailer": damaged(zfile_of(), len(zfile_of()) - 300),
+    "zfile.index.compressed@bit-5": zfile_of(header={"flags": 0x33}),
+    "zfile.dictionary@used": zfile_of(both={"use_dict": 1, "dict_size": 4}, dictionary=b"dict"),
+    "zfile.algorithm@0": zfile_of(both={"algo": 0}),
+    "zfile.block-size@2-KiB": zfile_of(both={"block_size": 2048}),
+    "zfile.block-size@5000": zfile_of(both={"block_size": 5000}),
+    "zfile.block-size@largest": zfile_of(both={"block_size": -1}),
+    "zfile.differs@blocks": zfile_of(final=True, header={"index_size": 1}),
+    "zfile.differs@block-size": zfile_of(header={"block_size": 8192}),
+    "zfile.differs@digest": zfile_of(header={"flags": 3}),
+    "zfile.blocks@one-more": zfile_of(trailer={"index_size": 3}),
+    "zfile.blocks@contents": zfile_of(trailer={"contents": 1 << 40}),
+    "limit.zfile-blocks@largest": zfile_of(trailer={"index_size": -1, "contents": -1}),
+    "zfile.index.bounds@header": zfile_of(trailer={"index_offset": 0}),
+    "zfile.index.bounds@trailer": zfile_of(trailer={"index_offset": len(zfile_of()) - 519}),
+    "zfile.index.bounds@largest": zfile_of(trailer={"index_offset": -1}),
+    "zfile.index.bounds@terabytes": zfile_of(trailer={"index_size": 1 << 28, "contents": 1 << 40}),
+    "zfile.index.checksum@zero": zfile_of(trailer={"index_crc": 0}),
+    "zfile.block.length@no-bytes": zfile_of(lengths=[4, 9]),
+    "zfile.block.length@largest": zfile_of(lengths=[(1 << 32) - 1, 9]),
+    "zfile.blocks.end@gap": zfile_of(gap=bytes(4)),
+    "zfile.blocks.end@short": zfile_of(lengths=[5, 5]),
+    "zfile.block.checksum@flipped": damaged(zfile_of(), 600),
+    "zfile.block.malformed@no-literals": zfile_of(blocks=[b"\xf0", lz4_block(CONTENTS[4096:])]),
+    "zfile.block.malformed@offset-0": zfile_of(b"abcd", blocks=[b"\x00\0\0\0"]),
+    "zfile.block.malformed@too-much": zfile_of(b"abc", blocks=[lz4_block(b"abcd")]),
+    "zfile.block.malformed@no-frame": zfile_of(b"abcd", blocks=[b"abcd"], both={"algo": 2}),
+    "zfile.block.contents@short": zfile_of(b"abcde", blocks=[lz4_block(b"abcd")]),
+}
+
+ZWRAPPED = zfile_of(b"payload")
+
+
+def upstream(payload=ZWRAPPED, size=None, name=b"overlaybd.commit", kind=b"0", **fields):
+    """The shape of the upstream tool: the size in a PAX record, and 0 in the header."""
+    size = len(payload) if size is None else size
+    record = (b"size", b"%d" % size)
+    return pax(record) + header(kind, name, 0, **fields) + pad(payload) + bytes(1024)
+
+
+TARWRAP = {
+    "ok@upstream": upstream(),
+    "ok@one-header": file(b"overlaybd.commit", ZWRAPPED) + bytes(1024),
+    "ok@more-zeros": file(b"overlaybd.commit", ZWRAPPED) + bytes(9000),
+    "ok@no-payload": upstream(b""),
+    "none@gnu-magic": file(b"overlaybd.commit", ZWRAPPED, magic=b"ustar  \0"),
+    "none@checksum": file(b"overlaybd.commit", ZWRAPPED, checksum=b"0000000\0"),
+    "none@bare": ZWRAPPED,
+    "none@short": header(b"0", b"overlaybd.commit", 7)[:511],
+    "overlaybd.wrapper.type@directory": header(b"5", b"overlaybd.commit/") + END,
+    "overlaybd.wrapper.type@link": header(b"2", b"overlaybd.commit", link=b"/etc/shadow") + END,
+    "overlaybd.wrapper.empty@no-entry": pax((b"size", b"7")),
+    "overlaybd.wrapper.empty@headers-only": pax((b"comment", bytes(1 << 16))) + file(b"overlaybd.commit", ZWRAPPED),
+    "overlaybd.wrapper.truncated@payload": upstream()[: 1536 + len(ZWRAPPED) - 1],
+    "overlaybd.wrapper.truncated@size": upstream(size=(1 << 63) - 1),
+    "tar.pax.value@size": pax((b"size", b"-7")) + header(b"0", b"overlaybd.commit") + END,
+    "tar.extension.orphan@end": pax((b"size", b"7")) + END,
+}
+
+CONFIG = {
+    "ok@lowers": b'{"lowers":[{"file":"/a"},{"dir":"/b","digest":"sha256:00","size":7}],"resultFile":"/r","x":[{}]}',
+    "ok@go": b'{"repoBlobUrl":"","lowers":[{"file":"a"}],"upper":{},"resultFile":null}',
+    "ok@turbo": b'{"lowers":[{"file":"/m","targetFile":"/t","gzipIndex":"/i"}],"upper":{"data":"/d","index":"/x","target":"/t"}}',
+    "overlaybd.config.json@nothing": b"",
+    "overlaybd.config.json@deep": b"[" * 4096,
+    "overlaybd.config.json@twice": b'{"lowers":[],"lowers":[]}',
+    "overlaybd.config.json@negative": b'{"lowers":[{"file":"/a","size":-1}]}',
+    "overlaybd.config.empty@object": b"{}",
+    "overlaybd.config.empty@trace": b'{"lowers":[{"dir":"/t"}],"accelerationLayer":true}',
+    "overlaybd.config.lowers@256": b'{"lowers":[' + b",".join([b'{"file":"a"}'] * 256) + b"]}",
+    "overlaybd.config.path@nul": b'{"lowers":[{"file":"a\\u0000"}]}',
+    "overlaybd.config.path@no-index": b'{"upper":{"data":"/d"}}',
+    "overlaybd.lower.missing@nowhere": b'{"lowers":[{}]}',
+}
+
+for target, inputs in {"zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

@@ -9,7 +9,7 @@ use std::{io, ops::Range};
 
 use super::{
     error::TarError,
-    header::{BLOCK, is_posix},
+    header::{self, BLOCK, is_posix},
     parser::{Event, Parser},
 };
 use crate::{
@@ -132,6 +132,34 @@ pub fn find(source: &(impl ReadAt + ?Sized)) -> Result<Option<Payload>, WrapperE
         }
         read(offset, &mut block)?;
     }
+}
+
+/// Fuzz entry: looks for the payload of `data`, once as it is and once with the checksums of all headers corrected. Then
+/// wraps `data`, and looks for it.
+///
+/// # Panics
+///
+/// When a payload is outside its archive, or is not found again.
+pub fn fuzz(data: &[u8]) {
+    let mut mended = data.to_vec();
+    for block in mended.as_chunks_mut().0 {
+        header::mend_checksum(block);
+    }
+    for archive in [data, &mended] {
+        if let Ok(Some(Payload { range, .. })) = find(archive) {
+            assert!(
+                range.start <= range.end && range.end <= archive.len() as u64,
+                "a payload is in its archive"
+            );
+            assert!(range.start > 0 && range.start % BLOCK as u64 == 0, "a payload begins with a block");
+        }
+    }
+    let around = around(data.len() as u64).expect("a slice is no larger");
+    let zeros = vec![0; usize::try_from(around.zeros_after).unwrap_or_default()];
+    let archive = [&around.before[..], data, &zeros].concat();
+    let payload = find(&archive[..]).expect("what is written is read").expect("it is an archive");
+    assert_eq!(payload.name, NAME, "the name of the file");
+    assert_eq!(payload.range, HEADERS_LEN..HEADERS_LEN + data.len() as u64, "the place of the payload");
 }
 
 /// Length of an archive's headers in bytes, whatever the payload.
@@ -275,7 +303,7 @@ mod tests {
     fn other_files_are_not_wrapped() {
         let mut gnu = PLAIN.to_vec();
         gnu[257..265].copy_from_slice(b"ustar  \0");
-        super::super::header::mend_checksum(gnu[..BLOCK].as_mut_array().unwrap());
+        header::mend_checksum(gnu[..BLOCK].as_mut_array().unwrap());
         let mut changed = PLAIN.to_vec();
         changed[0] = b'O';
         for file in [&b""[..], &[0; 600], &PLAIN[..511], &gnu, &changed, &PLAIN[512..]] {
@@ -288,7 +316,7 @@ mod tests {
         let headers = &UPSTREAM[..1536];
         let mut directory = PLAIN.to_vec();
         directory[156] = b'5';
-        super::super::header::mend_checksum(directory[..BLOCK].as_mut_array().unwrap());
+        header::mend_checksum(directory[..BLOCK].as_mut_array().unwrap());
         let empty = [&headers[..1024], &[0; 1024]].concat();
         let mut sized = UPSTREAM.to_vec();
         sized[512..527].copy_from_slice(b"15 size=-06342\n");

@@ -11,9 +11,13 @@
 
 pub mod block;
 mod error;
+mod fuzz;
 pub mod header;
 mod index;
 pub mod reader;
 pub mod writer;
 
-pub use self::error::{End, ZfileError};
+pub use self::{
+    error::{End, ZfileError},
+    fuzz::fuzz,
+};

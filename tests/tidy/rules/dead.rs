@@ -26,6 +26,9 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("format/ext4/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "read_all"),
     ("format/gzindex/fuzz.rs", "fuzz"),
+    ("format/tar/wrapper.rs", "fuzz"),
+    ("format/zfile/fuzz.rs", "fuzz"),
+    ("overlaybd/config.rs", "fuzz"),
     ("format/tar/mod.rs", "fuzz"),
     // In place of a content store, of a configuration file and of the process around the daemon.
     ("store/memory.rs", "Memory"),

@@ -25,6 +25,26 @@ pub trait ReadAt {
     fn size_bytes(&self) -> u64;
 }
 
+impl<T: ReadAt + ?Sized> ReadAt for &mut T {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+}
+
 impl ReadAt for Vec<u8> {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.as_slice().read_exact_at(offset, buf)
@@ -77,6 +97,20 @@ pub trait Remote: Sink {
     /// Makes `len` bytes of the device from byte `offset` on read as those of the target from byte `target` on. All
     /// three are multiples of 512. [`Sink::discard`] undoes it.
     fn map(&mut self, offset: u64, len: u64, target: u64) -> io::Result<()>;
+}
+
+impl<T: Sink + ?Sized> Sink for &mut T {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).discard(offset, len)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        (**self).set_len(len)
+    }
 }
 
 /// An image in memory, for tests and for images that are small in any case.

@@ -42,8 +42,6 @@ const AHEAD_FROM: u64 = 1 << 20;
 /// A jump of the writer over this many bytes gives back the space reserved in between. Punching less than
 /// a block frees nothing.
 const GAP: u64 = 4096;
-/// Bytes of zeros written at a time where the file system has no holes.
-const ZEROS: usize = 64 << 10;
 /// Attempts to find a free random name, and to lock the new file before a sweep does. The name has 128 random
 /// bits, and a sweep meets a file once, so that a second attempt is rare already.
 const ATTEMPTS: u32 = 8;
@@ -352,16 +350,7 @@ impl Sink for NewFile {
         if len == 0 || file::punch_hole(&self.file, offset, len)? {
             return Ok(());
         }
-        let zeros = [0; ZEROS];
-        let mut at = offset;
-        let end = offset.saturating_add(len).min(self.file.metadata()?.len());
-        while at < end {
-            let piece = usize::try_from(end - at).unwrap_or(ZEROS).min(ZEROS);
-            let piece = zeros.get(..piece).ok_or(io::ErrorKind::InvalidInput)?;
-            std::os::unix::fs::FileExt::write_all_at(&self.file, piece, at)?;
-            at += piece.len() as u64;
-        }
-        Ok(())
+        file::write_zeros(&self.file, offset, len)
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {

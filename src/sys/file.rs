@@ -18,13 +18,15 @@ use rustix::{
     path::Arg,
 };
 
-use crate::format::ReadAt;
+use crate::format::{ReadAt, Sink};
 
 /// Bytes moved at a time when the kernel cannot copy by itself.
 const COPY_BUFFER: usize = 1 << 20;
 /// Bytes asked of one `copy_file_range` call, so that a cancelled copy ends soon and the thread that hashes the
 /// copy follows closely.
 const COPY_STEP: usize = 8 << 20;
+/// Bytes of zeros written at a time where the file system has no holes.
+const ZEROS: usize = 64 << 10;
 
 impl ReadAt for File {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -35,6 +37,37 @@ impl ReadAt for File {
     fn size_bytes(&self) -> u64 {
         self.metadata().map_or(0, |metadata| metadata.len())
     }
+}
+
+impl Sink for File {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 || punch_hole(self, offset, len)? {
+            return Ok(());
+        }
+        write_zeros(self, offset, len)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        Self::set_len(self, len)
+    }
+}
+
+/// Overwrites `len` bytes from `offset` on with zeros, up to the end of the file: for file systems without holes.
+pub fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let zeros = [0; ZEROS];
+    let mut at = offset;
+    let end = offset.saturating_add(len).min(file.metadata()?.len());
+    while at < end {
+        let piece = usize::try_from(end - at).unwrap_or(ZEROS).min(ZEROS);
+        let piece = zeros.get(..piece).ok_or(io::ErrorKind::InvalidInput)?;
+        file.write_all_at(piece, at)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// Creates a file in `dir` that has no name yet and goes away when its last descriptor closes.

@@ -27,7 +27,8 @@ mod volume;
 
 pub use self::{
     control::Control, directory::DirectoryView, erofs::ErofsView, error::ViewError, ext4::Ext4View,
-    extents::Extents, volume::Volume,
+    extents::Extents,
+    volume::{Device as LayeredDevice, DeviceFile, Volume},
 };
 
 use crate::{

@@ -6,7 +6,8 @@ use plywood::{
     digest::{Algorithm, Hasher},
     format::{
         ReadAt, Sink,
-        lsmt::{CommitOptions, Device, Layer, Targets, Uuid, Writer},
+        lsmt::{CommitOptions, Device, Layer, NewUpper, Targets, Upper, Uuid, Writable, Writer},
+        zfile::reader::Reader,
     },
     tree::Extent,
 };
@@ -20,6 +21,8 @@ pub fn add(suite: &mut Suite) {
         ("a_turbo_layer_reads_its_files_from_the_archive", expected_turbo),
         ("a_sparse_layer_is_mapped_by_its_holes", sparse),
         ("committing_a_pair_and_its_sealed_file_gives_the_bytes_of_overlaybd", same_bytes),
+        ("sealing_a_pair_gives_the_bytes_of_overlaybd", sealed_bytes),
+        ("a_pair_that_was_written_again_reads_the_same", upper),
         ("a_layer_written_in_another_order_has_the_bytes_of_overlaybd", written_in_any_order),
     ] {
         suite.test(name, &[], test);
@@ -101,9 +104,73 @@ fn expected_devices() {
     ] {
         assert_device(&one(committed(name)), &expected("lsmt/expected.json", stack), name);
     }
+    for name in ["erofs.lz4-4k.zfile", "erofs.zstd-8k.zfile"] {
+        let layer = Layer::open(Reader::open(fixture(&format!("zfile/{name}"))).unwrap()).unwrap();
+        assert_device(&Device::new(vec![layer]).unwrap(), &expected("lsmt/expected.json", "erofs"), name);
+    }
     for (name, stack) in [("ops2", "ops2"), ("over2", "over2 alone")] {
         assert_device(&one(pair(name)), &expected("lsmt/expected.json", stack), name);
     }
+}
+
+fn sealed_bytes() {
+    for name in ["ops2", "over2"] {
+        let mut data = fixture(&format!("lsmt/{name}.rw.data"));
+        let size_bytes = pair(name).seal(&mut data).unwrap();
+        // The bytes between the index and the trailer were never set there.
+        let mut want = fixture(&format!("lsmt/{name}.sealed"));
+        let entries = usize::try_from(pair(name).entries()).unwrap();
+        let (index, trailer) = (fixture(&format!("lsmt/{name}.rw.data")).len(), want.len() - 4096);
+        want[index + 16 * entries..trailer].fill(0);
+        assert!(data == want, "{name}");
+        assert_eq!(size_bytes, data.len() as u64);
+    }
+    // A sparse one keeps its place on the device, and its holes.
+    let (mut data, extents) = sparse_file();
+    Layer::open_sparse(data.clone(), extents).unwrap().seal(&mut data).unwrap();
+    assert_eq!(data.len(), 4096 + (8 << 20) + 512 + 4096);
+    assert_device(&one(Layer::open(data).unwrap()), &expected("lsmt/expected.json", "sparse"), "sealed");
+}
+
+fn upper() {
+    let new = |kind, name: &str| {
+        let uuid = pair(name).header().uuid;
+        let parent_uuid = pair(name).header().parent_uuid;
+        let new = NewUpper { kind, virtual_size: 16 << 20, uuid, parent_uuid };
+        let (mut data, mut index) = (Vec::new(), Vec::new());
+        Upper::create(new, &mut data, &mut index).unwrap();
+        Upper::open(&mut data, &mut index, kind == Writable::Turbo, 3).unwrap().write(&pair(name)).unwrap();
+        (data, index)
+    };
+    for name in ["ops2", "over2"] {
+        let stack = if name == "ops2" { "ops2" } else { "over2 alone" };
+        let want = expected("lsmt/expected.json", stack);
+        let (data, index) = new(Writable::Append, name);
+        let again = Layer::open_pair(data, &index).unwrap();
+        assert_device(&one(again), &want, name);
+        let (data, index) = new(Writable::Turbo, name);
+        assert_device(&one(Layer::open_turbo_pair(data, &index, Vec::new()).unwrap()), &want, name);
+        let (data, index) = new(Writable::Sparse, name);
+        assert!(index.is_empty());
+        let whole = Extent { offset: 0, len: data.len() as u64 };
+        assert_device(&one(Layer::open_sparse(data, [whole]).unwrap()), &want, name);
+    }
+    // Written in the order of the device, a pair is committed to the same bytes.
+    let (data, index) = new(Writable::Append, "over2");
+    let mut bytes = Vec::new();
+    one(Layer::open_pair(data, &index).unwrap()).commit(&identity("over2"), &mut bytes).unwrap();
+    assert!(bytes == fixture("lsmt/over2.commit"));
+    // What a fresh pair looks like is what overlaybd's looked like.
+    let (data, index) = (fixture("lsmt/ops2.rw.data"), fixture("lsmt/ops2.rw.index"));
+    let new = NewUpper {
+        kind: Writable::Append,
+        virtual_size: 16 << 20,
+        uuid: identity("ops2").uuid,
+        parent_uuid: Uuid::NULL,
+    };
+    let (mut our_data, mut our_index) = (Vec::new(), Vec::new());
+    Upper::create(new, &mut our_data, &mut our_index).unwrap();
+    assert!(our_data == data[..4096] && our_index == index[..4096]);
 }
 
 fn expected_stack() {
@@ -115,6 +182,8 @@ fn expected_stack() {
         device.commit(&CommitOptions::default(), &mut merged).unwrap();
         assert_device(&one(Layer::open(merged).unwrap()), &want, "the merged layer");
     }
+    let merged = Reader::open(fixture("zfile/merged-ops2-over2.zfile")).unwrap();
+    assert_device(&Device::new(vec![Layer::open(merged).unwrap()]).unwrap(), &want, "merged by overlaybd");
     let wrong = Device::new(vec![committed("over2.commit"), committed("ops2.commit")]).unwrap();
     assert_ne!(sha256(&wrong), want["sha256_device"].as_str().unwrap());
 }

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{format::ReadAt, limits::LSMT_ENTRIES};
 
-/// Longest piece of data that is copied at once, in sectors: upstream's buffer of 32 KiB. Entries begin and end where
-/// such pieces do.
+/// Longest piece of stored data in one go, in sectors: upstream's buffer of 32 KiB. Entries begin and end where such
+/// pieces do.
 const PIECE_SECTORS: u64 = 64;
 /// Entries of a padded index come in this number: 4096 bytes.
 const PADDING: u64 = 256;
@@ -29,8 +29,8 @@ pub struct CommitOptions {
     pub uuid: Uuid,
     /// Identity of the layer below. Without it, that of the device's bottom layer stays.
     pub parent_uuid: Option<Uuid>,
-    /// Free text of at most 256 bytes. Without it, that of the device's topmost layer stays.
-    pub user_tag: Option<Vec<u8>>,
+    /// Free text of at most 256 bytes.
+    pub user_tag: Vec<u8>,
     /// What becomes of the data in targets.
     pub targets: Targets,
 }
@@ -61,7 +61,11 @@ impl<R: ReadAt> Device<R> {
     /// described: too many entries, a user tag that does not fit, targets that cannot be kept.
     ///
     /// Ranges that read as zeros because a layer says so stay in the index: they hide what is below the new layer.
-    pub fn commit(&self, options: &CommitOptions, out: &mut impl Write) -> Result<Committed, LsmtError> {
+    pub fn commit(
+        &self,
+        options: &CommitOptions,
+        out: &mut (impl Write + ?Sized),
+    ) -> Result<Committed, LsmtError> {
         let plan = self.plan(options)?;
         let header = self.identity(options)?;
         out.write_all(&header.encode()).map_err(LsmtError::write)?;
@@ -94,14 +98,11 @@ impl<R: ReadAt> Device<R> {
     }
 
     fn identity(&self, options: &CommitOptions) -> Result<Header, LsmtError> {
-        let layers = self.layers();
-        let (bottom, top) = (layers.first(), layers.last());
         let user_tag = options.user_tag.clone();
-        let user_tag = user_tag.or_else(|| top.map(|top| top.header().user_tag.clone())).unwrap_or_default();
         if user_tag.len() > Header::USER_TAG_BYTES {
             return Err(LsmtError::UserTag { bytes: user_tag.len() });
         }
-        let below = bottom.map_or(Uuid::NULL, |bottom| bottom.header().parent_uuid);
+        let below = self.layers().first().map_or(Uuid::NULL, |bottom| bottom.header().parent_uuid);
         Ok(Header {
             uuid: options.uuid,
             parent_uuid: options.parent_uuid.unwrap_or(below),
@@ -129,18 +130,15 @@ impl<R: ReadAt> Device<R> {
                 Place::Zero => {
                     plan.push(Segment::zeros(segment.start(), segment.sectors(), plan.data_end))?;
                 }
-                Place::Data { at, .. } => {
-                    let stored = self.is_stored(*segment, options);
+                Place::Data { at, .. } if !self.is_stored(*segment, options) => {
+                    plan.push(Segment::data(segment.start(), segment.sectors(), at, 1))?;
+                }
+                Place::Data { .. } => {
                     let mut start = segment.start();
                     while start < segment.end() {
                         let sectors = PIECE_SECTORS.min(segment.end() - start);
-                        plan.push(match stored {
-                            true => Segment::data(start, sectors, plan.data_end, 0),
-                            false => Segment::data(start, sectors, at + (start - segment.start()), 1),
-                        })?;
-                        if stored {
-                            plan.data_end += sectors;
-                        }
+                        plan.push(Segment::data(start, sectors, plan.data_end, 0))?;
+                        plan.data_end += sectors;
                         start += sectors;
                     }
                 }
@@ -186,7 +184,7 @@ impl Plan {
 }
 
 /// The entry of a segment whose source is its tag.
-fn entry_of(segment: Segment) -> Entry {
+pub(super) fn entry_of(segment: Segment) -> Entry {
     let (zeroed, tag) = match segment.place() {
         Place::Data { source, .. } => (false, u8::from(source != 0)),
         Place::Zero | Place::Hole => (true, 0),

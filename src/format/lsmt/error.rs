@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::Header;
+use super::{Form, Header};
 use crate::{
     error::{Classify, Error, Kind, disk_kind},
     limits::{LSMT_DEVICE_BYTES, LSMT_ENTRIES, LSMT_LAYERS, LSMT_STACK_ENTRIES},
@@ -100,6 +100,14 @@ pub enum LsmtError {
         /// Rule that is broken.
         fault: EntryFault,
     },
+    /// The layer is of another kind than what is to be done takes.
+    #[error("the layer is {form:?}, not {want}")]
+    Form {
+        /// Kind of the layer.
+        form: Form,
+        /// Expected kind, in words.
+        want: &'static str,
+    },
     /// The two files of a writable layer do not belong together.
     #[error("the data has identity {data}, the index {index}")]
     Pair {
@@ -185,15 +193,23 @@ pub enum EntryFault {
         /// First sector behind the data.
         end: u64,
     },
+    /// The data does not lie in the data part of the file, but the entry says that it is in the target.
+    #[error(
+        "its data at sector {at} does not lie in sectors {first} to {end}; it is that of a turboOCI layer, which needs its target"
+    )]
+    NoTarget {
+        /// First sector of the data.
+        at: u64,
+        /// First sector that may hold data.
+        first: u64,
+        /// First sector behind the data.
+        end: u64,
+    },
     /// The data is in a file that the layer does not have.
-    #[error("its data is in file {tag}, and the layer has {files}: {what}")]
+    #[error("its data is in file {tag}; 0 is the layer's own, 1 the target, and there are no others")]
     Tag {
         /// Number of the file.
         tag: u8,
-        /// Number of files that the layer has.
-        files: u8,
-        /// Advice, in words.
-        what: &'static str,
     },
 }
 
@@ -241,8 +257,10 @@ impl Classify for LsmtError {
                 EntryFault::Order { .. } => "lsmt.entry.order",
                 EntryFault::Device { .. } => "lsmt.entry.device",
                 EntryFault::Data { .. } => "lsmt.entry.data",
+                EntryFault::NoTarget { .. } => "lsmt.entry.target",
                 EntryFault::Tag { .. } => "lsmt.entry.tag",
             },
+            Self::Form { .. } => "lsmt.form",
             Self::Pair { .. } => "lsmt.pair",
             Self::DeviceSize { .. } => "lsmt.device.size",
             Self::Layers { .. } => "lsmt.layers",

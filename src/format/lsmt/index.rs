@@ -110,6 +110,10 @@ impl Segment {
         }
     }
 
+    fn is_in_target(self) -> bool {
+        !self.is_zeroed() && self.source() % 2 == 1
+    }
+
     /// Moves the data to the files of layer `layer` in a stack.
     pub(super) fn in_layer(self, layer: Source) -> Self {
         match self.place() {
@@ -229,11 +233,12 @@ impl Index {
         Self(out)
     }
 
-    /// The same index in the fewest segments, cut after every `limit` sectors of what continues: however it was
-    /// written, it looks the same.
+    /// The same index in the fewest segments, however it was written. What continues is cut after `limit` sectors, or
+    /// after the longest run if the data is in a target.
     pub(super) fn rejoined(self, limit: u64) -> Self {
         let mut out: Vec<Segment> = Vec::with_capacity(self.0.len());
         for segment in self.0 {
+            let limit = if segment.is_in_target() { Segment::MAX_SECTORS } else { limit };
             let mut start = segment.start();
             while start < segment.end() {
                 let room = out.last().map_or(0, |last| limit.saturating_sub(last.sectors()));

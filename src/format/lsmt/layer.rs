@@ -235,12 +235,7 @@ impl<R: ReadAt> Layer<R> {
             first_data: FIRST_DATA,
             data_end: offset / SECTOR,
             device_end: device_end(trailer.virtual_size)?,
-            // A sealed file has the tags that its writer gave to the file while other layers were below it.
-            tags: match (&target, form) {
-                (Some(_), _) => Tags::Target,
-                (None, Form::Committed) => Tags::Plain,
-                (None, _) => Tags::Ignored,
-            },
+            tags: if target.is_some() { Tags::Target } else { Tags::Ignored },
         };
         let mut segments = Vec::with_capacity(usize::try_from(entries).unwrap_or(0));
         let mut last_end = 0;
@@ -278,9 +273,8 @@ pub(super) fn refused(number: u64, offset: u64, entry: Entry, fault: EntryFault)
 /// Meaning of the tags of a layer's entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tags {
-    /// All data is in the layer's own file, and the tags say so.
-    Plain,
-    /// All data is in the layer's own file, whatever the tags say.
+    /// All data is in the layer's own file, whatever the tags say: writers left the numbers of the layers in them that
+    /// were merged, or that were below.
     Ignored,
     /// Tag 1 stands for the target.
     Target,
@@ -309,14 +303,9 @@ impl Rules {
             return Err(EntryFault::Device { end: self.device_end });
         }
         let source: Source = match (self.tags, tag) {
-            (Tags::Ignored, _) | (_, 0) => 0,
+            (Tags::Ignored, _) | (Tags::Target, 0) => 0,
             (Tags::Target, 1) => 1,
-            (Tags::Plain, _) => {
-                return Err(EntryFault::Tag { tag, files: 1, what: "a turboOCI layer needs its target" });
-            }
-            (Tags::Target, _) => {
-                return Err(EntryFault::Tag { tag, files: 2, what: "0 is its own file, 1 the target" });
-            }
+            (Tags::Target, _) => return Err(EntryFault::Tag { tag }),
         };
         let (first, end) = match source {
             0 => (self.first_data, self.data_end),
@@ -325,7 +314,10 @@ impl Rules {
         // A zeroed entry has no data: its place may be the end.
         let data = if zeroed { 0 } else { sectors };
         if at < first || at + data > end {
-            return Err(EntryFault::Data { at, first, end });
+            return Err(match (self.tags, tag) {
+                (Tags::Ignored, 1) => EntryFault::NoTarget { at, first, end },
+                _ => EntryFault::Data { at, first, end },
+            });
         }
         Ok(match zeroed {
             true => Segment::zeros(start, sectors, at),

@@ -38,8 +38,10 @@ mod error;
 mod header;
 mod index;
 mod layer;
+mod seal;
 #[cfg(test)]
 mod tests;
+mod upper;
 mod writable;
 mod writer;
 
@@ -49,6 +51,7 @@ pub use self::{
     error::LsmtError,
     header::{Header, Uuid},
     layer::{Form, Layer},
+    upper::{NewUpper, Upper, Writable},
     writer::Writer,
 };
 

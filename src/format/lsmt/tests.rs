@@ -90,7 +90,8 @@ fn a_file_that_breaks_a_rule_is_refused_for_that_rule() {
         ("data that reaches into the index", index, entry(2, 2, 9, 0), "lsmt.entry.data"),
         ("data far away", index, entry(2, 1, (1 << 55) - 1, 0), "lsmt.entry.data"),
         ("zeros in the header", index, entry(2, 1, 7 | 1 << 55, 0), "lsmt.entry.data"),
-        ("data in a target", index, entry(2, 1, 8, 1), "lsmt.entry.tag"),
+        ("data in a target", index, entry(2, 1, 700, 1), "lsmt.entry.target"),
+        ("the tag of a merged layer", index, entry(2, 1, 8, 1), "ok"),
         ("unused", index, entry((1 << 50) - 1, 0, 8, 0), "ok"),
         ("the last entry at the end", index + 255 * 16, entry(2047, 1, 9, 0), "ok"),
         ("zeros at the end of the data", index, entry(2, 1, 10 | 1 << 55, 0), "ok"),
@@ -126,19 +127,19 @@ fn a_refusal_says_where_what_was_found_and_what_was_expected() {
 #[test]
 fn a_turbo_layer_opened_without_its_target_is_refused() {
     let mut turbo = writer(MIB, &[(0, &[1; 512])]);
-    turbo.map_target(4096, 1000, 1536).unwrap();
+    turbo.map_target(4096, 1000, 1536 + 2 * 512).unwrap();
     let mut bytes = Vec::new();
     let keep = CommitOptions { targets: Targets::Keep, ..CommitOptions::default() };
     device(vec![turbo.finish().unwrap()]).commit(&keep, &mut bytes).unwrap();
     let error = Layer::open(bytes.clone()).unwrap_err();
-    assert_eq!(error.reason(), "lsmt.entry.tag");
-    assert!(error.to_string().ends_with("a turboOCI layer needs its target"), "{error}");
+    assert_eq!(error.reason(), "lsmt.entry.target");
+    assert!(error.to_string().ends_with("a turboOCI layer, which needs its target"), "{error}");
     // The target ends in the middle of the last sector that is mapped.
-    let target: Vec<u8> = (0..2600_u32).map(|n| n.to_le_bytes()[0] | 1).collect();
+    let target: Vec<u8> = (0..3600_u32).map(|n| n.to_le_bytes()[0] | 1).collect();
     let layer = Layer::open_turbo(bytes, target.clone()).unwrap();
-    assert_eq!(layer.target_end(), 1536 + 1024);
+    assert_eq!(layer.target_end(), 2560 + 1024);
     let found = all(&device(vec![layer]));
-    assert_eq!(found[4096..4096 + 1024], target[1536..2560]);
+    assert_eq!(found[4096..4096 + 1024], target[2560..3584]);
     assert_eq!((found[0], found[512], found[4096 + 1024]), (1, 0, 0));
 }
 
@@ -243,7 +244,7 @@ fn a_layer_that_no_reader_takes_is_not_written() {
         assert!(out.is_empty(), "{error}");
         error.reason()
     };
-    let long = CommitOptions { user_tag: Some(vec![b'x'; 257]), ..CommitOptions::default() };
+    let long = CommitOptions { user_tag: vec![b'x'; 257], ..CommitOptions::default() };
     assert_eq!(refused(device(vec![layer()]), long), "lsmt.user-tag");
     let keep = CommitOptions { targets: Targets::Keep, ..CommitOptions::default() };
     assert_eq!(refused(device(vec![layer(), layer()]), keep), "lsmt.targets");
@@ -255,27 +256,24 @@ fn a_layer_that_no_reader_takes_is_not_written() {
 }
 
 #[test]
-fn the_identity_of_the_source_stays_where_the_caller_gives_none() {
+fn the_identity_of_the_layer_below_stays_when_the_caller_gives_none() {
     let uuid = |n| Uuid::from_random([n; 16]);
-    let given = |uuid, parent_uuid, user_tag: Option<&str>| CommitOptions {
+    let given = |uuid, parent_uuid, user_tag: &str| CommitOptions {
         uuid,
         parent_uuid,
-        user_tag: user_tag.map(Into::into),
+        user_tag: user_tag.into(),
         targets: Targets::Store,
     };
     let mut first = Vec::new();
     let source = device(vec![Layer::open(small()).unwrap()]);
-    source.commit(&given(uuid(1), Some(uuid(2)), Some("one")), &mut first).unwrap();
+    source.commit(&given(uuid(1), Some(uuid(2)), "one"), &mut first).unwrap();
     let header = |bytes: &[u8]| Layer::open(bytes.to_vec()).unwrap().header().clone();
     let found = header(&first);
     assert_eq!((found.uuid, found.parent_uuid, found.user_tag.as_slice()), (uuid(1), uuid(2), &b"one"[..]));
     let mut second = Vec::new();
     device(vec![Layer::open(first).unwrap()]).commit(&CommitOptions::default(), &mut second).unwrap();
     let found = header(&second);
-    assert_eq!(
-        (found.uuid, found.parent_uuid, found.user_tag.as_slice()),
-        (Uuid::NULL, uuid(2), &b"one"[..])
-    );
+    assert_eq!((found.uuid, found.parent_uuid, found.user_tag.as_slice()), (Uuid::NULL, uuid(2), &b""[..]));
 }
 
 #[test]

@@ -1,0 +1,208 @@
+//! The files of a writable layer: what new ones hold, and more data for existing ones.
+//!
+//! Source: `docs/formats/overlaybd.md`, "Writable layers"; overlaybd `src/overlaybd/lsmt/file.cpp`.
+
+use super::{
+    HEADER_BLOCK, Header, Layer, LsmtError, SECTOR, Uuid,
+    entry::Entry,
+    header::flags,
+    index::{Place, Segment},
+    layer::{Blob, device_end},
+};
+use crate::format::{ReadAt, Sink};
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Kinds of writable layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writable {
+    /// Data in the order of arrival, and an index file.
+    Append,
+    /// Data at its place on the device, in a file with holes, and an empty index file.
+    Sparse,
+    /// Files of a turboOCI layer: data at its place on the device without a header, and an index file.
+    Turbo,
+}
+
+/// Identity of a new writable layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewUpper {
+    /// Kind of its files.
+    pub kind: Writable,
+    /// Size of the device in bytes; 0 takes that of the layers below, once there are some.
+    pub virtual_size: u64,
+    /// Identity of the layer.
+    pub uuid: Uuid,
+    /// Identity of the layer below.
+    pub parent_uuid: Uuid,
+}
+
+/// Writable layer on its two files.
+#[derive(Debug)]
+pub struct Upper<D, I> {
+    data: D,
+    index: I,
+    kind: Writable,
+    header: Header,
+    /// Tag of the layer's own file: the number of layers below.
+    tag: u8,
+    /// End of the data file, in bytes.
+    data_end: u64,
+    /// End of the index file, in bytes.
+    index_end: u64,
+}
+
+impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
+    /// Makes two empty files those of a new layer.
+    pub fn create(new: NewUpper, mut data: D, mut index: I) -> Result<Self, LsmtError> {
+        device_end(new.virtual_size)?;
+        let sparse = if new.kind == Writable::Sparse { flags::SPARSE } else { 0 };
+        let header = Header {
+            uuid: new.uuid,
+            parent_uuid: new.parent_uuid,
+            ..Header::new(flags::HEADER | flags::DATA | sparse, new.virtual_size)
+        };
+        let data_end = match new.kind {
+            Writable::Append => HEADER_BLOCK,
+            Writable::Sparse => HEADER_BLOCK + new.virtual_size,
+            Writable::Turbo => new.virtual_size,
+        };
+        if new.kind != Writable::Turbo {
+            data.write_at(0, &header.encode()).map_err(LsmtError::write)?;
+        }
+        data.set_len(data_end).map_err(LsmtError::write)?;
+        let mut index_end = 0;
+        if new.kind != Writable::Sparse {
+            index.write_at(0, &index_header(&header).encode()).map_err(LsmtError::write)?;
+            index_end = HEADER_BLOCK;
+        }
+        Ok(Self { data, index, kind: new.kind, header, tag: 0, data_end, index_end })
+    }
+
+    /// Opens the files of a layer above `lowers` other ones. `turbo` says that it is a turboOCI layer, which its files
+    /// do not.
+    pub fn open(data: D, index: I, turbo: bool, lowers: u8) -> Result<Self, LsmtError> {
+        let blob = Blob::new(&index);
+        let (kind, header, index_end) = if turbo {
+            let header = blob.first_header(flags::HEADER, "a writable layer's index file")?;
+            (Writable::Turbo, header, blob.size_bytes())
+        } else {
+            let of_data = Blob::new(&data);
+            let header = of_data.first_header(flags::HEADER | flags::DATA, "a writable layer's data file")?;
+            match header.flags & (flags::SPARSE | flags::SEALED) {
+                0 => (Writable::Append, header, blob.size_bytes()),
+                flags::SPARSE => (Writable::Sparse, header, 0),
+                _ => {
+                    let want = "a writable layer's data file";
+                    return Err(LsmtError::Flags { what: "header", offset: 0, found: header.flags, want });
+                }
+            }
+        };
+        // A record that was cut off gives way to the next one.
+        let index_end = index_end - index_end.saturating_sub(HEADER_BLOCK) % Entry::LEN as u64;
+        let data_end = data.size_bytes().next_multiple_of(SECTOR);
+        Ok(Self { data, index, kind, header, tag: lowers, data_end, index_end })
+    }
+
+    /// Identity and device size.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Sets the size of the device in both files: that of the layers below, for a layer that has none.
+    pub fn set_virtual_size(&mut self, bytes: u64) -> Result<(), LsmtError> {
+        device_end(bytes)?;
+        self.header.virtual_size = bytes;
+        let block = self.header.encode();
+        match self.kind {
+            Writable::Append => self.data.write_at(0, &block).map_err(LsmtError::write)?,
+            Writable::Sparse => {
+                self.data.write_at(0, &block).map_err(LsmtError::write)?;
+                self.data_end = HEADER_BLOCK + bytes;
+                return self.data.set_len(self.data_end).map_err(LsmtError::write);
+            }
+            Writable::Turbo => {
+                self.data_end = bytes;
+                self.data.set_len(bytes).map_err(LsmtError::write)?;
+            }
+        }
+        self.index.write_at(0, &index_header(&self.header).encode()).map_err(LsmtError::write)
+    }
+
+    /// Writes everything that `layer` maps to the files, in the order of the device: the data, then the records.
+    ///
+    /// Errors: the layer has data in a target, and this is no turboOCI layer; something is behind the end of the device.
+    pub fn write(&mut self, layer: &Layer<impl ReadAt>) -> Result<(), LsmtError> {
+        let segments = layer.index.segments();
+        let end = device_end(self.header.virtual_size)?;
+        for segment in segments {
+            let refused = |fault| {
+                let (offset, len) = (segment.start() * SECTOR, segment.sectors() * SECTOR);
+                Err(LsmtError::Range { offset, len, fault })
+            };
+            if segment.end() > end {
+                return refused("the device is smaller");
+            }
+            if matches!(segment.place(), Place::Data { source: 1, .. }) && self.kind != Writable::Turbo {
+                return refused("only a turboOCI layer has data in a target");
+            }
+        }
+        let mut records = Vec::with_capacity(segments.len().saturating_mul(Entry::LEN));
+        let mut buffer = vec![0; COPY_BYTES];
+        for segment in segments {
+            records.extend(self.write_segment(*segment, layer, &mut buffer)?.encode());
+        }
+        if self.kind != Writable::Sparse {
+            self.index.write_at(self.index_end, &records).map_err(LsmtError::write)?;
+            self.index_end += records.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes the data of a segment, and returns its record.
+    fn write_segment(
+        &mut self,
+        segment: Segment,
+        layer: &Layer<impl ReadAt>,
+        buffer: &mut [u8],
+    ) -> Result<Entry, LsmtError> {
+        let (start, sectors) = (segment.start(), segment.sectors());
+        let entry = |at, zeroed, tag| Entry { start, sectors, at, zeroed, tag };
+        let at = match self.kind {
+            Writable::Append => self.data_end,
+            Writable::Sparse => HEADER_BLOCK + start * SECTOR,
+            Writable::Turbo => start * SECTOR,
+        };
+        let from = match segment.place() {
+            Place::Data { source: 1, at } => return Ok(entry(at, false, self.tag.saturating_add(1))),
+            Place::Data { at, .. } => Some(at * SECTOR),
+            // A hole of a sparse file would show what is below, so it takes zeros.
+            Place::Zero if self.kind == Writable::Sparse => None,
+            Place::Zero | Place::Hole => return Ok(entry(at / SECTOR, true, self.tag)),
+        };
+        let (mut done, len) = (0, sectors * SECTOR);
+        while done < len {
+            let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(buffer.len());
+            let piece = buffer.get_mut(..want).unwrap_or_default();
+            match from {
+                Some(from) => {
+                    let offset = from + done;
+                    layer.blob.read_at(offset, piece).map_err(LsmtError::read("the new data", offset))?;
+                }
+                None => piece.fill(0),
+            }
+            self.data.write_at(at + done, piece).map_err(LsmtError::write)?;
+            done += want as u64;
+        }
+        if self.kind == Writable::Append {
+            self.data_end += len;
+        }
+        Ok(entry(at / SECTOR, false, self.tag))
+    }
+}
+
+/// The header of the index file of a layer whose data file has the header `data`.
+fn index_header(data: &Header) -> Header {
+    Header { flags: flags::HEADER, index_offset: HEADER_BLOCK, ..data.clone() }
+}

@@ -10,5 +10,7 @@
 
 pub mod blob;
 pub mod config;
+pub mod device;
 pub mod inspect;
+pub mod life;
 pub mod wrap;

@@ -3,6 +3,9 @@
 //! One module per command, with its arguments and a `run`. A command takes a variant in [`Command`] and an arm in
 //! [`run`]; one that an upstream tool has as well, a row in [`TOOLS`].
 
+pub mod commit;
+pub mod create;
+pub mod merge;
 pub mod zfile;
 
 use std::{
@@ -23,6 +26,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  A layer for a registry, from nothing:
+    plywood overlaybd create data index 64
+    plywood overlaybd commit -z -t data index layer.tar
   Compress a file so that any part of it can be read:
     plywood overlaybd zfile layer.lsmt layer.zfile")]
 pub struct Arguments {
@@ -34,6 +40,16 @@ pub struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Create the files of a writable layer
+    Create(create::Arguments),
+    /// Make the data file of a writable layer a read-only layer
+    Seal(commit::SealArguments),
+    /// Write a read-only layer of a writable or sealed one
+    Commit(commit::Arguments),
+    /// Write one layer of all layers of a device
+    Merge(merge::Arguments),
+    /// Write a device as a plain file
+    Flatten(merge::FlattenArguments),
     /// Compress a file in blocks, extract or verify one
     Zfile(zfile::Arguments),
 }
@@ -41,6 +57,11 @@ pub enum Command {
 /// Runs a command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
+        Command::Create(arguments) => create::run(arguments),
+        Command::Seal(arguments) => commit::run_seal(arguments),
+        Command::Commit(arguments) => commit::run(arguments),
+        Command::Merge(arguments) => merge::run(arguments),
+        Command::Flatten(arguments) => merge::run_flatten(arguments),
         Command::Zfile(arguments) => zfile::run(arguments),
     }
 }
@@ -55,11 +76,28 @@ pub struct Tool {
 }
 
 /// The upstream tools.
-const TOOLS: &[Tool] = &[Tool {
-    name: "overlaybd-zfile",
-    arguments: zfile::Arguments::augment_args,
-    run: |matches| zfile::run(&parsed(matches)?),
-}];
+const TOOLS: &[Tool] = &[
+    Tool {
+        name: "overlaybd-create",
+        arguments: create::Arguments::augment_args,
+        run: |matches| create::run(&parsed(matches)?),
+    },
+    Tool {
+        name: "overlaybd-commit",
+        arguments: commit::Arguments::augment_args,
+        run: |matches| commit::run(&parsed(matches)?),
+    },
+    Tool {
+        name: "overlaybd-merge",
+        arguments: merge::Arguments::augment_args,
+        run: |matches| merge::run(&parsed(matches)?),
+    },
+    Tool {
+        name: "overlaybd-zfile",
+        arguments: zfile::Arguments::augment_args,
+        run: |matches| zfile::run(&parsed(matches)?),
+    },
+];
 
 impl Tool {
     /// Exit code of every failure, as of the upstream tools.

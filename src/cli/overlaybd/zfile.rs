@@ -69,14 +69,14 @@ pub struct Arguments {
     pub block_size: BlockSize,
 }
 
-fn algorithm(text: &str) -> Result<Algorithm, String> {
+pub(super) fn algorithm(text: &str) -> Result<Algorithm, String> {
     [Algorithm::Lz4, Algorithm::Zstd]
         .into_iter()
         .find(|algorithm| algorithm.to_string() == text)
         .ok_or_else(|| "not lz4 or zstd".to_owned())
 }
 
-fn block_size(text: &str) -> Result<BlockSize, String> {
+pub(super) fn block_size(text: &str) -> Result<BlockSize, String> {
     let kib = text.parse::<u32>().ok();
     let size = kib.and_then(|kib| kib.checked_mul(1024)).and_then(BlockSize::new);
     size.ok_or_else(|| "not 4, 8, 16, 32 or 64".to_owned())

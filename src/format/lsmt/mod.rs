@@ -51,6 +51,7 @@ pub use self::{
     error::LsmtError,
     header::{Header, Uuid},
     layer::{Form, Layer},
+    seal::Seal,
     upper::{NewUpper, Upper, Writable},
     writer::Writer,
 };

@@ -12,6 +12,12 @@ use super::{
 use crate::{format::ReadAt, limits::LSMT_STACK_ENTRIES, tree::Extent};
 
 impl<R: ReadAt> Layer<R> {
+    /// Returns whether the data file of a writable layer has its data at its place on the device.
+    pub fn is_sparse(data: &R) -> Result<bool, LsmtError> {
+        let header = Blob::new(data).first_header(flags::HEADER | flags::DATA, "a layer's data file")?;
+        Ok(header.flags & flags::SPARSE != 0)
+    }
+
     /// Opens a writable layer of a data file that grows with every write, and its index file.
     pub fn open_pair(data: R, index: &impl ReadAt) -> Result<Self, LsmtError> {
         let data = Blob::new(data);

@@ -9,9 +9,8 @@ use plywood::{
         ReadAt,
         erofs::check::{Policy, verify},
         gzindex,
-        tar::wrapper,
-        tar::{Parser, TarError},
-        zfile,
+        tar::{Parser, TarError, metadata, wrapper},
+        turbo, zfile,
     },
     overlaybd,
 };
@@ -28,6 +27,8 @@ const TARGETS: &[(&str, Entry)] = &[
     ("zfile", zfile::fuzz),
     ("tarwrap", wrapper::fuzz),
     ("overlaybd_config", overlaybd::config::fuzz),
+    ("tar_metadata", metadata::fuzz),
+    ("turbo_archive", turbo::fuzz),
 ];
 
 type Entry = fn(&[u8]);
@@ -67,8 +68,7 @@ fn every_target_of_the_fuzz_package_is_replayed() {
     assert_eq!(targets.collect::<BTreeSet<_>>(), replayed);
 }
 
-fn read_tar(archive: &[u8]) -> Result<(), TarError> {
-    let mut parser = Parser::new();
+fn read_tar(mut parser: Parser, archive: &[u8]) -> Result<(), TarError> {
     let mut input = archive;
     while parser.next(&mut input)?.is_some() {}
     parser.finish()
@@ -78,7 +78,34 @@ fn read_tar(archive: &[u8]) -> Result<(), TarError> {
 fn tar_archives_are_refused_for_the_reason_in_their_name() {
     for (name, archive) in corpus("tar_parser") {
         let Some((want, _)) = name.split_once('@') else { continue };
-        let found = read_tar(&archive).err();
+        let found = read_tar(Parser::new(), &archive).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+fn read_turbo(archive: &[u8]) -> Result<(), turbo::TurboError> {
+    let mut reader = turbo::Reader::new();
+    let mut input = archive;
+    while reader.next(&mut input)?.is_some() {}
+    reader.finish().map(drop)
+}
+
+#[test]
+fn turbo_archives_are_refused_for_the_reason_in_their_name() {
+    for (name, archive) in corpus("turbo_archive") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_turbo(&archive).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn metadata_is_refused_for_the_reason_in_its_name() {
+    for (name, data) in corpus("tar_metadata") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_tar(Parser::of_metadata(), &data).err();
         let reason = found.as_ref().map_or("ok", Classify::reason);
         assert_eq!(reason, want, "{name}: {found:?}");
     }

@@ -11,6 +11,7 @@ pub mod lsmt;
 pub mod magic;
 mod record;
 pub mod tar;
+pub mod turbo;
 pub mod zfile;
 
 use std::io;
@@ -80,6 +81,31 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
     }
 }
 
+/// Reads a source from its start on.
+#[derive(Debug)]
+pub struct Sequential<R> {
+    source: R,
+    at: u64,
+}
+
+impl<R: ReadAt> Sequential<R> {
+    /// Begins at byte 0 of `source`.
+    pub fn new(source: R) -> Self {
+        Self { source, at: 0 }
+    }
+}
+
+impl<R: ReadAt> io::Read for Sequential<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.source.size_bytes().saturating_sub(self.at);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let Some(room) = buf.get_mut(..len).filter(|room| !room.is_empty()) else { return Ok(0) };
+        self.source.read_exact_at(self.at, room)?;
+        self.at = self.at.saturating_add(len as u64);
+        Ok(len)
+    }
+}
+
 /// Destination of a writer's bytes: a new file that reads as zeros wherever nothing was written.
 pub trait Sink {
     /// Writes all of `bytes` at byte `offset`.
@@ -100,6 +126,20 @@ pub trait Remote: Sink {
 }
 
 impl<T: Sink + ?Sized> Sink for &mut T {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, bytes)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).discard(offset, len)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        (**self).set_len(len)
+    }
+}
+
+impl<T: Sink + ?Sized> Sink for Box<T> {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         (**self).write_at(offset, bytes)
     }

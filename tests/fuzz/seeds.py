@@ -328,6 +328,64 @@ def indexed(packed=True, header={}, points={}, table=None, windows=None, blob=No
     return number(len(blob), 4) + blob + bytes(record) + area + table + end
 
 
+
+
+def metadata(*members):
+    """Headers with the places of their data: the members of an archive, each whole, or with the place that it claims."""
+    out, at = b"", 0
+    for member in members:
+        member, claimed = member if isinstance(member, tuple) else (member, None)
+        kind = member[156:157]
+        if kind in b"xgLK":
+            out += member
+        else:
+            place = (at + BLOCK if claimed is None else claimed).to_bytes(8, "little")
+            head = bytearray(member[:BLOCK])
+            if kind in b"\x0007":
+                head[329:337] = place
+            out += head
+        at += len(member)
+    return out
+
+
+TAR_METADATA = {
+    "ok@empty": b"",
+    "ok@files": metadata(F, file(b"b", bytes(1500)), file(b"c", b""), F),
+    "ok@extensions": metadata(extension(b"L", b"n" * 300 + b"\0"), F, pax((b"path", b"p"), (b"size", b"4")), F, pax((b"comment", b"c"), kind=b"g")),
+    "ok@other-types": metadata(header(b"5", b"d/"), header(b"3", b"n", major=b"0000007\0"), header(b"1", b"l", link=b"a"), F),
+    "ok@wrong-checksum": metadata(file(checksum=b"000000\0 "), F),
+    "ok@sparse-in-the-header": metadata(pax(*V0, (b"GNU.sparse.name", b"s"), (b"GNU.sparse.map", b"5000,4")), F, F),
+    "an-archive": F + file(b"b", bytes(700)) + END,
+    "tar.metadata.place@zero": metadata(F, (F, 0)),
+    "tar.metadata.place@a-block-late": metadata((F, 1024)),
+    "tar.metadata.place@largest": metadata((F, (1 << 64) - 1)),
+    "tar.metadata.place@largest-file": metadata(pax((b"size", b"9223372036854775807")), F, (F, 1 << 63)),
+    "tar.metadata.sparse@1.0": metadata(pax(*V1), file(b"s", pad(b"1\n0\n4\n") + b"data")),
+    "tar.truncated.header@half": metadata(F)[:300],
+    "tar.truncated.extension@no-body": pax((b"path", b"p"))[:BLOCK],
+    "tar.magic@unknown": metadata(file(magic=b"ustar 00")),
+}
+
+META = file(b"erofs.fs.meta", b"metadata")
+TURBO_ARCHIVE = {
+    "ok@all": file(b"ext4.fs.meta") + META + file(b".turbo.ociv1", b"") + file(b"gzip.meta", bytes(900)) + END,
+    "ok@no-marker": META + END,
+    "ok@directory": header(b"5", b"./") + file(b"./erofs.fs.meta") + END,
+    "turbo.member@up": META + file(b"../gzip.meta") + END,
+    "turbo.member@absolute": META + file(b"/gzip.meta") + END,
+    "turbo.member@link": META + header(b"2", b"gzip.meta", link=b"/etc/passwd") + END,
+    "turbo.member@hard-link": META + header(b"1", b"gzip.meta", link=b"erofs.fs.meta") + END,
+    "turbo.member@device": META + header(b"3", b"gzip.meta") + END,
+    "turbo.member@long-name": META + pax((b"path", b"fs/gzip.meta")) + F + END,
+    "turbo.member@sparse": META + pax(*V0, (b"GNU.sparse.name", b"gzip.meta"), (b"GNU.sparse.map", b"5000,4")) + F + END,
+    "turbo.member@twice": META + META + END,
+    "turbo.marker@contents": META + file(b".turbo.ociv1") + END,
+    "turbo.empty@index-only": file(b"gzip.meta") + END,
+    "turbo.empty@nothing": b"",
+    "tar.truncated.data@member": META[: BLOCK + 4],
+    "tar.checksum@member": META + file(b"gzip.meta", checksum=b"000000\0 "),
+}
+
 GOOD = blob_of()[0]
 GZINDEX = {
     "ok@packed": indexed(),
@@ -514,7 +572,7 @@ CONFIG = {
     "overlaybd.lower.missing@nowhere": b'{"lowers":[{}]}',
 }
 
-for target, inputs in {"zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+for target, inputs in {"zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

@@ -279,6 +279,19 @@ pub enum Problem {
     /// A sparse map has more than 65 536 regions.
     #[error("more than {} sparse regions", limits::SPARSE_REGIONS)]
     SparseRegions,
+    /// A file of a metadata file is not where it has to be in the archive.
+    #[error(
+        "the data of the file is said to be at byte {found} of the archive, and comes at byte {expected}"
+    )]
+    MetadataPlace {
+        /// Byte of the archive that the header names.
+        found: u64,
+        /// Byte of the archive that follows from the headers before.
+        expected: u64,
+    },
+    /// A sparse file whose map stands in its data, which a metadata file does not have.
+    #[error("the map of a sparse file stands in its data, which a metadata file leaves out")]
+    MetadataSparse,
     /// An extended attribute that no file can have.
     #[error(transparent)]
     Xattr(#[from] XattrError),
@@ -323,6 +336,8 @@ impl Problem {
             Self::SparseOrder { .. } => "tar.sparse.order",
             Self::SparseSum { .. } => "tar.sparse.sum",
             Self::SparseRegions => "limit.sparse-regions",
+            Self::MetadataPlace { .. } => "tar.metadata.place",
+            Self::MetadataSparse => "tar.metadata.sparse",
             Self::Xattr(error) => error.reason(),
         }
     }

@@ -13,6 +13,7 @@
 mod error;
 mod header;
 mod member;
+pub mod metadata;
 mod number;
 mod parser;
 mod pax;

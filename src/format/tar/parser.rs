@@ -83,6 +83,21 @@ pub struct Parser {
     pending: Extensions,
     data: Data,
     dropped_xattrs: u64,
+    reading: Reading,
+}
+
+/// Kind of the bytes that a parser gets.
+#[derive(Debug)]
+enum Reading {
+    /// An archive.
+    Archive,
+    /// An archive whose headers and extension bodies are kept, until they are taken.
+    Copied(Vec<u8>),
+    /// The headers of an archive and nothing else, see [`super::metadata`].
+    Metadata {
+        /// Bytes of data that the archive had so far.
+        left_out: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -103,6 +118,8 @@ enum State {
         /// True when the padding must be zero, because some readers would take other bytes for
         /// data.
         zero: bool,
+        /// True when it ends an extension body.
+        of_extension: bool,
     },
     /// The end marker was read. All bytes are ignored from here on.
     End,
@@ -129,6 +146,8 @@ struct Data {
     /// Stretches after it, in reverse order.
     later: Vec<Extent>,
     padding: usize,
+    /// Bytes that the archive has here and its metadata leaves out.
+    absent: u64,
 }
 
 impl Default for Parser {
@@ -151,6 +170,48 @@ impl Parser {
             pending: Extensions::default(),
             data: Data::default(),
             dropped_xattrs: 0,
+            reading: Reading::Archive,
+        }
+    }
+
+    /// Parser of an archive that keeps the headers it reads.
+    pub(super) fn copying() -> Self {
+        Self { reading: Reading::Copied(Vec::new()), ..Self::new() }
+    }
+
+    /// Parser of the headers of an archive, without its data. Entries have the places of their data in the archive;
+    /// none comes.
+    ///
+    /// ```
+    /// use plywood::format::tar::{Event, Parser, metadata::Exporter};
+    ///
+    /// # fn main() -> Result<(), plywood::format::tar::TarError> {
+    /// # let mut header = tar::Header::new_gnu();
+    /// # header.set_path("hello").unwrap();
+    /// # header.set_size(5);
+    /// # header.set_cksum();
+    /// # let archive = [header.as_bytes().as_slice(), b"world", &[0; 507], &[0; 1024]].concat();
+    /// let mut metadata = Vec::new();
+    /// let mut exporter = Exporter::new();
+    /// exporter.push(&archive, &mut metadata)?;
+    /// exporter.finish(&mut metadata)?;
+    /// assert_eq!(metadata.len(), 512);
+    ///
+    /// let mut parser = Parser::of_metadata();
+    /// let event = parser.next(&mut &metadata[..])?;
+    /// assert!(matches!(event, Some(Event::Entry { data_start: 512, .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_metadata() -> Self {
+        Self { reading: Reading::Metadata { left_out: 0 }, ..Self::new() }
+    }
+
+    /// Headers and extension bodies that were read since this was last called.
+    pub(super) fn take_headers(&mut self) -> Vec<u8> {
+        match &mut self.reading {
+            Reading::Copied(headers) => std::mem::take(headers),
+            Reading::Archive | Reading::Metadata { .. } => Vec::new(),
         }
     }
 
@@ -230,13 +291,14 @@ impl Parser {
                         return Ok(None);
                     };
                     if let Some(entry) = entry {
-                        return Ok(Some(Event::Entry { entry, data_start: self.position }));
+                        return Ok(Some(Event::Entry { entry, data_start: self.place() }));
                     }
                 }
                 &mut State::Extension { kind, size_bytes } => {
                     let mut body = std::mem::take(&mut self.body);
                     let wanted = size_bytes.saturating_sub(body.len());
                     let arrived = self.take(input, wanted);
+                    self.copy(arrived);
                     let zero;
                     if arrived.len() == size_bytes {
                         zero = self.pending.apply(kind, arrived)?;
@@ -250,7 +312,7 @@ impl Parser {
                         body.clear();
                     }
                     self.body = body;
-                    self.state = State::Padding { left: padding(size_bytes), zero };
+                    self.state = State::Padding { left: padding(size_bytes), zero, of_extension: true };
                 }
                 State::SparseMap(draft) => {
                     let left = usize::try_from(draft.map.missing(draft.stored)).unwrap_or(usize::MAX);
@@ -272,7 +334,11 @@ impl Parser {
                         return Ok(None);
                     }
                     let Some(extent) = self.data.current else {
-                        self.state = State::Padding { left: self.data.padding, zero: false };
+                        if let Reading::Metadata { left_out } = &mut self.reading {
+                            *left_out = left_out.saturating_add(self.data.absent);
+                        }
+                        let left = self.data.padding;
+                        self.state = State::Padding { left, zero: false, of_extension: false };
                         return Ok(Some(Event::EndOfEntry));
                     };
                     if input.is_empty() {
@@ -282,13 +348,16 @@ impl Parser {
                     self.data.advance(bytes.len());
                     return Ok(Some(Event::Data { offset: extent.offset, bytes }));
                 }
-                &mut State::Padding { left, zero } => {
+                &mut State::Padding { left, zero, of_extension } => {
                     let taken = self.take(input, left);
+                    if of_extension {
+                        self.copy(taken);
+                    }
                     if zero && taken.iter().any(|byte| *byte != 0) {
                         return Err(Problem::LongNamePadding);
                     }
                     if taken.len() < left {
-                        self.state = State::Padding { left: left - taken.len(), zero };
+                        self.state = State::Padding { left: left - taken.len(), zero, of_extension };
                         return Ok(None);
                     }
                     self.state = State::Header;
@@ -308,6 +377,20 @@ impl Parser {
         *input = rest;
         self.count(taken.len());
         taken
+    }
+
+    /// Byte of the archive up to which it was read.
+    fn place(&self) -> u64 {
+        match self.reading {
+            Reading::Archive | Reading::Copied(_) => self.position,
+            Reading::Metadata { left_out } => self.position.saturating_add(left_out),
+        }
+    }
+
+    fn copy(&mut self, bytes: &[u8]) {
+        if let Reading::Copied(headers) = &mut self.reading {
+            headers.extend_from_slice(bytes);
+        }
     }
 
     fn count(&mut self, bytes: usize) {
@@ -342,7 +425,14 @@ impl Parser {
             (_, true) => self.state = State::ZeroBlock,
             (_, false) => {
                 self.name.extend_from_slice(header::name(block));
-                let header = Header::decode(block).map_err(|problem| self.foreign(block, problem))?;
+                self.copy(block);
+                let plain;
+                let header = if let Reading::Metadata { .. } = self.reading {
+                    plain = self.restore(block)?;
+                    Header::decode_unsummed(&plain)?
+                } else {
+                    Header::decode(block).map_err(|problem| self.foreign(block, problem))?
+                };
                 return match header.kind {
                     b'x' | b'g' | b'L' | b'K' => self.begin_extension(&header).map(|()| None),
                     _ => self.entry(&header),
@@ -350,6 +440,18 @@ impl Parser {
             }
         }
         Ok(None)
+    }
+
+    /// Header of an archive, made of one in its metadata: the place of the data is taken out of it again.
+    fn restore(&self, block: &[u8; BLOCK]) -> Result<[u8; BLOCK], Problem> {
+        let mut plain = *block;
+        match header::take_place(&mut plain) {
+            // The archive is laid out without gaps, so there is no choice.
+            Some(found) if found != self.place() => {
+                Err(Problem::MetadataPlace { found, expected: self.place() })
+            }
+            _ => Ok(plain),
+        }
     }
 
     /// Names the format of a stream whose first block is no header. Go, GNU tar and Python read
@@ -376,12 +478,13 @@ impl Parser {
         self.name.extend_from_slice(path.get(..SHOWN_NAME_BYTES).unwrap_or(&path));
         let Member { mut entry, content, dropped_xattrs } = extensions.member(header, path)?;
         self.dropped_xattrs = self.dropped_xattrs.saturating_add(dropped_xattrs);
+        // A map in the data is not among the headers.
+        if let (Content::Sparse { plan: Plan { map: None, .. }, .. }, false) = (&content, self.is_archive()) {
+            return Err(Problem::MetadataSparse);
+        }
         match content {
             Content::Nothing => self.state = State::Header,
-            Content::Plain { size_bytes } => {
-                self.data = Data::new(None, size_bytes, size_bytes);
-                self.state = State::Data;
-            }
+            Content::Plain { size_bytes } => self.begin_data(None, size_bytes, size_bytes),
             Content::Sparse { plan: Plan { size_bytes, map: Some(map) }, stored } => {
                 self.begin_sparse_data(&mut entry, &map, size_bytes, stored, stored)?;
             }
@@ -418,10 +521,24 @@ impl Parser {
         stored: u64,
     ) -> Result<(), Problem> {
         let extents = sparse::settle(map, size_bytes, data_bytes)?;
-        self.data = Data::new(extents.as_deref(), size_bytes, stored);
+        self.begin_data(extents.as_deref(), size_bytes, stored);
         entry.body = Body::Regular { size_bytes, extents };
-        self.state = State::Data;
         Ok(())
+    }
+
+    fn begin_data(&mut self, extents: Option<&[Extent]>, size_bytes: u64, stored: u64) {
+        self.data = match self.reading {
+            Reading::Archive | Reading::Copied(_) => Data::new(extents, size_bytes, stored),
+            Reading::Metadata { .. } => {
+                let absent = stored.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+                Data { absent, ..Data::default() }
+            }
+        };
+        self.state = State::Data;
+    }
+
+    fn is_archive(&self) -> bool {
+        matches!(self.reading, Reading::Archive)
     }
 }
 
@@ -442,7 +559,8 @@ impl Data {
             [] => None,
         };
         let beyond = stored % u64::try_from(BLOCK).unwrap_or(u64::MAX);
-        Self { skip: 0, current, later, padding: padding(usize::try_from(beyond).unwrap_or_default()) }
+        let padding = padding(usize::try_from(beyond).unwrap_or_default());
+        Self { skip: 0, current, later, padding, absent: 0 }
     }
 
     /// Moves on by `len` bytes, which do not exceed the current stretch.

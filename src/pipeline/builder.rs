@@ -11,6 +11,7 @@ use super::{
     ahead::AheadFacts,
     detect::{Detect, Manner, Spare, Streamed},
     hash::Hashed,
+    index::IndexFile,
     resources::Plan,
     source::{Fed, Feed, Source},
     stage::Stage,
@@ -19,6 +20,7 @@ use crate::{
     codec::Coding,
     digest::{Algorithm, Digest},
     error::Result,
+    format::{Sink, gzindex},
 };
 
 /// A run that succeeded.
@@ -28,6 +30,8 @@ pub struct Ran<T> {
     pub output: T,
     /// Digests, sizes and times.
     pub facts: Facts,
+    /// Header of the index, if one was asked for and the blob is gzip.
+    pub index: Option<gzindex::Header>,
 }
 
 /// Digests and sizes of a layer. Those of the blob equal the ones asked for, where any were.
@@ -91,12 +95,13 @@ pub struct Pipeline<'s, 'p> {
     source: Source<'s>,
     plan: Plan<'p>,
     coding: Option<Coding>,
+    index: Option<IndexFile<'p>>,
 }
 
 impl<'s, 'p> Pipeline<'s, 'p> {
     /// Reads `source`, whose first bytes decide how it is compressed.
     pub fn new(source: Source<'s>, plan: Plan<'p>) -> Self {
-        Self { source, plan, coding: None }
+        Self { source, plan, coding: None, index: None }
     }
 
     /// Says how the stream is compressed instead.
@@ -105,12 +110,19 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         Self { coding: Some(coding), ..self }
     }
 
+    /// Writes the gzip index of the blob into `file`, which is empty, if the blob is gzip. A blob of several members is
+    /// refused then.
+    #[must_use]
+    pub fn indexed(self, file: impl Sink + Send + 'p) -> Self {
+        Self { index: Some(Box::new(file)), ..self }
+    }
+
     /// Moves the whole stream into `consumer`.
     ///
     /// Errors: [`BlobError`](super::BlobError) when the bytes are not those asked for; those of the decoder, of the
     /// consumer and of the limits; `Cancelled`.
     pub fn run<S: Stage>(self, consumer: S) -> Result<Ran<S::Output>> {
-        let Self { source, plan, coding } = self;
+        let Self { source, plan, coding, index } = self;
         let spare = Spare::default();
         // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
         let whole = (source.algorithm() == Algorithm::Sha256).then_some(&spare);
@@ -118,14 +130,17 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         let manner = Manner { plan, is_small: source.is_small(), ahead, coding, whole };
         let _at_work = plan.resources.helpers.begin_layer();
         let feed = Feed::new(source, plan)?;
-        let fed = thread::scope(|scope| feed.drive(scope, &spare, Detect::new(scope, manner, consumer)))?;
+        let fed = thread::scope(|scope| {
+            let detect = Detect::new(scope, manner, consumer).indexed(index);
+            feed.drive(scope, &spare, detect)
+        })?;
         Ok(fed.into_ran())
     }
 }
 
 impl<T> Fed<Streamed<T>> {
     fn into_ran(self) -> Ran<T> {
-        let Self { output: Streamed { coding, output, diff_id, decode, ahead }, blob, reading } = self;
+        let Self { output: Streamed { coding, output, diff_id, decode, ahead, index }, blob, reading } = self;
         let times = StageTimes {
             read: reading,
             blob_digest: blob.busy,
@@ -143,7 +158,7 @@ impl<T> Fed<Streamed<T>> {
             times,
             ahead,
         };
-        Ran { output, facts }
+        Ran { output, facts, index }
     }
 }
 

@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     call::{Cancel, Phase, Progress, Seen, Work},
     error::{Error, Kind},
+    format::{ReadAt as _, Sink, gzindex},
     limits::Limits,
     pipeline::{Resources, buffer::Chunk},
 };
@@ -99,6 +100,20 @@ impl Setup {
     fn collect(&self, blob: &[u8]) -> Result<Ran<Vec<u8>>> {
         self.run(blob, Collect::default())
     }
+
+    /// Result of a run, and the index that it left behind.
+    fn index(&self, blob: &[u8], file: impl Sink + Send) -> Result<Ran<Vec<u8>>> {
+        let resources = Resources::new(self.limits.clone(), self.helpers);
+        let progress = Progress::default();
+        let mut reader = Pieces { bytes: blob, step: self.step };
+        let source = Source { reader: &mut reader, size_bytes: self.size_bytes, digest: self.digest.clone() };
+        let lease = resources.budget.lease(&Cancel::new()).unwrap();
+        let work = Work { cancel: &self.cancel, progress: &progress };
+        let plan = Plan { resources: &resources, lease: &lease, work };
+        let outcome = Pipeline::new(source, plan).indexed(file).run(Collect::default());
+        assert_eq!(resources.helpers.free(), self.helpers, "permits come back");
+        outcome
+    }
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -176,7 +191,7 @@ fn the_coding_is_that_of_the_bytes_that_reach_the_detection() {
                     let detect = Detect::new(scope, manner, Collect::default());
                     Feed::new(source, plan)?.drive(scope, &Spare::default(), Flip(detect))
                 });
-                let Ran { output, facts } = fed.unwrap().into_ran();
+                let Ran { output, facts, .. } = fed.unwrap().into_ran();
                 assert_eq!((facts.coding, output == bytes), (coding, true), "{len} bytes, {helpers} helpers");
                 assert_eq!((facts.blob, facts.diff_id), (Digest::sha256(&blob), Digest::sha256(&bytes)));
                 assert_eq!((facts.blob_bytes, facts.stream_bytes), (blob.len() as u64, len as u64));
@@ -360,5 +375,77 @@ proptest! {
             let ran = Setup { step, helpers, ..setup(&blob) }.collect(&blob).unwrap();
             prop_assert_eq!(&ran.output, &bytes);
         }
+    }
+}
+
+#[test]
+fn an_index_is_left_behind_and_is_the_same_with_any_threads() {
+    let plain: Vec<u8> = noise(300_000).into_iter().map(|byte| byte % 16).cycle().take(2_500_000).collect();
+    // Level 1 makes one block of everything.
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+    encoder.write_all(&plain).unwrap();
+    let blob = encoder.finish().unwrap();
+    let mut want = None;
+    for helpers in [0, 1, 3, 8] {
+        for step in [usize::MAX, 10_000] {
+            let mut index = Vec::new();
+            let ran = Setup { helpers, step, ..setup(&blob) }.index(&blob, &mut index).unwrap();
+            assert!(ran.output == plain && ran.facts.diff_id == Digest::sha256(&plain), "{helpers}");
+            assert_eq!(ran.index.map(|header| header.file_bytes), Some(index.len() as u64));
+            assert!(
+                *want.get_or_insert_with(|| index.clone()) == index,
+                "{helpers} helpers, steps of {step}"
+            );
+        }
+    }
+    let index = want.unwrap();
+    let reader = gzindex::Reader::open(&*blob, &*index).unwrap();
+    assert_eq!((reader.size_bytes(), reader.index().points().len()), (2_500_000, 3));
+    let mut bytes = [0; 5000];
+    for at in [0, 1 << 20, 1_999_999, 2_495_000] {
+        reader.read_exact_at(at as u64, &mut bytes).unwrap();
+        assert!(bytes == plain[at..at + 5000], "at {at}");
+    }
+}
+
+#[test]
+fn only_gzip_leaves_an_index_behind() {
+    let bytes = noise(100_000);
+    for (blob, is_gzip) in codings(&bytes).into_iter().zip([false, true, false]) {
+        let mut index = Vec::new();
+        let ran = setup(&blob).index(&blob, &mut index).unwrap();
+        assert_eq!((ran.index.is_some(), index.is_empty()), (is_gzip, !is_gzip));
+    }
+}
+
+#[test]
+fn a_blob_of_two_members_is_refused_when_its_index_is_wanted() {
+    let blob = [gzip(&noise(200_000)), gzip(b"more")].concat();
+    for helpers in [0, 4] {
+        let setup = Setup { helpers, ..setup(&blob) };
+        assert!(setup.collect(&blob).is_ok());
+        let error = setup.index(&blob, Vec::new()).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "gzindex.members"), "{error}");
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_ends_an_index_as_what_it_is() {
+    struct Full;
+    impl Sink for Full {
+        fn write_at(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn set_len(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let blob = gzip(&noise(3_000_000));
+    for helpers in [0, 4] {
+        let error = Setup { helpers, ..setup(&blob) }.index(&blob, Full).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "disk.io"), "{error}");
     }
 }

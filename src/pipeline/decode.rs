@@ -9,12 +9,14 @@ use super::{
     ahead::AheadFacts,
     budget::Use,
     buffer::{Buffer, Chunk, Pool},
+    index::Indexing,
     resources::Plan,
     stage::Stage,
 };
 use crate::{
     codec::Decoder,
     error::{Classify, Kind, Result},
+    format::gzindex::Header,
     limits::Limits,
 };
 
@@ -154,15 +156,16 @@ impl<'env, S: Stage> Outlet<'env, S> {
 }
 
 /// Decompresses into buffers of a pool and pushes them on.
-pub struct Decode<'env, S> {
+pub struct Decode<'scope, 'env, S> {
     decoder: Box<dyn Decoder>,
     outlet: Outlet<'env, S>,
     memory: u64,
     plan: Plan<'env>,
+    index: Option<Indexing<'scope, 'env>>,
     busy: Duration,
 }
 
-/// Result of decoding a stream. An index that a decoder makes of the stream on its way belongs here too.
+/// Result of decoding a stream.
 #[derive(Debug)]
 pub struct Decoded<T> {
     /// Output of the next stage.
@@ -171,16 +174,25 @@ pub struct Decoded<T> {
     pub busy: Duration,
     /// Work of helpers that was used.
     pub ahead: AheadFacts,
+    /// Header of the stream's index, if one was asked for.
+    pub index: Option<Header>,
 }
 
-impl<'env, S: Stage> Decode<'env, S> {
+impl<'scope, 'env, S: Stage> Decode<'scope, 'env, S> {
     /// Decodes into buffers of `pool` for `next`; the window is charged to the lease of `plan`.
     pub fn new(decoder: Box<dyn Decoder>, pool: Arc<Pool>, plan: Plan<'env>, next: S) -> Self {
-        Self { decoder, outlet: Outlet::new(pool, plan, next), memory: 0, plan, busy: Duration::ZERO }
+        let outlet = Outlet::new(pool, plan, next);
+        Self { decoder, outlet, memory: 0, plan, index: None, busy: Duration::ZERO }
+    }
+
+    /// Indexes the stream on its way.
+    pub(super) fn indexed(mut self, index: Indexing<'scope, 'env>) -> Self {
+        self.decoder.pause_at_blocks();
+        Self { index: Some(index), ..self }
     }
 }
 
-impl<S: Stage> Stage for Decode<'_, S> {
+impl<S: Stage> Stage for Decode<'_, '_, S> {
     type Output = Decoded<S::Output>;
 
     fn push(&mut self, chunk: Chunk) -> Result<()> {
@@ -192,12 +204,17 @@ impl<S: Stage> Stage for Decode<'_, S> {
             let outcome = self.decoder.decode(&mut input, space);
             self.busy += started.elapsed();
             let filled = outcome?;
+            let block = self.decoder.block();
+            if let Some(index) = &mut self.index {
+                let plain = space.get(..filled).unwrap_or_default();
+                index.step((had - input.len()) as u64, plain, block)?;
+            }
             self.outlet.fill(had - input.len(), filled)?;
             let memory = self.decoder.memory_bytes();
             if memory > self.memory {
                 self.plan.lease.charge(Use::Window, memory, self.plan.work.cancel)?;
                 self.memory = memory;
-            } else if filled < room {
+            } else if filled < room && block.is_none() {
                 return Ok(());
             }
         }
@@ -205,7 +222,8 @@ impl<S: Stage> Stage for Decode<'_, S> {
 
     fn finish(mut self) -> Result<Self::Output> {
         self.decoder.finish()?;
-        Ok(Decoded { output: self.outlet.finish()?, busy: self.busy, ahead: AheadFacts::default() })
+        let index = self.index.map(Indexing::finish).transpose()?;
+        Ok(Decoded { output: self.outlet.finish()?, busy: self.busy, ahead: AheadFacts::default(), index })
     }
 }
 

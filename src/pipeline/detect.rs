@@ -16,6 +16,7 @@ use super::{
     decode::{Decode, Decoded, Meter},
     hash::{Hash, Hashed},
     helpers::Permit,
+    index::{IndexFile, Indexing},
     resources::Plan,
     stage::{Both, Placed, Stage},
 };
@@ -23,6 +24,7 @@ use crate::{
     codec::Coding,
     digest::Algorithm,
     error::{Error, Kind, Result},
+    format::gzindex::Header,
 };
 
 /// Uncompressed bytes handed on at a time: large enough that writing them costs few calls, small enough
@@ -68,6 +70,8 @@ pub(super) struct Detect<'scope, 'env, S: Stage + 'scope> {
     manner: Manner<'env>,
     /// Until the coding is known.
     consumer: Option<S>,
+    /// Where an index goes, if the stream turns out to be gzip.
+    index: Option<IndexFile<'env>>,
     head: Vec<Chunk>,
     /// From then on.
     rest: Option<Rest<'scope, 'env, S>>,
@@ -83,7 +87,7 @@ enum Way<'scope, 'env, S: Stage + 'scope> {
     /// Uncompressed, and the digest of the blob is the diffID.
     Plain(Metered<Placed<'scope, S>>),
     /// Everything else; uncompressed bytes go through a decoder that changes nothing.
-    Decoded(Box<Placed<'scope, Decode<'env, Placed<'scope, Hashing<'scope, S>>>>>),
+    Decoded(Box<Placed<'scope, Decode<'scope, 'env, Placed<'scope, Hashing<'scope, S>>>>>),
     /// gzip, with helpers that decode ahead.
     Ahead(Box<Ahead<'scope, (Hashed, S::Output)>>),
 }
@@ -103,19 +107,26 @@ pub(super) struct Streamed<T> {
     pub(super) decode: Duration,
     /// Work of helpers that was used.
     pub(super) ahead: AheadFacts,
+    /// Header of the index, if one was asked for and the stream is gzip.
+    pub(super) index: Option<Header>,
 }
 
 impl<T> Streamed<T> {
     fn of(coding: Coding, decoded: Decoded<(Hashed, T)>) -> Self {
-        let Decoded { output: (diff_id, output), busy, ahead } = decoded;
-        Self { coding, output, diff_id: Some(diff_id), decode: busy, ahead }
+        let Decoded { output: (diff_id, output), busy, ahead, index } = decoded;
+        Self { coding, output, diff_id: Some(diff_id), decode: busy, ahead, index }
     }
 }
 
 impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
     /// A stage before `consumer`, whose threads live in `scope`.
     pub(super) fn new(scope: &'scope Scope<'scope, 'env>, manner: Manner<'env>, consumer: S) -> Self {
-        Self { scope, manner, consumer: Some(consumer), head: Vec::new(), rest: None }
+        Self { scope, manner, consumer: Some(consumer), index: None, head: Vec::new(), rest: None }
+    }
+
+    /// Indexes the stream, if it is gzip.
+    pub(super) fn indexed(self, index: Option<IndexFile<'env>>) -> Self {
+        Self { index, ..self }
     }
 
     /// Sets up the stages behind, and pushes what has come so far.
@@ -133,7 +144,7 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         Ok(rest)
     }
 
-    fn set_up(&self, coding: Coding, consumer: S) -> Result<Way<'scope, 'env, S>> {
+    fn set_up(&mut self, coding: Coding, consumer: S) -> Result<Way<'scope, 'env, S>> {
         let (scope, Manner { plan, is_small, ahead, whole, .. }) = (self.scope, self.manner);
         let limits = &plan.resources.limits;
         let permits = |wanted| plan.resources.helpers.take_up_to(if is_small { 0 } else { wanted });
@@ -146,14 +157,16 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         }
         // In the order of what helps most: decoding beside hashing and building, reading beside decoding,
         // hashing beside building.
-        let mut permits = permits(3).into_iter();
+        let index = self.index.take().filter(|_| coding == Coding::Gzip);
+        let mut permits = permits(if index.is_some() { 4 } else { 3 }).into_iter();
         let (apart, decoding, hashing) = (permits.next(), permits.next(), permits.next());
         let stream = if is_small { SMALL_STREAM_BYTES } else { STREAM_BYTES };
         let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
         let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
         let pool = Pool::new(stream);
         let decoding = match decoding {
-            Some(permit) if ahead && coding == Coding::Gzip => {
+            // An index lists every block, and helpers give out pieces of many.
+            Some(permit) if ahead && index.is_none() && coding == Coding::Gzip => {
                 let hired = Hired::as_many_as_there_are(plan);
                 if !hired.is_empty() {
                     let ahead = Ahead::new(scope, permit, hired, pool, plan, consume)?;
@@ -164,7 +177,11 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
             decoding => decoding,
         };
         let decoder = coding.decoder(limits.zstd_window_bytes)?;
-        let decode = Decode::new(decoder, pool, plan, consume);
+        let mut decode = Decode::new(decoder, pool, plan, consume);
+        if let Some(index) = index {
+            let indexing = Indexing::new(scope, &plan.resources.helpers, permits.next(), index);
+            decode = decode.indexed(indexing);
+        }
         Ok(Way::Decoded(Box::new(Placed::new(scope, decoding, "decode", decode)?)))
     }
 }
@@ -192,7 +209,7 @@ impl<'scope, S: Stage + 'scope> Stage for Detect<'scope, '_, S> {
         Ok(match way {
             Way::Plain(plain) => {
                 let (output, ahead) = (plain.finish()?, AheadFacts::default());
-                Streamed { coding, output, diff_id: None, decode: Duration::ZERO, ahead }
+                Streamed { coding, output, diff_id: None, decode: Duration::ZERO, ahead, index: None }
             }
             Way::Decoded(decoded) => Streamed::of(coding, decoded.finish()?),
             Way::Ahead(decoded) => Streamed::of(coding, decoded.finish()?),

@@ -28,6 +28,7 @@ pub mod encode;
 pub mod hash;
 pub mod helpers;
 pub mod image;
+mod index;
 pub mod stage;
 pub mod zfile;
 

@@ -56,7 +56,8 @@ fn build(blob: &[u8], span_bytes: u32) -> Result<(Vec<u8>, Vec<u8>), Error> {
     let mut gzip = Gzip::new();
     gzip.pause_at_blocks();
     let mut chooser = Chooser::new(span_bytes);
-    let mut writer = Writer::new(Vec::new(), span_bytes);
+    let mut index = Vec::new();
+    let mut writer = Writer::new(&mut index, span_bytes);
     let (mut input, mut plain, mut output) = (blob, Vec::new(), vec![0; 1 << 14]);
     loop {
         let filled = gzip.decode(&mut input, &mut output)?;
@@ -75,6 +76,6 @@ fn build(blob: &[u8], span_bytes: u32) -> Result<(Vec<u8>, Vec<u8>), Error> {
         }
     }
     gzip.finish()?;
-    let (_, index) = writer.finish(blob.len() as u64, plain.len() as u64)?;
+    writer.finish(blob.len() as u64, plain.len() as u64)?;
     Ok((plain, index))
 }

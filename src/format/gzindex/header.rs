@@ -5,7 +5,10 @@
 use super::error::GzindexError;
 use crate::{
     codec::deflate::WINDOW_BYTES,
-    format::record::{get, put},
+    format::{
+        crc32c,
+        record::{get, put},
+    },
     limits::GZIP_INDEX_POINTS,
 };
 
@@ -146,7 +149,7 @@ impl Header {
 /// CRC-32C that starts from 0 and is not inverted at the end.
 fn checksum(record: &[u8; Header::LEN]) -> u32 {
     let covered = record.get(..329).unwrap_or_default();
-    !crc32c::crc32c_append(!0, covered)
+    crc32c::raw(0, covered)
 }
 
 /// Corrects the sizes and the checksum of an index for a fuzzer.

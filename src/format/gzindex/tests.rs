@@ -77,7 +77,8 @@ fn indexed(blob: &[u8], span_bytes: u32) -> Result<Vec<u8>, Error> {
     use crate::codec::{Decoder, Gzip};
     let mut gzip = Gzip::new();
     gzip.pause_at_blocks();
-    let (mut chooser, mut writer) = (Chooser::new(span_bytes), Writer::new(Vec::new(), span_bytes));
+    let mut index = Vec::new();
+    let (mut chooser, mut writer) = (Chooser::new(span_bytes), Writer::new(&mut index, span_bytes));
     let (mut input, mut total, mut output) = (blob, 0, vec![0; 100_000]);
     loop {
         let filled = gzip.decode(&mut input, &mut output)?;
@@ -92,7 +93,8 @@ fn indexed(blob: &[u8], span_bytes: u32) -> Result<Vec<u8>, Error> {
         }
     }
     gzip.finish()?;
-    Ok(writer.finish(blob.len() as u64, total)?.1)
+    writer.finish(blob.len() as u64, total)?;
+    Ok(index)
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Writes table and header of a blob of `blob_bytes` bytes that holds `plain_bytes` uncompressed ones.
-    pub fn finish(mut self, blob_bytes: u64, plain_bytes: u64) -> Result<(Header, S), GzindexError> {
+    pub fn finish(mut self, blob_bytes: u64, plain_bytes: u64) -> Result<Header, GzindexError> {
         let table = zlib::pack(LEVEL, &self.table)?;
         let table_bytes = table.len() as u64;
         let header = Header {
@@ -71,7 +71,7 @@ impl<S: Sink> Writer<S> {
         };
         self.put(self.end, &table)?;
         self.put(0, &header.encode())?;
-        Ok((header, self.sink))
+        Ok(header)
     }
 
     fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<(), GzindexError> {

@@ -89,7 +89,7 @@ fn pieces_decoded_ahead_are_used_and_give_the_bytes_of_the_stream() {
     for level in [1, 4, 6, 9] {
         let blob = gzip(&plain, level);
         for helpers in [3, 4, 6] {
-            let Ran { output, facts } = run(&blob, helpers, SMALL).unwrap();
+            let Ran { output, facts, index: _ } = run(&blob, helpers, SMALL).unwrap();
             assert!(output == plain, "level {level}, {helpers} threads");
             assert_eq!((facts.diff_id, facts.blob), (Digest::sha256(&plain), Digest::sha256(&blob)));
             println!("level {level}: {} blob, {:?}", blob.len(), facts.ahead);

@@ -11,6 +11,7 @@
 pub mod blob;
 pub mod config;
 pub mod device;
+pub mod export;
 pub mod inspect;
 pub mod life;
 pub mod wrap;

@@ -6,6 +6,7 @@
 pub mod commit;
 pub mod create;
 pub mod merge;
+pub mod export;
 pub mod zfile;
 
 use std::{
@@ -50,6 +51,8 @@ pub enum Command {
     Merge(merge::Arguments),
     /// Write a device as a plain file
     Flatten(merge::FlattenArguments),
+    /// Write the headers of an archive without its data, and the index of a gzip blob
+    Export(export::Arguments),
     /// Compress a file in blocks, extract or verify one
     Zfile(zfile::Arguments),
 }
@@ -62,6 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Command::Commit(arguments) => commit::run(arguments),
         Command::Merge(arguments) => merge::run(arguments),
         Command::Flatten(arguments) => merge::run_flatten(arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Zfile(arguments) => zfile::run(arguments),
     }
 }

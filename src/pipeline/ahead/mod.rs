@@ -258,7 +258,7 @@ impl<S: Stage> Near<'_, S> {
         }
         gzip.finish()?;
         drop(closing);
-        Ok(Decoded { output: outlet.finish()?, busy, ahead: shared.facts() })
+        Ok(Decoded { output: outlet.finish()?, busy, ahead: shared.facts(), index: None })
     }
 }
 

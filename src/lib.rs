@@ -12,7 +12,7 @@
 //! | 3 kinds | [`kind`] |
 //! | 4 ports | [`sys`], [`store`], [`containerd`], [`snapshot`] |
 //! | 5 domain | [`pipeline`], [`view`], [`overlaybd`], [`apply`], [`compare`] |
-//! | 6 edges, in this order | [`config`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
+//! | 6 edges, in this order | [`config`], [`processor`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
 
 pub mod apply;
 pub mod call;
@@ -31,6 +31,7 @@ pub mod limits;
 pub mod observe;
 pub mod overlaybd;
 pub mod pipeline;
+pub mod processor;
 pub mod rpc;
 pub mod service;
 pub mod snapshot;

@@ -8,6 +8,7 @@ use super::{
     flight::Flights,
     job::Layer,
     parents::Parents,
+    processors::Processors,
     request::{Applied, Apply, ApplyError, Request},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     descriptor::Descriptor,
     error::{Error, Result},
     kind::LayerType,
-    pipeline::BlobError,
+    pipeline::{BlobError, processor::Chain},
     snapshot::{MountError, Roots, SnapshotDir},
     store::ContentStore,
     sys::thread::catch,
@@ -26,13 +27,20 @@ pub struct Applier {
     store: Arc<dyn ContentStore>,
     roots: Arc<Roots>,
     converter: Converter,
+    processors: Processors,
     flights: Flights,
 }
 
 impl Applier {
     /// An applier of blobs in `store` to snapshots below `roots`.
     pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, converter: Converter) -> Self {
-        Self { store, roots, converter, flights: Flights::default() }
+        Self { store, roots, converter, processors: Processors::default(), flights: Flights::default() }
+    }
+
+    /// Lets layers go through `processors`.
+    #[must_use]
+    pub fn with_processors(self, processors: Processors) -> Self {
+        Self { processors, ..self }
     }
 
     fn apply_to(
@@ -40,6 +48,7 @@ impl Applier {
         call: &Call,
         request: &Request,
         layer_type: &'static LayerType,
+        chain: Option<&Chain>,
         strategy: Strategy,
         dir: &SnapshotDir,
     ) -> Result<Applied> {
@@ -49,7 +58,8 @@ impl Applier {
             return Err(BlobError::Limit { size_bytes, limit }.into());
         }
         let mut blob = self.store.open(call, &request.diff)?;
-        let file = blob.file().filter(|_| strategy.copies_the_blob()).map(File::try_clone).transpose();
+        let copies = strategy.copies_the_blob() && chain.is_none();
+        let file = blob.file().filter(|_| copies).map(File::try_clone).transpose();
         let file = file.map_err(Error::disk)?;
         let publication = dir.publish(strategy.files(), limits)?;
         let open = || Ok(self.roots.parents(&request.mounts)?);
@@ -59,6 +69,7 @@ impl Applier {
             digest: Some(request.diff.digest.clone()),
             file: file.as_ref(),
             reader: &mut blob,
+            chain,
             parents: Some(Parents { open: &open, required: false }),
         };
         let sync_fs = request.sync_fs;
@@ -76,15 +87,16 @@ impl Apply for Applier {
         if request.mounts.is_empty() {
             return Err(layer(MountError::Empty.into()));
         }
-        let layer_type = LayerType::of(media_type).ok_or_else(|| ApplyError::MediaType(media_type.clone()));
-        let layer_type = layer_type.map_err(|error| layer(error.into()))?;
+        let way = self.processors.way(media_type, &request.payloads);
+        let way = way.ok_or_else(|| ApplyError::MediaType(media_type.clone()));
+        let (layer_type, chain) = way.map_err(|error| layer(error.into()))?;
         let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;
         let strategy =
             choose(layer_type, dir.publishes()).ok_or_else(|| ApplyError::Snapshot(media_type.clone()));
         let strategy = strategy.map_err(|error| layer(error.into()))?;
         self.flights
             .fly(dir.key(), call, request, || {
-                catch(|| self.apply_to(call, request, layer_type, strategy, &dir))
+                catch(|| self.apply_to(call, request, layer_type, chain.as_ref(), strategy, &dir))
             })
             .map_err(|error| {
                 error.context(format!("apply {digest} ({media_type}) to {}", dir.path().display()))

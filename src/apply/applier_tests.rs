@@ -574,6 +574,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             file: None,
             size_bytes: None,
             digest: None,
+            chain: None,
             parents: Some(Parents { open: &open, required }),
         };
         let publication = Publication::beside(&out).unwrap();

@@ -5,11 +5,11 @@
 //! waiting requests starts anew.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use super::request::{Applied, ApplyError, Request};
+use super::request::{Applied, ApplyError, Payload, Request};
 use crate::{
     call::{Call, Cancel, Namespace},
     digest::Digest,
@@ -33,6 +33,8 @@ struct Flight {
     sync_fs: bool,
     /// Mounts of the first request. They name the layers below, on which the image may depend.
     mounts: Vec<Mount>,
+    /// Payloads of the first request. A processor may refuse other ones.
+    payloads: BTreeMap<String, Payload>,
     landed: Mutex<Option<Outcome>>,
     changed: Condvar,
 }
@@ -83,7 +85,7 @@ impl Flights {
             }
             match flight.wait(&call.cancel)? {
                 // On top of other layers the same archive may give another image.
-                _ if flight.mounts != request.mounts => {}
+                _ if flight.mounts != request.mounts || flight.payloads != request.payloads => {}
                 // A layer that was not synced is no answer to a request with `sync_fs`.
                 Outcome::Applied(applied) if flight.sync_fs || !request.sync_fs => return Ok(*applied),
                 Outcome::Failed(kind, reason, message) => return Err(Error::new(kind, reason, message)),
@@ -102,6 +104,7 @@ impl Flight {
             size_bytes: request.diff.size_bytes,
             sync_fs: request.sync_fs,
             mounts: request.mounts.clone(),
+            payloads: request.payloads.clone(),
             landed: Mutex::new(None),
             changed: Condvar::new(),
         }
@@ -158,7 +161,6 @@ impl Drop for Landing<'_> {
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::BTreeMap,
         sync::{
             Barrier,
             atomic::{AtomicUsize, Ordering},

@@ -12,13 +12,13 @@ use crate::{
     digest::Digest,
     error::Result,
     kind::LayerType,
-    pipeline::{Facts, Plan, Source},
+    pipeline::{Facts, Plan, Source, processor::Chain},
     snapshot::{NewFile, Publication},
 };
 
 /// A layer as its store delivers it.
 pub struct Layer<'a> {
-    /// Row of the layer's media type.
+    /// Row of the layer's media type, behind its processors.
     pub layer_type: &'static LayerType,
     /// The blob from its first byte to its last.
     pub reader: &'a mut dyn Read,
@@ -28,6 +28,8 @@ pub struct Layer<'a> {
     pub size_bytes: Option<u64>,
     /// Digest that the blob must have, when it is known.
     pub digest: Option<Digest>,
+    /// Processors that the blob goes through before it is of type `layer_type`.
+    pub chain: Option<&'a Chain>,
     /// Access to the layers below, for directories that the layer does not list.
     pub parents: Option<Parents<'a>>,
 }

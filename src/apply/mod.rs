@@ -1,7 +1,7 @@
 //! Apply: a layer and the mounts of a snapshot in, a mountable image in the snapshot's directory out.
 //!
 //! ```text
-//! Request ──> Applier: mounts ──> SnapshotDir ──> choose ──> Strategy ──> Job ──> Built ──> Publication::commit
+//! Request ──> Applier: mounts ──> SnapshotDir, route ──> choose ──> Strategy ──> Job ──> Built ──> Publication::commit
 //! ```
 //!
 //! [`Applier`] finds the directory, chooses the strategy and opens the blob; [`Converter`], which the command line
@@ -15,6 +15,7 @@ mod flight;
 mod job;
 mod options;
 mod parents;
+mod processors;
 mod request;
 mod strategy;
 
@@ -24,4 +25,5 @@ pub use converter::Converter;
 pub use job::Layer;
 pub use options::{ImpliedDirectories, NativeVerify, Options};
 pub use parents::Parents;
+pub use processors::Processors;
 pub use request::{Applied, Apply, ApplyError, Contents, Payload, Request, Stats};

@@ -1,6 +1,8 @@
 //! The Apply service: request, reply, and the errors that refuse a request before it begins.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use prost::Message as _;
 
 use crate::{
     call::Call,
@@ -8,7 +10,7 @@ use crate::{
     descriptor::Descriptor,
     digest::Digest,
     error::{Classify, Kind, Result},
-    pipeline::{AheadFacts, StageTimes},
+    pipeline::{AheadFacts, StageTimes, processor::Secret},
     snapshot::Mount,
 };
 
@@ -25,15 +27,41 @@ pub struct Request {
     pub sync_fs: bool,
 }
 
-/// A message for a stream processor. Nothing else decodes it.
+/// A message for a stream processor. Nothing else decodes it. It may hold keys, so it is overwritten with zeros when it is
+/// dropped, and never shown.
 ///
 /// Source: protobuf's `google.protobuf.Any`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Payload {
     /// URL of the message's type.
     pub type_url: String,
     /// Encoded bytes of the message.
     pub value: Vec<u8>,
+}
+
+impl Payload {
+    /// The whole message as a processor reads it.
+    pub(super) fn encoded(&self) -> Secret {
+        let mut any = prost_types::Any { type_url: self.type_url.clone(), value: self.value.clone() };
+        let encoded = Secret::new(any.encode_to_vec());
+        any.value.fill(0);
+        std::hint::black_box(&any);
+        encoded
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        self.value.fill(0);
+        // Without a look at them, the compiler may leave the zeros out.
+        std::hint::black_box(&self.value);
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({}, {} bytes)", self.type_url, self.value.len())
+    }
 }
 
 /// The result of an Apply.

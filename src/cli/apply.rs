@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -16,8 +17,9 @@ use super::{
     stack::{Reading, Spelled},
 };
 use crate::{
-    apply::{Applied, ApplyError, Converter, Layer, Options, Parents, choose},
+    apply::{Applied, ApplyError, Converter, Layer, Options, Parents, Processors, choose},
     call::{Cancel, Progress, Work},
+    config,
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
     format::erofs::{BlockBits, writer::WriteOptions},
@@ -27,6 +29,7 @@ use crate::{
     },
     limits::Limits,
     pipeline::{DecodeAhead, Resources, helpers::Helpers},
+    processor::{Broker, Setup},
     snapshot::{Durability, LAYER, Publication},
 };
 
@@ -39,7 +42,11 @@ Examples:
   From a pipe, for a script:
     zcat layer.tar.gz | plywood apply - -o layer.erofs --json
   Only if it is the blob that a manifest names:
-    plywood apply blob --digest sha256:... -o layer.erofs")]
+    plywood apply blob --digest sha256:... -o layer.erofs
+  Through the stream processors of a configuration:
+    type=application/vnd.oci.image.layer.v1.tar+xz
+    plywood apply layer.tar.xz -o layer.erofs --media-type $type \\
+      --processors /etc/plywood/config.toml")]
 pub struct Arguments {
     /// The layer: a tar archive or an EROFS image, plain or compressed; "-" reads standard input
     pub layer: PathBuf,
@@ -47,8 +54,12 @@ pub struct Arguments {
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
     /// Media type of the layer. Without it, the first bytes of the layer decide
-    #[arg(long, value_name = "TYPE", value_parser = layer_type)]
-    pub media_type: Option<&'static LayerType>,
+    #[arg(long, value_name = "TYPE")]
+    pub media_type: Option<String>,
+    /// File with the table [stream_processors], such as Plywood's configuration or containerd's: a layer of a type that
+    /// one accepts goes through it, as in the daemon
+    #[arg(long, value_name = "FILE", requires = "media_type")]
+    pub processors: Option<PathBuf>,
     /// Fail unless the input has this digest, before any decompression
     #[arg(long, value_name = "ALGORITHM:HEX")]
     pub digest: Option<Digest>,
@@ -77,10 +88,6 @@ pub struct Arguments {
     /// Print the result as a JSON object
     #[arg(long)]
     pub json: bool,
-}
-
-fn layer_type(text: &str) -> Result<&'static LayerType, String> {
-    LayerType::of(text).ok_or_else(|| "not the media type of a layer that can be applied".to_owned())
 }
 
 fn block_bits(text: &str) -> Result<BlockBits, String> {
@@ -121,9 +128,15 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     if head.is_empty() && arguments.digest.is_none() {
         return Err(Error::new(Kind::Malformed, "apply.empty", EMPTY));
     }
-    let layer_type = match arguments.media_type {
-        Some(layer_type) => layer_type,
-        None => detect(&head)?,
+    let (layer_type, chain) = match &arguments.media_type {
+        Some(media_type) => processors(arguments.processors.as_deref())?
+            .way(media_type, &BTreeMap::new())
+            .ok_or_else(|| {
+                output::usage(format!(
+                    "--media-type {media_type}: not the type of a layer that can be applied"
+                ))
+            })?,
+        None => (detect(&head)?, None),
     };
     // The output is one file, so every strategy that publishes just one will do.
     let strategy = choose(layer_type, &[&LAYER])
@@ -150,12 +163,32 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         file: file.as_ref(),
         size_bytes,
         digest: arguments.digest.clone(),
+        chain: chain.as_ref(),
         parents: Some(Parents { open: &parents, required: true }),
     };
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let work = Work { cancel: &cancel, progress: &progress };
     let _bar = Bar::show(&progress);
     converter.convert(work, strategy, layer, publication, arguments.sync)
+}
+
+/// The processors of `file`, which are started as by the daemon. Programs of the user's own are run as well.
+fn processors(file: Option<&Path>) -> Result<Processors> {
+    let Some(file) = file else { return Ok(Processors::default()) };
+    let processors = config::read_processors(file)?;
+    let routes = config::routes(&processors).map_err(|error| {
+        Error::new(Kind::Malformed, "config.value", format!("stream_processors: {error}"))
+    })?;
+    let limits = config::Limits::default();
+    let setup = Setup {
+        processors,
+        user: rustix::process::geteuid().as_raw(),
+        memory_bytes: limits.processor_memory_bytes,
+        cpu_seconds: limits.processor_cpu_seconds,
+        sandbox: true,
+        log: config::Log { level: "warn".to_owned(), ..config::Log::default() },
+    };
+    Ok(Processors::new(routes, Broker::launch(&setup)?))
 }
 
 /// The layer named on the command line, opened.

@@ -4,6 +4,7 @@
 //! are generated from these.
 
 pub mod apply;
+mod broker;
 pub mod check;
 pub mod config;
 pub mod containerd;
@@ -66,6 +67,9 @@ pub enum Command {
     Overlaybd(overlaybd::Arguments),
     /// Print or check a configuration, or set up containerd for Plywood
     Config(config::Arguments),
+    /// Start stream processors for the process at the other end of standard input
+    #[command(hide = true, after_help = "Started by plywood itself:\n  plywood broker")]
+    Broker,
     /// Print a completion script for a shell
     Completions(generate::Completions),
     /// Print a manual page, or write all of them to a directory
@@ -109,6 +113,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
         Command::Overlaybd(arguments) => overlaybd::run(&arguments),
+        Command::Broker => broker::run(),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),
         Command::Man(arguments) => generate::man(&arguments, Arguments::command()),

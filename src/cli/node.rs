@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::output::io_text;
-use crate::{config::Config, error::Error, snapshot::check_root};
+use crate::{config::Config, error::Error, processor::check_program, snapshot::check_root};
 
 /// User of the daemon.
 const ROOT: u32 = 0;
@@ -41,6 +41,11 @@ pub fn problems(config: &Config) -> Vec<String> {
         look("containerd.content_root", &path, directory(&path));
     }
     look("containerd.address", &config.containerd.address, socket(&config.containerd.address));
+    for processor in config.stream_processors.values() {
+        let usable =
+            check_program(&processor.path, ROOT).map(drop).map_err(|error| Error::from(error).to_string());
+        look("stream_processors", &processor.path, usable);
+    }
     let server = &config.server;
     look("server.socket", &server.socket, place_of_socket(&server.socket));
     if !server.metrics_socket.as_os_str().is_empty() {

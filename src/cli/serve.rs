@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    apply::{Applier, Converter, NativeVerify, Options},
+    apply::{Applier, Converter, NativeVerify, Options, Processors},
     codec::{Coding, encode::Compression},
     compare::{self, Composer, Differ, changes::XattrFilter},
     config::{self, Config},
@@ -53,7 +53,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 struct Containerd;
 
 impl MakeDomain for Containerd {
-    fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<Made> {
+    fn make(
+        self,
+        config: &Config,
+        roots: Arc<Roots>,
+        processors: Processors,
+        runtime: &Runtime,
+    ) -> Result<Made> {
         let config::Containerd { address, direct_content, .. } = &config.containerd;
         let direct = if *direct_content { Direct::Introspect } else { Direct::Off };
         let limits = config.limits();
@@ -72,7 +78,8 @@ impl MakeDomain for Containerd {
         let resources =
             Resources::with_ahead(limits, Helpers::default_threads(), config.apply.decode_ahead.into());
         let converter = Converter::new(options.clone(), Arc::clone(&resources));
-        let applier = Arc::new(Applier::new(blobs, Arc::clone(&roots), converter));
+        let applier = Applier::new(blobs, Arc::clone(&roots), converter).with_processors(processors);
+        let applier = Arc::new(applier);
         let beside = Box::pin(attend(Arc::clone(&store), config.diff.enabled)) as Beside;
         let last = Arc::clone(&store);
         let last = config.diff.enabled.then(|| Box::pin(async move { last.settle().await }) as Beside);

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Config;
+use super::{Config, StreamProcessors, validate::validate_processors};
 use crate::error::{Classify, Kind};
 
 /// Longest configuration that is read, in bytes; the default one has 6 KiB.
@@ -133,6 +133,24 @@ pub fn read(path: &Path) -> Result<(Config, Option<ConfigError>), ConfigError> {
     Ok((opened.settings()?, problem))
 }
 
+/// Reads the table `[stream_processors]` of `path`, whatever else is in the file: it may be containerd's configuration.
+/// Who can write the file does not matter.
+pub fn read_processors(path: &Path) -> Result<StreamProcessors, ConfigError> {
+    #[derive(serde::Deserialize)]
+    struct Only {
+        stream_processors: StreamProcessors,
+    }
+    let text = Opened::at(path)?.text()?;
+    let origin = path.display().to_string();
+    let parsed = toml::from_str(&text);
+    let Only { stream_processors } = parsed.map_err(|error: toml::de::Error| ConfigError::Parse {
+        origin,
+        message: error.to_string().trim_end().to_owned(),
+    })?;
+    validate_processors(&stream_processors)?;
+    Ok(stream_processors)
+}
+
 /// Open file: its owner and its text come from one descriptor, not from two lookups of the path.
 struct Opened<'p> {
     path: &'p Path,
@@ -156,6 +174,11 @@ impl<'p> Opened<'p> {
     }
 
     fn settings(self) -> Result<Config, ConfigError> {
+        let origin = self.path.display().to_string();
+        parse(&self.text()?, &origin)
+    }
+
+    fn text(self) -> Result<String, ConfigError> {
         let Self { path, file, .. } = self;
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let mut text = String::new();
@@ -163,7 +186,7 @@ impl<'p> Opened<'p> {
         if len as u64 > MAX_LEN {
             return Err(read(io::ErrorKind::FileTooLarge.into()));
         }
-        parse(&text, &path.display().to_string())
+        Ok(text)
     }
 }
 

@@ -6,11 +6,13 @@
 
 mod file;
 mod filter;
+mod processors;
 mod settings;
 mod validate;
 
-pub use file::{ConfigError, Origin, load, parse, read};
+pub use file::{ConfigError, Origin, load, parse, read, read_processors};
 pub use filter::log_filter;
+pub use processors::{MEDIA_TYPE_VARIABLE, StreamProcessor, StreamProcessors, routes};
 pub use settings::{
     Apply, Config, Containerd, Diff, Erofs, Inherit, InlineLimit, Limits, Log, LogFormat, Security, Server,
     Snapshots, Timestamps,

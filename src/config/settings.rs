@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::processors::{self, StreamProcessors};
 use crate::{
     apply::{ImpliedDirectories, NativeVerify},
     codec::encode::Compression,
@@ -202,7 +203,12 @@ table! {
         total_metadata_bytes: u64 = limits::Limits::default().total_metadata_bytes;
         /// Largest zstd window in bytes.
         zstd_window_bytes: u64 = limits::Limits::default().zstd_window_bytes;
-        /// Seconds without progress from the content store or the disk before a request is given up.
+        /// Bytes of memory of its own that a stream processor may have.
+        processor_memory_bytes: u64 = 1 << 30;
+        /// Seconds of processor time that a stream processor may take.
+        processor_cpu_seconds: u64 = 3600;
+        /// Seconds without progress from the content store, the disk or a stream processor before a request is
+        /// given up.
         stall_seconds: u64 = limits::Limits::default().stall.as_secs();
     }
 }
@@ -278,6 +284,9 @@ pub struct Config {
     pub security: Security,
     /// Table `[limits]`: highest cost of one layer.
     pub limits: Limits,
+    /// Table `[stream_processors]`: programs for layers of other types.
+    #[serde(skip_serializing_if = "StreamProcessors::is_empty")]
+    pub stream_processors: StreamProcessors,
 }
 
 /// Table of the file: name, comment lines, keys with their comment lines.
@@ -314,7 +323,7 @@ impl Config {
                 text.push_str(&format!("{key} = {value}\n"));
             }
         }
-        text
+        text + processors::ABOUT
     }
 
     /// Directories at which the content store may lie, for the sandbox.

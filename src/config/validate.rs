@@ -5,7 +5,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Config, ConfigError, log_filter};
+use super::{
+    Config, ConfigError, log_filter,
+    processors::{self, StreamProcessors},
+};
 
 /// Longest path of a unix socket, in bytes: `sun_path` without its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -38,6 +41,7 @@ impl Config {
             }
         }
         self.validate_diff()?;
+        validate_processors(&self.stream_processors)?;
         self.validate_limits()
     }
 
@@ -121,8 +125,16 @@ impl Config {
         )?;
         // 1 KiB is the smallest window of the format, 2 GiB the largest that decoders accept.
         between("limits.zstd_window_bytes", limits.zstd_window_bytes, 1 << 10, 1 << 31)?;
+        // Less does not start a program; a day is more than any layer takes.
+        between("limits.processor_memory_bytes", limits.processor_memory_bytes, 16 << 20, MOST_BYTES)?;
+        between("limits.processor_cpu_seconds", limits.processor_cpu_seconds, 1, 86_400)?;
         between("limits.stall_seconds", limits.stall_seconds, 1, 86_400)
     }
+}
+
+/// Errors: [`ConfigError::Value`] for the first processor that cannot work.
+pub(super) fn validate_processors(table: &StreamProcessors) -> Result<(), ConfigError> {
+    processors::check(table).map_err(|(id, problem)| refuse("stream_processors", id, problem))
 }
 
 fn refuse(key: &'static str, value: impl Debug, problem: impl ToString) -> ConfigError {
@@ -136,10 +148,15 @@ fn between(key: &'static str, value: u64, least: u64, most: u64) -> Result<(), C
     Ok(())
 }
 
-fn absolute(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+/// Whether `path` starts at the root, and names something in it without `..`.
+pub(super) fn is_absolute(path: &Path) -> bool {
     let mut parts = path.components();
     let starts_at_root = parts.next() == Some(Component::RootDir);
-    if !starts_at_root || !parts.all(|part| matches!(part, Component::Normal(_))) || path == Path::new("/") {
+    starts_at_root && parts.all(|part| matches!(part, Component::Normal(_))) && path != Path::new("/")
+}
+
+fn absolute(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    if !is_absolute(path) {
         return Err(refuse(key, path, "not an absolute path without \"..\""));
     }
     Ok(())

@@ -22,11 +22,14 @@ use tokio::{
 
 use self::places::{Places, Stale};
 use crate::{
-    config::{Config, Origin, Server},
+    apply::Processors,
+    config::{self, Config, Origin, Server},
     error::{Error, Kind, Result},
     observe::{Observer, scrape},
+    pipeline::processor::Start,
+    processor::{Broker, Setup},
     rpc::{
-        grpc, listener,
+        self, grpc, listener,
         socket::{Bound, Listening, SocketFile},
     },
     service::{Capacity, Domain, HealthCheck, MemoryGauge, Service},
@@ -49,8 +52,14 @@ const HANDOVER: usize = 8;
 
 /// Builds the Applier and the Differ. Runs after confinement, because the threads it starts must be confined too.
 pub trait MakeDomain {
-    /// Builds the domain for `config`. Its connections live on `runtime`.
-    fn make(self, config: &Config, roots: Arc<Roots>, runtime: &Runtime) -> Result<Made>;
+    /// Builds the domain for `config`. Layers go through `processors`. Connections live on `runtime`.
+    fn make(
+        self,
+        config: &Config,
+        roots: Arc<Roots>,
+        processors: Processors,
+        runtime: &Runtime,
+    ) -> Result<Made>;
 }
 
 /// A background task of the runtime.
@@ -86,6 +95,8 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
     roots = roots.also_read(overlayfs, config.shared_layers())?;
     let roots = Arc::new(roots);
     let sockets = Sockets::open(&config.server)?;
+    // Before the process gives up the right to run programs.
+    let broker = launch_broker(config)?;
     if config.security.sandbox {
         confine(config)?;
     } else {
@@ -100,14 +111,52 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no runtime: {error}")))?;
-    let Made { domain, memory, store, beside, last } = domain.make(config, Arc::clone(&roots), &runtime)?;
+    let processors = processors(config, broker.as_ref())?;
+    let Made { domain, memory, store, beside, last } =
+        domain.make(config, Arc::clone(&roots), processors, &runtime)?;
     let capacity = Capacity::new(config.server.running_applies, config.server.waiting_applies);
     let service = Service::start(domain, Arc::new(Observer::new()), capacity, memory)
         .map_err(|error| Error::new(Kind::Exhausted, "server.threads", format!("no workers: {error}")))?;
     let held = Arc::clone(&places);
-    let service = service.with_health(Box::new(move || held.health()), store);
+    let (ended, broker_ended) = watch::channel(false);
+    let mut service = service.with_health(Box::new(move || held.health()), store);
+    if let Some(broker) = &broker {
+        let watched = broker.watch(move || _ = ended.send_replace(true));
+        watched.map_err(|error| Error::from_io(error, Kind::Exhausted, "server.threads"))?;
+        let broker = Arc::clone(broker);
+        service = service.with_processors(Box::new(move || broker.health()));
+    }
     sweep(roots.sweep());
-    runtime.block_on(serve(&config.server, Arc::new(service), sockets, [beside, last], &places))
+    let broker_ended = broker.is_some().then_some(broker_ended);
+    runtime.block_on(serve(&config.server, Arc::new(service), sockets, [beside, last], &places, broker_ended))
+}
+
+/// Starts the broker, if there are processors for it. Errors: one of them may not be run.
+fn launch_broker(config: &Config) -> Result<Option<Arc<Broker>>> {
+    if config.stream_processors.is_empty() {
+        return Ok(None);
+    }
+    let setup = Setup {
+        processors: config.stream_processors.clone(),
+        user: 0,
+        memory_bytes: config.limits.processor_memory_bytes,
+        cpu_seconds: config.limits.processor_cpu_seconds,
+        sandbox: config.security.sandbox,
+        log: config.log.clone(),
+    };
+    let broker = Broker::launch(&setup)?;
+    let ids: Vec<_> = config.stream_processors.keys().map(String::as_str).collect();
+    tracing::info!(processors = ids.join(", "), "the broker runs");
+    Ok(Some(broker))
+}
+
+/// The processors that `broker` starts. The check of the configuration leaves nothing to refuse.
+fn processors(config: &Config, broker: Option<&Arc<Broker>>) -> Result<Processors> {
+    let Some(broker) = broker else { return Ok(Processors::default()) };
+    let routes = config::routes(&config.stream_processors).map_err(|error| {
+        Error::new(Kind::Malformed, "config.value", format!("stream_processors: {error}"))
+    })?;
+    Ok(Processors::new(routes, Arc::clone(broker) as Arc<dyn Start>))
 }
 
 /// The daemon's sockets, before they listen.
@@ -250,6 +299,7 @@ async fn serve(
     sockets: Sockets,
     [beside, last]: [Option<Beside>; 2],
     places: &Places,
+    broker_ended: Option<watch::Receiver<bool>>,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
     // While the daemon restarts, calls wait in a socket that the service manager keeps open.
@@ -263,6 +313,9 @@ async fn serve(
     }
     tokio::spawn(notify::watchdog(Arc::clone(&service)));
     let daemon = Daemon::start(diff, diff_file, server, Arc::clone(&service));
+    if let Some(ended) = broker_ended {
+        tokio::spawn(report_broker(ended, daemon.health.clone()));
+    }
     notify::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
     tracing::info!(socket = %server.socket.display(), "ready");
     let beside = beside.map(tokio::spawn);
@@ -297,6 +350,15 @@ async fn serve(
     }
     tracing::info!("stopped");
     failure.map_or(Ok(()), Err)
+}
+
+/// Reports on the health service whether processors can be started.
+async fn report_broker(mut ended: watch::Receiver<bool>, health: tonic_health::server::HealthReporter) {
+    health.set_service_status(rpc::PROCESSORS_SERVICE, tonic_health::ServingStatus::Serving).await;
+    // An error means that nobody waits for the broker any more.
+    if ended.wait_for(|ended| *ended).await.is_ok() {
+        health.set_service_status(rpc::PROCESSORS_SERVICE, tonic_health::ServingStatus::NotServing).await;
+    }
 }
 
 struct Signals {
@@ -363,7 +425,7 @@ impl Daemon {
         /// Time for the replies, which are written after their requests have ended.
         const LAST_WORDS: Duration = Duration::from_secs(1);
         self.service.stop();
-        for name in ["", crate::rpc::DIFF_SERVICE] {
+        for name in ["", rpc::DIFF_SERVICE, rpc::PROCESSORS_SERVICE] {
             let stopped = tonic_health::ServingStatus::NotServing;
             self.health.set_service_status(name, stopped).await;
             // Ends the streams that watch the status: their connections would stay open until the time is over.

@@ -70,6 +70,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// 1 while the content store answers, 0 otherwise.
     pub containerd_reachable: Gauge,
+    /// 0 when stream processors are configured and cannot be started, 1 otherwise.
+    pub processors_available: Gauge,
     requests: Family<Outcome, Counter>,
     seconds: Family<Layer, Histogram>,
     queue_seconds: Histogram,
@@ -105,6 +107,7 @@ impl Metrics {
             registry: Mutex::default(),
             connections: Gauge::default(),
             containerd_reachable: Gauge::default(),
+            processors_available: Gauge::default(),
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             queue_seconds: seconds(),
@@ -210,6 +213,11 @@ impl Metrics {
             "containerd_reachable",
             "Whether containerd answered when it was last asked",
             metrics.containerd_reachable.clone(),
+        );
+        own.register(
+            "processors_available",
+            "Whether stream processors can be started, if any are configured",
+            metrics.processors_available.clone(),
         );
         own.register("requests_running", "Requests that are worked on", metrics.running.clone());
         let stalled = "Requests that wait for their blobs, and gave their turn away";

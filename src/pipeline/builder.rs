@@ -1,9 +1,8 @@
-//! Puts a run together: read → blob digest → detect → decode → diffID → consumer.
+//! Puts a run together: read → blob digest → processors* → detect → decode → diffID → consumer.
 //!
-//! Each arrow is a [`Stage`] that pushes into the next one. A step that transforms the blob before it is decoded, such
-//! as a decryption, goes between [`Feed`], which hashes the bytes that the store delivers, and [`Detect`]: as a stage
-//! that pushes what it makes of them into `Detect`. The digest of the blob is not that of the stream then, so `Detect`
-//! gets no [`Spare`].
+//! Each arrow is a [`Stage`] that pushes into the next one. [`Feed`] hashes the bytes that the store delivers, before
+//! processors change them. Behind a processor the digest of the blob is not that of the stream, so [`Detect`] gets no
+//! [`Spare`].
 
 use std::{thread, time::Duration};
 
@@ -12,6 +11,7 @@ use super::{
     detect::{Detect, Manner, Spare, Streamed},
     hash::Hashed,
     index::IndexFile,
+    processor::{Chain, Processed},
     resources::Plan,
     source::{Fed, Feed, Source},
     stage::Stage,
@@ -96,12 +96,13 @@ pub struct Pipeline<'s, 'p> {
     plan: Plan<'p>,
     coding: Option<Coding>,
     index: Option<IndexFile<'p>>,
+    chain: Option<&'s Chain>,
 }
 
 impl<'s, 'p> Pipeline<'s, 'p> {
     /// Reads `source`, whose first bytes decide how it is compressed.
     pub fn new(source: Source<'s>, plan: Plan<'p>) -> Self {
-        Self { source, plan, coding: None, index: None }
+        Self { source, plan, coding: None, index: None, chain: None }
     }
 
     /// Says how the stream is compressed instead.
@@ -111,28 +112,39 @@ impl<'s, 'p> Pipeline<'s, 'p> {
     }
 
     /// Writes the gzip index of the blob into `file`, which is empty, if the blob is gzip. A blob of several members is
-    /// refused then.
+    /// refused then. Not of what processors return.
     #[must_use]
     pub fn indexed(self, file: impl Sink + Send + 'p) -> Self {
         Self { index: Some(Box::new(file)), ..self }
     }
 
+    /// Lets the blob go through processors first. What they return is detected or coded as set, and every limit counts it.
+    #[must_use]
+    pub fn through(self, chain: Option<&'s Chain>) -> Self {
+        Self { chain, ..self }
+    }
+
     /// Moves the whole stream into `consumer`.
     ///
-    /// Errors: [`BlobError`](super::BlobError) when the bytes are not those asked for; those of the decoder, of the
-    /// consumer and of the limits; `Cancelled`.
+    /// Errors: [`BlobError`](super::BlobError) when the bytes are not those asked for; those of the processors, of the
+    /// decoder, of the consumer and of the limits; `Cancelled`.
     pub fn run<S: Stage>(self, consumer: S) -> Result<Ran<S::Output>> {
-        let Self { source, plan, coding, index } = self;
+        let Self { source, plan, coding, index, chain } = self;
         let spare = Spare::default();
         // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
-        let whole = (source.algorithm() == Algorithm::Sha256).then_some(&spare);
+        let is_stream = chain.is_none() && source.algorithm() == Algorithm::Sha256;
+        let whole = is_stream.then_some(&spare);
         let ahead = plan.resources.ahead.take(source.size_bytes);
         let manner = Manner { plan, is_small: source.is_small(), ahead, coding, whole };
         let _at_work = plan.resources.helpers.begin_layer();
         let feed = Feed::new(source, plan)?;
+        let index = index.filter(|_| chain.is_none());
         let fed = thread::scope(|scope| {
             let detect = Detect::new(scope, manner, consumer).indexed(index);
-            feed.drive(scope, &spare, detect)
+            match chain {
+                Some(chain) => feed.drive(scope, &spare, Processed::start(chain, plan, detect)?),
+                None => feed.drive(scope, &spare, detect),
+            }
         })?;
         Ok(fed.into_ran())
     }

@@ -4,8 +4,8 @@
 //! returns both digests. The steps are [`stage::Stage`]s, on as many threads as are free:
 //!
 //! ```text
-//! compressed:  read + blob digest ──> detect, decode ──┬──> diffID
-//!                                                      └──> consumer
+//! compressed:  read + blob digest ──> processors* ──> detect, decode ──┬──> diffID
+//!                                                                      └──> consumer
 //! plain:       read ──┬──> blob digest = diffID
 //!                     └──> detect ──> consumer
 //! ```
@@ -29,6 +29,7 @@ pub mod hash;
 pub mod helpers;
 pub mod image;
 mod index;
+pub mod processor;
 pub mod stage;
 pub mod zfile;
 

@@ -16,3 +16,5 @@ pub mod ttrpc;
 
 /// Name of the Diff service on both wires.
 pub const DIFF_SERVICE: &str = "containerd.services.diff.v1.Diff";
+/// Name under which the health service reports whether stream processors can be started. Without any it has no status.
+pub const PROCESSORS_SERVICE: &str = "plywood.processors";

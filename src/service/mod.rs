@@ -102,6 +102,7 @@ pub struct Service {
     memory: MemoryGauge,
     roots: HealthCheck,
     store: HealthCheck,
+    processors: HealthCheck,
     quiet_since: Mutex<Instant>,
 }
 
@@ -116,9 +117,20 @@ impl Service {
     ) -> io::Result<Self> {
         let admission = Admission::start(capacity)?;
         let (applies, under_way) = (Arc::default(), Arc::default());
-        let (roots, store) = (Box::new(|| Ok(())), Box::new(|| Ok(())));
+        let (roots, store, processors) = (Box::new(|| Ok(())), Box::new(|| Ok(())), Box::new(|| Ok(())));
         let quiet_since = Mutex::new(Instant::now());
-        Ok(Self { domain, admission, applies, under_way, observer, memory, roots, store, quiet_since })
+        Ok(Self {
+            domain,
+            admission,
+            applies,
+            under_way,
+            observer,
+            memory,
+            roots,
+            store,
+            processors,
+            quiet_since,
+        })
     }
 
     /// Makes health depend on the snapshot roots and on the content store. Without this both count
@@ -126,6 +138,12 @@ impl Service {
     #[must_use]
     pub fn with_health(self, roots: HealthCheck, store: HealthCheck) -> Self {
         Self { roots, store, ..self }
+    }
+
+    /// Reports `processors` in the metrics. Health does not depend on it: most layers need no stream processor.
+    #[must_use]
+    pub fn with_processors(self, processors: HealthCheck) -> Self {
+        Self { processors, ..self }
     }
 
     /// Time since a request was last worked on or waiting.
@@ -276,6 +294,7 @@ impl Report for Service {
     fn metrics(&self) -> String {
         let load = Load { memory_bytes: (self.memory)(), ..self.admission.load() };
         self.observer.metrics.containerd_reachable.set(i64::from((self.store)().is_ok()));
+        self.observer.metrics.processors_available.set(i64::from((self.processors)().is_ok()));
         self.observer.metrics.text(load)
     }
 

@@ -44,6 +44,11 @@ pub fn drop_all_but(keep: CapabilitySet) -> io::Result<CapabilitySet> {
     Ok(permitted)
 }
 
+/// Forbids gaining capabilities by running a program, and drops none.
+pub fn forbid_new() -> io::Result<()> {
+    Ok(set_no_new_privs(true)?)
+}
+
 /// Whether the calling thread has all of `set` effective now.
 pub fn are_effective(set: CapabilitySet) -> io::Result<bool> {
     Ok(capabilities(None)?.effective.contains(set))

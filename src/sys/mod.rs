@@ -11,5 +11,8 @@ pub mod file;
 pub mod inherited;
 pub mod inode;
 pub mod loop_device;
+pub mod messages;
+pub mod pipe;
+pub mod process;
 pub mod sandbox;
 pub mod thread;

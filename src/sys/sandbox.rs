@@ -71,6 +71,23 @@ pub fn confine(paths: Paths<'_>) -> Result<Enforced, RulesetError> {
             rules = allow(rules, directory, access, &mut missing)?;
         }
     }
+    enforced(rules, missing)
+}
+
+/// Confines the calling thread and the programs that it starts: any file may be read and executed, and written below
+/// `writable` alone; no signals to processes outside. Errors: a kernel that has Landlock refuses these rules.
+pub fn confine_programs(writable: &[&Path]) -> Result<Enforced, RulesetError> {
+    let reading = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+    let writing = AccessFs::from_all(NEWEST) & !reading;
+    let mut rules = Ruleset::default().handle_access(writing)?.scope(Scope::Signal)?.create()?;
+    let mut missing = Vec::new();
+    for directory in writable {
+        rules = allow(rules, directory, writing, &mut missing)?;
+    }
+    enforced(rules, missing)
+}
+
+fn enforced(rules: RulesetCreated, missing: Vec<String>) -> Result<Enforced, RulesetError> {
     let status = rules.restrict_self()?;
     let level = match status.ruleset {
         RulesetStatus::FullyEnforced => "full",

@@ -9,11 +9,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
 
+mod broker;
 mod diff;
 mod faults;
 mod harness;
 mod lifecycle;
 mod load;
+mod processors;
 mod requests;
 mod restart;
 mod sandbox;
@@ -38,6 +40,12 @@ fn main() {
     suite.room("diff", |suite| suite.table(mounts, &diff::tests()));
     let filter = [mounts, &NEEDS].concat();
     suite.room("unit_filter", |suite| suite.table(&filter, unit_filter::TESTS));
+    suite.room("broker", broker::add);
+    let with_xz = [root, &[processors::XZ]].concat();
+    suite.room("processors", |suite| {
+        suite.table(&with_xz, processors::TESTS);
+        suite.table(&[&filter[..], &[processors::XZ]].concat(), processors::FILTERED);
+    });
     suite.room("sandbox", sandbox::add);
     suite.room("server", server::add);
     suite.room("store", store::add);

@@ -27,7 +27,8 @@ const WINDOW: u64 = 128 << 20;
 
 /// Text that compresses, with a repetition every 300 KB, so that blocks refer to each other.
 fn text() -> Vec<u8> {
-    let line = |number: u64| format!("{:x} {}\n", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40, number % 97);
+    let line =
+        |number: u64| format!("{:x} {}\n", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40, number % 97);
     let once: Vec<u8> = (0..30_000).flat_map(|number| line(number).into_bytes()).collect();
     once.repeat(5)
 }
@@ -35,8 +36,13 @@ fn text() -> Vec<u8> {
 /// `plain` through a program.
 fn packed(program: &str, arguments: &[&str], plain: &[u8]) -> Vec<u8> {
     let mut command = Command::new(program);
-    let mut child =
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let plain = plain.to_vec();
     let feeder = std::thread::spawn(move || stdin.write_all(&plain).unwrap());
@@ -163,7 +169,9 @@ fn a_flipped_bit_never_passes_where_the_format_has_checksums() {
             let mut flipped = packed.clone();
             flipped[at] ^= 1 << (at % 8);
             match decode(coding, &flipped) {
-                Err(error) => assert!(error.reason().starts_with("codec.foreign."), "{form} at {at}: {error}"),
+                Err(error) => {
+                    assert!(error.reason().starts_with("codec.foreign."), "{form} at {at}: {error}")
+                }
                 Ok(found) => assert_eq!(found, plain[..5000], "{form} at {at}"),
             }
         }

@@ -58,7 +58,8 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
         limit: limits.stream_bytes,
         busy: Duration::ZERO,
     };
-    let ran = Pipeline::new(layer.source(), plan).run(build)?;
+    let chain = layer.chain;
+    let ran = Pipeline::new(layer.source(), plan).through(chain).run(build)?;
     let (mut build, mut facts) = (ran.output, ran.facts);
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();

@@ -175,7 +175,8 @@ impl<R: BufRead> Lz4<R> {
         let head = self.number()?;
         if head == 0 {
             if frame.content_bytes.is_some_and(|declared| declared != frame.produced) {
-                let message = format!("the content of the frame has {} bytes, not those declared", frame.produced);
+                let message =
+                    format!("the content of the frame has {} bytes, not those declared", frame.produced);
                 return Err(self.invalid(message));
             }
             if let Some(checksum) = frame.checksum

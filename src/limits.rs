@@ -89,6 +89,27 @@ pub const PAYLOADS: usize = 64;
 /// Largest sum of the names, types and values of a request's payloads, in bytes. Keys and certificates take some
 /// ten KiB.
 pub const PAYLOAD_BYTES: usize = 256 << 10;
+/// Longest JSON document of an image: manifest, index, configuration. Registries refuse longer ones.
+pub const DOCUMENT_BYTES: usize = 4 << 20;
+/// Longest manifest of a separated set, in bytes: that of the program that writes them.
+pub const SET_MANIFEST_BYTES: usize = 10 << 20;
+/// Most layers of an image. Kernels mount a few hundred at most, and clients refuse more than 127.
+pub const IMAGE_LAYERS: usize = 1024;
+/// Most images of one archive, and most entries of one index.
+pub const INDEX_ENTRIES: usize = 1024;
+/// Deepest nesting of indexes.
+pub const INDEX_DEPTH: usize = 4;
+/// Largest sum of the documents of all images of one command, in bytes: they are held in memory until the layers are
+/// there.
+pub const IMAGE_DOCUMENTS_BYTES: usize = 64 << 20;
+/// Most members of an archive of images. A layer has one to three.
+pub const ARCHIVE_MEMBERS: u64 = 100_000;
+/// Largest sum of the names of an archive's members that are kept, in bytes: 160 for each of the most.
+pub const ARCHIVE_NAME_BYTES: usize = 16 << 20;
+/// Documents of a compressed archive that are kept from its first reading, in bytes. Others are read once more.
+pub const ARCHIVE_KEPT_BYTES: usize = 16 << 20;
+/// Longest chain of links from member to member of an archive; those in use have one.
+pub const ARCHIVE_LINKS: usize = 40;
 /// Longest status message, in bytes. Percent-encoded twice over, it stays within the header size
 /// that HTTP/2 clients accept.
 pub const STATUS_MESSAGE_BYTES: usize = 2048;

@@ -13,13 +13,17 @@ mod drop_in;
 pub mod dump;
 pub mod generate;
 mod image;
+pub mod inspect;
 mod layer;
+pub mod load;
 mod node;
+mod objects;
 pub mod output;
 pub mod overlaybd;
 mod report;
 pub mod serve;
 mod stack;
+mod store;
 pub mod stream;
 
 use std::process::ExitCode;
@@ -65,6 +69,10 @@ pub enum Command {
     Stream(stream::Arguments),
     /// Work on the layers of an overlaybd device
     Overlaybd(overlaybd::Arguments),
+    /// Bring images from archives, OCI layouts and separated sets into containerd
+    Load(load::Arguments),
+    /// Show the images in archives, OCI layouts, separated sets or containerd, layer by layer
+    Inspect(inspect::Arguments),
     /// Print or check a configuration, or set up containerd for Plywood
     Config(config::Arguments),
     /// Start stream processors for the process at the other end of standard input
@@ -81,7 +89,9 @@ impl Command {
     fn json(&self) -> Json {
         match self {
             Self::Apply(apply::Arguments { json: true, .. })
-            | Self::Dump(dump::Arguments { json: true, .. }) => Json::Result,
+            | Self::Dump(dump::Arguments { json: true, .. })
+            | Self::Load(load::Arguments { json: true, .. })
+            | Self::Inspect(inspect::Arguments { json: true, .. }) => Json::Result,
             Self::Diff(arguments) if arguments.json && diff::is_standard_output(&arguments.output) => {
                 Json::Note
             }
@@ -114,6 +124,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Stream(arguments) => stream::run(&arguments),
         Command::Overlaybd(arguments) => overlaybd::run(&arguments),
         Command::Broker => broker::run(),
+        Command::Load(arguments) => load::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),
         Command::Man(arguments) => generate::man(&arguments, Arguments::command()),

@@ -59,6 +59,8 @@ pub(super) struct Opened {
     pub(super) requests: Option<mpsc::Sender<WriteContentRequest>>,
     /// The call, with the lease in use.
     pub(super) call: Call,
+    /// Bytes that the store has under the reference.
+    pub(super) left_bytes: u64,
 }
 
 /// The reply that is due for a message.

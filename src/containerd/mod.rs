@@ -7,9 +7,11 @@
 //! Source: docs/formats/containerd.md, "The content store"; containerd
 //! `api/services/content/v1/content.proto`.
 
+mod blobs;
 mod client;
 mod contact;
 mod content;
+mod images;
 mod ingest;
 mod lease;
 mod name;
@@ -20,6 +22,7 @@ mod watch;
 mod write;
 
 pub use self::{
+    blobs::UNCOMPRESSED,
     content::{Containerd, Direct},
     sweep::Swept,
 };

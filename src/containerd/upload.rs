@@ -59,12 +59,22 @@ pub(super) struct Upload {
     name: String,
     watch: Watch,
     lease_lifetime: Duration,
+    manner: Manner,
     /// Lease that this task has created, or tried to create.
     lease: Option<String>,
     /// Time of its creation, by containerd's clock.
     leased_at: Option<Timestamp>,
     /// Whether the store may know the reference.
     begun: bool,
+}
+
+/// What becomes of bytes that an earlier attempt left under the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// They are discarded.
+    Anew,
+    /// The rest is written behind them.
+    Resume,
 }
 
 /// An open write stream to the store.
@@ -92,6 +102,7 @@ impl Upload {
         name: String,
         watch: Watch,
         lease_lifetime: Duration,
+        manner: Manner,
     ) -> Self {
         Self {
             client,
@@ -100,6 +111,7 @@ impl Upload {
             name,
             watch,
             lease_lifetime,
+            manner,
             lease: None,
             leased_at: None,
             begun: false,
@@ -139,14 +151,18 @@ impl Upload {
             self.lease().await?;
         }
         let Some(mut session) = self.open(wanted).await? else {
-            progress.open(Opened { requests: None, call: self.call.clone() });
+            progress.open(Opened { requests: None, call: self.call.clone(), left_bytes: 0 });
             return Ok(End::Exists);
         };
-        if session.left_bytes != 0 {
+        if session.left_bytes != 0 && self.manner == Manner::Anew {
             self.truncate(&mut session).await?;
+            session.left_bytes = 0;
         }
-        let Session { requests, mut replies, .. } = session;
-        progress.open(Opened { requests: Some(requests), call: self.call.clone() });
+        let Session { requests, mut replies, left_bytes } = session;
+        let left_bytes = u64::try_from(left_bytes).map_err(|_negative| {
+            Error::new(Kind::DataLoss, reason::OFFSET, format!("the store is at byte {left_bytes}"))
+        })?;
+        progress.open(Opened { requests: Some(requests), call: self.call.clone(), left_bytes });
         loop {
             match replies.message().await {
                 Ok(Some(reply)) => progress.reply(&reply)?,

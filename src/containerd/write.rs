@@ -14,7 +14,7 @@ use super::{
     content::Containerd,
     ingest::{Awaited, Kept, Outcome, PIECE_BYTES, Progress},
     lease,
-    upload::{Leaving, Upload},
+    upload::{Leaving, Manner, Upload},
 };
 use crate::{
     call::Call,
@@ -34,6 +34,18 @@ const SYNC_RATE: u64 = 16 << 20;
 
 impl BlobSink for Containerd {
     fn ingest(&self, call: &Call, reference: &str) -> Result<Box<dyn Ingest>> {
+        self.write(call, reference, Manner::Anew)
+    }
+}
+
+impl Containerd {
+    /// Like [`BlobSink::ingest`], but goes on where an earlier attempt under the same reference ended. The commit fails
+    /// if that attempt has written other bytes.
+    pub fn resume(&self, call: &Call, reference: &str) -> Result<Box<dyn Ingest>> {
+        self.write(call, reference, Manner::Resume)
+    }
+
+    fn write(&self, call: &Call, reference: &str, manner: Manner) -> Result<Box<dyn Ingest>> {
         call.cancel.check()?;
         if reference.len() > REFERENCE_BYTES {
             let message = format!(
@@ -55,6 +67,7 @@ impl BlobSink for Containerd {
             name,
             self.watch.clone(),
             self.lease_lifetime,
+            manner,
         );
         client.runtime.spawn(upload.run(Leaving(Arc::clone(&progress)), still_wanted));
         let mut writer = Writer {
@@ -65,11 +78,15 @@ impl BlobSink for Containerd {
             requests: None,
             wanted: Some(wanted),
             piece: Vec::new(),
+            kept_bytes: 0,
             sent_bytes: 0,
             size_bytes: 0,
         };
         match writer.progress.opened(&call.cancel) {
-            Ok(opened) => (writer.requests, writer.call) = (opened.requests, opened.call),
+            Ok(opened) => {
+                (writer.requests, writer.call) = (opened.requests, opened.call);
+                (writer.kept_bytes, writer.sent_bytes) = (opened.left_bytes, opened.left_bytes);
+            }
             Err(error) => return Err(writer.name(error)),
         }
         Ok(Box::new(writer))
@@ -88,16 +105,24 @@ struct Writer {
     /// Dropped with the writer, which ends the task.
     wanted: Option<watch::Sender<()>>,
     piece: Vec<u8>,
-    /// Bytes that were passed to the task.
+    /// Bytes that the store had before.
+    kept_bytes: u64,
+    /// Bytes that were passed to the task, and those that the store had before.
     sent_bytes: u64,
     /// Bytes that the caller has written.
     size_bytes: u64,
 }
 
 impl Ingest for Writer {
-    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+    fn kept_bytes(&self) -> u64 {
+        self.kept_bytes
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.call.cancel.check()?;
+        let there = usize::try_from(self.kept_bytes.saturating_sub(self.size_bytes)).unwrap_or(usize::MAX);
         self.size_bytes += bytes.len() as u64;
+        let mut bytes = bytes.get(there..).unwrap_or_default();
         while !bytes.is_empty() {
             let room = PIECE_BYTES - self.piece.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -131,6 +156,10 @@ impl Writer {
     fn finish(&mut self, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored> {
         check_labels(labels)?;
         self.call.cancel.check()?;
+        if self.size_bytes < self.kept_bytes {
+            let message = format!("the store has {} bytes of a blob of {}", self.kept_bytes, self.size_bytes);
+            return Err(Error::new(Kind::DataLoss, reason::OFFSET, message));
+        }
         self.flush()?;
         let (action, offset) = (WriteAction::Commit, self.sent_bytes);
         let message = self.message(action, offset)?;

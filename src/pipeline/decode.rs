@@ -61,7 +61,7 @@ impl Classify for StreamLimit {
 
 /// Counts a stream against its limits.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub struct Meter {
     compressed: u64,
     uncompressed: u64,
     next_look: u64,
@@ -70,7 +70,8 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// Nothing was counted yet.
+    pub fn new(limits: &Limits) -> Self {
         Self {
             compressed: 0,
             uncompressed: 0,
@@ -81,7 +82,7 @@ impl Meter {
     }
 
     /// Adds one step: `compressed` bytes became `uncompressed` bytes.
-    pub(super) fn count(&mut self, compressed: usize, uncompressed: usize) -> Result<(), StreamLimit> {
+    pub fn count(&mut self, compressed: usize, uncompressed: usize) -> Result<(), StreamLimit> {
         self.compressed = self.compressed.saturating_add(compressed as u64);
         self.uncompressed = self.uncompressed.saturating_add(uncompressed as u64);
         if self.uncompressed > self.stream_bytes {

@@ -11,6 +11,7 @@ use crate::{call::Call, descriptor::Descriptor, digest::Digest, error::Result};
 
 pub(crate) mod file;
 pub(crate) mod labels;
+pub(crate) mod layout;
 pub(crate) mod local;
 pub(crate) mod memory;
 pub(crate) mod stream;
@@ -39,6 +40,12 @@ pub trait BlobSink: Send + Sync {
 /// Blob being written. When it is dropped without [`Ingest::commit`], the store keeps nothing of
 /// it.
 pub trait Ingest: Send {
+    /// Bytes that the store has from an earlier attempt. The caller writes them again all the same; they are passed
+    /// over, and checked with the others at the commit.
+    fn kept_bytes(&self) -> u64 {
+        0
+    }
+
     /// Appends `bytes`, any number of them. Returns at most 100 ms after a cancellation.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 

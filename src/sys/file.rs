@@ -222,6 +222,12 @@ pub fn lock_exclusive(fd: impl AsFd) -> io::Result<bool> {
     }
 }
 
+/// Takes a lock on the open file or directory that others may share, in place of an exclusive one if there was one. Waits
+/// while another open file has an exclusive lock.
+pub fn lock_shared(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::flock(fd, FlockOperation::LockShared)?)
+}
+
 /// Size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {

@@ -6,6 +6,7 @@ mod apply;
 mod command_line;
 mod diff;
 mod image;
+mod load;
 mod overlaybd;
 mod stream;
 mod terminal;
@@ -18,6 +19,7 @@ fn main() {
     suite.room("apply", apply::add);
     suite.room("diff", diff::add);
     suite.room("image", image::add);
+    suite.room("load", load::add);
     suite.room("overlaybd", overlaybd::add);
     suite.room("stream", stream::add);
     suite.room("terminal", terminal::add);

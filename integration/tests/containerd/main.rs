@@ -10,6 +10,7 @@ mod docker;
 mod documents;
 mod fallback;
 mod faults;
+mod load;
 mod native;
 mod parallel;
 mod parents;
@@ -108,6 +109,7 @@ fn main() -> anyhow::Result<()> {
     config::add(&mut suite);
     pull::add(&mut suite);
     native::add(&mut suite);
+    load::add(&mut suite);
     fallback::add(&mut suite);
     parallel::add(&mut suite);
     parents::add(&mut suite);

@@ -227,6 +227,37 @@ impl Parser {
         self.step(input).map_err(|problem| self.refuse(problem))
     }
 
+    /// Passes over up to `available` bytes of the current file's data, which the caller leaves out of its input because
+    /// it can seek. Returns their number; 0 outside the data of a file, and within a sparse one.
+    ///
+    /// ```
+    /// use plywood::format::tar::{Event, Parser};
+    ///
+    /// # fn main() -> Result<(), plywood::format::tar::TarError> {
+    /// # let mut header = tar::Header::new_gnu();
+    /// # header.set_path("hello").unwrap();
+    /// # header.set_size(5);
+    /// # header.set_cksum();
+    /// # let archive = [header.as_bytes().as_slice(), b"world", &[0; 507], &[0; 1024]].concat();
+    /// let (mut header, mut rest) = archive.split_at(512);
+    /// let mut parser = Parser::new();
+    /// assert!(matches!(parser.next(&mut header)?, Some(Event::Entry(_))));
+    /// assert_eq!(parser.skip(rest.len() as u64), 5);
+    /// rest = &rest[5..];
+    /// assert_eq!(parser.next(&mut rest)?, Some(Event::EndOfEntry));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn skip(&mut self, available: u64) -> u64 {
+        let is_plain = matches!(self.state, State::Data) && self.data.skip == 0 && self.data.later.is_empty();
+        let Some(extent) = self.data.current.filter(|_| is_plain) else { return 0 };
+        let skipped = extent.len.min(available);
+        self.data.current = Some(Extent { offset: extent.offset + skipped, len: extent.len - skipped })
+            .filter(|left| left.len > 0);
+        self.position = self.position.saturating_add(skipped);
+        skipped
+    }
+
     /// True once the end marker was read. Everything after it is ignored.
     pub fn is_finished(&self) -> bool {
         matches!(self.state, State::End)

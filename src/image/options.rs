@@ -1,0 +1,16 @@
+//! What a command takes of its inputs.
+
+use super::platform::Platform;
+
+/// What is loaded, and under which names.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Platform of the images that are taken from an index.
+    pub platform: Platform,
+    /// Takes the images of all platforms.
+    pub all_platforms: bool,
+    /// Name for images that have none, or of which only the tag is known.
+    pub name: Option<String>,
+    /// Gives an image of a set all names that its archive has.
+    pub all_tags: bool,
+}

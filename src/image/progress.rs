@@ -1,0 +1,80 @@
+//! Progress of loading, object by object, in the words of containerd's transfer service.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::call::Progress;
+
+/// What is done with one object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its turn has not come.
+    Waiting,
+    /// Its bytes are on their way.
+    Downloading,
+    /// It is in the target.
+    Complete,
+    /// It was in the target before.
+    AlreadyExists,
+    /// The image is recorded.
+    Saved,
+}
+
+impl State {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Downloading => "downloading",
+            Self::Complete => "complete",
+            Self::AlreadyExists => "already exists",
+            Self::Saved => "saved",
+        }
+    }
+}
+
+/// One object: an image, a manifest, a configuration or a layer.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// `layer (0123456789ab)`, or the name of an image.
+    pub name: String,
+    /// What is done with it.
+    pub state: State,
+    /// Bytes done.
+    pub progress: Progress,
+    /// Size in bytes; 0 where it has none.
+    pub total_bytes: u64,
+}
+
+/// The rows of one command. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<Vec<Row>>>);
+
+impl Board {
+    fn rows(&self) -> MutexGuard<'_, Vec<Row>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a row. Returns its number.
+    pub(super) fn add(&self, name: String, state: State, total_bytes: u64) -> usize {
+        let mut rows = self.rows();
+        rows.push(Row { name, state, progress: Progress::default(), total_bytes });
+        rows.len() - 1
+    }
+
+    /// Sets the state of a row. Returns its counter.
+    pub(super) fn set(&self, number: usize, state: State) -> Progress {
+        let mut rows = self.rows();
+        match rows.get_mut(number) {
+            Some(row) => {
+                row.state = state;
+                row.progress.clone()
+            }
+            None => Progress::default(),
+        }
+    }
+
+    /// The rows as they are now.
+    pub fn look(&self) -> Vec<Row> {
+        self.rows().clone()
+    }
+}

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     apply::{Applied, ApplyError, Converter, Layer, Options, Parents, Processors, choose},
     call::{Cancel, Progress, Work},
-    config,
+    config::{self, DecodeAhead},
     digest::Digest,
     error::{Error, Kind, Quoted, Result},
     format::erofs::{BlockBits, writer::WriteOptions},
@@ -28,7 +28,7 @@ use crate::{
         sniff::{self, Head},
     },
     limits::Limits,
-    pipeline::{DecodeAhead, Resources, helpers::Helpers},
+    pipeline::{Resources, helpers::Helpers},
     processor::{Broker, Setup},
     snapshot::{Durability, LAYER, Publication},
 };
@@ -150,8 +150,11 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         durability: Durability::Request,
         ..Options::default()
     };
-    let resources =
-        Resources::with_ahead(Limits::default(), Helpers::default_threads(), arguments.decode_ahead.into());
+    let resources = Resources::with_ahead(
+        Limits::default(),
+        Helpers::default_threads(),
+        arguments.decode_ahead.options(),
+    );
     let converter = Converter::new(options, resources);
     let reading = Reading { devices: &[], user_xattr: arguments.user_xattr };
     // Opened now, so that a misspelt name is an error even for a layer that needs no parent.

@@ -76,7 +76,7 @@ impl MakeDomain for Containerd {
         let store = Arc::new(store);
         let blobs: Arc<dyn ContentStore> = Arc::clone(&store) as _;
         let resources =
-            Resources::with_ahead(limits, Helpers::default_threads(), config.apply.decode_ahead.into());
+            Resources::with_ahead(limits, Helpers::default_threads(), config.apply.decode_ahead.options());
         let converter = Converter::new(options.clone(), Arc::clone(&resources));
         let applier = Applier::new(blobs, Arc::clone(&roots), converter).with_processors(processors);
         let applier = Arc::new(applier);

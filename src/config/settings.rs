@@ -11,7 +11,7 @@ use crate::{
     compare::changes::XattrFilter,
     format::erofs::writer::WriteOptions,
     limits,
-    pipeline::DecodeAhead,
+    pipeline::AheadOptions,
     snapshot::Durability,
 };
 
@@ -232,6 +232,28 @@ pub enum Timestamps {
     Seconds,
     /// As the file system has them
     Nanoseconds,
+}
+
+/// Whether helpers decode large gzip layers ahead.
+// Its doc lines are the help of `plywood apply --decode-ahead` as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DecodeAhead {
+    /// While processors have nothing else to do
+    #[default]
+    Auto,
+    /// Never
+    Off,
+}
+
+impl DecodeAhead {
+    /// The setting in the form that the pipeline takes.
+    pub fn options(self) -> AheadOptions {
+        match self {
+            Self::Auto => AheadOptions::AUTO,
+            Self::Off => AheadOptions::OFF,
+        }
+    }
 }
 
 /// Inline limit of layers that are EROFS images.

@@ -1,4 +1,6 @@
 //! Differential fuzzing: the same bytes or the same refusal as from zlib-rs, however a stream is decoded.
+//!
+//! Source: RFC 1951.
 
 use super::{Finder, Inflate, Pause, Unit, WINDOW_BYTES, Window, known_at_end};
 

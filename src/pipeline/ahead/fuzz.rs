@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::{Ahead, AheadOptions, Hired};
+use super::{Ahead, Hired, options::AheadOptions};
 use crate::{
     call::{Cancel, Progress, Work},
     codec::{

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{
-    Cut,
-    shared::{Begins, Input, Job, Next, Part, Shared},
-};
+use super::shared::{Begins, Input, Job, Next, Part, Shared};
 use crate::{
     codec::{
-        Gzip,
+        Cut, Gzip,
         deflate::{Finder, HEADER_BYTES, Inflate, Pause, Unit, WINDOW_BYTES, known_at_end},
     },
     pipeline::{

@@ -10,6 +10,7 @@
 
 mod fuzz;
 mod helper;
+mod options;
 mod shared;
 
 use std::{
@@ -18,12 +19,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
-pub use self::fuzz::fuzz_ahead;
+pub use self::{
+    fuzz::fuzz_ahead,
+    options::{AheadFacts, AheadOptions},
+};
 use self::{
     helper::Helper,
-    shared::{Begins, Part, Shared, Taken},
+    shared::{Begins, Part, Shared, Taken, abandoned},
 };
 use super::{
     budget::Share,
@@ -34,72 +36,14 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    codec::{Cut, Decoder as _, Gzip, deflate::Window},
-    error::{Error, Kind, Result},
+    codec::{Decoder as _, Gzip, deflate::Window},
+    error::Result,
     sys::thread::{Scoped, catch, lower_priority, spawn_scoped},
 };
 
 /// Most helpers of one stream. The digest of the stream is computed in order, and with four helpers it takes longer than
 /// decoding.
 const HELPERS_MAX: usize = 4;
-
-/// Whether helpers decode ahead.
-// Its doc lines are the help of `plywood apply --decode-ahead` as well.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum DecodeAhead {
-    /// Where a layer is large, and processors have nothing else to do
-    #[default]
-    Auto,
-    /// Never
-    Off,
-}
-
-impl From<DecodeAhead> for AheadOptions {
-    fn from(setting: DecodeAhead) -> Self {
-        match setting {
-            DecodeAhead::Auto => Self::AUTO,
-            DecodeAhead::Off => Self::OFF,
-        }
-    }
-}
-
-/// When streams are decoded ahead, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AheadOptions {
-    /// Shortest blob that helpers work on, in bytes; `None`: they never do.
-    pub from_bytes: Option<u64>,
-    /// Compressed bytes between the decoder and the first piece, and from each piece to the next one.
-    pub distance: u64,
-    /// Helpers run only when a processor has nothing else to do.
-    pub yields: bool,
-}
-
-impl AheadOptions {
-    /// Helpers work on large blobs.
-    // A shorter blob is decoded in a quarter of a second, of which looking for blocks and the first wait would take a part.
-    pub const AUTO: Self = Self { from_bytes: Some(64 << 20), distance: 4 << 20, yields: true };
-    /// Helpers never work.
-    pub const OFF: Self = Self { from_bytes: None, ..Self::AUTO };
-
-    /// Whether helpers may work on a blob of `size_bytes`.
-    pub(super) fn take(&self, size_bytes: Option<u64>) -> bool {
-        matches!((self.from_bytes, size_bytes), (Some(from), Some(size)) if size >= from)
-    }
-}
-
-/// Work of helpers on one stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AheadFacts {
-    /// Pieces that the decoder took.
-    pub used: u64,
-    /// Pieces that it came to before anything of them was ready.
-    pub late: u64,
-    /// Pieces that were none: nothing of them is in the stream.
-    pub missed: u64,
-    /// Uncompressed bytes of the pieces that were used.
-    pub bytes: u64,
-}
 
 /// The right to run one helper, and its memory.
 pub(super) struct Hired {
@@ -144,14 +88,18 @@ impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
             let helper = Helper::new(Arc::clone(&shared), Arc::clone(&pool), plan, index);
             let shared = Arc::clone(&shared);
             let yields = plan.resources.ahead.yields;
-            spawn_scoped(scope, "ahead", move || {
+            let started = spawn_scoped(scope, "ahead", move || {
                 let _held = (permit, share);
                 if yields {
                     lower_priority();
                 }
                 help(&shared, || helper.work());
                 Ok(())
-            })?;
+            });
+            if started.is_err() {
+                // It goes without.
+                break;
+            }
         }
         let near = Near { shared: Arc::clone(&shared), outlet: Outlet::new(pool, plan, next) };
         ahead.decoder = Some(spawn_scoped(scope, "decode", move || {
@@ -199,10 +147,6 @@ fn help(shared: &Shared, work: impl FnOnce()) {
     if let Err(error) = outcome {
         shared.fail(error);
     }
-}
-
-fn abandoned() -> Error {
-    Error::new(Kind::Internal, "pipeline.abandoned", "the decoder has ended before its input")
 }
 
 /// The decoder, on its thread.

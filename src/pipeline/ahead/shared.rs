@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{AheadFacts, Cut, abandoned};
+use super::options::AheadFacts;
 use crate::{
-    codec::{SIZED_HEADER_BYTES, member_bytes},
-    error::{Error, Result},
+    codec::{Cut, SIZED_HEADER_BYTES, member_bytes},
+    error::{Error, Kind, Result},
     pipeline::{budget::SHARE_BYTES, buffer::Chunk},
 };
 
@@ -261,11 +261,11 @@ impl Shared {
     /// itself and met no such block, are none.
     pub(super) fn take(&self, at: Cut, begins: Begins) -> Option<Taken> {
         let mut state = self.lock();
-        while let Some(piece) = state.pieces.pop_front_if(|piece| piece.start < at) {
+        while let Some(piece) = pop_if(&mut state.pieces, |piece| piece.start < at) {
             state.miss();
             state.cut_off(piece.parts, 0);
         }
-        let piece = state.pieces.pop_front_if(|piece| piece.start == at);
+        let piece = pop_if(&mut state.pieces, |piece| piece.start == at);
         let taken = piece.and_then(|piece| match piece.end {
             Some((end, bytes)) if piece.begins == begins => {
                 state.misses = 0;
@@ -280,7 +280,7 @@ impl Shared {
             }
         });
         let end = taken.as_ref().map_or(at, |taken| taken.end);
-        while let Some(piece) = state.pieces.pop_front_if(|piece| piece.start < end) {
+        while let Some(piece) = pop_if(&mut state.pieces, |piece| piece.start < end) {
             state.facts.late += 1;
             state.cut_off(piece.parts, 0);
         }
@@ -305,7 +305,9 @@ impl Shared {
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
-        state.pieces.clear();
+        for piece in std::mem::take(&mut state.pieces) {
+            state.cut_off(piece.parts, 0);
+        }
         state.input.clear();
         drop(state);
         self.changed.notify_all();
@@ -338,8 +340,6 @@ impl Shared {
             }
             let is_here = state.has_ended || from / 8 + bytes <= state.end;
             if is_here && state.memory + 2 * UNITS_BYTES <= self.memory && may_work() {
-                let decoder = state.decoder;
-                while state.members.pop_front_if(|member| *member < decoder).is_some() {}
                 if state.next_member.is_none() {
                     state.search_from = from + 8 * self.distance;
                     return Some(Job::Search(from));
@@ -358,7 +358,15 @@ impl Shared {
 
     /// Copies input from byte `from` on; how many bytes.
     pub(super) fn copy(&self, from: u64, output: &mut [u8]) -> usize {
-        self.lock().copy(from, output)
+        // A helper that loses its processor must not hold the lock for long: the decoder would wait for both.
+        let end = from + output.len() as u64;
+        let input: Vec<_> = {
+            let state = self.lock();
+            let is_part =
+                |(offset, chunk): &&(u64, Chunk)| *offset < end && from < offset + chunk.len() as u64;
+            state.input.iter().filter(is_part).cloned().collect()
+        };
+        copy(&input, from, output)
     }
 
     /// Announces a piece; [`Next::Gone`] when the decoder or another piece may be there already.
@@ -452,6 +460,27 @@ impl Shared {
     }
 }
 
+/// Copies input from byte `from` on; how many bytes.
+fn copy<'a>(input: impl IntoIterator<Item = &'a (u64, Chunk)>, from: u64, output: &mut [u8]) -> usize {
+    let mut filled = 0;
+    for (offset, chunk) in input {
+        let skipped = (from + filled as u64).checked_sub(*offset).and_then(|skip| usize::try_from(skip).ok());
+        let bytes = skipped.and_then(|skipped| chunk.get(skipped..)).unwrap_or_default();
+        let room = output.get_mut(filled..).unwrap_or_default();
+        let len = bytes.len().min(room.len());
+        if let (Some(room), Some(bytes)) = (room.get_mut(..len), bytes.get(..len)) {
+            room.copy_from_slice(bytes);
+        }
+        filled += len;
+    }
+    filled
+}
+
+/// The first item, if it is one that `take` wants.
+fn pop_if<T>(items: &mut VecDeque<T>, take: impl Fn(&T) -> bool) -> Option<T> {
+    if items.front().is_some_and(take) { items.pop_front() } else { None }
+}
+
 impl State {
     fn new() -> Self {
         Self {
@@ -483,31 +512,14 @@ impl State {
     fn note_members(&mut self, apart: u64) {
         while let Some(member) = self.next_member.filter(|at| at + SIZED_HEADER_BYTES as u64 <= self.end) {
             let mut header = [0; SIZED_HEADER_BYTES];
-            self.copy(member, &mut header);
+            copy(&self.input, member, &mut header);
             if self.members.back().is_none_or(|last| member >= last + apart) {
                 self.members.push_back(member);
             }
             self.next_member = member_bytes(&header).map(|bytes| member + bytes);
         }
-        if self.next_member.is_none() {
-            self.members.clear();
-        }
-    }
-
-    fn copy(&self, from: u64, output: &mut [u8]) -> usize {
-        let mut filled = 0;
-        for (offset, chunk) in &self.input {
-            let skipped =
-                (from + filled as u64).checked_sub(*offset).and_then(|skip| usize::try_from(skip).ok());
-            let bytes = skipped.and_then(|skipped| chunk.get(skipped..)).unwrap_or_default();
-            let room = output.get_mut(filled..).unwrap_or_default();
-            let len = bytes.len().min(room.len());
-            if let (Some(room), Some(bytes)) = (room.get_mut(..len), bytes.get(..len)) {
-                room.copy_from_slice(bytes);
-            }
-            filled += len;
-        }
-        filled
+        let (decoder, is_over) = (self.decoder, self.next_member.is_none());
+        while pop_if(&mut self.members, |member| is_over || *member < decoder).is_some() {}
     }
 
     fn miss(&mut self) {
@@ -555,4 +567,9 @@ impl State {
             None => Input::NotYet,
         }
     }
+}
+
+/// Error of whoever finds the other side gone.
+pub(super) fn abandoned() -> Error {
+    Error::new(Kind::Internal, "pipeline.abandoned", "the decoder has ended before its input")
 }

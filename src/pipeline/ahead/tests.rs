@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     call::{Cancel, Progress, Work},
     digest::Digest,
+    error::Kind,
     limits::Limits,
     pipeline::{Pipeline, Ran, Resources, Source},
 };

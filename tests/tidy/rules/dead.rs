@@ -21,7 +21,9 @@ const FOR_TESTS: &[(&str, &str)] = &[
     // Entries of the fuzz targets.
     ("codec/mod.rs", "fuzz_gzip"),
     ("codec/mod.rs", "fuzz_zstd"),
-    ("codec/deflate/mod.rs", "fuzz"),
+    ("codec/deflate/fuzz.rs", "fuzz"),
+    ("codec/deflate/fuzz.rs", "Fuzzer"),
+    ("pipeline/ahead/fuzz.rs", "fuzz_ahead"),
     ("format/erofs/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "read_all"),

@@ -111,7 +111,7 @@ fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64) -> Result<(), u6
                 lots.run(&data);
                 if done.fetch_add(1, Ordering::Relaxed) % 2000 == 0 {
                     let (helpers, distance) = (1 + lots.below(7), 64 + lots.below(4000));
-                    let chunk = 1 + lots.below(5000);
+                    let chunk = (1 + lots.below(5000)).max(data.len() / 500);
                     plywood::pipeline::fuzz_ahead(&data, helpers, distance as u64, chunk);
                 }
             }

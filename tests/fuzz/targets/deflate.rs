@@ -1,4 +1,4 @@
-//! Deflate streams: the same bytes or the same refusal as from zlib-rs, whatever the steps, and from every block.
+//! Deflate streams: the same bytes or the same refusal as from zlib-rs, whatever the steps, from every block, and in pieces.
 
 #![no_main]
 

@@ -1,11 +1,15 @@
 //! Times our gzip decoder beside zlib-rs, in pairs, on the layers of corpora.py; and `igzip` and `libdeflate-gunzip`,
 //! where they are installed.
 //!
-//!     cargo bench --bench inflate -- [NAME ...]       # minbase pydata node cuda tf, from $PLYWOOD_CORPORA
+//!     cargo bench --bench inflate -- [--costs FILE] [NAME ...]   # minbase pydata node cuda tf, from $PLYWOOD_CORPORA
 //!
 //! Both decoders get the file in pieces of 256 KiB, fill buffers of 512 KiB, and compute the CRC-32, as in Apply. A pair
 //! is A B, the next one B A; figures are processor time of the thread, the least of all pairs. The tools write to
 //! /dev/null; what they take is their processes' user time.
+//!
+//! The last columns are the work of a helper that decodes ahead, as shares of the time that the same bytes take in order:
+//! finding a block, decoding with the window unknown, putting the bytes in; and which share of the bytes needed no window.
+//! `--costs` writes them to a file for model.py.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures are what it is for")]
 
@@ -14,7 +18,11 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use plywood::codec::Coding;
+use plywood::codec::{
+    Coding,
+    deflate::{Finder, HEADER_BYTES, Inflate, Pause, WINDOW_BYTES, Window, known_at_end},
+};
+use serde_json::json;
 use zlib_rs::{Inflate, InflateFlush, Status, crc32::crc32};
 
 const PAIRS: usize = 5;
@@ -82,6 +90,73 @@ fn theirs(blob: &[u8]) -> u64 {
     panic!("the corpus is cut short");
 }
 
+/// How much of a piece's work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Work {
+    Find,
+    Decode,
+    Resolve,
+}
+
+/// Distance of pieces, and what is searched for the start of one: as in Apply.
+const PIECE_BYTES: usize = 4 << 20;
+const SEARCH_BYTES: usize = 512 << 10;
+const PART_UNITS: usize = 256 << 10;
+
+/// Decodes all pieces of a file behind the first one, each without what comes before it; their uncompressed bytes, and
+/// those among them that needed no window.
+fn pieces(blob: &[u8], work: Work) -> (u64, u64) {
+    let (mut finder, mut marked, mut plain) = (Finder::new(), Inflate::<u16>::new(), Inflate::<u8>::new());
+    let (mut units, mut bytes) = (vec![0; PART_UNITS], vec![0; OUTPUT_BYTES]);
+    let window = Window::new(&[0; WINDOW_BYTES]);
+    let (mut total, mut known_total) = (0, 0);
+    for from in (PIECE_BYTES..blob.len()).step_by(PIECE_BYTES) {
+        let end = (from + SEARCH_BYTES + HEADER_BYTES).min(blob.len());
+        let Some(start) = finder.find(&blob[from..end], 0..8 * SEARCH_BYTES as u64) else { continue };
+        if work == Work::Find {
+            continue;
+        }
+        let until = 8 * PIECE_BYTES as u64;
+        let mut first = start - start % 8;
+        let mut input = &blob[from + usize::try_from(start / 8).expect("small")..];
+        marked.start_unknown(u32::try_from(start % 8).expect("small"));
+        let (mut known, mut at) = (0, start);
+        let is_over = loop {
+            marked.pause_from(Some((at + (8 * 48 << 10)).min(until) - first));
+            let Ok((now, pause)) = marked.decode(&mut input, &mut units) else { break true };
+            let at_end = known_at_end(&units[..now]);
+            known = if at_end == now { known + now } else { at_end };
+            total += now as u64;
+            let mut rest = if work == Work::Resolve { &units[..now] } else { &[] };
+            while !rest.is_empty() {
+                let done = window.resolve(rest, &mut bytes);
+                rest = &rest[done..];
+            }
+            if pause == Pause::Block {
+                at = first + marked.position();
+                if at >= until || known >= WINDOW_BYTES {
+                    break at >= until;
+                }
+            } else if pause != Pause::Output {
+                break true;
+            }
+        };
+        let Some(before) = marked.known_window().filter(|_| !is_over) else { continue };
+        plain.start_at(u32::try_from(at % 8).expect("small"), &before);
+        first = at - at % 8;
+        input = &blob[from + usize::try_from(at / 8).expect("small")..];
+        plain.pause_from(Some(until - first));
+        while let Ok((now, pause)) = plain.decode(&mut input, &mut bytes) {
+            total += now as u64;
+            known_total += now as u64;
+            if pause != Pause::Output {
+                break;
+            }
+        }
+    }
+    (total, known_total)
+}
+
 /// The least user time of three runs, if the tool is installed.
 fn tool(name: &str, path: &str) -> Option<f64> {
     let mut least = f64::MAX;
@@ -99,17 +174,21 @@ fn main() -> ExitCode {
         eprintln!("skipped: PLYWOOD_CORPORA is not set; tests/benches/corpora.py makes them");
         return ExitCode::SUCCESS;
     };
-    let names: Vec<_> = env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
+    let mut names: Vec<_> = env::args().skip(1).filter(|name| name != "--bench").collect();
+    let costs_file = names.iter().position(|name| name == "--costs").map(|at| {
+        names.remove(at);
+        names.remove(at)
+    });
     let names = if names.is_empty() {
         ["minbase", "pydata", "node", "cuda", "tf"].map(Into::into).into()
     } else {
         names
     };
     println!(
-        "{:8} {:>8} {:>8} {:>6} {:>8} {:>10}  MB/s",
-        "", "ours", "zlib-rs", "ratio", "igzip", "libdeflate"
+        "{:8} {:>8} {:>8} {:>6} {:>8} {:>10}  MB/s; {:>6} {:>6} {:>8} {:>6}",
+        "", "ours", "zlib-rs", "ratio", "igzip", "libdeflate", "find", "decode", "resolve", "known"
     );
-    let mut ratios = Vec::new();
+    let (mut ratios, mut costs) = (Vec::new(), serde_json::Map::new());
     for name in names {
         let path = format!("{corpora}/{name}.tar.gz");
         let Ok(blob) = fs::read(&path) else {
@@ -127,11 +206,33 @@ fn main() -> ExitCode {
             }
         }
         assert_eq!(totals[0], totals[1], "bytes of {name}");
+        // Shares of the time that decoding the same bytes in order takes.
+        let mut steps = [f64::MAX; 3];
+        let mut known = 0.0;
+        let mut share = 0.0;
+        for _ in 0..3 {
+            for (step, work) in steps.iter_mut().zip([Work::Find, Work::Decode, Work::Resolve]) {
+                let before = thread_seconds();
+                let (total, of_these) = pieces(&blob, work);
+                *step = step.min(thread_seconds() - before);
+                if total > 0 {
+                    known = of_these as f64 / total as f64;
+                    share = total as f64 / totals[0] as f64;
+                }
+            }
+        }
+        let in_order = least[0] * share;
+        let [find, decode, resolve] =
+            [steps[0] / in_order, (steps[1] - steps[0]) / in_order, (steps[2] - steps[1]) / in_order];
+        costs.insert(
+            name.clone(),
+            json!({ "in_order_s": least[0], "find": find, "decode": decode, "resolve": resolve, "known": known }),
+        );
         let rate = |seconds: f64| totals[0] as f64 / 1e6 / seconds;
         let of_tool =
             |tool: Option<f64>| tool.map_or("-".to_owned(), |seconds| format!("{:.0}", rate(seconds)));
         println!(
-            "{name:8} {:8.0} {:8.0} {:6.3} {:>8} {:>10}",
+            "{name:8} {:8.0} {:8.0} {:6.3} {:>8} {:>10}        {find:6.3} {decode:6.3} {resolve:8.3} {known:6.3}",
             rate(least[0]),
             rate(least[1]),
             least[1] / least[0],
@@ -139,6 +240,10 @@ fn main() -> ExitCode {
             of_tool(tool("libdeflate-gunzip", &path)),
         );
         ratios.push(least[1] / least[0]);
+    }
+    if let Some(file) = costs_file {
+        fs::write(file, format!("{:#}\n", serde_json::Value::Object(costs)))
+            .expect("the file can be written");
     }
     if !ratios.is_empty() {
         let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64;

@@ -17,6 +17,9 @@ Figures are medians with min..max; a ratio is ours / peer, below 1 is faster or 
   growth  synth-N.tar      the same
   stream  generated        none: 1 and 4 GiB from a pipe, for the peak of memory
   native  an image of ours cp IMAGE OUT, and zstd -dc IMAGE.zst > OUT
+  igzip   NAME.tar.gz      igzip -dc NAME.tar.gz > /dev/null: decoding alone
+  ahead   NAME.tar.gz      ours with --decode-ahead=off
+  two     two NAME.tar.gz  the same, two layers at once, each in a process
 
 The options of mkfs.erofs are the ones containerd's differ passes (its fixed ones, then the
 mkfs_options that its documentation recommends): --tar=f --aufs --quiet -Enoinline_data -b4096
@@ -38,6 +41,7 @@ import pathlib
 import platform
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,7 +51,10 @@ import uuid
 
 BIG = ["minbase", "pydata", "node", "cuda", "tf"]
 SMALL = ["whiteout", "tiny"]
-SUITES = ["gzip", "zstd", "plain", "wide", "growth", "stream", "native"]
+SUITES = ["gzip", "zstd", "plain", "wide", "growth", "stream", "native", "igzip", "ahead", "two"]
+# Where helpers decode ahead, and have memory of their own.
+AHEAD = ["gzip", "igzip", "ahead", "two"]
+PAIRS_AT_ONCE = [("cuda", "pydata"), ("tf", "node"), ("cuda", "cuda")]
 MIB = 1 << 20
 # Above this many names in one directory mkfs.erofs takes minutes.
 WIDEST_PEER = 200_000
@@ -108,17 +115,19 @@ def sha256(file):
 
 
 class Side:
-    """One of the two contestants: a pipeline, and the file it leaves."""
+    """One of the two contestants: a pipeline, and the files it leaves."""
 
-    def __init__(self, commands, out, **pipeline):
-        self.commands, self.out, self.pipeline = commands, out, pipeline
+    def __init__(self, commands, *outs, **pipeline):
+        self.commands, self.outs, self.pipeline = commands, outs, pipeline
         self.samples, self.size_bytes = [], None
 
     def once(self):
-        self.out.unlink(missing_ok=True)
+        for out in self.outs:
+            out.unlink(missing_ok=True)
         self.samples.append(execute(self.commands, **self.pipeline))
-        self.size_bytes = self.out.stat().st_size
-        self.out.unlink()
+        self.size_bytes = sum(out.stat().st_size for out in self.outs)
+        for out in self.outs:
+            out.unlink()
 
     def summary(self):
         def spread(key):
@@ -146,7 +155,7 @@ def pair(ours, peer, pairs, files):
         row["ratio"] = {
             key: median(a[key] / max(b[key], 1e-9) for a, b in zip(ours.samples, peer.samples))
             for key in ("wall_s", "cpu_s")}
-        row["ratio"]["size_bytes"] = ours.size_bytes / peer.size_bytes
+        row["ratio"]["size_bytes"] = ours.size_bytes / peer.size_bytes if peer.size_bytes else None
     return row
 
 
@@ -206,6 +215,27 @@ class Bench:
             peer = Side([[self.tools["zstd"], "-dc", "-q", str(file)], self.mkfs(out, digest)], out)
         self.add(suite, corpus, ours, peer, [file])
 
+    def igzip(self, corpus):
+        self.need("igzip")
+        file, out = self.corpora / f"{corpus}.tar.gz", self.work / "a.erofs"
+        ours = Side([self.apply(file, out)], out)
+        self.add("igzip", corpus, ours, Side([[self.tools["igzip"], "-dc", str(file)]]), [file])
+
+    def ahead(self, corpus):
+        file, out = self.corpora / f"{corpus}.tar.gz", self.work / "a.erofs"
+        ours = Side([self.apply(file, out)], out)
+        self.add("ahead", corpus, ours, Side([self.apply(file, out, "--decode-ahead=off")], out), [file])
+
+    def two(self, corpora):
+        files = [self.corpora / f"{corpus}.tar.gz" for corpus in corpora]
+        outs = [self.work / f"{index}.erofs" for index in range(len(files))]
+
+        def side(*more):
+            each = [shlex.join(self.apply(file, out, *more)) for file, out in zip(files, outs)]
+            script = " & ".join(each) + " & wait %1 && wait %2"
+            return Side([["bash", "-mc", script]], *outs)
+        self.add("two", "+".join(corpora), side(), side("--decode-ahead=off"), files)
+
     def stream(self):
         """Layers that are never a file: one member of N GiB, produced while it is read."""
         for gib in (1, 4):
@@ -255,7 +285,8 @@ class Bench:
                 try:
                     if name not in self.manifest:
                         raise LookupError("no such corpus (tests/benches/corpora.py makes it)")
-                    self.native(name) if suite == "native" else self.layer(suite, name)
+                    own = {"native": self.native, "igzip": self.igzip, "ahead": self.ahead}.get(suite)
+                    own(name) if own else self.layer(suite, name)
                 except (LookupError, Failed, OSError) as error:
                     self.skip(f"{suite} {name}", error)
 
@@ -263,6 +294,16 @@ class Bench:
             known = sorted(self.manifest, key=lambda name: self.manifest[name]["entries"])
             if suite in ("gzip", "zstd", "plain"):
                 each(suite, BIG + SMALL)
+            elif suite in ("igzip", "ahead"):
+                each(suite, BIG)
+            elif suite == "two":
+                for corpora in PAIRS_AT_ONCE:
+                    if wanted and not set(wanted) & set(corpora):
+                        continue
+                    try:
+                        self.two(corpora)
+                    except (LookupError, Failed, OSError) as error:
+                        self.skip(f"two {'+'.join(corpora)}", error)
             elif suite == "wide":
                 each(suite, [name for name in known if name.startswith("wide-")])
             elif suite == "growth":
@@ -304,6 +345,13 @@ def bars(rows):
     yield "P1", "tar.gz, wall, geomean of the five", geomean(gzip), 0.35
     yield "P1b", "tar.gz, wall, worst of the five", max(gzip, default=None), 0.45
     yield "P2", "tar.gz, CPU, geomean of the five", geomean(ratios("gzip", BIG, "cpu_s")), 0.45
+    yield "P16", "tar.gz, wall against igzip -dc, geomean of the five", geomean(ratios("igzip", BIG, "wall_s")), 1.20
+    two = [row["ratio"]["wall_s"] for row in rows if row["suite"] == "two"]
+    yield "P17", "two layers at once, wall against decode-ahead off", max(two, default=None), 1.03
+    # 64 MiB and 24 MiB for each helper, of which there is one less than there are processors, and four at most.
+    ahead = [row["ours"]["peak_bytes"] for row in rows if row["suite"] in AHEAD]
+    most = 64 + 24 * min(4, len(os.sched_getaffinity(0)) - 1)
+    yield "P18", "peak memory with decode-ahead, MiB", max(ahead, default=0) / MIB or None, most
     yield "P5", "tar.zst, wall, geomean of the five", geomean(ratios("zstd", BIG, "wall_s")), 0.95
     yield "P6", "plain tar, wall, node and whiteout", max(ratios("plain", ["node", "whiteout"], "wall_s"), default=None), 0.40
     others = ["minbase", "pydata", "cuda", "tf"]
@@ -316,7 +364,7 @@ def bars(rows):
         growth = (cpu("growth", "synth-1000000") / large["entries"]) / (cpu("growth", "synth-10000") / small["entries"])
     yield "P8", "CPU per entry, 1 000 000 against 10 000", growth, 1.3
     # 48 MiB + 200 bytes per entry, as a share of that allowance.
-    measured = [row for row in rows if row["entries"]]
+    measured = [row for row in rows if row["entries"] and row["suite"] not in AHEAD]
     shares = [row["ours"]["peak_bytes"] / (48 * MIB + 200 * row["entries"]) for row in measured]
     yield "P9", "peak memory / (48 MiB + 200 B per entry), worst", max(shares, default=None), 1.0
     yield "P9", "peak memory of synth-1000000, MiB", large and large["ours"]["peak_bytes"] / MIB, 250
@@ -347,7 +395,8 @@ def line(row):
         peak = f"{bound}{s['peak_bytes'] / MIB:.0f}"
         return f"{text:>19} {s['cpu_s']['median']:6.2f} {peak:>6} {s['size_bytes'] / 1e6:8.1f}"
     ratio = row.get("ratio")
-    tail = f"{ratio['wall_s']:6.2f} {ratio['cpu_s']:6.2f} {ratio['size_bytes']:6.2f}" if ratio else ""
+    size = ratio and ratio["size_bytes"]
+    tail = f"{ratio['wall_s']:6.2f} {ratio['cpu_s']:6.2f} {f'{size:.2f}' if size else '-':>6}" if ratio else ""
     return f"{row['suite']:7} {row['corpus']:15} {side(row['ours'])}   {side(row['peer'])}   {tail}".rstrip()
 
 

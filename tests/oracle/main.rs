@@ -1,7 +1,7 @@
 //! Second opinions: what we write, read by others, and what others write, read by us.
 //!
 //! The others are the kernel, mkfs.erofs, fsck.erofs and dump.erofs, mkfs.ext4 and debugfs, GNU tar, Python, xz,
-//! lz4 and bzip2, the crates `tar` and `erofs-rs`, and simple models of our own.
+//! lz4, zstd and bzip2, the crates `tar` and `erofs-rs`, and simple models of our own.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
@@ -19,6 +19,7 @@ mod lsmt;
 mod tar_reader;
 mod tar_writer;
 mod tree;
+mod zfile;
 
 use testkit::{Suite, namespace};
 
@@ -36,5 +37,6 @@ fn main() {
     suite.room("foreign", foreign::add);
     suite.room("lsmt", lsmt::add);
     suite.room("tree", tree::add);
+    suite.room("zfile", zfile::add);
     suite.run()
 }

@@ -8,6 +8,7 @@ mod diff;
 mod image;
 mod load;
 mod overlaybd;
+mod overlaybd_export;
 mod stream;
 mod terminal;
 
@@ -21,6 +22,7 @@ fn main() {
     suite.room("image", image::add);
     suite.room("load", load::add);
     suite.room("overlaybd", overlaybd::add);
+    suite.room("overlaybd_export", overlaybd_export::add);
     suite.room("stream", stream::add);
     suite.room("terminal", terminal::add);
     suite.run()

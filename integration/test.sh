@@ -34,6 +34,7 @@ else
     echo "test: going on; tests that need containerd or erofs-utils are skipped"
 fi
 integration/setup/tools.sh docker >/dev/null || echo "test: going on; tests that need docker are skipped"
+integration/setup/tools.sh archives >/dev/null || echo "test: going on; tests that need skopeo and its like are skipped"
 export CARGO_TERM_COLOR=never
 
 # check NAME COMMAND...: one check that passes or fails as a whole.

@@ -3,10 +3,11 @@
 #
 #   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils: what demo and tests drive
 #   eval "$(integration/setup/tools.sh docker)" # besides those: dockerd, its client and buildx
+#   eval "$(integration/setup/tools.sh archives)" # besides those: programs that write archives of images
 #   eval "$(integration/setup/tools.sh rust)"   # a Rust toolchain, for machines without one that is new enough
 #
-# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the second does the same, with its own in
-# $PLYWOOD_TOOLS/docker/bin; the third puts its own first on PATH.
+# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the second and the third do the same, with their
+# own in $PLYWOOD_TOOLS/docker/bin and $PLYWOOD_TOOLS/archives/bin; the fourth puts its own first on PATH.
 #
 # Nothing of the host is replaced: apt runs with a configuration, lists, cache and (empty) status file of its own,
 # packages are unpacked and not installed, and every program is patched to the loader and libraries unpacked beside
@@ -48,13 +49,19 @@ docker)
     PROGRAMS="dockerd docker docker-buildx"
     dir=$dir/docker
     ;;
+archives)
+    LINKED="skopeo umoci buildah podman patchelf"
+    PLAIN=
+    PROGRAMS="skopeo umoci buildah podman"
+    dir=$dir/archives
+    ;;
 rust)
     LINKED="rustc cargo rust-clippy rustfmt patchelf"
     PLAIN=
     PROGRAMS="rustc rustdoc cargo rustfmt cargo-fmt clippy-driver cargo-clippy"
     dir=$dir/rust
     ;;
-*) fail "$set is none of daemons, docker and rust" ;;
+*) fail "$set is none of daemons, docker, archives and rust" ;;
 esac
 
 for program in apt-get apt-config dpkg dpkg-deb flock; do
@@ -69,7 +76,7 @@ dir=$(cd "$dir" && pwd -P)
 answer() {
     case $set in
     daemons) echo "export PLYWOOD_TOOLS='$dir'" ;;
-    docker) echo "export PLYWOOD_TOOLS='${dir%/docker}'" ;;
+    docker | archives) echo "export PLYWOOD_TOOLS='${dir%/"$set"}'" ;;
     rust) echo "export PATH='$dir/bin':\$PATH" ;;
     esac
 }
@@ -160,8 +167,13 @@ for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$
     if [ ! -f "$program" ] || [ -L "$program" ]; then continue; fi
     # Scripts and static programs have no interpreter to change.
     $run --print-interpreter "$program" >/dev/null 2>&1 || continue
-    # An old-style RPATH, because it also counts for the libraries of libraries.
-    $run --set-interpreter "$loader" --force-rpath --set-rpath "$libraries" "$program"
+    if [ "$set" = archives ]; then
+        # These die of a longer RPATH (Go, position-independent): they are told at the start.
+        $run --set-interpreter "$loader" "$program"
+    else
+        # An old-style RPATH, because it also counts for the libraries of libraries.
+        $run --set-interpreter "$loader" --force-rpath --set-rpath "$libraries" "$program"
+    fi
 done
 # A library with a path of its own would not use the program's.
 find "$dir"/root/usr/lib* "$dir"/root/lib* -maxdepth 2 -name '*.so*' -type f 2>/dev/null | while read -r library; do
@@ -169,11 +181,18 @@ find "$dir"/root/usr/lib* "$dir"/root/lib* -maxdepth 2 -name '*.so*' -type f 2>/
 done
 for program in $PROGRAMS; do
     for folder in usr/bin usr/sbin bin sbin "$PLUGINS"; do
-        [ -x "$dir/root/$folder/$program" ] && ln -sf "$dir/root/$folder/$program" "$dir/bin/$program"
+        [ -x "$dir/root/$folder/$program" ] || continue
+        if [ "$set" = archives ]; then
+            printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$libraries" "$dir/root/$folder/$program" \
+                >"$dir/bin/$program"
+            chmod +x "$dir/bin/$program"
+        else
+            ln -sf "$dir/root/$folder/$program" "$dir/bin/$program"
+        fi
     done
     [ -x "$dir/bin/$program" ] || fail "$program is not among what was unpacked"
 done
-# A patched program either starts or dies at once (skopeo does, which is why it is not in the list).
+# A patched program either starts or dies at once.
 for program in $PROGRAMS; do
     case $program in
     containerd-shim-runc-v2) argument=-v ;;
@@ -188,6 +207,7 @@ echo "$stamp" >"$dir/.stamp"
 case $set in
 daemons) versions="containerd runc mkfs.erofs" ;;
 docker) versions="dockerd" ;;
+archives) versions="skopeo umoci buildah podman" ;;
 rust) versions="rustc cargo" ;;
 esac
 for program in $versions; do

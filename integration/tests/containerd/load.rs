@@ -13,6 +13,7 @@ use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
 use plywood_integration::image::{Coding, Image, Layer};
 use serde_json::Value;
+use testkit::Need;
 
 use crate::Suite;
 
@@ -22,10 +23,22 @@ const POINTS: u32 = 100;
 const LAYERS: usize = 6;
 const LAYER_BYTES: usize = 4 << 20;
 
+/// Lets a program write archives, and loads them.
+type Made = fn(&Env, &Workshop) -> anyhow::Result<()>;
+
 pub fn add(suite: &mut Suite) {
     suite.with_env("load_gives_every_set_the_image_or_the_refusal_of_its_case", Setup::default(), cases);
     suite.with_env("load_reads_only_the_files_of_a_set_that_are_needed", Setup::default(), sequences);
     suite.with_env("load_records_what_ctr_import_records", Setup::default(), like_ctr);
+    let programs: [(&'static str, Made); 4] =
+        [("skopeo", skopeo), ("umoci", umoci), ("buildah", buildah), ("podman", podman)];
+    for (program, made) in programs {
+        let name = format!("load_records_what_ctr_import_records_of_archives_made_by_{program}");
+        suite.test(name, &[Need::Tool(program)], move || {
+            let env = Env::start(&Setup::default())?;
+            made(&env, &Workshop::new()?).map_err(|error| error.context(env.logs()))
+        });
+    }
     suite.with_env("load_completes_a_partial_archive_from_the_store", Setup::default(), partial);
     suite.with_env("a_loaded_image_runs", Setup::default(), runs);
     suite.with_env("load_killed_at_100_points_leaves_no_image_or_a_whole_one", Setup::default(), killed);
@@ -194,48 +207,157 @@ fn references(caller: &Caller) -> anyhow::Result<BTreeMap<String, BTreeMap<Strin
 }
 
 fn like_ctr(env: &mut Env) -> anyhow::Result<()> {
-    let caller = env.caller()?;
     let scratch = tempfile::tempdir()?;
-    // One with Docker's types and gzip layers besides those of other programs.
+    let own = scratch.path().join("own");
+    own_image()?.write_layout(&own)?;
+    ensure_like_ctr(env, &pack(&own)?, Some("example.test/own"))?;
+    for name in ["docker-links", "docker-files", "docker-skopeo", "oci", "oci-and-docker"] {
+        ensure_like_ctr(env, &archive_file(name), None)?;
+    }
+    Ok(())
+}
+
+/// An image with Docker's types and gzip layers.
+fn own_image() -> anyhow::Result<Image> {
     let tars = [archive::one_file("a", b"1")?, archive::one_file("b", b"2")?];
     let layers = tars.iter().map(|tar| Layer::docker(tar, Coding::Gzip)).collect::<anyhow::Result<_>>()?;
-    let own = scratch.path().join("own");
-    Image { layers, docker: true }.write_layout(&own)?;
-    let packed = scratch.path().join("own.tar");
-    host::run(Command::new("tar").arg("-C").arg(&own).arg("-cf").arg(&packed).arg("."))?;
-    let mut archives: Vec<_> =
-        ["docker-links", "docker-files", "docker-skopeo", "oci", "oci-and-docker"].map(archive_file).to_vec();
-    archives.push(packed.display().to_string());
-    for file in archives {
-        let name = ["--base-name", "example.test/own"];
-        host::run(env.ctr(&["images", "import", "--no-unpack"]).args(name).arg(&file))?;
-        caller.collect()?;
-        let want = (images(env)?, references(&caller)?);
-        forget(env, &caller)?;
-        loaded(env, &[&file, "--name", "example.test/own"])?;
-        caller.collect()?;
-        let found = (images(env)?, references(&caller)?);
-        anyhow::ensure!(
-            !found.0.is_empty() && found.0 == want.0,
-            "{file}: {:#?} instead of {:#?}",
-            found.0,
-            want.0
-        );
-        // The index that import writes beside the images is nobody's.
-        for (digest, labels) in &found.1 {
-            let theirs = want.1.get(digest).with_context(|| format!("{file}: only we have {digest}"))?;
-            anyhow::ensure!(labels == theirs, "{file}: {digest}: {labels:#?} instead of {theirs:#?}");
-        }
-        let inspected = host::run(&mut command(
-            env,
-            &["inspect", "--json", "--image", &found.0.keys().next().context("one")?.clone()],
-        )?)?;
+    Ok(Image { layers, docker: true })
+}
+
+/// Packs a layout, and returns the path of the archive beside it.
+fn pack(layout: &Path) -> anyhow::Result<String> {
+    let packed = layout.with_extension("tar");
+    host::run(Command::new("tar").arg("-C").arg(layout).arg("-cf").arg(&packed).arg("."))?;
+    Ok(packed.display().to_string())
+}
+
+/// Loads what `ctr images import` imports, and compares names, digests and references. `base_name`: for images that
+/// have only a tag.
+fn ensure_like_ctr(env: &Env, file: &str, base_name: Option<&str>) -> anyhow::Result<()> {
+    let caller = env.caller()?;
+    let mut import = env.ctr(&["images", "import", "--no-unpack"]);
+    // With a base name, import leaves out the images that have another one.
+    import.args(base_name.into_iter().flat_map(|name| ["--base-name", name]));
+    host::run(import.arg(file))?;
+    caller.collect()?;
+    let want = (images(env)?, references(&caller)?);
+    forget(env, &caller)?;
+    let name: Vec<_> = base_name.into_iter().flat_map(|name| ["--name", name]).collect();
+    loaded(env, &[&[file][..], &name].concat())?;
+    caller.collect()?;
+    let found = (images(env)?, references(&caller)?);
+    let is_same = !found.0.is_empty() && found.0 == want.0;
+    anyhow::ensure!(is_same, "{file}: {:#?} instead of {:#?}", found.0, want.0);
+    // The index that import writes beside the images is nobody's.
+    for (digest, labels) in &found.1 {
+        let theirs = want.1.get(digest).with_context(|| format!("{file}: only we have {digest}"))?;
+        anyhow::ensure!(labels == theirs, "{file}: {digest}: {labels:#?} instead of {theirs:#?}");
+    }
+    for name in found.0.keys() {
+        let inspected = host::run(&mut command(env, &["inspect", "--json", "--image", name])?)?;
         let inspected: Value = serde_json::from_str(&inspected)?;
         let layers = inspected["images"][0]["platforms"][0]["layers"].as_array().context("layers")?;
         anyhow::ensure!(layers.iter().all(|layer| layer["found"] == "store"), "{inspected:#}");
-        forget(env, &caller)?;
+    }
+    forget(env, &caller)
+}
+
+/// A directory for programs that keep their images in a store of their own, without anything of the host's.
+struct Workshop {
+    dir: tempfile::TempDir,
+}
+
+impl Workshop {
+    fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("home/.config/containers"))?;
+        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        std::fs::write(path("home/.config/containers/policy.json"), policy)?;
+        let (graph, run) = (path("graph"), path("run"));
+        let storage = format!("[storage]\ndriver = \"vfs\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n");
+        std::fs::write(path("storage.conf"), storage)?;
+        // They look for helpers when they start, and need none to save an image.
+        let program = host::program("true").context("no true")?;
+        std::fs::create_dir(path("helpers"))?;
+        for helper in ["netavark", "conmon", "crun"] {
+            std::os::unix::fs::symlink(&program, path("helpers").join(helper))?;
+        }
+        let helpers = path("helpers");
+        let (conmon, crun) = (helpers.join("conmon"), helpers.join("crun"));
+        let config = format!(
+            "[engine]\nhelper_binaries_dir = [{helpers:?}]\nconmon_path = [{conmon:?}]\nruntime = \"crun\"\n\
+             cgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n[engine.runtimes]\ncrun = [{crun:?}]\n"
+        );
+        std::fs::write(path("containers.conf"), config)?;
+        own_image()?.write_layout(&path("layout"))?;
+        Ok(Self { dir })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = host::command(program);
+        command.current_dir(self.dir.path()).env("HOME", self.path("home"));
+        command.env("CONTAINERS_STORAGE_CONF", self.path("storage.conf"));
+        command.env("CONTAINERS_CONF", self.path("containers.conf"));
+        host::run(command.args(arguments))
+    }
+}
+
+/// Name of the image in the archives of other programs.
+const MADE: &str = "example.test/made:1";
+
+fn skopeo(env: &Env, workshop: &Workshop) -> anyhow::Result<()> {
+    for form in ["docker-archive", "oci-archive"] {
+        let file = workshop.path(form);
+        workshop.run("skopeo", &["copy", "oci:layout:latest", &format!("{form}:{file}:{MADE}")])?;
+        ensure_like_ctr(env, &file, None)?;
     }
     Ok(())
+}
+
+fn umoci(env: &Env, workshop: &Workshop) -> anyhow::Result<()> {
+    let image = "layout:latest";
+    workshop.run("umoci", &["config", "--image", image, "--tag", "second", "--config.user", "7"])?;
+    workshop
+        .run("umoci", &["insert", "--image", "layout:second", "containers.conf", "/etc/containers.conf"])?;
+    let layout = workshop.path("layout");
+    ensure_like_ctr(env, &pack(Path::new(&layout))?, Some("example.test/made"))?;
+    let done = loaded(env, &[&layout, "--name", "example.test/made"])?;
+    anyhow::ensure!(done["images"].as_array().is_some_and(|images| images.len() == 2), "{done}");
+    forget(env, &env.caller()?)
+}
+
+fn buildah(env: &Env, workshop: &Workshop) -> anyhow::Result<()> {
+    let container = workshop.run("buildah", &["from", "scratch"])?;
+    workshop.run("buildah", &["copy", container.trim(), "containers.conf", "/etc/containers.conf"])?;
+    workshop.run("buildah", &["commit", container.trim(), MADE])?;
+    for form in ["docker-archive", "oci-archive"] {
+        let file = workshop.path(form);
+        workshop.run("buildah", &["push", MADE, &format!("{form}:{file}:{MADE}")])?;
+        ensure_like_ctr(env, &file, None)?;
+    }
+    Ok(())
+}
+
+fn podman(env: &Env, workshop: &Workshop) -> anyhow::Result<()> {
+    let pulled = workshop.run("podman", &["pull", "--quiet", "oci:layout:latest"])?;
+    for name in [MADE, "example.test/made:2"] {
+        workshop.run("podman", &["tag", pulled.trim(), name])?;
+    }
+    for form in ["docker-archive", "oci-archive"] {
+        let file = workshop.path(form);
+        workshop.run("podman", &["save", "--quiet", "--format", form, "--output", &file, MADE])?;
+        ensure_like_ctr(env, &file, None)?;
+    }
+    let file = workshop.path("several");
+    let several =
+        ["save", "--quiet", "--multi-image-archive", "--output", &file, MADE, "example.test/made:2"];
+    workshop.run("podman", &several)?;
+    ensure_like_ctr(env, &file, None)
 }
 
 fn partial(env: &mut Env) -> anyhow::Result<()> {

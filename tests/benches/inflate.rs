@@ -23,7 +23,7 @@ use plywood::codec::{
     deflate::{Finder, HEADER_BYTES, Inflate, Pause, WINDOW_BYTES, Window, known_at_end},
 };
 use serde_json::json;
-use zlib_rs::{Inflate, InflateFlush, Status, crc32::crc32};
+use zlib_rs::{Inflate as Zlib, InflateFlush, Status, crc32::crc32};
 
 const PAIRS: usize = 5;
 const INPUT_BYTES: usize = 256 << 10;
@@ -65,7 +65,7 @@ fn ours(blob: &[u8]) -> u64 {
 fn theirs(blob: &[u8]) -> u64 {
     let name =
         if blob[3] & 8 == 0 { 0 } else { blob[10..].iter().position(|byte| *byte == 0).expect("an end") + 1 };
-    let (mut inflate, mut crc) = (Inflate::new(false, 15), 0);
+    let (mut inflate, mut crc) = (Zlib::new(false, 15), 0);
     let (mut output, mut filled) = (vec![0; OUTPUT_BYTES], 0);
     for mut piece in blob[10 + name..].chunks(INPUT_BYTES) {
         loop {

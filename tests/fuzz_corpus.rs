@@ -8,7 +8,7 @@ use plywood::{
     format::{
         ReadAt,
         erofs::check::{Policy, verify},
-        gzindex,
+        gzindex, lsmt,
         tar::{Parser, TarError, metadata, wrapper},
         turbo, zfile,
     },
@@ -24,6 +24,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("deflate", plywood::codec::deflate::fuzz),
     ("zstd", plywood::codec::fuzz_zstd),
     ("gzindex", gzindex::fuzz),
+    ("lsmt", lsmt::fuzz),
     ("zfile", zfile::fuzz),
     ("tarwrap", wrapper::fuzz),
     ("overlaybd_config", overlaybd::config::fuzz),
@@ -290,6 +291,35 @@ fn every_reason_in_the_rules_of_gzip_indexes_has_an_input() {
     let ids = rules.split('`').filter(|word| word.starts_with("gzindex.") || *word == "limit.gzindex-points");
     let reasons: BTreeSet<_> = ids.map(str::to_owned).collect();
     let shown = corpus("gzindex").into_iter();
+    let shown: BTreeSet<_> = shown
+        .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
+        .filter(|reason| reason != "ok")
+        .collect();
+    assert_eq!(reasons, shown);
+}
+
+#[test]
+fn lsmt_layers_are_refused_for_the_reason_in_their_name() {
+    for (name, input) in corpus("lsmt") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = lsmt::fuzz_entries(&input).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_layers_has_an_input() {
+    let document = include_str!("../docs/formats/overlaybd.md");
+    let rules = document.split("**What is checked** when a layer is opened").nth(1).unwrap();
+    let (rules, _of_the_writer) = rules.split_once("**Committing**").unwrap();
+    let ids = rules.lines().filter_map(|line| line.strip_prefix("| `lsmt.")?.split_once('`'));
+    let mut reasons: BTreeSet<_> = ids.map(|(id, _)| format!("lsmt.{id}")).collect();
+    // Not of files, but of what is done with a layer.
+    for other in ["lsmt.range", "lsmt.form"] {
+        assert!(reasons.remove(other), "{other} is documented");
+    }
+    let shown = corpus("lsmt").into_iter();
     let shown: BTreeSet<_> = shown
         .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
         .filter(|reason| reason != "ok")

@@ -9,7 +9,10 @@ use super::{
 use crate::{
     call::Work,
     error::{Classify, Error, Kind, Result},
-    format::{ReadAt, Sink, lsmt::{Layer, LsmtError}},
+    format::{
+        ReadAt, Sink,
+        lsmt::{Layer, LsmtError, Upper},
+    },
     sys::inode,
     tree::Extent,
     view::{DeviceFile, LayeredDevice},
@@ -28,7 +31,7 @@ pub type DeviceLayer = Layer<Box<dyn DeviceFile>>;
 /// Reason why a device cannot be opened, besides those of its formats.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DeviceError {
+pub(super) enum DeviceError {
     /// A target is not the one that the layer was made for.
     #[error("{name} has {size_bytes} bytes, and the layer maps {mapped} of them")]
     TargetSize {
@@ -88,7 +91,8 @@ pub fn lower(files: LowerFiles) -> Result<DeviceLayer> {
     let target_name = files.name.clone();
     let target = target_of(files)?;
     let size_bytes = target.size_bytes();
-    let layer = Layer::open_turbo(file as Box<dyn DeviceFile>, target).map_err(|error| in_layer(error.into()))?;
+    let layer =
+        Layer::open_turbo(file as Box<dyn DeviceFile>, target).map_err(|error| in_layer(error.into()))?;
     let mapped = layer.target_end();
     // The last sector of an archive's file is whole, but other targets may end in the middle of one.
     if mapped > size_bytes.next_multiple_of(SECTOR) {
@@ -109,7 +113,7 @@ fn target_of(files: TargetFiles) -> Result<Box<dyn DeviceFile>> {
 /// Opens a writable layer for reading.
 ///
 /// Errors: those of its files, with their names.
-pub fn upper(files: UpperFiles) -> Result<DeviceLayer> {
+fn upper(files: UpperFiles) -> Result<DeviceLayer> {
     let UpperFiles { name, data, index, target } = files;
     let in_upper = |error: LsmtError| Error::from(error).context(name.clone());
     match target {
@@ -122,6 +126,23 @@ pub fn upper(files: UpperFiles) -> Result<DeviceLayer> {
             Ok(layer.map(|data| Box::new(data) as Box<dyn DeviceFile>))
         }
     }
+}
+
+/// Opens a writable layer above `below` to write to it. A layer that has no size takes that of the device below, in its
+/// files.
+///
+/// Errors: those of its files, with their names.
+pub fn to_write(files: UpperFiles, below: Option<&LayeredDevice>) -> Result<Upper<File, File>> {
+    let UpperFiles { name, data, index, target } = files;
+    let in_upper = |error: LsmtError| Error::from(error).context(name.clone());
+    let lowers = below.map_or(0, |below| below.layers().len());
+    // A device has no more layers than a tag can count.
+    let lowers = u8::try_from(lowers).unwrap_or(u8::MAX);
+    let mut upper = Upper::open(data, index, target.is_some(), lowers).map_err(in_upper)?;
+    if let Some(below) = below.filter(|_| upper.header().virtual_size == 0) {
+        upper.set_virtual_size(below.size_bytes()).map_err(in_upper)?;
+    }
+    Ok(upper)
 }
 
 /// Opens the files of a writable layer that is no turboOCI layer: its header says whether its data file is sparse.

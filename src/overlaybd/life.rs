@@ -114,7 +114,8 @@ impl Pair {
             let index = open(&self.index, File::options().read(true))?;
             let (data, nothing): (Box<dyn DeviceFile>, Box<dyn DeviceFile>) =
                 (Box::new(data), Box::new(Vec::new()));
-            return Layer::open_turbo_pair(data, &index, nothing).map_err(|error| named(&self.index, error.into()));
+            return Layer::open_turbo_pair(data, &index, nothing)
+                .map_err(|error| named(&self.index, error.into()));
         }
         Ok(self.opened(data)?.map(|data| Box::new(data) as Box<dyn DeviceFile>))
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     call::{Cancel, Progress},
     format::{ReadAt, lsmt::Writer, zfile::writer::Options},
-    overlaybd::config::ImageConfig,
+    overlaybd::config::{Files, ImageConfig},
 };
 
 const MIB: u64 = 1 << 20;
@@ -47,8 +47,11 @@ fn committed(dir: &Path, sealed: bool, wrapping: Wrapping, threads: usize, targe
     let to = tempfile::tempdir().unwrap();
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let helpers = Helpers::new(threads);
-    let how =
-        Commit { options: CommitOptions { targets, ..CommitOptions::default() }, wrapping, helpers: &helpers };
+    let how = Commit {
+        options: CommitOptions { targets, ..CommitOptions::default() },
+        wrapping,
+        helpers: &helpers,
+    };
     commit(dir, to.path(), sealed, &how, Work { cancel: &cancel, progress: &progress }).unwrap();
     assert_eq!(names(to.path()), set(&["overlaybd.commit"]));
     fs::read(to.path().join("overlaybd.commit")).unwrap()
@@ -69,8 +72,8 @@ fn every_step_leaves_the_files_of_the_upstream_tools_and_committing_gives_the_sa
         let want = all(pair.layer(false).unwrap());
         assert_eq!((want[0], want[4096], want[3 << 20], want[40 << 20]), (1, 0, 3, 2));
         let wrapped = Wrapping { zfile: Some(Options::default()), tar: true };
-        let [plain, packed] = [Wrapping::default(), wrapped]
-            .map(|wrapping| committed(dir, false, wrapping, 0, Targets::Store));
+        let [plain, packed] =
+            [Wrapping::default(), wrapped].map(|wrapping| committed(dir, false, wrapping, 0, Targets::Store));
         assert_eq!([fs::read(&pair.data).unwrap(), fs::read(&pair.index).unwrap()], before, "{kind:?}");
 
         let to = tempfile::tempdir().unwrap();
@@ -180,8 +183,51 @@ fn a_device_is_flattened_with_its_holes_and_a_lying_lower_is_named() {
     fs::write(dir.join("a"), &lie).unwrap();
     let error = open().unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "lsmt.entry.order"));
-    assert!(error.to_string().starts_with(&format!("lower 1, {}/a: index entry 1", dir.display())), "{error}");
+    assert!(
+        error.to_string().starts_with(&format!("lower 1, {}/a: index entry 1", dir.display())),
+        "{error}"
+    );
     fs::remove_file(dir.join("a")).unwrap();
     let error = open().unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::NotFound, "overlaybd.lower.missing"));
+}
+
+#[test]
+fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
+    for (kind, turbo) in [(Writable::Append, false), (Writable::Sparse, false), (Writable::Turbo, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        create(dir, new(Writable::Append)).unwrap();
+        fs::write(dir.join("a"), committed(dir, false, Wrapping::default(), 0, Targets::Store)).unwrap();
+        fs::write(dir.join("t"), [9; 4096]).unwrap();
+        create(dir, NewUpper { virtual_size: 0, ..new(kind) }).unwrap();
+        let target = if turbo { format!(r#","target":"{}/t""#, dir.display()) } else { String::new() };
+        let json = format!(
+            r#"{{"lowers":[{{"file":"{0}/a"}}],"upper":{{"data":"{0}/writable_data","index":"{0}/writable_index"{target}}}}}"#,
+            dir.display()
+        );
+        let open = || {
+            let config = ImageConfig::read(json.as_bytes()).unwrap();
+            config.open(&crate::overlaybd::config::anywhere, crate::overlaybd::config::Mode::Write).unwrap()
+        };
+        let files = open();
+        let below = device::open(Files { lowers: files.lowers, upper: None }).unwrap();
+        let mut upper = device::to_write(files.upper.unwrap(), Some(&below)).unwrap();
+        assert_eq!(upper.header().virtual_size, 64 * MIB);
+        let mut writer = Writer::new(Vec::new(), 64 * MIB);
+        writer.write_at(60 * MIB, &[5; 512]).unwrap();
+        writer.zero(0, 4096).unwrap();
+        if turbo {
+            writer.map_target(8 * MIB, 1000, 512).unwrap();
+        }
+        upper.write(&writer.finish().unwrap()).unwrap();
+        let device = device::open(open()).unwrap();
+        assert_eq!(device.size_bytes(), 64 * MIB);
+        let byte = |at: u64| {
+            let mut byte = [0xff];
+            device.read_exact_at(at, &mut byte).unwrap();
+            byte[0]
+        };
+        assert_eq!((byte(60 * MIB), byte(0), byte(8 * MIB)), (5, 0, if turbo { 9 } else { 0 }), "{kind:?}");
+    }
 }

@@ -9,6 +9,7 @@ mod image;
 mod load;
 mod overlaybd;
 mod overlaybd_export;
+mod overlaybd_life;
 mod stream;
 mod terminal;
 
@@ -23,6 +24,7 @@ fn main() {
     suite.room("load", load::add);
     suite.room("overlaybd", overlaybd::add);
     suite.room("overlaybd_export", overlaybd_export::add);
+    suite.room("overlaybd_life", overlaybd_life::add);
     suite.room("stream", stream::add);
     suite.room("terminal", terminal::add);
     suite.run()

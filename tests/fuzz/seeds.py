@@ -572,7 +572,108 @@ CONFIG = {
     "overlaybd.lower.missing@nowhere": b'{"lowers":[{}]}',
 }
 
-for target, inputs in {"zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+# --- LSMT: a byte for the kind, then the files; see src/format/lsmt/fuzz.rs ------------------------------------------
+
+def le(value, width):
+    return value.to_bytes(width, "little")
+
+
+LSMT_MAGIC = b"LSMT\0\1\2\0" + bytes.fromhex("657e63d29444084ca2d2c8ec4fcfae8a")
+
+
+def lsmt_header(flags, offset=0, entries=0, virtual=1 << 20, uuid=b"0B0B0B0B-1111-4111-8111-000000000001", version=1,
+                magic=LSMT_MAGIC):
+    record = magic + le(390, 4) + le(flags, 4) + le(offset, 8) + le(entries, 8) + le(virtual, 8)
+    record += uuid.ljust(37, b"\0") + b"00000000-0000-0000-0000-000000000000\0" + bytes(2) + bytes([version, 1])
+    return record.ljust(4096, b"\0")
+
+
+def lsmt_entry(start, sectors, at, zeroed=0, tag=0):
+    return le(start | sectors << 50, 8) + le(at | zeroed << 55 | tag << 56, 8)
+
+
+UNUSED = lsmt_entry((1 << 50) - 1, 0, 0)
+TWO = lsmt_entry(2, 1, 8) + lsmt_entry(8, 2, 9)
+
+
+def lsmt(entries=TWO, data=3, header=None, trailer=None, flags=7):
+    """A committed file: `header` and `trailer` are values of those records."""
+    body = b"".join(bytes([n + 1]) * 512 for n in range(data))
+    end = {"flags": 6, "offset": 4096 + len(body), "entries": len(entries) // 16} | (trailer or {})
+    return lsmt_header(**({"flags": flags} | (header or {}))) + body + entries + lsmt_header(**end)
+
+
+def plain(**parts):
+    return b"\0" + lsmt(**parts)
+
+
+def two(kind, first, second):
+    return bytes([kind]) + le(len(first), 4) + first + second
+
+
+def turbo(entries, target=bytes(range(256)) * 8):
+    return two(1, lsmt(entries), target)
+
+
+def lsmt_pair(records=TWO, data=3, header=None, index=None, kind=2, end=b""):
+    body = b"".join(bytes([n + 1]) * 512 for n in range(data))
+    head = lsmt_header(**({"flags": 3} | (header or {}))) if kind == 2 else b""
+    return two(kind, head + body, lsmt_header(**({"flags": 1, "offset": 4096} | (index or {}))) + records + end)
+
+
+SPARSE = lsmt_header(0x13, virtual=16384)
+LSMT = {
+    "ok@committed": plain(),
+    "ok@padded": plain(entries=TWO + UNUSED * 254),
+    "ok@empty": plain(entries=b"", data=0),
+    "ok@zeros": plain(entries=lsmt_entry(0, 16383, 8, 1) + lsmt_entry(16383, 1, 11, 1), header={"virtual": 1 << 23},
+                      trailer={"virtual": 1 << 23}),
+    "ok@sealed": plain(flags=3),
+    "ok@sealed-sparse": plain(flags=0x13, trailer={"flags": 0x16}),
+    "ok@cut-device": plain(entries=lsmt_entry(0, 3, 8), trailer={"virtual": 1300}),
+    "ok@tags-of-merged-layers": plain(entries=lsmt_entry(2, 1, 8, tag=1) + lsmt_entry(8, 2, 9, tag=7)),
+    "ok@shared-data": plain(entries=lsmt_entry(0, 3, 8) + lsmt_entry(3, 3, 8)),
+    "ok@no-size": plain(trailer={"virtual": 0}),
+    "ok@turbo": turbo(lsmt_entry(0, 1, 8) + lsmt_entry(8, 2, 1, tag=1)),
+    "ok@turbo-behind-the-target": turbo(lsmt_entry(0, 1, 8) + lsmt_entry(8, 2, 1 << 40, tag=1)),
+    "ok@pair": lsmt_pair(TWO + lsmt_entry(8, 1, 9, 1) + UNUSED, end=b"cut off"),
+    "ok@turbo-pair": lsmt_pair(lsmt_entry(0, 1, 0, tag=5) + lsmt_entry(8, 1, 1, tag=6), kind=3),
+    "ok@sparse": b"\4" + SPARSE + bytes(4096) + b"x" * 4096 + bytes(4096) + b"y" * 4096,
+    "lsmt.short@8191": plain()[:8192],
+    "lsmt.short@pair-without-index": two(2, lsmt_header(3), b""),
+    "lsmt.magic@header": plain(header={"magic": b"lsmt" + LSMT_MAGIC[4:]}),
+    "lsmt.magic@trailer": plain(trailer={"magic": LSMT_MAGIC[:-1] + b"x"}),
+    "lsmt.magic@cut": plain()[:-1],
+    "lsmt.flags@index-file": plain(flags=1),
+    "lsmt.flags@two-headers": plain(trailer={"flags": 7}),
+    "lsmt.flags@not-sealed": plain(trailer={"flags": 2}),
+    "lsmt.flags@sparse-pair": lsmt_pair(header={"flags": 0x13}),
+    "lsmt.flags@not-sparse": b"\4" + lsmt_header(3),
+    "lsmt.version@2": plain(trailer={"version": 2}),
+    "lsmt.index.range@header": plain(trailer={"offset": 4095}),
+    "lsmt.index.range@trailer": plain(trailer={"entries": 3}),
+    "lsmt.index.range@largest": plain(trailer={"offset": (1 << 64) - 1}),
+    "lsmt.index.count@bomb": plain(trailer={"entries": (1 << 64) - 1}),
+    "lsmt.index.count@one-more": plain(trailer={"entries": 1_000_001}),
+    "lsmt.entry.length@0": plain(entries=lsmt_entry(2, 0, 8)),
+    "lsmt.entry.order@overlap": plain(entries=lsmt_entry(2, 2, 8) + lsmt_entry(3, 1, 8)),
+    "lsmt.entry.order@descending": plain(entries=lsmt_entry(9, 1, 8) + lsmt_entry(3, 1, 8)),
+    "lsmt.entry.device@behind": plain(entries=lsmt_entry(2047, 2, 8)),
+    "lsmt.entry.device@far": plain(entries=lsmt_entry((1 << 50) - 2, 1, 8), trailer={"virtual": 0}),
+    "lsmt.entry.device@pair": lsmt_pair(lsmt_entry(2048, 1, 8)),
+    "lsmt.entry.data@header": plain(entries=lsmt_entry(2, 1, 7)),
+    "lsmt.entry.data@index": plain(entries=lsmt_entry(2, 2, 10)),
+    "lsmt.entry.data@zeros": plain(entries=lsmt_entry(2, 2, 12, 1)),
+    "lsmt.entry.data@pair": lsmt_pair(lsmt_entry(2, 2, 10)),
+    "lsmt.entry.target@none": plain(entries=lsmt_entry(2, 1, 900, tag=1)),
+    "lsmt.entry.tag@2": turbo(lsmt_entry(2, 1, 8, tag=2)),
+    "lsmt.entry.tag@turbo-pair": lsmt_pair(lsmt_entry(0, 1, 0, tag=5) + lsmt_entry(8, 1, 1, tag=7), kind=3),
+    "lsmt.pair@identity": lsmt_pair(index={"uuid": b"0B0B0B0B-1111-4111-8111-000000000002"}),
+    "lsmt.device.size@one-more": plain(trailer={"virtual": (1 << 44) + 1}),
+    "lsmt.device.size@sparse": b"\4" + lsmt_header(0x13, virtual=(1 << 64) - 1),
+}
+
+for target, inputs in {"lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

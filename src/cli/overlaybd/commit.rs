@@ -8,7 +8,7 @@ use indicatif::HumanBytes;
 
 use super::{
     create::uuid_or_none,
-    produce,
+    produce::produce,
     zfile::{algorithm, block_size},
 };
 use crate::{
@@ -97,10 +97,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.tar && !arguments.compress {
         output::note("plywood: -t has an effect with -z only");
     }
-    let zfile = arguments.compress.then_some(Options {
-        algorithm: arguments.algorithm,
-        block_size: arguments.block_size,
-    });
+    let zfile = arguments
+        .compress
+        .then_some(Options { algorithm: arguments.algorithm, block_size: arguments.block_size });
     let helpers = Helpers::new(match arguments.threads {
         // The command's own thread compresses as well.
         Some(threads) => threads.saturating_sub(1).min(Helpers::default_threads()),

@@ -54,9 +54,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (in_directory, files, size) = match arguments.files.as_slice() {
         [dir, size] => (Some(Path::new(dir)), Pair::in_directory(Path::new(dir)), size),
-        [data, index, size] => {
-            (None, Pair { data: PathBuf::from(data), index: PathBuf::from(index) }, size)
-        }
+        [data, index, size] => (None, Pair { data: PathBuf::from(data), index: PathBuf::from(index) }, size),
         _ => return Err(output::usage("a data file, an index file and a size are needed")),
     };
     if arguments.mkfs {
@@ -64,9 +62,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::new(Kind::NotImplemented, "overlaybd.ext4", message));
     }
     let gib = size.to_str().and_then(|size| size.parse::<u64>().ok());
-    let virtual_size = gib.and_then(|gib| gib.checked_mul(GIB)).ok_or_else(|| {
-        output::usage(format!("{}: not the size of a device in GiB", size.display()))
-    })?;
+    let virtual_size = gib
+        .and_then(|gib| gib.checked_mul(GIB))
+        .ok_or_else(|| output::usage(format!("{}: not the size of a device in GiB", size.display())))?;
     if arguments.raw {
         files.create_raw(virtual_size)?;
     } else {

@@ -8,7 +8,7 @@ use std::{
 
 use indicatif::HumanBytes;
 
-use super::produce;
+use super::produce::produce;
 use crate::{
     call::{Cancel, Progress, Work},
     cli::{output, report::Bar},

@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::HumanBytes;
 
-use super::produce;
+use super::produce::produce;
 use crate::{
     call::{Cancel, Phase, Progress, Work},
     cli::{output, report::Bar},

@@ -5,8 +5,9 @@
 
 pub mod commit;
 pub mod create;
-pub mod merge;
 pub mod export;
+pub mod merge;
+mod produce;
 pub mod zfile;
 
 use std::{
@@ -18,10 +19,7 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::output::{self, Json};
-use crate::{
-    error::{Error, Kind, Result},
-    snapshot::{Durability, LAYER_NAME, NewFile, Publication},
-};
+use crate::error::Result;
 
 /// Arguments of `plywood overlaybd`.
 #[derive(Debug, Args)]
@@ -137,22 +135,6 @@ impl Tool {
 /// Reads a tool's arguments. The parser has checked them.
 fn parsed<T: Args>(matches: &clap::ArgMatches) -> Result<T> {
     T::from_arg_matches(matches).map_err(|error| output::usage(error.to_string()))
-}
-
-/// Writes a new file at `path`: `make` fills it, and it appears when it is complete. With `replace` it takes the place
-/// of an older one.
-///
-/// Errors: `overlaybd.output.exists`; those of `make` and of the disk.
-fn produce<T>(path: &Path, replace: bool, make: impl FnOnce(&mut NewFile) -> Result<T>) -> Result<T> {
-    if !replace && path.symlink_metadata().is_ok() {
-        let message = format!("{} exists already", path.display());
-        return Err(Error::new(Kind::Conflict, "overlaybd.output.exists", message));
-    }
-    let publication = Publication::beside(path)?;
-    let mut file = publication.file(LAYER_NAME)?;
-    let made = make(&mut file)?;
-    publication.commit([file], Durability::Request, false)?;
-    Ok(made)
 }
 
 #[cfg(test)]

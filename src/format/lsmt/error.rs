@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::{Form, Header};
+use super::{Uuid, form::Form, header::Header};
 use crate::{
     error::{Classify, Error, Kind, disk_kind},
     limits::{LSMT_DEVICE_BYTES, LSMT_ENTRIES, LSMT_LAYERS, LSMT_STACK_ENTRIES},
@@ -112,9 +112,9 @@ pub enum LsmtError {
     #[error("the data has identity {data}, the index {index}")]
     Pair {
         /// Identity of the data file.
-        data: super::Uuid,
+        data: Uuid,
         /// Identity of the index file.
-        index: super::Uuid,
+        index: Uuid,
     },
     /// The device is larger than any that is read.
     #[error("a device of {size_bytes} bytes is larger than {LSMT_DEVICE_BYTES}")]

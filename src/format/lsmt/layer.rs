@@ -6,6 +6,7 @@ use super::{
     HEADER_BLOCK, Header, LsmtError, SECTOR,
     entry::Entry,
     error::EntryFault,
+    form::Form,
     header::flags,
     index::{Index, Place, Segment, Source},
 };
@@ -104,26 +105,6 @@ impl<R: ReadAt> Blob<R> {
         }
         self.reader.read_exact_at(offset, there)
     }
-}
-
-/// Kinds of layers by what their file looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Read-only: data in the order of the device, nothing else.
-    Committed,
-    /// Read-only: the data file of a writable layer, with its index behind it.
-    Sealed {
-        /// Data lies at its place on the device.
-        sparse: bool,
-    },
-    /// Writable: data in the order of arrival, and an index file.
-    Append,
-    /// Writable: data at its place on the device, in a file with holes.
-    Sparse,
-    /// Writable, of a turboOCI layer: data at its place on the device without a header, and an index file.
-    TurboPair,
-    /// What a [`super::Writer`] has written to its scratch file.
-    Scratch,
 }
 
 /// A layer of a device. `R` reads its file, and the target of a turboOCI layer.

@@ -35,6 +35,8 @@ mod commit;
 mod device;
 mod entry;
 mod error;
+mod form;
+mod fuzz;
 mod header;
 mod index;
 mod layer;
@@ -49,8 +51,10 @@ pub use self::{
     commit::{CommitOptions, Committed, Targets},
     device::Device,
     error::LsmtError,
+    form::Form,
+    fuzz::{entries as fuzz_entries, fuzz},
     header::{Header, Uuid},
-    layer::{Form, Layer},
+    layer::Layer,
     seal::Seal,
     upper::{NewUpper, Upper, Writable},
     writer::Writer,

@@ -3,11 +3,7 @@
 //! Source: `docs/formats/overlaybd.md`, "Writable layers"; overlaybd `src/overlaybd/lsmt/file.cpp`, `close_seal`.
 
 use super::{
-    Header, Layer, LsmtError, SECTOR,
-    commit::entry_of,
-    entry::Entry,
-    header::flags,
-    layer::{Blob, Form},
+    Header, Layer, LsmtError, SECTOR, commit::entry_of, entry::Entry, form::Form, header::flags, layer::Blob,
 };
 use crate::{format::ReadAt, limits::LSMT_ENTRIES};
 

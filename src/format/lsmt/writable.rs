@@ -5,9 +5,10 @@
 use super::{
     HEADER_BLOCK, Header, Layer, LsmtError, SECTOR,
     entry::Entry,
+    form::Form,
     header::flags,
     index::{Log, Segment},
-    layer::{Blob, Form, Rules, Tags, device_end, refused},
+    layer::{Blob, Rules, Tags, device_end, refused},
 };
 use crate::{format::ReadAt, limits::LSMT_STACK_ENTRIES, tree::Extent};
 

@@ -6,9 +6,10 @@ use std::io;
 
 use super::{
     Header, Layer, LsmtError, SECTOR,
+    form::Form,
     header::flags,
     index::{Log, Segment},
-    layer::{Blob, Form, device_end},
+    layer::{Blob, device_end},
 };
 use crate::format::Sink;
 

@@ -7,13 +7,18 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "measurements are for people")]
 
-use std::{fs, io, os::unix::fs::MetadataExt};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt,
+};
 
 use libtest_mimic::Failed;
 use plywood::{
     format::{
-        Sink,
+        ReadAt as _, Sink,
         erofs::writer::{Options, Summary, Writer, WriterError},
+        lsmt,
     },
     snapshot::{Durability, LAYER_NAME, Publication},
     tree::{Attributes, Body, Entry, Extent, Timestamp, Xattr},
@@ -35,6 +40,7 @@ fn main() {
         ("replaced_names_take_no_memory", replaced_names_take_no_memory),
         ("replaced_names_take_no_disk", replaced_names_take_no_disk),
         ("links_that_keep_changing_are_refused_in_time", changing_links),
+        ("a_device_of_ten_million_mappings_opens_in_400_mib", ten_million_mappings),
     ] {
         suite.test(name, &[], test);
     }
@@ -225,6 +231,48 @@ fn growth(layer: Build) -> Result<(), Failed> {
     let (_, _, large, _) = build(4 * BASE, layer)?;
     if large > 6.0 * small + 0.2 {
         return Err(format!("{BASE} entries take {small:.3} s, four times as many {large:.3} s").into());
+    }
+    Ok(())
+}
+
+/// Layers of a device of 100 GiB: `LAYERS` of as many entries as a layer can have, each sector between those of others.
+fn ten_million_mappings() -> Result<(), Failed> {
+    const LAYERS: u64 = 11;
+    const ENTRIES: u64 = 999_936;
+    let scratch = tempfile::tempdir()?;
+    let mut empty = Vec::new();
+    let writer = lsmt::Writer::new(Vec::new(), 100 << 30);
+    lsmt::Device::new(vec![writer.finish()?])?.commit(&lsmt::CommitOptions::default(), &mut empty)?;
+    let mut files = Vec::new();
+    for layer in 0..LAYERS {
+        let (header, trailer) = empty.split_at(4096);
+        let mut trailer = trailer.to_vec();
+        trailer[32..40].copy_from_slice(&4608_u64.to_le_bytes());
+        trailer[40..48].copy_from_slice(&ENTRIES.to_le_bytes());
+        let mut file = io::BufWriter::new(tempfile::tempfile_in(&scratch)?);
+        file.write_all(header)?;
+        file.write_all(&[7; 512])?;
+        for entry in 0..ENTRIES {
+            // One sector, whose data is the first of the file.
+            file.write_all(&((entry * 200 + layer * 3) | 1 << 50).to_le_bytes())?;
+            file.write_all(&8_u64.to_le_bytes())?;
+        }
+        file.write_all(&trailer)?;
+        files.push(file.into_inner()?);
+    }
+    // Entries of a layer may be held in two copies for a moment, never all of them in more.
+    let (before, started) = (status_kib("VmRSS"), cpu_seconds());
+    fs::write("/proc/self/clear_refs", "5")?;
+    let layers = files.into_iter().map(lsmt::Layer::open).collect::<Result<_, _>>()?;
+    let device = lsmt::Device::new(layers)?;
+    let (seconds, used) = (cpu_seconds() - started, status_kib("VmHWM").saturating_sub(before) >> 10);
+    println!("{} mappings: {seconds:.3} s CPU, {used} MiB", device.entries());
+    assert_eq!(device.entries(), LAYERS * ENTRIES);
+    let mut sector = [0; 1024];
+    device.read_exact_at((999_935 * 200 + 30) * 512, &mut sector)?;
+    assert_eq!((sector[0], sector[511], sector[512]), (7, 7, 0));
+    if used >= 400 {
+        return Err(format!("{used} MiB").into());
     }
     Ok(())
 }

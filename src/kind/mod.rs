@@ -7,6 +7,7 @@
 //! Source: OCI image specification, media-types.md; Docker image manifest V2 schema 2; containerd
 //! `core/images/mediatypes.go` and `docs/snapshotters/erofs.md` for the native EROFS types.
 
+pub mod overlaybd;
 pub mod route;
 pub mod sniff;
 pub mod streamed;

@@ -468,6 +468,11 @@ impl ServiceConfig {
         }
         Ok(serde_json::from_slice(&bytes).map_err(ConfigError::Json)?)
     }
+
+    /// The configuration as JSON.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        Ok(serde_json::to_vec(self).map_err(ConfigError::Json)?)
+    }
 }
 
 /// Fuzz entry: whatever is a configuration is written as it is read.

@@ -7,9 +7,11 @@ use crate::{
     call::Cancel,
     error::{Error, Kind, Result},
     format::{
-        ReadAt, Sink,
+        ReadAt, Remote, Sink,
         erofs::{
             check::{self, CheckError, Level, Policy},
+            reader::Image,
+            superblock::Superblock,
             writer::{Options, Summary, Writer, WriterError},
         },
     },
@@ -23,23 +25,62 @@ const CHARGE_BYTES: u64 = 1 << 20;
 
 /// Writes an image whose metadata memory is charged to the request.
 #[derive(Debug)]
-pub struct ImageWriter<'a> {
-    writer: Writer<Watched<'a, NewFile>>,
+pub struct ImageWriter<'a, S = NewFile> {
+    writer: Writer<Watched<'a, S>>,
     /// Metadata memory charged so far, in bytes.
     charged: u64,
     lease: &'a Lease,
     cancel: &'a Cancel,
 }
 
-impl<'a> ImageWriter<'a> {
+impl<'a, S: Sink> ImageWriter<'a, S> {
     /// A writer into `file`, which is empty.
-    pub fn new(file: NewFile, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
+    pub fn new(file: S, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
         Self { writer: Writer::new(Watched { file, cancel }, options), charged: 0, lease, cancel }
+    }
+
+    /// [`Writer::index`].
+    pub fn index(file: S, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
+        Self { writer: Writer::index(Watched { file, cancel }, options), charged: 0, lease, cancel }
+    }
+
+    /// [`Writer::device`].
+    pub fn device(
+        file: S,
+        options: Options,
+        below: Option<&Superblock>,
+        lease: &'a Lease,
+        cancel: &'a Cancel,
+    ) -> Result<Self> {
+        let writer = Writer::device(Watched { file, cancel }, options, below).map_err(writer_error)?;
+        Ok(Self { writer, charged: 0, lease, cancel })
     }
 
     /// [`Writer::entry`]. Errors: also when the request gets no more memory, or was cancelled.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
         let taken = self.writer.entry(entry);
+        self.charge()?;
+        taken.map_err(writer_error)
+    }
+
+    /// [`Writer::entry_in_archive`]. Errors: as for [`Self::entry`].
+    pub fn entry_in_archive(&mut self, entry: &Entry, data_start: u64) -> Result<()> {
+        let taken = self.writer.entry_in_archive(entry, data_start);
+        self.charge()?;
+        taken.map_err(writer_error)
+    }
+
+    /// [`Writer::set_archive_bytes`].
+    pub fn set_archive_bytes(&mut self, bytes: u64) {
+        self.writer.set_archive_bytes(bytes);
+    }
+
+    /// [`Writer::entry_mapped`]. Errors: as for [`Self::entry`].
+    pub fn entry_mapped(&mut self, entry: &Entry, data_start: u64) -> Result<()>
+    where
+        S: Remote,
+    {
+        let taken = self.writer.entry_mapped(entry, data_start);
         self.charge()?;
         taken.map_err(writer_error)
     }
@@ -87,9 +128,15 @@ impl<'a> ImageWriter<'a> {
     }
 
     /// Completes the image, identified by `uuid`.
-    pub fn finish(mut self, uuid: [u8; 16]) -> Result<(NewFile, Summary)> {
+    pub fn finish(mut self, uuid: [u8; 16]) -> Result<(S, Summary)> {
         self.writer.set_uuid(uuid);
         let (watched, summary) = self.writer.finish().map_err(writer_error)?;
+        Ok((watched.file, summary))
+    }
+
+    /// [`Writer::finish_above`].
+    pub fn finish_above<R: ReadAt>(self, below: Option<&Image<R>>) -> Result<(S, Summary)> {
+        let (watched, summary) = self.writer.finish_above(below).map_err(writer_error)?;
         Ok((watched.file, summary))
     }
 }
@@ -131,6 +178,13 @@ impl<T: Sink> Sink for Watched<'_, T> {
     }
 }
 
+impl<T: Remote> Remote for Watched<'_, T> {
+    fn map(&mut self, offset: u64, len: u64, target: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.map(offset, len, target)
+    }
+}
+
 impl<T: ReadAt> ReadAt for Watched<'_, T> {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.check()?;
@@ -144,7 +198,13 @@ impl<T: ReadAt> ReadAt for Watched<'_, T> {
 
 /// Checks a finished image, on the bytes in the file. The decoder and the writer that used `lease` must be gone: the
 /// check uses all of it. Errors: the first rule that the image breaks; `Cancelled`.
-pub fn verify(image: &NewFile, level: Level, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
+pub fn verify(
+    image: &impl ReadAt,
+    level: Level,
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
     let image = Watched { file: image, cancel };
     lease.charge(Use::Window, 0, cancel)?;
     // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
@@ -168,7 +228,7 @@ pub fn verify(image: &NewFile, level: Level, limits: &Limits, lease: &Lease, can
 }
 
 /// Like [`verify`] at the strictest level, for an image made here: a broken rule is a fault of this program.
-pub fn verify_own(image: &NewFile, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
+pub fn verify_own(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
     match verify(image, Level::Strict, limits, lease, cancel) {
         Err(error) if error.kind() == Kind::Malformed => {
             let message = format!("the image just made: {error} [{}]", error.reason());

@@ -31,6 +31,7 @@ pub mod image;
 mod index;
 pub mod processor;
 pub mod stage;
+pub mod unpack;
 pub mod zfile;
 
 mod ordered;

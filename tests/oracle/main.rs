@@ -16,6 +16,7 @@ mod foreign;
 mod layer_model;
 mod listing;
 mod lsmt;
+mod overlaybd_build;
 mod tar_reader;
 mod tar_writer;
 mod tree;
@@ -33,6 +34,7 @@ fn main() {
     suite.room("erofs_elsewhere", erofs_elsewhere::add);
     suite.room("erofs_golden", erofs_golden::add);
     suite.room("erofs_mutants", erofs_mutants::add);
+    suite.room("overlaybd_build", overlaybd_build::add);
     suite.room("ext4", ext4::add);
     suite.room("foreign", foreign::add);
     suite.room("lsmt", lsmt::add);

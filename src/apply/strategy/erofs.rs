@@ -4,7 +4,7 @@
 //! end of the archive. The rest of the image is written only once the whole blob has been read and both
 //! digests are known to be right.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -18,19 +18,13 @@ use crate::{
     call::Phase,
     digest::Digest,
     error::Result,
-    format::{
-        ReadAt as _,
-        erofs::writer,
-        tar::{Event, Parser},
-    },
+    format::{ReadAt as _, erofs::writer},
     pipeline::{
-        Pipeline, StreamLimit,
-        buffer::Chunk,
+        Pipeline,
         image::{self, ImageWriter},
-        stage::Stage,
+        unpack::Unpack,
     },
     snapshot::LAYER_NAME,
-    tree::Body,
 };
 
 /// Converts the layer's tar archive into an EROFS image.
@@ -40,39 +34,33 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     let (lease, cancel, limits) = (plan.lease, plan.work.cancel, &plan.resources.limits);
     let asked = options.implied_directories == ImpliedDirectories::FromParents;
     let parents = layer.parents.filter(|_| asked);
-    let build = Build {
-        parser: Parser::new(),
-        writer: ImageWriter::new(
-            image,
-            writer::Options {
-                image: options.image,
-                max_nodes: limits.nodes,
-                max_metadata_bytes: limits.metadata_bytes,
-                ..writer::Options::default()
-            },
-            lease,
-            cancel,
-        ),
-        stream_bytes: 0,
-        hole_bytes: 0,
-        limit: limits.stream_bytes,
-        busy: Duration::ZERO,
-    };
+    let writer = ImageWriter::new(
+        image,
+        writer::Options {
+            image: options.image,
+            max_nodes: limits.nodes,
+            max_metadata_bytes: limits.metadata_bytes,
+            ..writer::Options::default()
+        },
+        lease,
+        cancel,
+    );
     let chain = layer.chain;
-    let ran = Pipeline::new(layer.source(), plan).through(chain).run(build)?;
-    let (mut build, mut facts) = (ran.output, ran.facts);
+    let unpack = Unpack::new(writer, limits.stream_bytes);
+    let ran = Pipeline::new(layer.source(), plan).through(chain).run(unpack)?;
+    let (mut unpacked, mut facts) = (ran.output, ran.facts);
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();
     // Only now is it known which directories no entry describes: an entry may come after what is in it.
     let Implied { directories, inherited, without_parents } =
-        parents::inherit(&mut build.writer, parents, lease, cancel)?;
-    let (image, summary) = build.writer.finish(image_uuid(&facts.blob))?;
-    facts.times.build = build.busy;
+        parents::inherit(&mut unpacked.writer, parents, lease, cancel)?;
+    let (image, summary) = unpacked.writer.finish(image_uuid(&facts.blob))?;
+    facts.times.build = unpacked.busy;
     facts.times.finish = started.elapsed();
     let contents = Contents {
         nodes: summary.nodes,
         whiteouts: summary.whiteouts,
-        dropped_xattrs: build.parser.dropped_xattrs(),
+        dropped_xattrs: unpacked.dropped_xattrs,
         implied_directories: directories,
         inherited_directories: inherited,
         without_parents,
@@ -86,65 +74,4 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
 /// Source: containerd `plugins/diff/erofs/differ.go`.
 fn image_uuid(blob: &Digest) -> [u8; 16] {
     Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("erofs:blobs/{blob}").as_bytes()).into_bytes()
-}
-
-/// Parses the archive and writes the image.
-struct Build<'env> {
-    parser: Parser,
-    writer: ImageWriter<'env>,
-    stream_bytes: u64,
-    hole_bytes: u64,
-    /// Largest sum of `stream_bytes` and `hole_bytes`.
-    limit: u64,
-    busy: Duration,
-}
-
-impl Build<'_> {
-    fn take(&mut self, mut input: &[u8]) -> Result<()> {
-        while let Some(event) = self.parser.next(&mut input)? {
-            match event {
-                Event::Entry { entry, .. } => {
-                    self.count_holes(&entry.body)?;
-                    self.writer.entry(&entry)
-                }
-                Event::Data { offset, bytes } => self.writer.data(offset, bytes),
-                Event::EndOfEntry => self.writer.end_entry(),
-            }?;
-        }
-        Ok(())
-    }
-
-    /// Adds the holes of a file to the bytes that are limited, because a header can name holes of any length. Diff
-    /// would write them as zeros.
-    fn count_holes(&mut self, body: &Body) -> Result<()> {
-        if let Body::Regular { size_bytes, extents: Some(extents) } = body {
-            let data: u64 = extents.iter().map(|extent| extent.len).sum();
-            self.hole_bytes = self.hole_bytes.saturating_add(size_bytes.saturating_sub(data));
-        }
-        self.check_limit()
-    }
-
-    fn check_limit(&self) -> Result<()> {
-        if self.stream_bytes.saturating_add(self.hole_bytes) > self.limit {
-            return Err(StreamLimit::Length { limit: self.limit }.into());
-        }
-        Ok(())
-    }
-}
-
-impl Stage for Build<'_> {
-    type Output = Self;
-
-    fn push(&mut self, chunk: Chunk) -> Result<()> {
-        let started = Instant::now();
-        self.stream_bytes = self.stream_bytes.saturating_add(chunk.len() as u64);
-        let outcome = self.check_limit().and_then(|()| self.take(&chunk));
-        self.busy += started.elapsed();
-        outcome
-    }
-
-    fn finish(mut self) -> Result<Self> {
-        self.parser.finish()?;
-        Ok(self)
-    }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Bytes of the unit in which device sizes are given.
-const GIB: u64 = 1 << 30;
+pub(super) const GIB: u64 = 1 << 30;
 
 /// Arguments of `plywood overlaybd create`.
 #[derive(Debug, clap::Args)]

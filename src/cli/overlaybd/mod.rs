@@ -3,6 +3,7 @@
 //! One module per command, with its arguments and a `run`. A command takes a variant in [`Command`] and an arm in
 //! [`run`]; one that an upstream tool has as well, a row in [`TOOLS`].
 
+pub mod apply;
 pub mod commit;
 pub mod create;
 pub mod export;
@@ -28,6 +29,8 @@ Examples:
   A layer for a registry, from nothing:
     plywood overlaybd create data index 64
     plywood overlaybd commit -z -t data index layer.tar
+  A layer that shows the files of an archive:
+    plywood overlaybd convert layer.tar overlaybd.commit
   Compress a file so that any part of it can be read:
     plywood overlaybd zfile layer.lsmt layer.zfile")]
 pub struct Arguments {
@@ -45,6 +48,12 @@ pub enum Command {
     Seal(commit::SealArguments),
     /// Write a read-only layer of a writable or sealed one
     Commit(commit::Arguments),
+    /// Unpack a layer's archive into the writable layer of a device
+    Apply(apply::Arguments),
+    /// Write what a device needs to show a layer's files out of its archive
+    TurboApply(apply::TurboArguments),
+    /// Convert an archive to a layer that shows its files
+    Convert(apply::ConvertArguments),
     /// Write one layer of all layers of a device
     Merge(merge::Arguments),
     /// Write a device as a plain file
@@ -61,6 +70,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Command::Create(arguments) => create::run(arguments),
         Command::Seal(arguments) => commit::run_seal(arguments),
         Command::Commit(arguments) => commit::run(arguments),
+        Command::Apply(arguments) => apply::run(arguments),
+        Command::TurboApply(arguments) => apply::run_turbo(arguments),
+        Command::Convert(arguments) => apply::run_convert(arguments),
         Command::Merge(arguments) => merge::run(arguments),
         Command::Flatten(arguments) => merge::run_flatten(arguments),
         Command::Export(arguments) => export::run(arguments),
@@ -88,6 +100,16 @@ const TOOLS: &[Tool] = &[
         name: "overlaybd-commit",
         arguments: commit::Arguments::augment_args,
         run: |matches| commit::run(&parsed(matches)?),
+    },
+    Tool {
+        name: "overlaybd-apply",
+        arguments: apply::Arguments::augment_args,
+        run: |matches| apply::run(&parsed(matches)?),
+    },
+    Tool {
+        name: "turboOCI-apply",
+        arguments: apply::TurboArguments::augment_args,
+        run: |matches| apply::run_turbo(&parsed(matches)?),
     },
     Tool {
         name: "overlaybd-merge",

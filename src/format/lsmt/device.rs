@@ -48,6 +48,13 @@ impl<R> Device<R> {
         Ok(Self { layers, index, size_bytes })
     }
 
+    /// The topmost layer, with what all layers map. Of a device with one layer it is that layer.
+    pub fn into_layer(mut self) -> Option<Layer<R>> {
+        let mut layer = self.layers.pop()?;
+        layer.index = self.index;
+        Some(layer)
+    }
+
     /// The layers, bottom first.
     pub fn layers(&self) -> &[Layer<R>] {
         &self.layers

@@ -11,7 +11,7 @@ use super::{
     index::{Log, Segment},
     layer::{Blob, device_end},
 };
-use crate::format::Sink;
+use crate::format::{Remote, Sink};
 
 /// Longest segment of the finished index, in sectors. Committing cuts data there, so that the entries of the
 /// committed layer do not depend on the sizes of the writes.
@@ -121,5 +121,11 @@ impl<S: Sink> Sink for Writer<S> {
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         self.sectors(0, len).map(drop).map_err(packed)
+    }
+}
+
+impl<S: Sink> Remote for Writer<S> {
+    fn map(&mut self, offset: u64, len: u64, target: u64) -> io::Result<()> {
+        self.map_target(offset, len, target).map_err(packed)
     }
 }

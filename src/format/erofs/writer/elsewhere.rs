@@ -177,7 +177,7 @@ impl<S: Remote> Writer<S> {
 
 /// Whether a file can be mapped sector by sector to an archive that has its data from byte `data_start` on. Sparse files
 /// cannot where a stretch of data ends within a sector: the archive goes on with the next stretch there.
-fn is_mappable(body: &Body, data_start: u64) -> bool {
+pub fn is_mappable(body: &Body, data_start: u64) -> bool {
     let Body::Regular { size_bytes, .. } = body else { return false };
     body.stored(data_start).all(|(extent, target)| {
         let ends = extent.len.is_multiple_of(SECTOR) || extent.offset + extent.len == *size_bytes;

@@ -23,7 +23,7 @@ mod tests;
 
 use std::collections::HashSet;
 
-pub use self::error::WriterError;
+pub use self::{elsewhere::is_mappable, error::WriterError};
 use self::{
     attributes::Shared,
     metadata::{Metadata, Slot},

@@ -1,0 +1,172 @@
+use super::*;
+use crate::{
+    call::{Cancel, Progress, Work},
+    limits::Limits,
+    pipeline::{Resources, budget::Lease},
+    tree::{Attributes, Extent},
+};
+
+const GIB: u64 = 1 << 30;
+
+/// Threads, memory and cancellation of a test.
+struct Bench {
+    resources: Arc<Resources>,
+    lease: Lease,
+    cancel: Cancel,
+    progress: Progress,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (resources, cancel) = (Resources::new(Limits::default(), 2), Cancel::new());
+        let lease = resources.budget.lease(&cancel).unwrap();
+        Self { resources, lease, cancel, progress: Progress::default() }
+    }
+
+    fn plan(&self) -> Plan<'_> {
+        let work = Work { cancel: &self.cancel, progress: &self.progress };
+        Plan { resources: &self.resources, lease: &self.lease, work }
+    }
+
+    /// Builds a layer of files whose data does not come, on `base`.
+    fn import(&self, base: &Base<'_>, place: DataPlace, entries: &[(Entry, u64)]) -> Result<NewLayer<Vec<u8>>> {
+        let mut writer = LayerWriter::new(Vec::new(), base, place, self.plan())?;
+        for (entry, data_start) in entries {
+            writer.import(entry, *data_start)?;
+        }
+        writer.finish(base, self.plan())
+    }
+}
+
+fn options(virtual_bytes: u64) -> DeviceOptions {
+    DeviceOptions { flavour: crate::kind::overlaybd::Flavour::Erofs, virtual_bytes }
+}
+
+fn file(path: &str, size_bytes: u64, extents: Option<Vec<Extent>>) -> Entry {
+    let attributes = Attributes { mode: 0o644, ..Attributes::default() };
+    Entry { path: path.into(), attributes, xattrs: Vec::new(), body: Body::Regular { size_bytes, extents } }
+}
+
+/// An archive of any size, each sector of which holds its own number.
+#[derive(Debug)]
+struct Numbered;
+
+impl ReadAt for Numbered {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        for (at, byte) in (offset..).zip(buf) {
+            let within = usize::try_from(at % 512).unwrap();
+            *byte = (at / 512).to_le_bytes().get(within).copied().unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+/// A file of a device.
+#[derive(Debug)]
+enum Part {
+    Layer(zfile::reader::Reader<Vec<u8>>),
+    Archive,
+}
+
+impl ReadAt for Part {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Layer(contents) => contents.read_exact_at(offset, buf),
+            Self::Archive => Numbered.read_exact_at(offset, buf),
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Layer(contents) => contents.size_bytes(),
+            Self::Archive => Numbered.size_bytes(),
+        }
+    }
+}
+
+/// The layer as it is read, with the archive as its target.
+fn read(layer: NewLayer<Vec<u8>>) -> lsmt::Device<Part> {
+    let mut file = Vec::new();
+    let bench = Bench::new();
+    layer.write(zfile::writer::Options::default(), &bench.resources.helpers, &mut file).unwrap();
+    let contents = zfile::reader::Reader::open(file).unwrap();
+    let layer = lsmt::Layer::open_turbo(Part::Layer(contents), Part::Archive).unwrap();
+    lsmt::Device::new(vec![layer]).unwrap()
+}
+
+/// Upstream's tools count the bytes of a mapping in 32 bits.
+#[test]
+fn files_of_more_than_4_gib_are_mapped_to_their_end() {
+    let bench = Bench::new();
+    let base = Base::new(&options(64 * GIB)).unwrap();
+    let (large, start) = (5 * GIB + 700, 9 * GIB + 512);
+    let holes = vec![Extent { offset: 6 * GIB, len: 1024 }, Extent { offset: 7 * GIB - 512, len: 512 }];
+    let entries = [(file("large", large, None), start), (file("sparse", 7 * GIB, Some(holes)), 20 * GIB)];
+    let layer = bench.import(&base, DataPlace::Target, &entries).unwrap();
+    let device = read(layer);
+    let image = Image::open(&device).unwrap();
+    let sector = |path: &[u8], offset: u64| {
+        let node = image.find(path).unwrap().unwrap();
+        let mut bytes = [0; 8];
+        image.read_data(&node, offset, &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    };
+    for offset in [0, 512, 4 * GIB - 512, 4 * GIB, 4 * GIB + 512, 5 * GIB + 512] {
+        assert_eq!(sector(b"large", offset), (start + offset) / 512, "at {offset}");
+    }
+    assert_eq!(sector(b"sparse", 6 * GIB), 20 * GIB / 512);
+    assert_eq!(sector(b"sparse", 6 * GIB + 512), 20 * GIB / 512 + 1);
+    assert_eq!(sector(b"sparse", 7 * GIB - 512), 20 * GIB / 512 + 2);
+    assert_eq!([0, 5 * GIB, 6 * GIB + 1024].map(|offset| sector(b"sparse", offset)), [0; 3]);
+}
+
+#[test]
+fn a_device_that_is_too_small_is_refused() {
+    let bench = Bench::new();
+    let base = Base::new(&options(16 << 20)).unwrap();
+    let fits = [(file("a", 8 << 20, None), 512)];
+    bench.import(&base, DataPlace::Target, &fits).unwrap();
+    let large = [(file("a", 16 << 20, None), 512)];
+    let error = bench.import(&base, DataPlace::Target, &large).err().unwrap();
+    assert_eq!((error.reason(), error.kind()), ("overlaybd.device-full", Kind::Exhausted), "{error}");
+}
+
+#[test]
+fn a_sparse_file_whose_data_is_not_in_the_metadata_is_refused() {
+    let bench = Bench::new();
+    let base = Base::new(&options(GIB)).unwrap();
+    let holes = vec![Extent { offset: 4096, len: 5 }, Extent { offset: 8192, len: 512 }];
+    let error = bench.import(&base, DataPlace::Target, &[(file("s", GIB, Some(holes)), 512)]).err().unwrap();
+    assert_eq!((error.reason(), error.kind()), ("overlaybd.import-sparse", Kind::NotImplemented), "{error}");
+    let error = bench.import(&base, DataPlace::Target, &[(file("s", 9, None), 513)]).err().unwrap();
+    assert_eq!(error.reason(), "overlaybd.import-sparse");
+}
+
+#[test]
+fn only_empty_devices_and_those_with_erofs_get_a_layer() {
+    let erofs = options(GIB);
+    let ext4 = DeviceOptions { flavour: crate::kind::overlaybd::Flavour::Ext4, ..erofs };
+    let reason = |device: &[u8], options: &DeviceOptions| {
+        Base::open(&device, options).err().map(|error| (error.reason(), error.kind()))
+    };
+    let empty = vec![0; 1 << 20];
+    assert_eq!(reason(&empty, &erofs), None);
+    assert_eq!(reason(&empty, &ext4), Some(("overlaybd.ext4", Kind::NotImplemented)));
+    assert_eq!(Base::new(&ext4).err().map(|error| error.reason()), Some("overlaybd.ext4"));
+    assert_eq!(Base::new(&options(0)).err().map(|error| error.reason()), Some("overlaybd.virtual-size"));
+    let with = |offset: usize, bytes: &[u8]| {
+        let mut device = empty.clone();
+        device[offset..offset + bytes.len()].copy_from_slice(bytes);
+        device
+    };
+    assert_eq!(reason(&with(1080, &[0x53, 0xEF]), &erofs), Some(("overlaybd.ext4", Kind::NotImplemented)));
+    let other = Some(("overlaybd.file-system", Kind::NotImplemented));
+    assert_eq!(reason(&with(0, b"XFSB"), &erofs), other);
+    // A superblock that is none: the device below is damaged, and nobody sent it just now.
+    let damaged = reason(&with(1024, &0xE0F5_E1E2_u32.to_le_bytes()), &erofs);
+    assert_eq!(damaged.map(|(_, kind)| kind), Some(Kind::DataLoss));
+}

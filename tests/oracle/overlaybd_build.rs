@@ -1,0 +1,241 @@
+//! Layers of devices that we build, read by us and by the kernel: those over the archives of overlaybd's vectors, and some
+//! whose layers replace each other's files and directories.
+
+use std::{fs, path::PathBuf};
+
+use libtest_mimic::Failed;
+use plywood::{
+    call::{Cancel, Progress, Work},
+    digest::{Algorithm, Hasher},
+    format::{
+        ReadAt,
+        erofs::{
+            check::{Policy, verify},
+            reader::Image,
+        },
+        lsmt::{Device, Layer},
+        zfile::writer::Options,
+    },
+    kind::overlaybd::Flavour,
+    limits::Limits,
+    overlaybd::{
+        blob::Blob,
+        build::{Base, DataPlace, LayerWriter},
+        options::DeviceOptions,
+    },
+    pipeline::{Pipeline, Plan, Resources, Source, unpack::Unpack},
+    snapshot::NewFile,
+    tree::{Extent, FileType},
+};
+use serde_json::Value;
+use testkit::{Need, Suite, archive::gzip};
+
+use super::{
+    erofs_writer::MountPoint,
+    layer_model::{Listed, Listing},
+    listing,
+};
+
+pub fn add(suite: &mut Suite) {
+    let kernel = [Need::Root, Need::FileSystem("erofs")];
+    suite.test("layers_over_the_vectors_archives_have_the_expected_tree", &[], expected_tree);
+    suite.test("needs_kernel_erofs_layers_over_the_vectors_archives_mount", &kernel, expected_mount);
+    suite.test("threads_and_compression_do_not_change_a_layer", &[], same_bytes);
+    suite.test("directory_file_and_directory_replace_each_other", &[], replaced_types);
+    suite.test("a_small_layer_above_many_files_is_small", &[], small_above_many);
+}
+
+const PLACES: [DataPlace; 2] = [DataPlace::Layer, DataPlace::Target];
+const OPTIONS: DeviceOptions = DeviceOptions { flavour: Flavour::Erofs, virtual_bytes: 64 << 20 };
+
+/// A layer's file, and the archive that it was made of.
+type Made = (Vec<u8>, Vec<u8>);
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/overlaybd").join(name);
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn stack(layers: &[Made], place: DataPlace) -> Device<Blob<&[u8]>> {
+    let mut opened = Vec::new();
+    for (layer, archive) in layers {
+        let layer = Blob::layer(layer.as_slice()).unwrap();
+        let target = Blob::target(archive.as_slice()).unwrap();
+        opened.push(match place {
+            DataPlace::Layer => Layer::open(layer).unwrap(),
+            DataPlace::Target => Layer::open_turbo(layer, target).unwrap(),
+        });
+    }
+    Device::new(opened).unwrap()
+}
+
+/// Builds the layer of `blob`, a layer's archive in any compression, above `below`.
+fn build(blob: &[u8], below: &[Made], place: DataPlace, threads: usize) -> Vec<u8> {
+    // The disk of a test may be nearly full.
+    let limits = Limits { reserve_percent: 0, reserve_bytes: 0, ..Limits::default() };
+    let resources = Resources::new(limits, threads - 1);
+    let (cancel, progress) = (Cancel::new(), Progress::default());
+    let lease = resources.budget.lease(&cancel).unwrap();
+    let work = Work { cancel: &cancel, progress: &progress };
+    let plan = Plan { resources: &resources, lease: &lease, work };
+    let device = if below.is_empty() { None } else { Some(stack(below, place)) };
+    let base = match &device {
+        Some(device) => Base::open(device, &OPTIONS).unwrap(),
+        None => Base::new(&OPTIONS).unwrap(),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = NewFile::scratch(dir.path(), &resources.limits).unwrap();
+    let writer = LayerWriter::new(scratch, &base, place, plan).unwrap();
+    let source = Source { reader: &mut &blob[..], size_bytes: None, digest: None };
+    let ran = Pipeline::new(source, plan).run(Unpack::new(writer, u64::MAX)).unwrap();
+    let layer = ran.output.writer.finish(&base, plan).unwrap();
+    let mut out = Vec::new();
+    layer.write(Options::default(), &resources.helpers, &mut out).unwrap();
+    out
+}
+
+/// Builds layers of these archives, each above those before it.
+fn build_all(archives: &[Vec<u8>], place: DataPlace) -> Vec<Made> {
+    let mut made: Vec<Made> = Vec::new();
+    for archive in archives {
+        let layer = build(archive, &made, place, 1);
+        made.push((layer, archive.clone()));
+    }
+    made
+}
+
+fn flatten<R: ReadAt>(device: &Device<R>) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(device.size_bytes()).unwrap()];
+    for Extent { offset, len } in device.data(0, device.size_bytes()) {
+        let start = usize::try_from(offset).unwrap();
+        let end = start + usize::try_from(len).unwrap();
+        device.read_exact_at(offset, &mut bytes[start..end]).unwrap();
+    }
+    bytes
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    hasher.update(bytes);
+    hasher.finish().hex().to_owned()
+}
+
+/// Compares with a tree of the vectors, which lists everything but the root.
+fn compare(found: &Listing, want: &Value) {
+    let want = want.as_array().unwrap();
+    let names = want.iter().map(|node| node["path"].as_str().unwrap().as_bytes().to_vec());
+    let found_names = found.keys().filter(|name| !name.is_empty()).cloned();
+    assert_eq!(found_names.collect::<Vec<_>>(), names.collect::<Vec<_>>());
+    for node in want {
+        let path = node["path"].as_str().unwrap();
+        let listed: &Listed = &found[path.as_bytes()];
+        let mode = u32::from(listed.file_type.mode_bits() | listed.attributes.mode);
+        assert_eq!(format!("0o{mode:o}"), node["mode"].as_str().unwrap(), "{path}");
+        let numbers = [u64::from(listed.attributes.uid), u64::from(listed.attributes.gid), u64::from(listed.nlink)];
+        assert_eq!(numbers, ["uid", "gid", "nlink"].map(|field| node[field].as_u64().unwrap()), "{path}");
+        assert_eq!(listed.attributes.mtime.seconds, node["mtime"].as_i64().unwrap(), "{path}");
+        if listed.file_type == FileType::Regular {
+            assert_eq!(listed.data.len() as u64, node["size"].as_u64().unwrap(), "{path}");
+            assert_eq!(sha256(&listed.data), node["sha256"].as_str().unwrap(), "{path}");
+        }
+        if listed.file_type == FileType::Symlink {
+            assert_eq!(listed.data, node["link"].as_str().unwrap().as_bytes(), "{path}");
+        }
+        let empty = serde_json::Map::new();
+        let xattrs = node["xattrs"].as_object().unwrap_or(&empty);
+        assert_eq!(listed.xattrs.len(), xattrs.len(), "{path}");
+        for (name, value) in xattrs {
+            let found: String = listed.xattrs[name.as_bytes()].iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(&found, value.as_str().unwrap(), "{path}");
+        }
+    }
+}
+
+/// The vectors' layers, as devices with one and with both.
+fn vectors() -> Vec<(DataPlace, Vec<u8>)> {
+    let archives = ["turbo/base.tar", "turbo/top.tar"].map(fixture);
+    PLACES.into_iter().map(|place| (place, flatten(&stack(&build_all(&archives, place), place)))).collect()
+}
+
+/// Upstream's own EROFS layers lose the attributes of the directories that an archive does not list. Its ext4 layers
+/// keep them.
+fn expected_tree() {
+    let want: Value = serde_json::from_slice(&fixture("turbo/expected-tree.ext4.json")).unwrap();
+    for (_, flat) in vectors() {
+        let report = verify(flat.as_slice(), &Policy::layer()).unwrap();
+        assert!(report.lints.is_empty(), "{:?}", report.lints);
+        compare(&listing::by_our_reader(&flat), &want);
+        compare(&listing::by_erofs_rs(&flat), &want);
+        let superblock = *Image::open(flat.as_slice()).unwrap().superblock();
+        assert_eq!((superblock.uuid, superblock.epoch), ([0; 16], 0));
+    }
+}
+
+fn expected_mount() -> Result<(), Failed> {
+    let want: Value = serde_json::from_slice(&fixture("turbo/expected-tree.ext4.json")).unwrap();
+    for (_, flat) in vectors() {
+        compare(&listing::by_kernel(&MountPoint::image(&flat)?.at()), &want);
+    }
+    Ok(())
+}
+
+fn same_bytes() {
+    let tar = fixture("turbo/base.tar");
+    for place in PLACES {
+        let want = build(&tar, &[], place, 1);
+        let zstd = zstd::encode_all(tar.as_slice(), 3).unwrap();
+        for (blob, coding) in [(tar.clone(), "plain"), (gzip(&tar), "gzip"), (zstd, "zstd")] {
+            for threads in [1, 2, 8] {
+                assert!(build(&blob, &[], place, threads) == want, "{place:?}, {coding}, {threads} threads");
+            }
+        }
+    }
+}
+
+fn archive(entries: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, data) in entries {
+        let mut header = tar::Header::new_ustar();
+        let kind = if path.ends_with('/') { tar::EntryType::Directory } else { tar::EntryType::Regular };
+        header.set_entry_type(kind);
+        header.set_mode(0o700);
+        header.set_size(data.len() as u64);
+        builder.append_data(&mut header, path, data.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn replaced_types() {
+    let layers = [
+        archive(&[("d/", ""), ("d/a", "1"), ("d/e/", ""), ("d/e/f", "2"), ("f", "3"), ("keep/x", "4")]),
+        archive(&[("d", "a file now"), ("f/", ""), ("f/g", "5"), ("keep/.wh.x", "")]),
+        archive(&[("d/", ""), ("d/b", "6"), ("f/.wh..wh..opq", ""), ("f/h", "7")]),
+    ];
+    let after: [&[(&str, &str)]; 3] = [
+        &[("d", ""), ("d/a", "1"), ("d/e", ""), ("d/e/f", "2"), ("f", "3"), ("keep", ""), ("keep/x", "4")],
+        &[("d", "a file now"), ("f", ""), ("f/g", "5"), ("keep", "")],
+        &[("d", ""), ("d/b", "6"), ("f", ""), ("f/h", "7"), ("keep", "")],
+    ];
+    for place in PLACES {
+        let made = build_all(&layers, place);
+        for (layers, want) in (1..).zip(after) {
+            let flat = flatten(&stack(&made[..layers], place));
+            let found = listing::by_our_reader(&flat);
+            let found = found.iter().filter(|(name, _)| !name.is_empty());
+            let found: Vec<_> = found.map(|(name, listed)| (name.as_slice(), listed.data.as_slice())).collect();
+            let want: Vec<_> = want.iter().map(|(name, data)| (name.as_bytes(), data.as_bytes())).collect();
+            assert_eq!(found, want, "{place:?}, {layers} layers");
+        }
+    }
+}
+
+fn small_above_many() {
+    let names: Vec<String> = (0..20_000).map(|n| format!("d{:03}/file-{n:05}", n % 200)).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let [many, few] = [archive(&many), archive(&[("d007/file-00007", "new"), ("d009/.wh.file-00009", "")])];
+    let made = build_all(&[many, few], DataPlace::Target);
+    assert!(made[1].0.len() < 16 << 10, "{} bytes above {}", made[1].0.len(), made[0].0.len());
+    let listing = listing::by_our_reader(&flatten(&stack(&made, DataPlace::Target)));
+    assert_eq!(listing.len(), 1 + 200 + 20_000 - 1);
+    assert_eq!(listing[&b"d007/file-00007"[..]].data, b"new");
+}

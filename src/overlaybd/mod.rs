@@ -18,4 +18,5 @@ pub mod export;
 pub mod inspect;
 pub mod life;
 pub mod options;
+pub mod publish;
 pub mod wrap;

@@ -115,7 +115,7 @@ pub fn run_flatten(arguments: &FlattenArguments) -> Result<()> {
 }
 
 /// Opens the device that a configuration describes.
-fn configured(path: &Path) -> Result<LayeredDevice> {
+pub(super) fn configured(path: &Path) -> Result<LayeredDevice> {
     let config = ImageConfig::read(open(path)?).map_err(|error| named(error, path))?;
     config.open(&anywhere, Mode::Read).and_then(device::open).map_err(|error| named(error, path))
 }

@@ -9,6 +9,7 @@ pub mod create;
 pub mod export;
 pub mod merge;
 mod produce;
+pub mod turbo_export;
 pub mod zfile;
 
 use std::{
@@ -60,6 +61,8 @@ pub enum Command {
     Flatten(merge::FlattenArguments),
     /// Write the headers of an archive without its data, and the index of a gzip blob
     Export(export::Arguments),
+    /// Make the turboOCI layer of an existing layer, and print its descriptor
+    TurboExport(turbo_export::Arguments),
     /// Compress a file in blocks, extract or verify one
     Zfile(zfile::Arguments),
 }
@@ -76,6 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Command::Merge(arguments) => merge::run(arguments),
         Command::Flatten(arguments) => merge::run_flatten(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::TurboExport(arguments) => turbo_export::run(arguments),
         Command::Zfile(arguments) => zfile::run(arguments),
     }
 }

@@ -1,0 +1,128 @@
+//! Makes the turboOCI layer of an existing layer: a small archive with the metadata of a file system, whose file data
+//! stays in the layer.
+//!
+//! ```text
+//! layer ──> decode ──┬──> index                  ──┐
+//!                    └──> file system ──> ZFile  ──┴──> archive, gzip
+//! ```
+//!
+//! Described in `docs/formats/overlaybd.md`, "The published turboOCI layer".
+
+use std::collections::BTreeMap;
+
+use super::build::{Base, DataPlace, LayerWriter};
+use crate::{
+    codec::{Coding, encode::Compression},
+    error::{Classify, Kind, Result},
+    format::{
+        ReadAt,
+        turbo::{self, Member},
+        zfile,
+    },
+    kind::{
+        Container, LayerType, TABLE,
+        overlaybd::{BLOB_DIGEST, BLOB_SIZE, TURBO_TARGET_TYPES, TURBO_TARGETS, VERSION},
+    },
+    pipeline::{
+        Facts, Pipeline, Plan, Source,
+        encode::{self, Deliver},
+        unpack::Unpack,
+    },
+    snapshot::NewFile,
+};
+
+/// Version of turboOCI layers.
+const TURBO_VERSION: &str = "0.1.0-turbo.ociv1";
+
+/// Reason why no turboOCI layer can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The format has no index for the layer's compression.
+    #[error("a layer compressed with {} cannot be read in pieces: only plain and gzip tars can", coding.as_str())]
+    Coding {
+        /// Compression of the layer.
+        coding: Coding,
+    },
+}
+
+impl Classify for PublishError {
+    fn kind(&self) -> Kind {
+        Kind::Malformed
+    }
+
+    fn reason(&self) -> &'static str {
+        "turbo.target"
+    }
+}
+
+/// A turboOCI layer that was made.
+#[derive(Debug)]
+pub struct TurboLayer {
+    /// Media type of the archive.
+    pub media_type: &'static str,
+    /// Digests and sizes of the archive.
+    pub archive: encode::Facts,
+    /// Digests and sizes of the layer that it is made of.
+    pub original: Facts,
+    /// Annotations of the archive's descriptor.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Makes the turboOCI layer of `source`, on the device `base`, and delivers it. `scratch` makes files for what is not
+/// complete yet. `media_type` is that of the layer; without one it follows from the compression.
+///
+/// Errors: those of the pipeline, of archives and of the builder; a gzip blob of several members; `turbo.target` for a
+/// compression other than gzip.
+pub fn turbo(
+    source: Source<'_>,
+    media_type: Option<&str>,
+    base: &Base<'_>,
+    scratch: &dyn Fn() -> Result<NewFile>,
+    plan: Plan<'_>,
+    deliver: Deliver<'_>,
+) -> Result<TurboLayer> {
+    let mut index = scratch()?;
+    let writer = LayerWriter::new(scratch()?, base, DataPlace::Target, plan)?;
+    let unpack = Unpack::new(writer, plan.resources.limits.stream_bytes);
+    let ran = Pipeline::new(source, plan).indexed(&mut index).run(unpack)?;
+    let original = ran.facts;
+    let coding = original.coding;
+    if !matches!(coding, Coding::Plain | Coding::Gzip) {
+        return Err(PublishError::Coding { coding }.into());
+    }
+    let layer = ran.output.writer.finish(base, plan)?;
+    let mut metadata = scratch()?;
+    layer.write(zfile::writer::Options::default(), &plan.resources.helpers, &mut metadata)?;
+    drop(layer);
+
+    let mut members: Vec<(Member, &dyn ReadAt)> = vec![(Member::Erofs, &metadata)];
+    if ran.index.is_some() {
+        members.push((Member::GzipIndex, &index));
+    }
+    let ((), archive) = encode::run(plan, Compression::GZIP, deliver, |out| turbo::write(out, &members))?;
+    let annotations = annotations(&archive, &original, media_type);
+    Ok(TurboLayer { media_type: media_type_of(Coding::Gzip), archive, original, annotations })
+}
+
+/// Media type of an OCI layer with this compression.
+fn media_type_of(coding: Coding) -> &'static str {
+    let is = |row: &&LayerType| row.written && row.container == Container::Tar && row.coding == coding;
+    TABLE.iter().find(is).map_or_else(Default::default, |row| row.media_type)
+}
+
+fn annotations(
+    archive: &encode::Facts,
+    original: &Facts,
+    media_type: Option<&str>,
+) -> BTreeMap<String, String> {
+    let [target, _older] = TURBO_TARGETS;
+    let [target_type, _older] = TURBO_TARGET_TYPES;
+    let pairs = [
+        (BLOB_DIGEST, archive.blob.to_string()),
+        (BLOB_SIZE, archive.blob_bytes.to_string()),
+        (VERSION, TURBO_VERSION.to_owned()),
+        (target, original.blob.to_string()),
+        (target_type, media_type.unwrap_or_else(|| media_type_of(original.coding)).to_owned()),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}

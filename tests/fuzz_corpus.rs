@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use plywood::{
-    codec::{CodecError, Coding},
-    error::Classify,
+    codec::{CodecError, Coding, foreign::Foreign},
+    error::{Classify, Error, Kind},
     format::{
         ReadAt,
         erofs::check::{Policy, verify},
@@ -23,6 +23,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("gzip", plywood::codec::fuzz_gzip),
     ("deflate", plywood::codec::deflate::fuzz),
     ("zstd", plywood::codec::fuzz_zstd),
+    ("foreign", plywood::codec::foreign::fuzz),
     ("gzindex", gzindex::fuzz),
     ("lsmt", lsmt::fuzz),
     ("zfile", zfile::fuzz),
@@ -250,11 +251,23 @@ fn compressed_streams_are_refused_for_the_reason_in_their_name() {
 }
 
 #[test]
+fn streams_of_foreign_codings_are_refused_for_the_reason_in_their_name() {
+    for (name, stream) in corpus("foreign") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let (coding, stream) = Foreign::of_fuzz(&stream).expect("a byte that selects the coding");
+        let found = std::io::copy(&mut coding.reader(stream, 128 << 20), &mut std::io::sink()).err();
+        let found = found.map(|error| Error::from_io(error, Kind::Internal, "not named"));
+        let reason = found.as_ref().map_or("ok", Error::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
 fn every_reason_in_the_rules_of_compression_has_a_stream() {
     let rules = include_str!("../docs/formats/compression.md");
     let ids = rules.split('`').filter(|word| word.starts_with("codec.") && !word.contains(' '));
     let reasons: BTreeSet<_> = ids.map(str::to_owned).collect();
-    let shown = ["gzip", "zstd"].into_iter().flat_map(corpus);
+    let shown = ["gzip", "zstd", "foreign"].into_iter().flat_map(corpus);
     let mut shown: BTreeSet<_> = shown
         .filter_map(|(name, _)| name.split_once('@').map(|(reason, _)| reason.to_owned()))
         .filter(|reason| reason != "ok")
@@ -265,14 +278,14 @@ fn every_reason_in_the_rules_of_compression_has_a_stream() {
 }
 
 /// Opens a blob through its index and reads all of it, after the windows: the length of the blob, the blob, the index.
-fn read_indexed(input: &[u8]) -> Result<(), plywood::error::Error> {
+fn read_indexed(input: &[u8]) -> Result<(), Error> {
     let (len, rest) = input.split_first_chunk().expect("four bytes");
     let len = usize::try_from(u32::from_le_bytes(*len)).expect("small");
     let (blob, index) = rest.split_at(len);
     let reader = gzindex::Reader::open(blob, index)?;
     reader.index().verify(index)?;
     let mut plain = vec![0; usize::try_from(reader.size_bytes()).expect("small")];
-    reader.read_exact_at(0, &mut plain).map_err(plywood::error::Error::disk)
+    reader.read_exact_at(0, &mut plain).map_err(Error::disk)
 }
 
 #[test]
@@ -280,7 +293,7 @@ fn gzip_indexes_are_refused_for_the_reason_in_their_name() {
     for (name, input) in corpus("gzindex") {
         let Some((want, _)) = name.split_once('@') else { continue };
         let found = read_indexed(&input).err();
-        let reason = found.as_ref().map_or("ok", plywood::error::Error::reason);
+        let reason = found.as_ref().map_or("ok", Error::reason);
         assert_eq!(reason, want, "{name}: {found:?}");
     }
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Unpacks programs from Debian's testing suite into a directory of its own.
 #
-#   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils: what demo and tests drive
+#   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils, imgcrypt: what demo and tests drive
 #   eval "$(integration/setup/tools.sh docker)" # besides those: dockerd, its client and buildx
 #   eval "$(integration/setup/tools.sh archives)" # besides those: programs that write archives of images
 #   eval "$(integration/setup/tools.sh rust)"   # a Rust toolchain, for machines without one that is new enough
@@ -34,13 +34,15 @@ SUITE=testing
 PLUGINS=usr/libexec/docker/cli-plugins
 # LINKED: with the libraries they need. PLAIN: programs that need nothing beyond libc, which the others bring.
 # PROGRAMS: what is linked into bin/, and has to be there afterwards.
+# UNPATCHED: programs that do not survive a new loader, and run with the libc of the host (2.34 or later).
+UNPATCHED="ctd-decoder ctr-imgcrypt"
 set=${1:-daemons}
 case $set in
 daemons)
     LINKED="runc erofs-utils jq zstd patchelf"
-    PLAIN="containerd docker-registry oras busybox-static"
+    PLAIN="containerd docker-registry oras busybox-static imgcrypt"
     PROGRAMS="containerd containerd-shim-runc-v2 ctr runc docker-registry mkfs.erofs fsck.erofs dump.erofs oras jq zstd
-        patchelf busybox"
+        patchelf busybox ctd-decoder ctr-imgcrypt"
     ;;
 docker)
     # dockerd links libsystemd; what else its package asks for (iptables, an init) is of no use without a bridge.
@@ -83,7 +85,7 @@ answer() {
 
 exec 9>"$dir/.lock"
 flock 9
-stamp="5 $SUITE $arch $LINKED $PLAIN $dir"
+stamp="6 $SUITE $arch $LINKED $PLAIN $dir"
 if [ "$(cat "$dir/.stamp" 2>/dev/null)" = "$stamp" ]; then
     answer
     exit 0
@@ -165,6 +167,7 @@ run="$loader --library-path $libraries $dir/apt/patchelf"
 for program in "$dir"/root/usr/bin/* "$dir"/root/usr/sbin/* "$dir"/root/bin/* "$dir"/root/sbin/* \
     "$dir/root/$PLUGINS"/*; do
     if [ ! -f "$program" ] || [ -L "$program" ]; then continue; fi
+    case " $UNPATCHED " in *" ${program##*/} "*) continue ;; esac
     # Scripts and static programs have no interpreter to change.
     $run --print-interpreter "$program" >/dev/null 2>&1 || continue
     if [ "$set" = archives ]; then
@@ -198,6 +201,7 @@ for program in $PROGRAMS; do
     containerd-shim-runc-v2) argument=-v ;;
     oras | docker-buildx) argument=version ;;
     busybox) argument=true ;;
+    ctd-decoder) argument=--help ;;
     *) argument=--version ;;
     esac
     "$dir/bin/$program" $argument >>"$log" 2>&1 || fail "the unpacked $program does not start"

@@ -29,6 +29,8 @@ pub struct Setup {
     pub wrap: fn(Command) -> Command,
     /// More lines of Plywood's configuration: whole tables other than `server`, `containerd` and `snapshots`.
     pub plywood_tables: String,
+    /// More tables of containerd's configuration.
+    pub containerd_tables: String,
 }
 
 impl Default for Setup {
@@ -39,6 +41,7 @@ impl Default for Setup {
             direct_content: true,
             wrap: |command| command,
             plywood_tables: String::new(),
+            containerd_tables: String::new(),
         }
     }
 }
@@ -88,7 +91,7 @@ impl Env {
         env.start_registry()?;
         std::fs::write(env.path("plywood.toml"), env.plywood_config(setup))?;
         env.start_plywood()?;
-        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup.differs))?;
+        std::fs::write(env.path("containerd.toml"), env.containerd_config(setup))?;
         env.start_containerd()?;
         Ok(env)
     }
@@ -395,7 +398,8 @@ overlayfs_roots = ["{overlayfs}"]
         )
     }
 
-    fn containerd_config(&self, differs: &[&str]) -> String {
+    fn containerd_config(&self, setup: &Setup) -> String {
+        let differs = setup.differs;
         let arch = Image::architecture();
         format!(
             r#"
@@ -424,12 +428,14 @@ layer_types = ["application/vnd.erofs.layer.v1", "application/vnd.erofs.layer.v1
 platform = "linux/{arch}"
 snapshotter = "overlayfs"
 differ = "walking"
+{tables}
 "#,
             root = self.containerd_root.display(),
             state = self.path("state").display(),
             socket = self.containerd_socket().display(),
             plywood = self.plywood_socket().display(),
             opt = self.path("opt").display(),
+            tables = setup.containerd_tables,
         )
     }
 }

@@ -133,7 +133,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
             .way(media_type, &BTreeMap::new())
             .ok_or_else(|| {
                 output::usage(format!(
-                    "--media-type {media_type}: not the type of a layer that can be applied"
+                    "--media-type {media_type}: not the media type of a layer that can be applied"
                 ))
             })?,
         None => (detect(&head)?, None),

@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, StreamProcessors, validate::validate_processors};
+use super::{
+    Config,
+    processors::{self, StreamProcessors},
+};
 use crate::error::{Classify, Kind};
 
 /// Longest configuration that is read, in bytes; the default one has 6 KiB.
@@ -147,7 +150,12 @@ pub fn read_processors(path: &Path) -> Result<StreamProcessors, ConfigError> {
         origin,
         message: error.to_string().trim_end().to_owned(),
     })?;
-    validate_processors(&stream_processors)?;
+    let refuse = |(id, problem): (String, String)| ConfigError::Value {
+        key: "stream_processors",
+        value: format!("{id:?}"),
+        problem,
+    };
+    processors::check(&stream_processors).map_err(refuse)?;
     Ok(stream_processors)
 }
 

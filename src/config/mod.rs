@@ -6,6 +6,7 @@
 
 mod file;
 mod filter;
+mod paths;
 mod processors;
 mod settings;
 mod validate;

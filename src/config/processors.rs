@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::paths::is_absolute;
 use crate::kind::route::{Accepts, RouteError, Routes};
 
 /// Most processors.
@@ -76,7 +77,7 @@ impl StreamProcessor {
         if let Some(text) = self.accepts.iter().chain([&self.returns]).find(|text| !is_media_type(text)) {
             return Err(format!("{text:?} is not a media type"));
         }
-        if self.path.to_str().is_none() || !super::validate::is_absolute(&self.path) {
+        if self.path.to_str().is_none() || !is_absolute(&self.path) {
             return Err(format!("path {:?} is not an absolute path without \"..\"", self.path));
         }
         let has_name = |entry: &&String| entry.split_once('=').is_some_and(|(name, _)| !name.is_empty());

@@ -2,13 +2,10 @@
 
 use std::{
     fmt::Debug,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
-use super::{
-    Config, ConfigError, log_filter,
-    processors::{self, StreamProcessors},
-};
+use super::{Config, ConfigError, log_filter, paths::is_absolute, processors};
 
 /// Longest path of a unix socket, in bytes: `sun_path` without its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -41,7 +38,8 @@ impl Config {
             }
         }
         self.validate_diff()?;
-        validate_processors(&self.stream_processors)?;
+        processors::check(&self.stream_processors)
+            .map_err(|(id, problem)| refuse("stream_processors", id, problem))?;
         self.validate_limits()
     }
 
@@ -132,11 +130,6 @@ impl Config {
     }
 }
 
-/// Errors: [`ConfigError::Value`] for the first processor that cannot work.
-pub(super) fn validate_processors(table: &StreamProcessors) -> Result<(), ConfigError> {
-    processors::check(table).map_err(|(id, problem)| refuse("stream_processors", id, problem))
-}
-
 fn refuse(key: &'static str, value: impl Debug, problem: impl ToString) -> ConfigError {
     ConfigError::Value { key, value: format!("{value:?}"), problem: problem.to_string() }
 }
@@ -146,13 +139,6 @@ fn between(key: &'static str, value: u64, least: u64, most: u64) -> Result<(), C
         return Err(refuse(key, value, format!("not within {least} and {most}")));
     }
     Ok(())
-}
-
-/// Whether `path` starts at the root, and names something in it without `..`.
-pub(super) fn is_absolute(path: &Path) -> bool {
-    let mut parts = path.components();
-    let starts_at_root = parts.next() == Some(Component::RootDir);
-    starts_at_root && parts.all(|part| matches!(part, Component::Normal(_))) && path != Path::new("/")
 }
 
 fn absolute(key: &'static str, path: &Path) -> Result<(), ConfigError> {

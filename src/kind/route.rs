@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::LayerType;
 
 /// Most processors on one route.
-pub const MOST_STEPS: usize = 8;
+const MOST_STEPS: usize = 8;
 
 /// What a processor accepts and returns.
 #[derive(Clone, Copy, Debug)]

@@ -55,9 +55,27 @@ const OVERLAY: &str = "overlay overlay [workdir=B/snapshots/3/work upperdir=B/sn
 fn every_form_the_overlaybd_snapshotter_emits_leads_to_its_directory_and_the_one_below() {
     let fixture = fixture();
     for (case, list, id, access, below) in [
-        ("first layer, or a conversion", "bind B/snapshots/3/fs [rw rbind]".to_owned(), "3", Access::Active, None),
-        ("layer", format!("{OVERLAY} lowerdir=B/snapshots/2/fs:B/snapshots/1/fs]"), "3", Access::Active, Some("2")),
-        ("container", format!("{OVERLAY} lowerdir=B/snapshots/2/block/mountpoint]"), "3", Access::Active, Some("2")),
+        (
+            "first layer, or a conversion",
+            "bind B/snapshots/3/fs [rw rbind]".to_owned(),
+            "3",
+            Access::Active,
+            None,
+        ),
+        (
+            "layer",
+            format!("{OVERLAY} lowerdir=B/snapshots/2/fs:B/snapshots/1/fs]"),
+            "3",
+            Access::Active,
+            Some("2"),
+        ),
+        (
+            "container",
+            format!("{OVERLAY} lowerdir=B/snapshots/2/block/mountpoint]"),
+            "3",
+            Access::Active,
+            Some("2"),
+        ),
         ("view", "bind B/snapshots/2/fs [ro rbind]".to_owned(), "2", Access::View, None),
     ] {
         let found = fixture.roots.resolve(&fixture.mounts(&list)).unwrap();
@@ -112,7 +130,8 @@ fn a_description_names_files_of_snapshots_below_its_own_root_only() {
     assert!(open("B/snapshots/1/layer.tar").unwrap().is_none(), "absent");
     symlink("/etc/passwd", fixture.snapshot("1").join("fs/link")).unwrap();
     fs::write(fixture.snapshot("1").join("fs/writable"), "").unwrap();
-    fs::set_permissions(fixture.snapshot("1").join("fs/writable"), fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(fixture.snapshot("1").join("fs/writable"), fs::Permissions::from_mode(0o666))
+        .unwrap();
     for (path, reason) in [
         ("/etc/passwd", "mount.foreign"),
         ("B/metadata.db", "mount.foreign"),
@@ -133,7 +152,8 @@ fn a_description_names_files_of_snapshots_below_its_own_root_only() {
 #[test]
 fn the_writable_layer_is_the_sealed_file_or_the_pair() {
     let fixture = fixture();
-    let device = || fixture.roots.device_of(&fixture.mounts("bind B/snapshots/3/block/mountpoint [rw]")).unwrap();
+    let device =
+        || fixture.roots.device_of(&fixture.mounts("bind B/snapshots/3/block/mountpoint [rw]")).unwrap();
     assert!(device().writable().unwrap().is_none());
     let [data, index] = WRITABLE.map(|name| fixture.snapshot("3").join(name));
     fs::write(data, "").unwrap();

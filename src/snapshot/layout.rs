@@ -45,10 +45,8 @@ pub(super) const SEALED: &str = "fs/overlaybd.sealed";
 pub static LAYER: FileSet = FileSet::of(&[LAYER_NAME]);
 /// The set of a layer of an overlaybd snapshot's device. With the archive it is a turboOCI layer that points into it, and
 /// the snapshotter converts the archive itself where nothing else is there. Without it, a native layer.
-pub static DEVICE_LAYER: FileSet = FileSet {
-    names: &[TAR_NAME, TAR_INDEX_NAME, OVERLAYBD_NAME],
-    optional: &[TAR_NAME, TAR_INDEX_NAME],
-};
+pub static DEVICE_LAYER: FileSet =
+    FileSet { names: &[TAR_NAME, TAR_INDEX_NAME, OVERLAYBD_NAME], optional: &[TAR_NAME, TAR_INDEX_NAME] };
 /// The set of an acceleration layer.
 pub static TRACE: FileSet = FileSet::of(&[TRACE_NAME]);
 /// The set of a published turboOCI layer: the metadata of one file system or of both, and the index if the original is

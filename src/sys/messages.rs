@@ -18,7 +18,7 @@ use rustix::{
 };
 
 /// Most descriptors that one message carries.
-pub const DESCRIPTORS: usize = 8;
+const DESCRIPTORS: usize = 8;
 
 /// Two ends of a socket that keeps the bounds of messages.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -32,7 +32,7 @@ pub struct Message {
     pub len: usize,
     /// Descriptors, closed on exec.
     pub descriptors: Vec<OwnedFd>,
-    /// The message was longer than the buffer, or carried more than [`DESCRIPTORS`] descriptors.
+    /// The message was longer than the buffer, or carried more than eight descriptors.
     pub is_cut: bool,
 }
 

@@ -23,6 +23,8 @@ pub fn add(suite: &mut Suite) {
         a_failure_for_programs_is_json_with_kind_reason_and_message,
         an_unknown_media_type_is_wrong_usage,
         parents_say_what_directories_are_like_that_the_layer_does_not_list,
+        a_layer_goes_through_the_processors_of_a_file,
+        processors_that_fail_or_cannot_be_run_leave_no_image,
     ];
 }
 
@@ -328,5 +330,61 @@ fn parents_say_what_directories_are_like_that_the_layer_does_not_list() {
         let message = String::from_utf8(done.stderr).unwrap();
         assert!(!done.status.success() && message.contains(reason), "{parent}: {message}");
         assert_eq!(fs::read(at("kept")).unwrap(), plain, "{parent}");
+    }
+}
+
+/// The table is the one of containerd's configuration, among others that mean nothing to Plywood.
+fn a_layer_goes_through_the_processors_of_a_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [layer, out, table] = ["layer", "out.erofs", "config.toml"].map(|name| scratch.path().join(name));
+    let program = env!("CARGO_BIN_EXE_plywood");
+    let tables = format!(
+        "version = 3\n[plugins.\"x.y\"]\nkey = 1\n[stream_processors.cat]\naccepts = [\"x/y\"]\n\
+         returns = \"application/vnd.oci.image.layer.v1.tar+lz4\"\npath = \"/bin/cat\"\n[stream_processors.plywood]\n\
+         accepts = [\"application/vnd.oci.image.layer.v1.tar+lz4\"]\n\
+         returns = \"application/vnd.oci.image.layer.v1.tar\"\npath = {program:?}\nargs = [\"stream\"]\n"
+    );
+    fs::write(&table, tables).unwrap();
+    let tar = archive();
+    // One frame with stored blocks of at most 64 KiB.
+    let mut blob = vec![0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+    for block in tar.chunks(1 << 16) {
+        blob.extend((u32::try_from(block.len()).unwrap() | 1 << 31).to_le_bytes());
+        blob.extend(block);
+    }
+    blob.extend([0; 4]);
+    fs::write(&layer, &blob).unwrap();
+    let arguments =
+        [text(&layer), "-o", text(&out), "--media-type", "x/y", "--processors", text(&table), "--json"];
+    let done = plywood(&arguments, &[]);
+    assert!(done.status.success(), "{done:?}");
+    let result: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(result["diff_id"], Digest::sha256(&tar).to_string());
+    assert_eq!(result["blob_digest"], Digest::sha256(&blob).to_string());
+    assert!(out.exists());
+}
+
+fn processors_that_fail_or_cannot_be_run_leave_no_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [out, table] = ["out.erofs", "config.toml"].map(|name| scratch.path().join(name));
+    let returns = "application/vnd.oci.image.layer.v1.tar";
+    let entry = |path: &str, accepts: &str| {
+        format!("[stream_processors.p]\naccepts = [{accepts:?}]\nreturns = {returns:?}\npath = {path:?}\n")
+    };
+    for (text_of_table, code, part) in [
+        (entry("/bin/false", "x/y"), 1, "processor p exited with status 1 [processor.failed]"),
+        (entry("/bin/true", "x/y"), 1, "processor p wrote nothing [processor.empty]"),
+        (entry("/nonexistent", "x/y"), 1, "[broker.start]"),
+        (entry("cat", "x/y"), 1, "[config.value]"),
+        (entry("/bin/cat", returns), 1, "goes round in a circle"),
+        (entry("/bin/cat", "x/z"), 2, "not the media type of a layer that can be applied"),
+        (String::new(), 1, "[config.parse]"),
+    ] {
+        fs::write(&table, &text_of_table).unwrap();
+        let arguments = ["-", "-o", text(&out), "--media-type", "x/y", "--processors", text(&table)];
+        let done = plywood(&arguments, &archive());
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.code() == Some(code) && said.contains(part), "{part}: {said}");
+        assert!(!out.exists(), "{part}");
     }
 }

@@ -4,7 +4,10 @@
 Every input is made by hand here, so that no other program's idea of a format is in it.
 """
 
+import bz2
+import lzma
 import pathlib
+import struct
 import zlib
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
@@ -673,7 +676,53 @@ LSMT = {
     "lsmt.device.size@sparse": b"\4" + lsmt_header(0x13, virtual=(1 << 64) - 1),
 }
 
-for target, inputs in {"lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+def xz(change=lambda stream: stream):
+    return b"\0" + change(bytearray(lzma.compress(b"some text", preset=0)))
+
+
+def large_dictionary(stream):
+    """The property byte of LZMA2 is behind two bytes of flags, the id of the filter and its length."""
+    assert stream[14:16] == b"\x21\x01"
+    stream[16] = 36  # 1 GiB
+    length = 4 * (stream[12] + 1)
+    stream[12 + length - 4:12 + length] = struct.pack("<I", zlib.crc32(stream[12:12 + length - 4]))
+    return stream
+
+
+def other_check(stream):
+    stream[-24] ^= 1
+    return stream
+
+
+# One stored block in a frame without checksums; 0x82 is the checksum of the header.
+LZ4 = b"\x04\x22\x4d\x18\x60\x40\x82" + struct.pack("<I", 1 << 31 | 4) + b"text" + bytes(4)
+LEGACY = b"\x02\x21\x4c\x18" + struct.pack("<I", 5) + b"\x40text"
+SKIPPED = b"\x55\x2a\x4d\x18" + struct.pack("<I", 3) + b"abc"
+BROTLI = b"\3" + (pathlib.Path(__file__).parent.parent / "fixtures/streams/text.br").read_bytes()
+# The first byte selects the coding: xz, lz4, bzip2, brotli.
+FOREIGN = {
+    "ok@xz": xz(),
+    "ok@xz-padding": xz() + bytes(4) + xz()[1:],
+    "ok@lz4": b"\1" + SKIPPED + LZ4 + LEGACY + LZ4,
+    "ok@bzip2": b"\2" + bz2.compress(b"text") + bz2.compress(b""),
+    "ok@brotli": BROTLI,
+    "codec.foreign.data@xz-check": xz(other_check),
+    "codec.foreign.data@lz4-flags": b"\1" + LZ4[:4] + b"\x62\x40\x82",
+    "codec.foreign.data@lz4-block-too-long": b"\1" + LZ4[:7] + struct.pack("<I", 1 << 31 | 70000),
+    "codec.foreign.data@bzip2-magic": b"\2BZh1" + bytes(10),
+    "codec.foreign.data@brotli-window": b"\3\x11",
+    "codec.foreign.truncated@nothing": b"\0",
+    "codec.foreign.truncated@lz4-before-the-end-mark": b"\1" + LZ4[:-4],
+    "codec.foreign.truncated@lz4-in-a-skippable-frame": b"\1" + SKIPPED[:-1],
+    "codec.foreign.truncated@bzip2": b"\2" + bz2.compress(b"text")[:-1],
+    "codec.foreign.truncated@brotli": BROTLI[:-1],
+    "codec.foreign.trailing@lz4": b"\1" + LZ4 + b"tail",
+    "codec.foreign.trailing@brotli": BROTLI + b"\0",
+    "codec.foreign.window@xz-1-gib": xz(large_dictionary),
+    "codec.foreign.dictionary@lz4": b"\1" + LZ4[:4] + b"\x61\x40" + bytes(5),
+}
+
+for target, inputs in {"foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

@@ -19,7 +19,7 @@ use crate::Suite;
 const IMAGE: &str = "docker.io/library/alpine:latest";
 
 /// Programs that the documents use, beside containerd's, and that the node needs.
-const PROGRAMS: [&str; 5] = ["bash", "chroot", "curl", "mkfifo", "timeout"];
+const PROGRAMS: [&str; 6] = ["bash", "chroot", "curl", "mkfifo", "timeout", "xz"];
 
 pub fn add(suite: &mut Suite) {
     for (name, text) in [

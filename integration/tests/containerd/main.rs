@@ -14,6 +14,7 @@ mod load;
 mod native;
 mod parallel;
 mod parents;
+mod processors;
 mod pull;
 mod request;
 mod reset;
@@ -113,6 +114,7 @@ fn main() -> anyhow::Result<()> {
     fallback::add(&mut suite);
     parallel::add(&mut suite);
     parents::add(&mut suite);
+    processors::add(&mut suite);
     request::add(&mut suite);
     reset::add(&mut suite);
     diff::add(&mut suite);

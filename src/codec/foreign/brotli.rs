@@ -9,7 +9,7 @@ use std::io::{self, BufRead, Read};
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 
-use super::{Foreign, counted::Counted, error::ForeignError};
+use super::{coding::Foreign, counted::Counted, error::ForeignError};
 
 /// Decoder of one brotli stream.
 pub(super) struct Brotli<R> {

@@ -1,4 +1,6 @@
 //! The input of a decoder, which counts the bytes taken and marks its own errors.
+//!
+//! Described in `docs/formats/compression.md`.
 
 use std::{
     cell::Cell,

@@ -1,4 +1,6 @@
 //! A decoder of this house behind [`Read`].
+//!
+//! Described in `docs/formats/compression.md`.
 
 use std::io::{self, BufRead, Read};
 

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::Foreign;
+use super::coding::Foreign;
 use crate::error::{Classify, Error, Kind};
 
 /// Refusal of a stream. Offsets count compressed bytes from the start of the stream.

@@ -9,7 +9,7 @@ use std::io::{self, BufRead, Read};
 use lz4_flex::block::decompress_into_with_dict;
 use xxhash_rust::xxh32::{Xxh32, xxh32};
 
-use super::{Foreign, counted::Counted, error::ForeignError};
+use super::{coding::Foreign, counted::Counted, error::ForeignError};
 
 const MAGIC: u32 = 0x184d_2204;
 const MAGIC_LEGACY: u32 = 0x184c_2102;

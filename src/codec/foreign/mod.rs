@@ -5,6 +5,7 @@
 //! `docs/formats/compression.md`.
 
 mod brotli;
+mod coding;
 mod counted;
 mod decoding;
 mod error;
@@ -15,32 +16,10 @@ use std::io::{self, BufRead, Read};
 use lzma_rust2::XzReader;
 
 use self::{brotli::Brotli, counted::Counted, lz4::Lz4};
-pub use self::{decoding::Decoding, error::ForeignError};
-
-/// A coding that stream processors decode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Foreign {
-    /// xz streams, with padding between and after them.
-    Xz,
-    /// LZ4 frames, legacy and skippable ones included.
-    Lz4,
-    /// bzip2 streams.
-    Bzip2,
-    /// One brotli stream, RFC 7932.
-    Brotli,
-}
+pub use self::{coding::Foreign, decoding::Decoding, error::ForeignError};
+use crate::error::{Error, Kind};
 
 impl Foreign {
-    /// Lower-case name for messages.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Xz => "xz",
-            Self::Lz4 => "lz4",
-            Self::Bzip2 => "bzip2",
-            Self::Brotli => "brotli",
-        }
-    }
-
     /// Decodes all of `input`. xz blocks with a dictionary above `window_bytes` are refused; the other formats never need
     /// more than 16 MiB.
     ///
@@ -64,6 +43,57 @@ impl Foreign {
                 let reader = ::bzip2::bufread::MultiBzDecoder::new(input);
                 Box::new(Named { coding: self, window_bytes, taken, reader })
             }
+        }
+    }
+}
+
+impl Foreign {
+    /// The coding that the first byte of a fuzz input selects, and the stream behind it.
+    pub fn of_fuzz(data: &[u8]) -> Option<(Self, &[u8])> {
+        let (selector, stream) = data.split_first()?;
+        let coding = match selector % 4 {
+            0 => Self::Xz,
+            1 => Self::Lz4,
+            2 => Self::Bzip2,
+            _ => Self::Brotli,
+        };
+        Some((coding, stream))
+    }
+}
+
+/// Fuzz entry: decodes `data` in the coding that its first byte selects, from inputs and into outputs of different sizes,
+/// and compares the results.
+///
+/// # Panics
+///
+/// When the results differ, or an error has no reason of its own.
+pub fn fuzz(data: &[u8]) {
+    /// Most decoded bytes: enough to cross every buffer inside the decoders.
+    const OUTPUT_LIMIT: usize = 4 << 20;
+    const WINDOW_LIMIT: u64 = 1 << 20;
+    let Some((coding, stream)) = Foreign::of_fuzz(data) else { return };
+    let decode = |step_in: usize, step_out: usize| {
+        let input = io::BufReader::with_capacity(step_in, stream);
+        let (mut reader, mut buffer) = (coding.reader(input, WINDOW_LIMIT), vec![0; step_out]);
+        let (mut total, mut sum) = (0_usize, 0_u32);
+        while total <= OUTPUT_LIMIT {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Some(Ok((total, sum))),
+                Ok(filled) => {
+                    sum = zlib_rs::crc32::crc32(sum, buffer.get(..filled).unwrap_or_default());
+                    total = total.saturating_add(filled);
+                }
+                Err(error) => return Some(Err(Error::from_io(error, Kind::Internal, "not named").reason())),
+            }
+        }
+        None
+    };
+    match (decode(1 << 16, 1 << 16), decode(7, 61)) {
+        // Over the limit: how far each got does not matter.
+        (None, _) | (_, None) => {}
+        (whole, pieces) => {
+            assert_eq!(whole, pieces, "the outcome depends on the steps");
+            assert_ne!(whole, Some(Err("not named")), "an error without a reason");
         }
     }
 }
@@ -100,7 +130,6 @@ mod tests {
     use std::io::BufReader;
 
     use super::*;
-    use crate::error::{Error, Kind};
 
     #[test]
     fn an_error_of_the_input_stays_what_it_is() {

@@ -21,6 +21,8 @@ const FOR_TESTS: &[(&str, &str)] = &[
     // Entries of the fuzz targets.
     ("codec/mod.rs", "fuzz_gzip"),
     ("codec/mod.rs", "fuzz_zstd"),
+    ("codec/foreign/mod.rs", "fuzz"),
+    ("codec/foreign/mod.rs", "Foreign::of_fuzz"),
     ("codec/deflate/fuzz.rs", "fuzz"),
     ("codec/deflate/fuzz.rs", "Fuzzer"),
     ("pipeline/ahead/fuzz.rs", "fuzz_ahead"),

@@ -284,7 +284,7 @@ fn death() {
     .unwrap();
     let reply = node.runtime.block_on(running).unwrap();
     assert_eq!(reply.code_and_reason(), (14, "processor.broker"), "{}", reply.message());
-    until("the processor is gone", Duration::from_secs(1), || {
+    until("the processor is gone", SOON, || {
         let stat = fs::read_to_string(format!("/proc/{processor}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")
     });
@@ -314,8 +314,8 @@ enum End {
 
 fn bad() {
     const ROUNDS: u32 = 100;
-    let leaves = "exec 4<&0; (sleep 0.02; cat <&4) & exit 0";
-    let strays = "exec 4<&0; setsid sh -c 'sleep 0.02; cat <&4' & exit 0";
+    let leaves = "exec 4<&0; (sleep 5; cat <&4) & exit 0";
+    let strays = "exec 4<&0; setsid sh -c 'sleep 5; cat <&4' & exit 0";
     let cases = [
         ("hangs", "sleep 1000", End::Cancelled),
         ("floods", "yes 'a line of standard error' >&2", End::Cancelled),

@@ -132,8 +132,8 @@ mod tests {
 
     #[test]
     fn the_example_of_the_default_file_is_a_table_that_works() {
-        let commented: Vec<_> =
-            super::ABOUT.lines().skip_while(|line| !line.starts_with("# [")).map(|line| &line[2..]).collect();
+        let example = super::ABOUT.lines().skip_while(|line| !line.starts_with("# ["));
+        let commented: Vec<_> = example.filter_map(|line| line.strip_prefix("# ")).collect();
         let config = parse(&commented.join("\n"), "example").unwrap();
         assert_eq!(config.stream_processors["plywood"].args, ["stream"]);
         assert!(Config::default_file().contains(super::ABOUT));

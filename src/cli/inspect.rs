@@ -15,6 +15,7 @@ use crate::{
         inspect::{self, Described, Layer, OfPlatform},
         load::{self, Store},
         name,
+        options::Options,
         pool::Pool,
         resolve::Plan,
     },
@@ -56,9 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let cancel = Cancel::new();
     let pool = inputs.open(&cancel)?;
-    let mut options = inputs.options();
-    // Only shown: a name that is missing is no obstacle.
-    options.name.get_or_insert_with(|| "unnamed".to_owned());
+    let options = Options { nameless: true, ..inputs.options() };
     if !ask && images.is_empty() {
         return print(&load::plan(&pool, None, &options)?, &pool, None, *json);
     }
@@ -92,7 +91,8 @@ fn write(described: &[Described], json: bool) -> Result<()> {
 
 fn for_people(image: &Described) -> String {
     let file = image.file.as_ref().map(|file| format!(", from {file}")).unwrap_or_default();
-    let mut text = format!("{}{file}\n", image.names.join(", "));
+    let names = if image.names.is_empty() { "(no name)".to_owned() } else { image.names.join(", ") };
+    let mut text = format!("{names}{file}\n");
     if !image.other_names.is_empty() {
         text += &format!("  also named  {}\n", image.other_names.join(", "));
     }

@@ -20,6 +20,9 @@ use crate::{
 /// Time between two looks: about three events a second and object.
 const TICK: Duration = Duration::from_millis(300);
 
+/// Shows what has changed since the last look.
+type Show = Box<dyn FnMut(&[Row]) + Send>;
+
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Manner {
@@ -36,7 +39,7 @@ pub struct Shown(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl Shown {
     pub(super) fn new(board: &Board, manner: Manner) -> Self {
-        let mut show: Box<dyn FnMut(&[Row]) + Send> = match manner {
+        let mut show: Show = match manner {
             Manner::None => return Self(None),
             Manner::Auto if io::stderr().is_terminal() => drawn(),
             Manner::Auto | Manner::Json => lines(),
@@ -74,7 +77,7 @@ fn done_bytes(row: &Row) -> u64 {
     }
 }
 
-fn lines() -> Box<dyn FnMut(&[Row]) + Send> {
+fn lines() -> Show {
     let mut told: HashMap<usize, (State, u64)> = HashMap::new();
     Box::new(move |rows| {
         for (number, row) in rows.iter().enumerate() {
@@ -92,7 +95,7 @@ fn lines() -> Box<dyn FnMut(&[Row]) + Send> {
     })
 }
 
-fn drawn() -> Box<dyn FnMut(&[Row]) + Send> {
+fn drawn() -> Show {
     let all = MultiProgress::new();
     let mut bars: Vec<ProgressBar> = Vec::new();
     let style = |template: &str| {

@@ -84,6 +84,7 @@ impl Inputs {
             platform: self.platform.clone().unwrap_or_else(Platform::of_this_machine),
             all_platforms: self.all_platforms,
             name: self.name.clone(),
+            nameless: false,
             all_tags: self.all_tags,
         }
     }

@@ -67,7 +67,7 @@ fn trees(pool: &Pool, input: usize, options: &Options) -> Result<Vec<Find>> {
         let name = match (annotation(NAME), annotation(REF_NAME)) {
             (Some(name), _) => Some(name::full(name)?),
             (None, Some(name)) if name.contains(['/', ':']) => Some(name::full(name)?),
-            (None, Some(tag)) => Some(given(options, Some(tag))?),
+            (None, Some(tag)) => given(options, Some(tag))?,
             (None, None) => None,
         };
         let same = finds.iter_mut().find(
@@ -84,7 +84,7 @@ fn trees(pool: &Pool, input: usize, options: &Options) -> Result<Vec<Find>> {
         }
     }
     for find in finds.iter_mut().filter(|find| find.names.is_empty()) {
-        find.names.push(given(options, None)?);
+        find.names.extend(given(options, None)?);
     }
     Ok(finds)
 }
@@ -100,7 +100,7 @@ fn packed(pool: &Pool, input: usize, options: &Options) -> Result<Vec<Find>> {
             names.push(name::full(tag)?);
         }
         if names.is_empty() {
-            names.push(given(options, None)?);
+            names.extend(given(options, None)?);
         }
         let content = Content::Packed(image);
         finds.push(Find { input: Some(input), names, other_names: Vec::new(), content });
@@ -136,15 +136,18 @@ fn packed_in_set(pool: &Pool, input: usize, asked: &str, options: &Options) -> R
 }
 
 /// Name for an image that has none, or only a tag.
-fn given(options: &Options, tag: Option<&str>) -> Result<String> {
+fn given(options: &Options, tag: Option<&str>) -> Result<Option<String>> {
     let what = tag.map_or_else(|| "no name".to_owned(), |tag| format!("only the tag {tag:?}"));
     let Some(given) = &options.name else {
+        if options.nameless {
+            return Ok(tag.map(str::to_owned));
+        }
         return Err(ImageError::Reference(format!("an image has {what}; give it one with --name")).into());
     };
-    match (tag, name::split(given)) {
-        (Some(tag), (base, None)) => Ok(name::full(&format!("{base}:{tag}"))?),
-        _ => Ok(name::full(given)?),
-    }
+    Ok(Some(match (tag, name::split(given)) {
+        (Some(tag), (base, None)) => name::full(&format!("{base}:{tag}"))?,
+        _ => name::full(given)?,
+    }))
 }
 
 /// An image that the target has already.

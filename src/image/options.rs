@@ -11,6 +11,8 @@ pub struct Options {
     pub all_platforms: bool,
     /// Name for images that have none, or of which only the tag is known.
     pub name: Option<String>,
+    /// Images may stay without a name: they are only shown.
+    pub nameless: bool,
     /// Gives an image of a set all names that its archive has.
     pub all_tags: bool,
 }

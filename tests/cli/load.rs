@@ -5,9 +5,12 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -28,6 +31,9 @@ pub fn add(suite: &mut Suite) {
         a_layer_that_lies_about_its_digest_leaves_nothing,
         a_load_into_a_layout_keeps_what_is_in_it,
         nothing_to_load_is_wrong_usage,
+        progress_is_a_json_line_for_each_change_of_an_object,
+        an_image_without_a_name_is_shown_all_the_same,
+        hostile_archives_are_refused_at_a_bounded_cost_of_memory,
     ];
 }
 
@@ -371,4 +377,152 @@ fn nothing_to_load_is_wrong_usage() {
     for arguments in [&["load"][..], &["inspect"], &["load", "--set", "a", "b", "--to", "oci:"]] {
         assert_eq!(plywood(arguments).status.code(), Some(2), "{arguments:?}");
     }
+}
+
+/// Largest resident memory of any of the archives below, in bytes. An archive of one small image takes 15 MiB.
+const MEMORY: u64 = 160 << 20;
+
+/// Runs a command to its end. Returns its output, and the most memory that it was seen to have, in bytes.
+fn measured(arguments: &[&str]) -> (Output, u64) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plywood"));
+    let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        most = most.max(kib.unwrap_or(0) * 1024);
+        thread::sleep(Duration::from_millis(2));
+    }
+    (child.wait_with_output().unwrap(), most)
+}
+
+/// Writes a gzip'd archive, piece by piece.
+fn written(path: &Path, write: impl FnOnce(&mut dyn FnMut(&str, &[u8]))) {
+    let mut encoder =
+        flate2::write::GzEncoder::new(fs::File::create(path).unwrap(), flate2::Compression::fast());
+    write(&mut |name, data| {
+        let mut header = tar::Header::new_gnu();
+        if name.len() > 99 {
+            header.set_path("././@LongLink").unwrap();
+            header.set_entry_type(tar::EntryType::GNULongName);
+            header.set_size(name.len() as u64 + 1);
+            header.set_cksum();
+            encoder.write_all(header.as_bytes()).unwrap();
+            let mut body = name.as_bytes().to_vec();
+            body.resize((name.len() + 1).next_multiple_of(512), 0);
+            encoder.write_all(&body).unwrap();
+            header = tar::Header::new_gnu();
+            header.set_path("long").unwrap();
+        } else {
+            header.set_path(name).unwrap();
+        }
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        encoder.write_all(header.as_bytes()).unwrap();
+        encoder.write_all(data).unwrap();
+        encoder.write_all(&vec![0; data.len().next_multiple_of(512) - data.len()]).unwrap();
+    });
+    encoder.finish().unwrap();
+}
+
+fn hostile_archives_are_refused_at_a_bounded_cost_of_memory() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("hostile");
+    let out = scratch.path().join("out");
+    let to = format!("oci:{}", text(&out));
+    let megabytes = 4 << 20;
+    let json = |open: &str, item: &str, close: &str| {
+        let mut text = open.to_owned();
+        while text.len() + item.len() + close.len() + 8 < megabytes {
+            text += item;
+        }
+        text.truncate(text.trim_end_matches(',').len());
+        (text + close).into_bytes()
+    };
+    type Write = Box<dyn Fn(&mut dyn FnMut(&str, &[u8]))>;
+    let one = |name: &'static str, data: Vec<u8>| -> Write { Box::new(move |add| add(name, &data)) };
+    let archives: Vec<(&str, &str, Write)> = vec![
+        (
+            "a million members",
+            "image.limit",
+            Box::new(|add| (0..1_000_000).for_each(|n| add(&n.to_string(), b""))),
+        ),
+        (
+            "long names",
+            "image.limit",
+            Box::new(|add| (0..20_000).for_each(|n| add(&format!("{n:04000}"), b""))),
+        ),
+        ("nested lists", "image.format", one("manifest.json", vec![b'['; 1 << 20])),
+        ("empty lists", "image.format", one("manifest.json", json("[", "[],", "]"))),
+        (
+            "empty strings",
+            "image.limit",
+            one("manifest.json", json(r#"[{"Config":"c","Layers":["#, r#""","#, "]}]")),
+        ),
+        ("many images", "image.limit", one("manifest.json", json("[", r#"{"Config":"c"},"#, "]"))),
+        ("a long document", "image.limit", one("manifest.json", vec![b' '; megabytes + 1])),
+        (
+            "many documents",
+            "image.missing",
+            Box::new(|add| {
+                let document = [b"{".as_slice(), &vec![b' '; 4_000_000], b"}"].concat();
+                (0..100).for_each(|n| add(&format!("{n}.json"), &document));
+                add("manifest.json", br#"[{"Config":"c","RepoTags":["a"]}]"#);
+            }),
+        ),
+        (
+            "a large layer that nothing refers to",
+            "image.missing",
+            Box::new(|add| add("zeros", &vec![0; 300 << 20])),
+        ),
+    ];
+    for (what, want, write) in archives {
+        written(&path, write);
+        let (done, most) = measured(&["load", text(&path), "--to", &to, "--json", "--progress", "none"]);
+        let object: Value =
+            serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{what}: {done:?}"));
+        assert_eq!(object["error"]["reason"], want, "{what}: {object}");
+        assert!(most < MEMORY, "{what}: {} MiB", most >> 20);
+        assert!(blobs(&out).is_empty() && !out.join("index.json").exists(), "{what}: left something");
+    }
+}
+
+fn progress_is_a_json_line_for_each_change_of_an_object() {
+    let scratch = tempfile::tempdir().unwrap();
+    let to = format!("oci:{}", text(&scratch.path().join("out")));
+    let set = fixtures().join("repotags-extra");
+    let done = plywood(&["load", "--set", text(&set), APP1, "--to", &to]);
+    assert_eq!(String::from_utf8_lossy(&done.stdout), format!("Loaded image: {APP1}\n"));
+    let stderr = String::from_utf8(done.stderr).unwrap();
+    let (lines, notes): (Vec<_>, Vec<_>) = stderr.lines().partition(|line| line.starts_with('{'));
+    assert!(notes.len() == 1 && notes[0].contains("--all-tags"), "{notes:?}");
+    let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // The states at the end: five layers, a configuration and a manifest, and the image.
+    let last = |status: &str| lines.iter().filter(|line| line["status"] == status).count();
+    assert_eq!((last("complete"), last("saved")), (7, 1), "{lines:#?}");
+    for line in lines.iter().filter(|line| line["status"] == "complete") {
+        assert_eq!(line["progress"], line["total"], "{line}");
+    }
+    let all = plywood(&["load", "--set", text(&set), APP1, "--to", &to, "--all-tags", "--progress", "none"]);
+    assert!(all.stderr.is_empty());
+    assert_eq!(String::from_utf8_lossy(&all.stdout).lines().count(), 2);
+}
+
+fn an_image_without_a_name_is_shown_all_the_same() {
+    let scratch = tempfile::tempdir().unwrap();
+    let layout = scratch.path().join("layout");
+    two_platforms(&layout);
+    let shown = inspect(&[text(&layout), "--platform", "linux/amd64"]);
+    assert_eq!(shown["images"][0]["names"], json!(["two"]));
+    let index = fs::read_to_string(layout.join("index.json")).unwrap();
+    fs::write(layout.join("index.json"), index.replace("org.opencontainers.image.ref.name", "other"))
+        .unwrap();
+    let shown = inspect(&[text(&layout), "--platform", "linux/amd64"]);
+    assert_eq!(shown["images"][0]["names"], json!([]));
+    let people = plywood(&["inspect", text(&layout), "--platform", "linux/amd64"]);
+    let people = String::from_utf8(people.stdout).unwrap();
+    assert!(people.starts_with("(no name), from ") && people.contains("  linux/amd64\n"), "{people}");
+    assert!(people.contains("chainID sha256:"), "{people}");
 }

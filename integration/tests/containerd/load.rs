@@ -42,6 +42,7 @@ pub fn add(suite: &mut Suite) {
     suite.with_env("load_completes_a_partial_archive_from_the_store", Setup::default(), partial);
     suite.with_env("a_loaded_image_runs", Setup::default(), runs);
     suite.with_env("load_killed_at_100_points_leaves_no_image_or_a_whole_one", Setup::default(), killed);
+    suite.with_env("load_that_is_interrupted_leaves_nothing", Setup::default(), interrupted);
     suite.with_env("load_loses_nothing_to_the_garbage_collector", Setup::default(), collected);
 }
 
@@ -290,7 +291,10 @@ impl Workshop {
              cgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n[engine.runtimes]\ncrun = [{crun:?}]\n"
         );
         std::fs::write(path("containers.conf"), config)?;
-        own_image()?.write_layout(&path("layout"))?;
+        // Not all of them know Docker's media types.
+        let tars = [archive::one_file("a", b"1")?, archive::one_file("b", b"2")?];
+        let layers = tars.iter().map(|tar| Layer::oci(tar, Coding::Gzip)).collect::<anyhow::Result<_>>()?;
+        Image::oci(layers).write_layout(&path("layout"))?;
         Ok(Self { dir })
     }
 
@@ -494,6 +498,34 @@ fn killed(env: &mut Env) -> anyhow::Result<()> {
     );
     // Neither all nor none, or the moments were not in the load.
     anyhow::ensure!(recorded < POINTS && resumed > 0, "{recorded} recorded, {resumed} resumed");
+    Ok(())
+}
+
+fn interrupted(env: &mut Env) -> anyhow::Result<()> {
+    let caller = env.caller()?;
+    let scratch = tempfile::tempdir()?;
+    let file = big_archive(scratch.path())?;
+    let begun = Instant::now();
+    loaded(env, &[&file])?;
+    let took = begun.elapsed();
+    forget(env, &caller)?;
+    let mut ended_early = 0;
+    for point in 1..10 {
+        let mut child = command(env, &["load", "--progress", "none", &file])?
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        std::thread::sleep(took * point / 10);
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
+        let status = child.wait()?;
+        if status.success() {
+            forget(env, &caller)?;
+        } else {
+            ended_early += 1;
+            ensure_nothing_is_left(env, &caller, &format!("interrupted at point {point}, {status}"))?;
+        }
+    }
+    anyhow::ensure!(ended_early > 0, "no load was interrupted");
     Ok(())
 }
 

@@ -29,6 +29,8 @@ pub fn add(suite: &mut Suite) {
         a_blob_arrives_whole_with_its_labels_and_the_namespace,
         the_first_message_is_a_stat_and_every_other_one_carries_the_running_offset,
         what_an_earlier_attempt_left_under_the_reference_is_truncated,
+        what_an_earlier_attempt_left_is_not_sent_again_by_one_that_resumes,
+        bytes_of_another_blob_under_the_reference_are_noticed_when_it_is_resumed,
         a_truncation_that_did_not_happen_is_noticed,
         an_empty_blob_is_a_blob,
         one_large_write_goes_in_messages_that_the_store_takes,
@@ -166,6 +168,44 @@ fn what_an_earlier_attempt_left_under_the_reference_is_truncated() {
         let steps: Vec<_> = messages.iter().take(2).map(|m| (m.action, m.offset, m.data_bytes)).collect();
         assert_eq!(steps, [(WriteAction::Stat, 0, 0), (WriteAction::Write, 0, 0)], "explicitly");
     }
+}
+
+/// Writes `bytes` behind what is there, and commits them.
+fn resume(fixture: &Fixture, reference: &str, bytes: &[u8]) -> (u64, Result<Stored, Error>) {
+    let mut ingest = fixture.patient().resume(&call("default"), reference).unwrap();
+    let kept = ingest.kept_bytes();
+    for piece in bytes.chunks(300_000) {
+        ingest.write(piece).unwrap();
+    }
+    (kept, ingest.commit(&Digest::sha256(bytes), &BTreeMap::new()))
+}
+
+fn what_an_earlier_attempt_left_is_not_sent_again_by_one_that_resumes() {
+    let fixture = fixture();
+    let bytes = noise(2_500_000);
+    for left in [0, 1, 299_999, 300_000, 1_700_000, bytes.len()] {
+        let (name, bytes) = (format!("left-{left}"), [&bytes[..], &left.to_le_bytes()].concat());
+        fixture.store.leave("default", &name, &bytes[..left]);
+        fixture.store.take_messages();
+        let (kept, stored) = resume(&fixture, &name, &bytes);
+        assert_eq!((kept, stored.unwrap().size_bytes), (left as u64, bytes.len() as u64));
+        let sent: usize = fixture.store.take_messages().iter().map(|message| message.data_bytes).sum();
+        assert_eq!(sent, bytes.len() - left);
+        assert_eq!(**fixture.store.blob("default", &Digest::sha256(&bytes)).unwrap().bytes, bytes);
+    }
+    assert!(fixture.store.ingests().is_empty());
+}
+
+fn bytes_of_another_blob_under_the_reference_are_noticed_when_it_is_resumed() {
+    let fixture = fixture();
+    let bytes = noise(1000);
+    fixture.store.leave("default", "short", &[0; 500]);
+    let error = resume(&fixture, "short", &bytes).1.unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "store.digest"), "{error}");
+    fixture.store.leave("default", "long", &[0; 1001]);
+    let error = resume(&fixture, "long", &bytes).1.unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "store.offset"), "{error}");
+    assert!(fixture.store.blob("default", &Digest::sha256(&bytes)).is_none());
 }
 
 fn a_truncation_that_did_not_happen_is_noticed() {

@@ -108,6 +108,9 @@ pub const ARCHIVE_MEMBERS: u64 = 100_000;
 pub const ARCHIVE_NAME_BYTES: usize = 16 << 20;
 /// Documents of a compressed archive that are kept from its first reading, in bytes. Others are read once more.
 pub const ARCHIVE_KEPT_BYTES: usize = 16 << 20;
+/// Most readings of a compressed archive after the first. One is for the layers; each of the others for a document that
+/// the first has not kept.
+pub const ARCHIVE_PASSES: u32 = 64;
 /// Longest chain of links from member to member of an archive; those in use have one.
 pub const ARCHIVE_LINKS: usize = 40;
 /// Longest status message, in bytes. Percent-encoded twice over, it stays within the header size

@@ -10,6 +10,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use super::output;
 use crate::{
     call::{Call, Cancel, Namespace},
     containerd::{Containerd, Direct},
@@ -97,6 +98,11 @@ impl Inputs {
     pub(super) fn open(&self, cancel: &Cancel) -> Result<Pool> {
         let mut pool = Pool::new(self.limits(), cancel.clone());
         for file in &self.files {
+            if file.as_os_str() == "-" {
+                return Err(output::usage(
+                    "-: an archive is read more than once, so it cannot come from a pipe",
+                ));
+            }
             pool.add(file)?;
         }
         if let Some([directory, image]) = self.set.as_deref() {

@@ -4,6 +4,7 @@
 //! kept from the first pass, so that most need only one more, for all layers together.
 
 use std::{
+    cell::Cell,
     collections::{BTreeSet, HashMap, hash_map},
     fs::File,
     io::Read,
@@ -44,6 +45,8 @@ pub struct Archive {
     members: HashMap<String, Place>,
     /// Documents of a compressed archive, by the names of their members.
     kept: HashMap<String, Vec<u8>>,
+    /// How often a compressed archive was read again.
+    passes: Cell<u32>,
 }
 
 /// Place of a member.
@@ -113,6 +116,7 @@ impl Archive {
             cancel: cancel.clone(),
             members: HashMap::new(),
             kept: HashMap::new(),
+            passes: Cell::new(0),
         };
         let mut scan =
             Scan { rules, names_bytes: 0, kept_bytes: 0, members: HashMap::new(), kept: HashMap::new() };
@@ -199,6 +203,12 @@ impl Archive {
                 take(found, &mut bytes)?;
             }
             return Ok(());
+        }
+        self.passes.set(self.passes.get() + 1);
+        if self.passes.get() > limits::ARCHIVE_PASSES {
+            let (what, limit) =
+                ("readings of a compressed archive".to_owned(), limits::ARCHIVE_PASSES.into());
+            return Err(ImageError::Limit { what, limit, unit: "of them" }.into());
         }
         let whole = Stretch::new(&self.file, 0, self.size_bytes, &self.cancel);
         let mut members = Members::new(Streamed(Decoding::new(whole, self.coding, &self.limits)?));

@@ -181,7 +181,17 @@ fn a_bomb_ends_at_the_limit() {
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"));
 }
 
-/// 160 MB of headers, made as they are read.
+#[test]
+fn a_compressed_archive_is_not_read_again_without_end() {
+    // Not kept: it does not look like a document.
+    let archive = open(&gzip(&archive(&[Entry::File("a", b"not json")]))).unwrap();
+    for _ in 0..limits::ARCHIVE_PASSES {
+        assert_eq!(archive.document("a").unwrap().as_deref(), Some(&b"not json"[..]));
+    }
+    assert_eq!(archive.document("a").unwrap_err().reason(), "image.limit");
+}
+
+/// 50 MB of headers, made as they are read.
 #[test]
 fn a_million_members_are_refused_at_the_limit() {
     let count = usize::try_from(limits::ARCHIVE_MEMBERS).unwrap() + 1;

@@ -1,6 +1,14 @@
 //! The two targets: containerd under a lease, and a directory in the OCI layout.
 
-use std::{cell::RefCell, collections::BTreeMap, fs::File, io::Read, path::Path, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs::File,
+    io::Read,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -157,17 +165,17 @@ impl Target for Store {
 
 /// A directory in the OCI layout.
 pub struct Directory {
-    layout: OciDirectory,
+    layout: Arc<OciDirectory>,
     cancel: Cancel,
     /// Blobs that were not there before.
-    written: Arc<std::sync::Mutex<Vec<Digest>>>,
+    written: Arc<Mutex<Vec<Digest>>>,
     index: RefCell<Vec<Value>>,
 }
 
 impl Directory {
     /// Opens the layout at `path`, and makes one where nothing is.
     pub fn create(path: &Path, cancel: Cancel) -> Result<Self> {
-        let layout = OciDirectory::create(path)?;
+        let layout = Arc::new(OciDirectory::create(path)?);
         let index =
             RefCell::new(read_index(&layout).map_err(|error| error.context(path.display().to_string()))?);
         Ok(Self { layout, cancel, written: Arc::default(), index })
@@ -175,7 +183,7 @@ impl Directory {
 
     /// Ends the load. After a failure the blobs that it wrote are removed.
     pub fn end(&self, failed: bool) -> Result<()> {
-        let written = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         if failed {
             for digest in written.iter() {
                 self.layout.remove(digest).map_err(Error::disk)?;
@@ -231,7 +239,8 @@ impl Target for Directory {
     /// What an earlier attempt has left of a blob is nothing.
     fn begin(&self, _: &str, _: bool) -> Result<Box<dyn Ingest>> {
         let ingest = self.layout.ingest(&self.cancel)?;
-        Ok(Box::new(Noted { ingest, written: Arc::clone(&self.written) }))
+        let (layout, written) = (Arc::clone(&self.layout), Arc::clone(&self.written));
+        Ok(Box::new(Noted { ingest, layout, written }))
     }
 
     fn record(&self, images: &[(String, Descriptor)]) -> Result<()> {
@@ -252,10 +261,11 @@ impl Target for Directory {
     }
 }
 
-/// A blob of a layout, which is noted when it is there.
+/// A blob of a layout, which is noted when it is there and was not before.
 struct Noted {
     ingest: Box<dyn Ingest>,
-    written: Arc<std::sync::Mutex<Vec<Digest>>>,
+    layout: Arc<OciDirectory>,
+    written: Arc<Mutex<Vec<Digest>>>,
 }
 
 impl Ingest for Noted {
@@ -264,8 +274,41 @@ impl Ingest for Noted {
     }
 
     fn commit(self: Box<Self>, digest: &Digest, labels: &BTreeMap<String, String>) -> Result<Stored> {
+        let is_new = self.layout.blob(digest).map_err(unreadable)?.is_none();
         let stored = self.ingest.commit(digest, labels)?;
-        self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(digest.clone());
+        if !is_new {
+            return Ok(stored);
+        }
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push(digest.clone());
         Ok(stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Directory, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256(bytes);
+        let mut ingest = directory.begin("", false).unwrap();
+        ingest.write(bytes).unwrap();
+        ingest.commit(&digest, &BTreeMap::new()).unwrap();
+        digest
+    }
+
+    #[test]
+    fn a_load_that_fails_takes_back_its_own_blobs_only() {
+        let scratch = tempfile::tempdir().unwrap();
+        let open = || Directory::create(scratch.path(), Cancel::new()).unwrap();
+        let first = open();
+        let kept = write(&first, b"of both");
+        first.end(false).unwrap();
+        drop(first);
+        let second = open();
+        let own = write(&second, b"of the second");
+        assert_eq!(write(&second, b"of both"), kept);
+        second.end(true).unwrap();
+        assert_eq!(second.have(&kept).unwrap(), Some(7));
+        assert_eq!(second.have(&own).unwrap(), None);
     }
 }

@@ -374,7 +374,9 @@ fn a_load_into_a_layout_keeps_what_is_in_it() {
 }
 
 fn nothing_to_load_is_wrong_usage() {
-    for arguments in [&["load"][..], &["inspect"], &["load", "--set", "a", "b", "--to", "oci:"]] {
+    for arguments in
+        [&["load"][..], &["inspect"], &["load", "-"], &["load", "--set", "a", "b", "--to", "oci:"]]
+    {
         assert_eq!(plywood(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

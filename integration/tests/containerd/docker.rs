@@ -340,7 +340,22 @@ fn saved(docker: &Docker) -> anyhow::Result<()> {
     docker.run(&["system", "prune", "--all", "--force"])?;
     anyhow::ensure!(docker.tree("saved").is_err(), "the image is still there");
     docker.run(&["load", "--input", &file.to_string_lossy()])?;
-    tree::ensure_equal(&before, &docker.tree("saved")?)?;
+    ensure_is_saved_image(docker, &before)?;
+    docker.run(&["system", "prune", "--all", "--force"])?;
+    let mut load = Command::new(host::plywood_binary().context("no plywood binary")?);
+    load.args(["load", "--json", "--progress", "none", "--namespace", docker.env().namespace()]);
+    load.arg("--address").arg(docker.env().containerd_socket()).arg(&file);
+    let loaded: serde_json::Value = serde_json::from_str(&host::run(&mut load)?)?;
+    let [name, digest] = ["name", "digest"].map(|key| loaded["images"][0][key].as_str().unwrap_or_default());
+    anyhow::ensure!(name == "docker.io/library/saved:latest", "{loaded}");
+    // Docker unpacks what it loads itself, and nothing else.
+    let unpack = ["snapshots", "unpack", "--snapshotter", docker.snapshotter(), digest];
+    host::run(&mut docker.env().ctr(&unpack))?;
+    ensure_is_saved_image(docker, &before)
+}
+
+fn ensure_is_saved_image(docker: &Docker, want: &tree::Tree) -> anyhow::Result<()> {
+    tree::ensure_equal(want, &docker.tree("saved")?)?;
     ensure_says(
         docker,
         "saved",

@@ -166,10 +166,10 @@ fn reasons(target: &str) -> BTreeSet<String> {
     names.filter(|reason| reason != "ok" && reason != "none").collect()
 }
 
-fn read_zfile(file: &[u8]) -> Result<(), plywood::error::Error> {
+fn read_zfile(file: &[u8]) -> Result<(), Error> {
     let reader = zfile::reader::Reader::open(file)?;
     let mut contents = vec![0; usize::try_from(reader.size_bytes()).expect("small")];
-    reader.read_exact_at(0, &mut contents).map_err(plywood::error::Error::disk)
+    reader.read_exact_at(0, &mut contents).map_err(Error::disk)
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn zfiles_are_refused_for_the_reason_in_their_name() {
     for (name, file) in corpus("zfile") {
         let Some((want, _)) = name.split_once('@') else { continue };
         let found = read_zfile(&file).err();
-        let reason = found.as_ref().map_or("ok", plywood::error::Error::reason);
+        let reason = found.as_ref().map_or("ok", Error::reason);
         assert_eq!(reason, want, "{name}: {found:?}");
     }
 }
@@ -222,10 +222,10 @@ fn configurations_are_refused_for_the_reason_in_their_name() {
         let Some((want, _)) = name.split_once('@') else { continue };
         let opened = overlaybd::config::ImageConfig::read(json.as_slice()).and_then(|config| {
             // Every file that is named is there, and each is another one.
-            let open = |_: &str, _| tempfile::tempfile().map(Some).map_err(plywood::error::Error::disk);
+            let open = |_: &str, _| tempfile::tempfile().map(Some).map_err(Error::disk);
             config.open(&open, overlaybd::config::Mode::Read)
         });
-        let reason = opened.as_ref().map_or_else(plywood::error::Error::reason, |_| "ok");
+        let reason = opened.as_ref().map_or_else(Error::reason, |_| "ok");
         assert_eq!(reason, want, "{name}: {opened:?}");
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use indicatif::{HumanBytes, HumanCount};
 
-use super::{create::GIB, export, produce};
+use super::{create::GIB, export, produce::produce};
 use crate::{
     call::{Cancel, Progress, Work},
     cli::{output, report::Bar},

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{merge::configured, produce};
+use super::{merge::configured, produce::produce};
 use crate::{
     call::{Cancel, Progress, Work},
     cli::{output, report::Bar},

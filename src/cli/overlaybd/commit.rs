@@ -43,7 +43,7 @@ Examples:
     plywood overlaybd commit dir other")]
 pub struct Arguments {
     /// Data file, index file, and the file to write. Or a directory with a writable layer, and one for the new layer
-    #[arg(value_name = "DATA INDEX OUT", num_args = 2..=3, required = true)]
+    #[arg(value_names = ["DATA", "INDEX", "OUT"], num_args = 2..=3, required = true)]
     pub files: Vec<PathBuf>,
     /// Compress the layer in a ZFile
     #[arg(short = 'z')]
@@ -118,6 +118,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let work = Work { cancel: &cancel, progress: &progress };
     if first.is_dir() {
+        let _bar = Bar::show(&progress);
         let written = life::commit(first, second, arguments.sealed, &how, work)?;
         let file = second.join("overlaybd.commit");
         return output::result(&format!("{}: {}\n", file.display(), HumanBytes(written.file_bytes)));
@@ -154,7 +155,7 @@ Examples:
     plywood overlaybd seal dir other")]
 pub struct SealArguments {
     /// Data file and index file. Or a directory with a writable layer, and one for the sealed layer
-    #[arg(value_name = "DATA INDEX", num_args = 2, required = true)]
+    #[arg(value_names = ["DATA", "INDEX"], num_args = 2, required = true)]
     pub files: Vec<PathBuf>,
 }
 

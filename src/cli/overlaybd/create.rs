@@ -28,7 +28,7 @@ Examples:
 pub struct Arguments {
     /// Data file, index file, and size of the device in GiB. Or a directory, for files with the usual names, and the size.
     /// 0 takes the size of the layers below
-    #[arg(value_name = "DATA INDEX VSIZE_GB", num_args = 2..=3, required = true)]
+    #[arg(value_names = ["DATA", "INDEX", "VSIZE_GB"], num_args = 2..=3, required = true)]
     pub files: Vec<OsString>,
     /// Keep the data at its place on the device, in a file with holes
     #[arg(short = 's')]

@@ -114,7 +114,7 @@ impl<R: ReadAt> Device<R> {
     /// Whether the new layer stores the data of a segment of this device.
     fn is_stored(&self, segment: Segment, options: &CommitOptions) -> bool {
         match segment.place() {
-            Place::Data { source, .. } => options.targets == Targets::Store || source % 2 == 0,
+            Place::Data { source, .. } => options.targets == Targets::Store || source.is_multiple_of(2),
             Place::Zero | Place::Hole => false,
         }
     }

@@ -85,7 +85,7 @@ impl<R> Device<R> {
     /// The file that holds data of `source`.
     fn blob(&self, source: Source) -> Option<&Blob<R>> {
         let layer = self.layers.get(usize::from(source / 2))?;
-        if source % 2 == 0 { Some(&layer.blob) } else { layer.target.as_ref() }
+        if source.is_multiple_of(2) { Some(&layer.blob) } else { layer.target.as_ref() }
     }
 }
 

@@ -49,8 +49,11 @@ pub fn entries(data: &[u8]) -> Result<u64, LsmtError> {
     open(data).map(|layer| layer.entries())
 }
 
+/// The two files of a layer; the second may be empty.
+type Files<'a> = (&'a [u8], &'a [u8]);
+
 /// The kind and the files of a layer; `None` when there is no kind.
-fn files(data: &[u8]) -> Option<(u8, (&[u8], &[u8]))> {
+fn files(data: &[u8]) -> Option<(u8, Files<'_>)> {
     let (kind, rest) = data.split_first()?;
     if !matches!(kind, 1..=3) {
         return Some((*kind, (rest, &[])));

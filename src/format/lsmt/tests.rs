@@ -154,6 +154,49 @@ fn what_lies_behind_the_end_of_a_target_reads_as_zeros() {
     assert_eq!((&found[..700], &found[700..2048]), (&[3; 700][..], &[0; 1348][..]));
 }
 
+/// An archive of many gigabytes: every eight bytes are their own number.
+#[derive(Debug)]
+struct Numbers;
+
+impl ReadAt for Numbers {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        for (at, byte) in (offset..).zip(buf) {
+            *byte = (at / 8).to_le_bytes()[usize::try_from(at % 8).unwrap()];
+        }
+        Ok(())
+    }
+    fn size_bytes(&self) -> u64 {
+        20 << 30
+    }
+}
+
+#[test]
+fn a_file_of_more_than_4_gib_is_mapped_to_its_end() {
+    // Upstream counts the bytes of a mapping in 32 bits.
+    const LEN: u64 = (9 << 30) + 12_345;
+    const START: u64 = 8 * MIB;
+    const IN_TARGET: u64 = (5 << 30) + 512;
+    let mut turbo = writer(64 << 30, &[(0, &[1; 512])]);
+    turbo.map_target(START, LEN, IN_TARGET).unwrap();
+    let layer = turbo.finish().unwrap();
+    // 1 of metadata, and the file in the longest entries.
+    assert_eq!(layer.entries(), 1 + LEN.div_ceil(512).div_ceil(16_383));
+    let mut bytes = Vec::new();
+    let keep = CommitOptions { targets: Targets::Keep, ..CommitOptions::default() };
+    device(vec![layer]).commit(&keep, &mut bytes).unwrap();
+    let [file, target]: [Box<dyn ReadAt>; 2] = [Box::new(bytes), Box::new(Numbers)];
+    let layer = Layer::open_turbo(file, target).unwrap();
+    assert_eq!(layer.target_end(), IN_TARGET + LEN.next_multiple_of(512));
+    let device = Device::new(vec![layer]).unwrap();
+    let mapped: Vec<_> = device.data(0, u64::MAX).skip(1).collect();
+    assert_eq!(mapped, [Extent { offset: START, len: LEN.next_multiple_of(512) }]);
+    for at in [0, 16_383 * 512 - 8, (4 << 30) - 8, 4 << 30, (8 << 30) + 80, LEN / 8 * 8] {
+        let mut found = [0; 8];
+        device.read_exact_at(START + at, &mut found).unwrap();
+        assert_eq!(u64::from_le_bytes(found), (IN_TARGET + at) / 8, "byte {at}");
+    }
+}
+
 #[test]
 fn an_empty_layer_is_two_blocks_and_the_device_is_zeros() {
     let bytes = commit(writer(MIB, &[]).finish().unwrap());
@@ -413,8 +456,9 @@ proptest! {
                                 sector[at % 512] = 0;
                             }
                         }
-                        for sector in first.div_ceil(512)..(first + len) / 512 {
-                            mapped[sector] = None;
+                        let whole = first.div_ceil(512)..(first + len) / 512;
+                        if let Some(whole) = mapped.get_mut(whole) {
+                            whole.fill(None);
                         }
                     }
                     1 => {

@@ -7,11 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    image::{self, ImageFile},
-    layer, output,
-    report::Bar,
-};
+use super::{image, layer, output, report::Bar};
 use crate::{
     call::{Cancel, Progress, Work},
     error::{Error, Kind, Result},
@@ -37,7 +33,7 @@ Examples:
   Is an overlaybd layer sound, each block of it?
     plywood check overlaybd.commit")]
 pub struct Arguments {
-    /// EROFS images, or overlaybd layers and gzip indexes: files or block devices
+    /// EROFS images, or files of overlaybd devices: files or block devices
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
     /// Set of rules to check EROFS images against
@@ -49,6 +45,9 @@ pub struct Arguments {
     /// Extra device of the image. Repeat it for further ones, in the order of the device slots
     #[arg(long = "device", value_name = "FILE")]
     pub devices: Vec<PathBuf>,
+    /// IMAGE is the data file of a writable overlaybd layer, and this its index
+    #[arg(long, value_name = "FILE", conflicts_with = "devices")]
+    pub index: Option<PathBuf>,
     /// Print the results as a JSON array
     #[arg(long)]
     pub json: bool,
@@ -72,8 +71,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.superblock_only {
         policy.level = Level::Superblock;
     }
+    if arguments.index.is_some() && arguments.images.len() > 1 {
+        return Err(output::usage("--index belongs to one writable layer"));
+    }
+    let (devices, index) = (&arguments.devices, arguments.index.as_deref());
     let checks = arguments.images.iter();
-    let checks = checks.map(|path| (path.as_path(), check(path, &arguments.devices, &policy)));
+    let checks = checks.map(|path| (path.as_path(), check(path, devices, index, &policy)));
     let mut refused = 0;
     let mut values = Vec::new();
     for (path, result) in checks {
@@ -104,10 +107,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 enum Sound {
     Image(Report),
     /// A file of an overlaybd device, and its size in bytes.
-    Layer(Inspected<ImageFile>, u64),
+    Layer(Inspected, u64),
 }
 
-fn check(path: &Path, devices: &[PathBuf], policy: &Policy) -> Result<Sound> {
+fn check(path: &Path, devices: &[PathBuf], index: Option<&Path>, policy: &Policy) -> Result<Sound> {
+    if let Some(index) = index {
+        let (inspected, bytes) = layer::writable(path, index)?;
+        return Ok(Sound::Layer(inspected, bytes));
+    }
     let file = image::open_file(path)?;
     if let Some(kind) = Overlaybd::of(&file) {
         let depth = match policy.level {
@@ -117,7 +124,7 @@ fn check(path: &Path, devices: &[PathBuf], policy: &Policy) -> Result<Sound> {
         let (cancel, progress) = (Cancel::new(), Progress::default());
         let _bar = Bar::show(&progress);
         let work = Work { cancel: &cancel, progress: &progress };
-        let inspected = Inspected::of(kind, &|| image::open_file(path), depth, work)?;
+        let inspected = Inspected::of(kind, &|| layer::open(path), depth, work)?;
         return Ok(Sound::Layer(inspected, file.size_bytes()));
     }
     let image = image::open(path, devices)?;

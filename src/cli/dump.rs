@@ -32,7 +32,7 @@ Examples:
   An overlaybd layer, and which ranges of its device have data:
     plywood dump --tree overlaybd.commit")]
 pub struct Arguments {
-    /// The EROFS image, or an overlaybd layer or gzip index: a file or a block device
+    /// The EROFS image, or a file of an overlaybd device: a file or a block device
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     /// Show every file as well: type, owner, time, attributes, and where its data lies. Of an overlaybd layer, the
@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Extra device of the image. Repeat it for further ones, in the order of the device slots
     #[arg(long = "device", value_name = "FILE")]
     pub devices: Vec<PathBuf>,
+    /// IMAGE is the data file of a writable overlaybd layer, and this its index
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["devices", "path"])]
+    pub index: Option<PathBuf>,
     /// Print JSON objects, one on each line: the superblock, then the files
     #[arg(long)]
     pub json: bool,
@@ -56,9 +59,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn show(arguments: &Arguments) -> Result<()> {
+    if let Some(index) = &arguments.index {
+        let (inspected, _) = layer::writable(&arguments.image, index)?;
+        return layer::show(arguments, inspected);
+    }
     let file = image::open_file(&arguments.image)?;
     if let Some(kind) = Overlaybd::of(&file) {
-        return layer::show(arguments, kind);
+        return layer::show(arguments, layer::inspect(&arguments.image, kind)?);
     }
     let image = image::open(&arguments.image, &arguments.devices)?;
     let mut text = match (&arguments.path, arguments.json) {

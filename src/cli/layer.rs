@@ -1,6 +1,6 @@
 //! Files of overlaybd devices as `check` and `dump` show them.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, fs::File, path::Path};
 
 use serde_json::{Map, Value, json};
 
@@ -11,22 +11,42 @@ use crate::{
     format::ReadAt as _,
     kind::sniff::Overlaybd,
     overlaybd::inspect::{Depth, Inside, Inspected, Part, Value as FactValue},
+    view::DeviceFile,
 };
 
 /// Size of the output buffer, in bytes.
 const BUFFER: usize = 64 << 10;
 
-/// Prints the facts of a file, and with `--tree` the list that is in it.
-pub fn show(arguments: &Arguments, kind: Overlaybd) -> Result<()> {
-    if arguments.path.is_some() || !arguments.devices.is_empty() {
-        return Err(output::usage(
-            "an overlaybd layer has blocks, not files: --path and --device are for EROFS images",
-        ));
-    }
+/// Opens a file for reading.
+pub fn open(path: &Path) -> Result<Box<dyn DeviceFile>> {
+    Ok(Box::new(image::open_file(path)?))
+}
+
+/// Looks at the records of a file.
+pub fn inspect(path: &Path, kind: Overlaybd) -> Result<Inspected> {
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let work = Work { cancel: &cancel, progress: &progress };
-    let open = || image::open_file(&arguments.image);
-    let Inspected { parts, inside } = Inspected::of(kind, &open, Depth::Records, work)?;
+    Inspected::of(kind, &|| open(path), Depth::Records, work)
+}
+
+/// Looks at the two files of a writable layer. Returns the size of its data as well.
+pub fn writable(data: &Path, index: &Path) -> Result<(Inspected, u64)> {
+    let open = |path: &Path| {
+        let opened = File::open(path).map_err(|error| output::unreadable(&error, "image.open"));
+        opened.map_err(|error| error.context(path.display().to_string()))
+    };
+    let data = open(data)?;
+    let bytes = data.size_bytes();
+    Ok((Inspected::of_writable(data, &open(index)?)?, bytes))
+}
+
+/// Prints the facts of a file, and with `--tree` the list that is in it.
+pub fn show(arguments: &Arguments, inspected: Inspected) -> Result<()> {
+    if arguments.path.is_some() || !arguments.devices.is_empty() {
+        let message = "an overlaybd layer has blocks, not files: --path and --device are for EROFS images";
+        return Err(output::usage(message));
+    }
+    let Inspected { parts, inside } = inspected;
     let mut text = match arguments.json {
         true => format!("{}\n", parts_as_json(&parts)),
         false => parts

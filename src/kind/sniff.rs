@@ -10,7 +10,8 @@ use crate::{
         ReadAt,
         erofs::superblock::Superblock as Erofs,
         ext4::superblock::Superblock as Ext4,
-        tar::{Event, Parser, wrapper},
+        tar::{Event, Parser, TarError, wrapper},
+        turbo,
         zfile::header::Header as Zfile,
     },
 };
@@ -47,6 +48,10 @@ pub enum Overlaybd {
     Layer,
     /// The index of a gzip blob.
     GzipIndex,
+    /// The headers of an archive without its data.
+    TarMetadata,
+    /// A published turboOCI layer: a compressed archive of metadata.
+    Turbo,
 }
 
 impl Overlaybd {
@@ -66,8 +71,42 @@ impl Overlaybd {
             Ok(payload) => payload.is_some_and(|payload| payload.name == wrapper::NAME),
             Err(_damaged) => starts(b"overlaybd."),
         };
-        is_wrapped.then_some(Self::Layer)
+        if is_wrapped {
+            return Some(Self::Layer);
+        }
+        Self::of_first_entry(file)
     }
+
+    /// Returns what an archive is by its first entries.
+    fn of_first_entry(file: &impl ReadAt) -> Option<Self> {
+        let len = file.size_bytes().min(HEAD_BYTES);
+        let mut prefix = vec![0; usize::try_from(len).ok()?];
+        file.read_exact_at(0, &mut prefix).ok()?;
+        let head = Head::of(&prefix, 0);
+        match head.coding {
+            Coding::Gzip => {
+                let mut reader = turbo::Reader::new();
+                let first = reader.next(&mut head.plain.as_slice());
+                matches!(first, Ok(Some(turbo::Event::Member { .. }))).then_some(Self::Turbo)
+            }
+            Coding::Plain => {
+                // The first header of a file has a place in one of its fields, and so not the checksum of an archive.
+                let archive = entries(Parser::new(), &prefix);
+                let metadata = entries(Parser::of_metadata(), &prefix);
+                (metadata.is_ok_and(|entries| entries > 0) && archive.is_err()).then_some(Self::TarMetadata)
+            }
+            Coding::Zstd => None,
+        }
+    }
+}
+
+/// Number of entries that begin in the first bytes of an archive. Errors: it is none.
+fn entries(mut parser: Parser, mut prefix: &[u8]) -> Result<u64, TarError> {
+    let mut entries = 0;
+    while let Some(event) = parser.next(&mut prefix)? {
+        entries += u64::from(matches!(event, Event::Entry { .. }));
+    }
+    Ok(entries)
 }
 
 /// The first bytes of a layer, uncompressed.

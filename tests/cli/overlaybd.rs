@@ -18,6 +18,8 @@ pub fn add(suite: &mut Suite) {
         nothing_is_written_when_a_zfile_cannot_be,
         the_upstream_tool_by_its_name_takes_its_arguments_and_fails_with_255,
         every_file_of_a_device_is_checked_down_to_its_blocks,
+        writable_layers_are_checked_with_their_index,
+        the_metadata_of_an_archive_and_a_published_layer_are_known_by_their_entries,
         a_dump_shows_what_is_around_what,
         a_dump_for_machines_has_a_key_for_each_part,
     ];
@@ -196,6 +198,65 @@ fn every_file_of_a_device_is_checked_down_to_its_blocks() {
     }
     let output = plywood(dir, &["check", "--superblock-only", "late"]);
     assert!(output.status.success(), "only its records are read: {output:?}");
+}
+
+fn writable_layers_are_checked_with_their_index() {
+    let dir = fixture("lsmt");
+    let output = plywood(&dir, &["check", "--index", "ops2.rw.index", "ops2.rw.data"]);
+    assert!(text(&output.stdout).starts_with("ops2.rw.data: sound, lsmt, "), "{output:?}");
+    let output = plywood(&dir, &["dump", "--tree", "--index", "over2.rw.index", "over2.rw.data"]);
+    let out = text(&output.stdout);
+    assert!(out.starts_with("lsmt.form: writable\n") && out.contains("\ndata: "), "{output:?}");
+    for (arguments, code) in [
+        (&["check", "--index", "over2.rw.index", "ops2.rw.data"][..], 1),
+        (&["check", "ops2.rw.data"], 1),
+        (&["check", "--index", "ops2.rw.index", "ops2.rw.data", "ops2.commit"], 2),
+    ] {
+        let output = plywood(&dir, arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+    }
+}
+
+fn the_metadata_of_an_archive_and_a_published_layer_are_known_by_their_entries() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    // An archive of a file, and its metadata: the place of the data is in the field for the device.
+    let mut header = tar::Header::new_ustar();
+    header.set_path("a").unwrap();
+    header.set_size(5);
+    header.set_cksum();
+    let mut metadata = header.as_bytes().to_vec();
+    metadata[329..337].copy_from_slice(&512_u64.to_le_bytes());
+    fs::write(dir.join("metadata"), &metadata).unwrap();
+    fs::write(dir.join("archive"), [header.as_bytes().as_slice(), &[7; 512], &[0; 1024]].concat()).unwrap();
+    let output = plywood(dir, &["check", "metadata"]);
+    assert_eq!(text(&output.stdout), "metadata: sound, tar-metadata, 512 bytes\n", "{output:?}");
+    let output = plywood(dir, &["dump", "metadata"]);
+    assert!(text(&output.stdout).contains("tar-metadata.data-end: 517\n"), "{output:?}");
+    let output = plywood(dir, &["check", "archive"]);
+    assert!(text(&output.stdout).contains("but a tar archive"), "{output:?}");
+    // A published layer, sound and with a member that is damaged.
+    let bare = fixture("turbo/base.erofs.fs.meta.uncompressed");
+    assert!(zfile(dir, &[bare.to_str().unwrap(), "layer"]).status.success());
+    let layer = fs::read(dir.join("layer")).unwrap();
+    let mut damaged = layer.clone();
+    damaged[520] ^= 1;
+    for (name, layer, want) in [
+        ("sound", layer, "sound: sound, turbo, "),
+        ("damaged", damaged, "erofs.fs.meta: block 0 at byte 512: "),
+    ] {
+        let mut builder =
+            tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (name, contents) in [("erofs.fs.meta", layer.as_slice()), (".turbo.ociv1", b"")] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(contents.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, contents).unwrap();
+        }
+        fs::write(dir.join(name), builder.into_inner().unwrap().finish().unwrap()).unwrap();
+        let output = plywood(dir, &["check", name]);
+        assert!(text(&output.stdout).contains(want), "{output:?}");
+    }
 }
 
 fn a_dump_shows_what_is_around_what() {

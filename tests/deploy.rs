@@ -35,8 +35,10 @@ fn same_paths() -> Result<(), Failed> {
     let runtime = format!("/run/{}", value(SERVICE, "RuntimeDirectory"));
     assert!(config.server.metrics_socket.starts_with(&runtime));
     assert!(value(SERVICE, "ExecStart").ends_with(&format!("serve --config {DEFAULT_PATH}")));
-    let roots: Vec<_> = config.snapshots.roots.iter().map(|root| format!("-{}", root.display())).collect();
-    assert_eq!([value(SERVICE, "ReadWritePaths")], roots.as_slice());
+    let roots = config.snapshots.roots.iter().chain(&config.snapshots.overlaybd_roots);
+    let roots: Vec<_> = roots.map(|root| format!("ReadWritePaths=-{}", root.display())).collect();
+    let found: Vec<_> = SERVICE.lines().filter(|line| line.starts_with("ReadWritePaths=")).collect();
+    assert_eq!(found, roots);
     let content: Vec<_> = config.content_roots().iter().map(|root| format!("-{}", root.display())).collect();
     assert_eq!([value(SERVICE, "ReadOnlyPaths")], content.as_slice());
     Ok(())

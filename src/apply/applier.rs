@@ -3,7 +3,7 @@
 use std::{fs::File, sync::Arc};
 
 use super::{
-    choose::{Strategy, choose},
+    below::{Decision, Found, Snapshotter},
     converter::Converter,
     flight::Flights,
     job::Layer,
@@ -28,13 +28,15 @@ pub struct Applier {
     roots: Arc<Roots>,
     converter: Converter,
     processors: Processors,
+    snapshotter: Option<Snapshotter>,
     flights: Flights,
 }
 
 impl Applier {
     /// An applier of blobs in `store` to snapshots below `roots`.
     pub fn new(store: Arc<dyn ContentStore>, roots: Arc<Roots>, converter: Converter) -> Self {
-        Self { store, roots, converter, processors: Processors::default(), flights: Flights::default() }
+        let (processors, snapshotter, flights) = (Processors::default(), None, Flights::default());
+        Self { store, roots, converter, processors, snapshotter, flights }
     }
 
     /// Lets layers go through `processors`.
@@ -43,14 +45,20 @@ impl Applier {
         Self { processors, ..self }
     }
 
+    /// Asks `snapshotter` about snapshots of devices whose mounts do not show the layers below.
+    #[must_use]
+    pub fn with_snapshotter(self, snapshotter: Snapshotter) -> Self {
+        Self { snapshotter: Some(snapshotter), ..self }
+    }
+
     fn apply_to(
         &self,
         call: &Call,
         request: &Request,
         layer_type: &'static LayerType,
         chain: Option<&Chain>,
-        strategy: Strategy,
         dir: &SnapshotDir,
+        Decision { strategy, device }: Decision,
     ) -> Result<Applied> {
         let limits = self.converter.limits();
         let (size_bytes, limit) = (request.diff.size_bytes, limits.blob_bytes);
@@ -65,12 +73,14 @@ impl Applier {
         let open = || Ok(self.roots.parents(&request.mounts)?);
         let layer = Layer {
             layer_type,
+            annotations: &request.diff.annotations,
             size_bytes: Some(size_bytes),
             digest: Some(request.diff.digest.clone()),
             file: file.as_ref(),
             reader: &mut blob,
             chain,
             parents: Some(Parents { open: &open, required: false }),
+            device,
         };
         let sync_fs = request.sync_fs;
         self.converter.convert(call.work(), strategy, layer, publication, sync_fs)
@@ -79,7 +89,7 @@ impl Applier {
 
 impl Apply for Applier {
     fn apply(&self, call: &Call, request: &Request) -> Result<Applied> {
-        let Descriptor { digest, media_type, .. } = &request.diff;
+        let Descriptor { digest, media_type, annotations, .. } = &request.diff;
         let layer = |error: Error| error.context(format!("apply {digest} ({media_type})"));
         // Until the strategy is chosen nothing is read or created, so that a refusal can send the caller to the next
         // differ. Without mounts no other differ may be asked, whatever the type: containerd's EROFS differ takes the
@@ -90,13 +100,15 @@ impl Apply for Applier {
         let way = self.processors.way(media_type, &request.payloads);
         let way = way.ok_or_else(|| ApplyError::MediaType(media_type.clone()));
         let (layer_type, chain) = way.map_err(|error| layer(error.into()))?;
+        let layer_type = layer_type.marked(annotations);
         let dir = self.roots.resolve(&request.mounts).map_err(|error| layer(error.into()))?;
-        let strategy =
-            choose(layer_type, dir.publishes()).ok_or_else(|| ApplyError::Snapshot(media_type.clone()));
-        let strategy = strategy.map_err(|error| layer(error.into()))?;
+        let found = Found { request, layer_type, dir: &dir };
+        let overlaybd = &self.converter.options().overlaybd;
+        let decision =
+            found.decide(call, &self.roots, self.snapshotter.as_ref(), overlaybd).map_err(layer)?;
         self.flights
             .fly(dir.key(), call, request, || {
-                catch(|| self.apply_to(call, request, layer_type, chain.as_ref(), strategy, &dir))
+                catch(|| self.apply_to(call, request, layer_type, chain.as_ref(), &dir, decision))
             })
             .map_err(|error| {
                 error.context(format!("apply {digest} ({media_type}) to {}", dir.path().display()))
@@ -104,6 +116,9 @@ impl Apply for Applier {
     }
 }
 
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod device_tests;
 #[cfg(test)]
 #[path = "applier_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::*;
 use crate::{
-    apply::{Contents, NativeVerify, Options},
+    apply::{Contents, NativeVerify, Options, Strategy},
     digest::Digest,
     error::Kind,
     format::erofs::{fixture::seal, reader::Image},
@@ -576,6 +576,8 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             digest: None,
             chain: None,
             parents: Some(Parents { open: &open, required }),
+            device: None,
+            annotations: &BTreeMap::new(),
         };
         let publication = Publication::beside(&out).unwrap();
         converter.convert(call().work(), Strategy::Erofs, layer, publication, false)

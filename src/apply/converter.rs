@@ -7,7 +7,7 @@ use super::{
     job::{Built, Job, Layer},
     options::Options,
     request::{Applied, Stats},
-    strategy::{erofs, native},
+    strategy::{convert, erofs, native, overlaybd, turbo},
 };
 use crate::{
     call::{Phase, Work},
@@ -29,6 +29,11 @@ impl Converter {
     /// A converter with `options`. Other converters and composers may use the same `resources`.
     pub fn new(options: Options, resources: Arc<Resources>) -> Self {
         Self { options, resources }
+    }
+
+    /// The converter's settings.
+    pub(super) fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Limits on one layer.
@@ -56,6 +61,10 @@ impl Converter {
         let Built { files, image_bytes, contents, mut facts } = match strategy {
             Strategy::Erofs => erofs::run(job)?,
             Strategy::Native { coding } => native::run(job, coding)?,
+            Strategy::Overlaybd => overlaybd::run(job)?,
+            Strategy::Trace => overlaybd::trace(job)?,
+            Strategy::Turbo => turbo::run(job)?,
+            Strategy::Convert(conversion) => convert::run(job, conversion)?,
         };
         work.cancel.check()?;
         work.progress.begin(Phase::Commit, None);

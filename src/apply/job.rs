@@ -1,6 +1,7 @@
 //! One layer to apply: the input of a strategy, and its result.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read,
     time::{Duration, Instant},
@@ -13,13 +14,15 @@ use crate::{
     error::Result,
     kind::LayerType,
     pipeline::{Facts, Plan, Source, processor::Chain},
-    snapshot::{NewFile, Publication},
+    snapshot::{DeviceDir, NewFile, Publication},
 };
 
 /// A layer as its store delivers it.
 pub struct Layer<'a> {
     /// Row of the layer's media type, behind its processors.
     pub layer_type: &'static LayerType,
+    /// Annotations of its descriptor.
+    pub annotations: &'a BTreeMap<String, String>,
     /// The blob from its first byte to its last.
     pub reader: &'a mut dyn Read,
     /// File that holds just this blob, where the store has one.
@@ -32,6 +35,8 @@ pub struct Layer<'a> {
     pub chain: Option<&'a Chain>,
     /// Access to the layers below, for directories that the layer does not list.
     pub parents: Option<Parents<'a>>,
+    /// The device of the layers below, for a layer of a device; `None` for the lowest one.
+    pub device: Option<DeviceDir>,
 }
 
 impl<'a> Layer<'a> {

@@ -9,6 +9,7 @@
 //! one file in `strategy/`. Nothing here knows a wire message; calls block, callers bring a thread.
 
 mod applier;
+mod below;
 mod choose;
 mod converter;
 mod flight;
@@ -20,10 +21,11 @@ mod request;
 mod strategy;
 
 pub use applier::Applier;
-pub use choose::{Strategy, choose};
+pub use below::Snapshotter;
+pub use choose::{Asked, Conversion, Data, Strategy, choose};
 pub use converter::Converter;
 pub use job::Layer;
-pub use options::{ImpliedDirectories, NativeVerify, Options};
+pub use options::{ImpliedDirectories, NativeVerify, Options, OrdinaryLayers, Overlaybd};
 pub use parents::Parents;
 pub use processors::Processors;
 pub use request::{Applied, Apply, ApplyError, Contents, Payload, Request, Stats};

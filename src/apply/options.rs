@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{format::erofs::writer::WriteOptions, snapshot::Durability};
+use crate::{format::erofs::writer::WriteOptions, kind::overlaybd::Flavour, snapshot::Durability};
 
 /// Settings for making, checking and publishing images.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,46 @@ pub struct Options {
     pub native_verify: NativeVerify,
     /// Attributes of directories that an archive uses but does not list.
     pub implied_directories: ImpliedDirectories,
+    /// Layers in snapshots of devices.
+    pub overlaybd: Overlaybd,
+}
+
+/// Settings for layers in snapshots of the overlaybd snapshotter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlaybd {
+    /// Form of ordinary tar layers.
+    pub layers: OrdinaryLayers,
+    /// File system of a new device.
+    pub flavour: Flavour,
+    /// Size of a new device, in bytes.
+    pub virtual_bytes: u64,
+    /// Whether an archive gets an image beside it that the kernel can mount.
+    pub kernel_index: bool,
+}
+
+impl Default for Overlaybd {
+    fn default() -> Self {
+        let (layers, flavour) = (OrdinaryLayers::default(), Flavour::default());
+        Self { layers, flavour, virtual_bytes: u64::from(Self::VIRTUAL_GIB) << 30, kernel_index: false }
+    }
+}
+
+impl Overlaybd {
+    /// Default size of a device, in GiB: that of the snapshotter's own conversions.
+    pub const VIRTUAL_GIB: u32 = 256;
+}
+
+/// Form that an ordinary tar layer gets in a snapshot of the overlaybd snapshotter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OrdinaryLayers {
+    /// None, unless a label of the snapshot asks for a conversion: another differ unpacks the layer.
+    #[default]
+    AsLabelled,
+    /// A turboOCI layer that points into the archive.
+    Turbo,
+    /// A native layer that holds all data.
+    Native,
 }
 
 /// Check of a layer that is an EROFS image already, made before it is published.

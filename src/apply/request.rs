@@ -127,6 +127,15 @@ pub enum ApplyError {
     /// The snapshotter of the directory has no use for the files that the layer would become.
     #[error("this differ does not put layers of type {0:?} into snapshots of this kind")]
     Snapshot(String),
+    /// The layer is to become one of a device, and the device below is not known.
+    #[error(
+        "the layers below the snapshot are not known: its mounts do not show them, and containerd has no active snapshot of \
+         the snapshotter {snapshotter:?} with these mounts (overlaybd.snapshotter)"
+    )]
+    Parent {
+        /// The name of the snapshotter in the configuration.
+        snapshotter: String,
+    },
     /// A conversion of another layer to the same directory is running.
     #[error("another layer, {digest} ({media_type}), is being applied to the same directory")]
     Busy {
@@ -141,7 +150,7 @@ impl Classify for ApplyError {
     fn kind(&self) -> Kind {
         match self {
             Self::MediaType(_) | Self::Snapshot(_) => Kind::NotImplemented,
-            Self::Busy { .. } => Kind::Conflict,
+            Self::Busy { .. } | Self::Parent { .. } => Kind::Conflict,
         }
     }
 
@@ -150,6 +159,7 @@ impl Classify for ApplyError {
             Self::MediaType(_) => "apply.media-type",
             Self::Snapshot(_) => "apply.snapshot",
             Self::Busy { .. } => "apply.busy",
+            Self::Parent { .. } => "overlaybd.parent",
         }
     }
 }

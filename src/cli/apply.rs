@@ -17,7 +17,7 @@ use super::{
     stack::{Reading, Spelled},
 };
 use crate::{
-    apply::{Applied, ApplyError, Converter, Layer, Options, Parents, Processors, choose},
+    apply::{Applied, ApplyError, Asked, Converter, Layer, Options, Overlaybd, Parents, Processors, choose},
     call::{Cancel, Progress, Work},
     config::{self, DecodeAhead},
     digest::Digest,
@@ -139,8 +139,15 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         None => (detect(&head)?, None),
     };
     // The output is one file, so every strategy that publishes just one will do.
-    let strategy = choose(layer_type, &[&LAYER])
-        .ok_or_else(|| ApplyError::Snapshot(layer_type.media_type.to_owned()))?;
+    let none = BTreeMap::new();
+    let asked = Asked {
+        layer_type,
+        annotations: &none,
+        labels: &none,
+        accepted: &[&LAYER],
+        overlaybd: &Overlaybd::default(),
+    };
+    let strategy = choose(&asked).ok_or_else(|| ApplyError::Snapshot(layer_type.media_type.to_owned()))?;
     let publication = Publication::beside(&arguments.output)?;
     let options = Options {
         image: WriteOptions {
@@ -162,12 +169,14 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let parents = || Ok(below.take());
     let layer = Layer {
         layer_type,
+        annotations: &none,
         reader: &mut prefix.chain(input),
         file: file.as_ref(),
         size_bytes,
         digest: arguments.digest.clone(),
         chain: chain.as_ref(),
         parents: Some(Parents { open: &parents, required: true }),
+        device: None,
     };
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let work = Work { cancel: &cancel, progress: &progress };

@@ -64,6 +64,9 @@ Examples:
         /// containerd's version, such as 2.1. Without it, the containerd installed here is asked
         #[arg(long, value_name = "VERSION")]
         version: Option<Version>,
+        /// Also for the overlaybd snapshotter, which listens on SOCKET
+        #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = containerd::OVERLAYBD_SOCKET)]
+        overlaybd: Option<PathBuf>,
         /// Plywood's configuration file, which names its socket [default: /etc/plywood/config.toml if there is one]
         #[arg(long, short, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -86,8 +89,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
     match &arguments.command {
         Command::Default => output::result(&Config::default_file()),
         Command::Check { strict, file } => check(file, *strict),
-        Command::Containerd { install, version, config } => {
-            print_containerd(install.as_deref(), *version, config.as_deref())
+        Command::Containerd { install, version, overlaybd, config } => {
+            print_containerd(install.as_deref(), *version, overlaybd.as_deref(), config.as_deref())
         }
     }
 }
@@ -114,6 +117,7 @@ fn check(file: &Path, strict: bool) -> Result<(), Error> {
 fn print_containerd(
     install: Option<&Path>,
     version: Option<Version>,
+    overlaybd: Option<&Path>,
     config: Option<&Path>,
 ) -> Result<(), Error> {
     let (config, _origin) = config::load(config)?;
@@ -125,6 +129,7 @@ fn print_containerd(
         architecture: containerd::architecture(),
         socket: &config.server.socket,
         program: &program,
+        overlaybd: overlaybd.map(|socket| (config.overlaybd.snapshotter.as_str(), socket)),
     });
     match install {
         Some(directory) => output::result(&drop_in::install(directory, &snippet, version.imports_unasked())?),

@@ -22,6 +22,9 @@ pub struct Version {
 
 /// First release with the EROFS snapshotter.
 const OLDEST: Version = Version { major: 2, minor: 1 };
+/// Where the overlaybd snapshotter listens by default.
+pub const OVERLAYBD_SOCKET: &str = "/run/overlaybd-snapshotter/overlaybd.sock";
+
 /// First release that imports `/etc/containerd/conf.d` by default.
 const IMPORTING: Version = Version { major: 2, minor: 2 };
 /// First release that knows native layers and EROFS platforms by itself.
@@ -62,6 +65,8 @@ pub struct Host<'h> {
     pub socket: &'h Path,
     /// Path of this program, which is a stream processor as well.
     pub program: &'h Path,
+    /// Name and socket of the overlaybd snapshotter, on a node that has it.
+    pub overlaybd: Option<(&'h str, &'h Path)>,
 }
 
 /// Runs `containerd --version`, and returns the version. Errors: `config.containerd-version`.
@@ -99,8 +104,9 @@ pub fn architecture() -> &'static str {
 
 /// Returns the tables to add to containerd's configuration.
 pub fn snippet(host: &Host<'_>) -> String {
-    let Host { version: Version { major, minor }, architecture, socket, program } = *host;
-    let [socket, program] = [socket, program].map(|path| toml::Value::from(path.display().to_string()));
+    let Host { version: Version { major, minor }, architecture, socket, program, overlaybd } = *host;
+    let quoted = |path: &Path| toml::Value::from(path.display().to_string());
+    let [socket, program] = [socket, program].map(quoted);
     let mut text = format!(
         r#"# For containerd {major}.{minor}, as a file of its own that /etc/containerd/config.toml imports.
 version = 3
@@ -151,12 +157,29 @@ version = 3
   platform = "linux/{architecture}"
   snapshotter = "overlayfs"
   differ = "walking"
-
+"#
+    );
+    if let Some((name, address)) = overlaybd {
+        let (name, address) = (toml::Value::from(name), quoted(address));
+        text += &format!(
+            r#"
+# The overlaybd snapshotter, whose layers are block devices and which has no differ of its own. Plywood's setting
+# overlaybd.layers says what becomes of ordinary layers.
+[proxy_plugins.{name}]
+  type = "snapshot"
+  address = {address}
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{architecture}"
+  snapshotter = {name}
+  differ = "plywood"
+"#
+        );
+    }
+    text += r#"
 # To make it the default for Kubernetes as well:
 # [plugins."io.containerd.cri.v1.images"]
 #   snapshotter = "erofs"
-"#
-    );
+"#;
     let accepts: Vec<_> = Streamed::foreign().map(|media_type| format!("    {media_type:?},\n")).collect();
     text += &format!(
         r#"
@@ -188,9 +211,29 @@ mod tests {
     use super::*;
 
     fn of(version: &str) -> String {
-        let socket = Path::new("/run/plywood/plywood.sock");
+        with(version, None)
+    }
+
+    fn with(version: &str, overlaybd: Option<(&str, &Path)>) -> String {
+        let (socket, program) = (Path::new("/run/plywood/plywood.sock"), Path::new("/usr/bin/plywood"));
         let version = version.parse().unwrap();
-        snippet(&Host { version, architecture: "amd64", socket, program: Path::new("/usr/bin/plywood") })
+        snippet(&Host { version, architecture: "amd64", socket, program, overlaybd })
+    }
+
+    #[test]
+    fn the_overlaybd_snapshotter_is_named_where_it_is_asked_for() {
+        let socket = Path::new(OVERLAYBD_SOCKET);
+        for version in ["2.1", "2.3.4", "v2.4.0-beta.1"] {
+            assert!(!of(version).contains("overlaybd"), "{version}");
+            let parsed: toml::Table = with(version, Some(("overlaybd", socket))).parse().unwrap();
+            let plugin = &parsed["proxy_plugins"]["overlaybd"];
+            assert_eq!(plugin["type"].as_str(), Some("snapshot"), "{version}");
+            assert_eq!(plugin["address"].as_str(), socket.to_str(), "{version}");
+            let unpack = parsed["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"].as_array();
+            let named: Vec<_> =
+                unpack.unwrap().iter().filter_map(|entry| entry["snapshotter"].as_str()).collect();
+            assert!(named.contains(&"overlaybd") && named.contains(&"overlayfs"), "{version}: {named:?}");
+        }
     }
 
     #[test]

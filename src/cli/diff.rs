@@ -19,7 +19,7 @@ use super::{
 use crate::{
     call::{Cancel, Phase, Progress, Work},
     codec::{Coding, encode::Compression},
-    compare::{Composed, Composer, Options, Sides, changes::XattrFilter, erofs},
+    compare::{Composed, Composer, Form, Options, Sides, changes::XattrFilter, erofs},
     config::Timestamps,
     error::{Error, Kind, Result},
     format::Sink as _,
@@ -217,7 +217,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     let composed = if to_standard_output {
         let mut out = io::stdout();
         let mut deliver = |bytes: &[u8]| out.write_all(bytes).map_err(unwritable);
-        let composed = composer.compose(work, sides, layer_type, epoch, &mut deliver);
+        let composed = composer.compose(work, sides, &Form::Of(layer_type), epoch, &mut deliver);
         composed.and_then(|composed| {
             io::stdout().flush().map_err(unwritable)?;
             Ok(composed)
@@ -231,7 +231,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
             at += bytes.len() as u64;
             Ok(())
         };
-        let composed = composer.compose(work, sides, layer_type, epoch, &mut deliver);
+        let composed = composer.compose(work, sides, &Form::Of(layer_type), epoch, &mut deliver);
         composed.and_then(|mut composed| {
             progress.begin(Phase::Commit, None);
             let committing = Instant::now();

@@ -31,6 +31,9 @@ pub fn problems(config: &Config) -> Vec<String> {
             look("diff.work_directory", work, directory(work));
         }
     }
+    // Without the snapshotter there is no root, which is no problem.
+    let overlaybd: Vec<_> = snapshots.overlaybd_roots.iter().filter(|root| root.exists()).cloned().collect();
+    roots.push(("snapshots.overlaybd_roots", &overlaybd));
     for (key, paths) in roots {
         for path in paths {
             let usable = check_root(path, ROOT).map_err(|error| Error::from(error).to_string());

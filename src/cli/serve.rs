@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    apply::{Applier, Converter, NativeVerify, Options, Processors},
+    apply::{Applier, Converter, NativeVerify, Options, Processors, Snapshotter},
     codec::{Coding, encode::Compression},
     compare::{self, Composer, Differ, changes::XattrFilter},
     config::{self, Config},
@@ -78,7 +78,11 @@ impl MakeDomain for Containerd {
         let resources =
             Resources::with_ahead(limits, Helpers::default_threads(), config.apply.decode_ahead.options());
         let converter = Converter::new(options.clone(), Arc::clone(&resources));
-        let applier = Applier::new(blobs, Arc::clone(&roots), converter).with_processors(processors);
+        let name = config.overlaybd.snapshotter.clone();
+        let snapshotter = Snapshotter { records: Arc::new(store.snapshots(&name)), name };
+        let applier = Applier::new(blobs, Arc::clone(&roots), converter)
+            .with_processors(processors)
+            .with_snapshotter(snapshotter);
         let applier = Arc::new(applier);
         let beside = Box::pin(attend(Arc::clone(&store), config.diff.enabled)) as Beside;
         let last = Arc::clone(&store);
@@ -87,7 +91,9 @@ impl MakeDomain for Containerd {
         let comparer = match config.diff.enabled {
             true => {
                 let composer = Composer::new(diff_options(config)?, Arc::clone(&resources));
-                Some(Arc::new(Differ::new(store, roots, composer)) as _)
+                let device_layers = config.overlaybd.diff == config::DeviceDiff::Overlaybd;
+                let differ = Differ::new(store, roots, composer).with_device_layers(device_layers);
+                Some(Arc::new(differ) as _)
             }
             false => None,
         };
@@ -133,6 +139,7 @@ fn options(config: &Config) -> Result<Options> {
         durability: config.apply.durability,
         native_verify: config.apply.native_verify,
         implied_directories: config.apply.implied_directories,
+        overlaybd: config.overlaybd(),
     })
 }
 
@@ -148,7 +155,9 @@ fn image(config: &Config, inline_limit: u32) -> Result<WriteOptions> {
 fn diff_options(config: &Config) -> Result<compare::Options> {
     let diff = &config.diff;
     // Without a work directory images are laid out in the first snapshot root.
-    let beside = config.snapshots.roots.first().filter(|_| diff.work_directory.as_os_str().is_empty());
+    let config::Snapshots { roots, overlaybd_roots, .. } = &config.snapshots;
+    let first = roots.first().or(overlaybd_roots.first());
+    let beside = first.filter(|_| diff.work_directory.as_os_str().is_empty());
     Ok(compare::Options {
         image: compare::erofs::Options {
             compression: Compression::PLAIN,

@@ -1,13 +1,17 @@
 //! From two stacks to the bytes of a layer: the part of a Diff that daemon and command line share.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Contents, Times,
     changes::{self, Counts, RootEntry, XattrFilter},
     erofs,
     output::Output,
-    tar,
+    overlaybd, tar,
 };
 use crate::{
     call::Work,
@@ -15,14 +19,18 @@ use crate::{
     digest::Digest,
     error::Result,
     kind::{Container, LayerType},
+    overlaybd::snapshot,
     pipeline::{
         Plan, Resources,
         budget::Use,
         encode::{Deliver, Facts},
     },
-    snapshot::{Stack, Watch},
+    snapshot::{DeviceDir, Stack, Watch},
     tree::Timestamp,
-    view::open::{self, reading, references},
+    view::{
+        LayeredDevice, Volume,
+        open::{self, reading, references},
+    },
 };
 
 /// Settings for writing layers.
@@ -63,6 +71,17 @@ pub struct Sides {
     pub upper: Stack,
 }
 
+/// Form of a layer.
+#[derive(Debug)]
+pub enum Form<'a> {
+    /// An archive or an image of the changes.
+    Of(&'a LayerType),
+    /// A layer of a device, with the changes on top of this device, which the older side is.
+    Changed(LayeredDevice),
+    /// A layer of a device: that which these layers are. The sides are not compared.
+    Written(LayeredDevice),
+}
+
 /// A layer whose bytes have been delivered.
 #[derive(Clone, Debug)]
 pub struct Composed {
@@ -93,8 +112,8 @@ impl Composer {
         Self { options, resources }
     }
 
-    /// Compares both sides, and hands the layer that turns the older into the newer one to `deliver`, piece by
-    /// piece.
+    /// Compares both sides, and hands the layer that turns the older into the newer one to `deliver`, in its `form`, piece
+    /// by piece.
     ///
     /// Equal sides and options give equal bytes. After an error `deliver` may have got part of a layer, which the
     /// caller throws away.
@@ -102,7 +121,7 @@ impl Composer {
         &self,
         work: Work<'_>,
         sides: Sides,
-        layer_type: &LayerType,
+        form: &Form<'_>,
         epoch: Option<Timestamp>,
         deliver: Deliver<'_>,
     ) -> Result<Composed> {
@@ -111,38 +130,64 @@ impl Composer {
         let limits = &self.resources.limits;
         let started = Instant::now();
         let lease = self.resources.budget.lease(cancel)?;
+        if let Form::Written(device) = form {
+            let plan = Plan { resources: &self.resources, lease: &lease, work };
+            let facts = overlaybd::written(plan, device, &image.work_directory, deliver)?;
+            return Ok(Composed::new(facts, Contents::default(), Duration::ZERO));
+        }
         // Beside what the writer of an image uses.
         let mut charge = |bytes| lease.charge(Use::Window, bytes, cancel);
         let watches = [sides.lower.watch()?, sides.upper.watch()?];
-        let open = || Ok([open::layers(sides.lower, cancel)?, open::layers(sides.upper, cancel)?]);
+        let devices = |dir: &DeviceDir| Ok(Volume::from(snapshot::open(dir)?));
+        let open = || {
+            let open = |stack| open::layers(stack, &devices, cancel);
+            Ok([open(sides.lower)?, open(sides.upper)?])
+        };
         let [lower, upper] = reading(open)?;
         let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
         let opened = started.elapsed();
 
-        let compression = match layer_type.coding {
-            Coding::Plain => Compression::PLAIN,
-            Coding::Gzip => *gzip,
-            Coding::Zstd => *zstd,
-        };
         let plan = Plan { resources: &self.resources, lease: &lease, work };
         let mut compare = |root, output: &mut dyn Output| {
             let options = changes::Options { xattrs: xattrs.clone(), epoch, root, limits: limits.clone() };
             reading(|| changes::write(&lower, &upper, &options, cancel, &mut charge, output))
         };
         // All that depends on the container is decided here: how it is written, and what of both sides it needs.
-        let (counts, facts) = match layer_type.container {
-            Container::Tar => {
-                let options = tar::Options { compression, nanoseconds: *nanoseconds };
-                tar::write(plan, options, deliver, |output| compare(RootEntry::WhenChanged, output))?
+        let (counts, facts) = match form {
+            Form::Of(layer_type) => {
+                let compression = match layer_type.coding {
+                    Coding::Plain => Compression::PLAIN,
+                    Coding::Gzip => *gzip,
+                    Coding::Zstd => *zstd,
+                };
+                match layer_type.container {
+                    Container::Tar | Container::Overlaybd | Container::Turbo => {
+                        let options = tar::Options { compression, nanoseconds: *nanoseconds };
+                        tar::write(plan, options, deliver, |output| compare(RootEntry::WhenChanged, output))?
+                    }
+                    Container::Erofs => {
+                        let options = erofs::Options { compression, ..image.clone() };
+                        // The root of an image needs attributes, even when they did not change.
+                        erofs::write(plan, &options, deliver, |output| compare(RootEntry::Always, output))?
+                    }
+                }
             }
-            Container::Erofs => {
-                let options = erofs::Options { compression, ..image.clone() };
-                // The root of an image needs attributes, even when they did not change.
-                erofs::write(plan, &options, deliver, |output| compare(RootEntry::Always, output))?
+            Form::Changed(below) | Form::Written(below) => {
+                let directory = &image.work_directory;
+                overlaybd::changed(plan, below, directory, deliver, |output| {
+                    compare(RootEntry::WhenChanged, output)
+                })?
             }
         };
         // A container that was started meanwhile has its image mounted: what has been read may be a mixture.
         watches.iter().try_for_each(Watch::check)?;
+        Ok(Composed::new(facts, contents(counts), opened))
+    }
+}
+
+impl Composed {
+    /// A layer with these `contents`, for which the sides were `opened` in that time.
+    fn new(facts: Facts, contents: Contents, opened: Duration) -> Self {
         let Facts { diff_id, stream_bytes, blob, blob_bytes, times, .. } = facts;
         let times = Times {
             open: opened,
@@ -153,14 +198,7 @@ impl Composer {
             store: times.deliver,
             ..Times::default()
         };
-        Ok(Composed {
-            blob,
-            blob_bytes,
-            diff_id,
-            uncompressed_bytes: stream_bytes,
-            contents: contents(counts),
-            times,
-        })
+        Self { blob, blob_bytes, diff_id, uncompressed_bytes: stream_bytes, contents, times }
     }
 }
 

@@ -1,14 +1,19 @@
 //! One Diff: from a request to a blob in the content store.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{Compare, Compared, Composer, Request, Sides, Stats, Times};
+use super::{Compare, Compared, Composer, Form, Request, Sides, Stats, Times, overlaybd};
 use crate::{
     call::{Call, Phase},
     descriptor::Descriptor,
+    digest::Digest,
     error::{Classify, Error, Kind, Result},
-    kind::LayerType,
-    snapshot::{Roots, Stack},
+    kind::{
+        LayerType, OCI_LAYER_TAR,
+        overlaybd::{BLOB_DIGEST, BLOB_SIZE, FS_TYPE, NATIVE_VERSION, VERSION},
+    },
+    overlaybd::snapshot,
+    snapshot::{LayerSource, Roots, Stack, StackLayer},
     store::{BlobSink, Stored, check_labels},
     sys::thread::catch,
 };
@@ -23,18 +28,25 @@ enum CompareError {
     /// This differ does not write the type. Another one may.
     #[error("this differ does not write layers of type {0:?}")]
     MediaType(String),
+    /// A layer of a device has to go on top of the older side.
+    #[error(
+        "the older side is not the device right below the newer one, so no layer of a device leads from it there"
+    )]
+    NotBelow,
 }
 
 impl Classify for CompareError {
     fn kind(&self) -> Kind {
         match self {
             Self::MediaType(_) => Kind::NotImplemented,
+            Self::NotBelow => Kind::Conflict,
         }
     }
 
     fn reason(&self) -> &'static str {
         match self {
             Self::MediaType(_) => "diff.media-type",
+            Self::NotBelow => "diff.device",
         }
     }
 }
@@ -44,12 +56,59 @@ pub struct Differ {
     sink: Arc<dyn BlobSink>,
     roots: Arc<Roots>,
     composer: Composer,
+    device_layers: bool,
 }
 
 impl Differ {
     /// A differ for the snapshots below `roots`, whose layers go to `sink`.
     pub fn new(sink: Arc<dyn BlobSink>, roots: Arc<Roots>, composer: Composer) -> Self {
-        Self { sink, roots, composer }
+        Self { sink, roots, composer, device_layers: false }
+    }
+
+    /// Chooses whether a plain tar of changes above a device becomes a layer of the device, also where the request does
+    /// not ask for that.
+    #[must_use]
+    pub fn with_device_layers(self, device_layers: bool) -> Self {
+        Self { device_layers, ..self }
+    }
+
+    /// Chooses the form of the layer.
+    ///
+    /// Only a plain tar can be a layer of a device: clients take every other type by its name for what it is.
+    fn form<'l>(&self, request: &Request, layer_type: &'l LayerType, sides: &Sides) -> Result<Form<'l>> {
+        if layer_type.media_type != OCI_LAYER_TAR {
+            return Ok(Form::Of(layer_type));
+        }
+        let is_asked = self.device_layers || request.labels.contains_key(VERSION);
+        let below = match sides.lower.layers.as_slice() {
+            [] => None,
+            [StackLayer { source: LayerSource::Device { dir, .. }, .. }] => Some(dir),
+            _ => None,
+        };
+        match sides.upper.layers.first().map(|layer| &layer.source) {
+            Some(LayerSource::Device { dir, is_writable: true }) => {
+                Ok(Form::Written(snapshot::own_layer(dir)?))
+            }
+            Some(LayerSource::Device { dir, .. }) if is_asked => match snapshot::is_next(below, dir)? {
+                true => Ok(Form::Written(snapshot::own_layer(dir)?)),
+                false => Err(CompareError::NotBelow.into()),
+            },
+            Some(LayerSource::Directory { .. }) if is_asked => {
+                let found = self.roots.device_below(&request.right)?;
+                let Some(device) = found.filter(|device| device.is_described()) else {
+                    return Ok(Form::Of(layer_type));
+                };
+                let is_below = match sides.lower.layers.as_slice() {
+                    [older] => sides.upper.layers.get(1).is_some_and(|layer| layer.key == older.key),
+                    _ => false,
+                };
+                match is_below && sides.upper.layers.len() == 2 {
+                    true => Ok(Form::Changed(snapshot::open(&device)?)),
+                    false => Err(CompareError::NotBelow.into()),
+                }
+            }
+            _ => Ok(Form::Of(layer_type)),
+        }
     }
 
     fn write(
@@ -57,18 +116,16 @@ impl Differ {
         call: &Call,
         request: &Request,
         layer_type: &LayerType,
+        form: &Form<'_>,
         sides: Sides,
     ) -> Result<Compared> {
         let started = Instant::now();
         check_labels(&request.labels)?;
         let mut ingest = self.sink.ingest(call, &request.reference)?;
-        let composed = self.composer.compose(
-            call.work(),
-            sides,
-            layer_type,
-            request.source_date_epoch,
-            &mut |bytes| ingest.write(bytes),
-        )?;
+        let composed =
+            self.composer.compose(call.work(), sides, form, request.source_date_epoch, &mut |bytes| {
+                ingest.write(bytes)
+            })?;
         call.cancel.check()?;
         call.progress.begin(Phase::Commit, None);
         let committing = Instant::now();
@@ -84,7 +141,10 @@ impl Differ {
             times: Times { commit: committing.elapsed(), ..composed.times },
             total: started.elapsed(),
         };
-        Ok(Compared { descriptor: Descriptor::of(layer_type.media_type, digest, size_bytes), stats })
+        let annotations = annotations(form, &digest, size_bytes);
+        let descriptor =
+            Descriptor { annotations, ..Descriptor::of(layer_type.media_type, digest, size_bytes) };
+        Ok(Compared { descriptor, stats })
     }
 }
 
@@ -104,8 +164,22 @@ impl Compare for Differ {
         let sides = Sides { lower, upper };
         let context =
             format!("diff of {} to {} ({})", top(&sides.lower), top(&sides.upper), layer_type.media_type);
-        catch(|| self.write(call, request, layer_type, sides)).map_err(|error| error.context(context))
+        let form = self.form(request, layer_type, &sides);
+        form.and_then(|form| catch(|| self.write(call, request, layer_type, &form, sides)))
+            .map_err(|error| error.context(context))
     }
+}
+
+/// The annotations by which snapshotters know a layer of a device; none for other layers.
+fn annotations(form: &Form<'_>, digest: &Digest, size_bytes: u64) -> BTreeMap<String, String> {
+    let (Form::Changed(device) | Form::Written(device)) = form else { return BTreeMap::new() };
+    let flavour = overlaybd::flavour(device).map(|flavour| (FS_TYPE, flavour.to_owned()));
+    let all = [
+        (VERSION, NATIVE_VERSION.to_owned()),
+        (BLOB_DIGEST, digest.to_string()),
+        (BLOB_SIZE, size_bytes.to_string()),
+    ];
+    all.into_iter().chain(flavour).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A stack in a message: the newest layer, and the number of layers below.
@@ -119,12 +193,11 @@ fn top(stack: &Stack) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs};
+    use std::fs;
 
     use super::*;
     use crate::{
         compare::Options,
-        digest::Digest,
         limits::Limits,
         pipeline::Resources,
         snapshot::Mount,

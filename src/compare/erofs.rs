@@ -14,27 +14,21 @@ use std::{path::PathBuf, time::Instant};
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::output::Output;
+use super::{output::Output, send};
 use crate::{
     call::{Phase, Progress, Work},
     codec::encode::Compression,
-    error::{Error, Result},
-    format::{
-        ReadAt as _,
-        erofs::writer::{self, WriteOptions},
-    },
+    error::Result,
+    format::erofs::writer::{self, WriteOptions},
     limits::Limits,
     pipeline::{
         Plan, StreamLimit,
-        encode::{self, Deliver, Facts},
+        encode::{Deliver, Facts},
         image::{self, ImageWriter},
     },
     snapshot::NewFile,
     tree::{Body, Device, Entry},
 };
-
-/// Bytes read from the finished image at a time.
-const READ_BYTES: usize = 1 << 20;
 
 /// Settings for writing an EROFS layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,18 +85,7 @@ pub fn write<T>(
     image::verify_own(&file, limits, lease, cancel)?;
     let built = started.elapsed();
 
-    let ((), mut facts) = encode::run(plan, options.compression, deliver, |feed| {
-        let mut space = vec![0; READ_BYTES];
-        let mut offset = 0;
-        while offset < summary.size_bytes {
-            let left = usize::try_from(summary.size_bytes - offset).unwrap_or(usize::MAX);
-            let space = space.get_mut(..left.min(READ_BYTES)).unwrap_or_default();
-            file.read_exact_at(offset, space).map_err(Error::disk)?;
-            feed.write_all(space).map_err(Error::disk)?;
-            offset += space.len() as u64;
-        }
-        Ok(())
-    })?;
+    let mut facts = send::file(plan, options.compression, deliver, &file, summary.size_bytes)?;
     facts.times.produce += built;
     Ok((output, facts))
 }

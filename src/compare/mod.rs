@@ -14,9 +14,11 @@ mod compose;
 mod differ;
 pub mod erofs;
 pub mod output;
+mod overlaybd;
+mod send;
 pub mod tar;
 
-pub use compose::{Composed, Composer, Options, Sides};
+pub use compose::{Composed, Composer, Form, Options, Sides};
 pub use differ::Differ;
 
 use std::{collections::BTreeMap, time::Duration};

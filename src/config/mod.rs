@@ -15,8 +15,8 @@ pub use file::{ConfigError, Origin, load, parse, read, read_processors};
 pub use filter::log_filter;
 pub use processors::{MEDIA_TYPE_VARIABLE, StreamProcessor, StreamProcessors, routes};
 pub use settings::{
-    Apply, Config, Containerd, DecodeAhead, Diff, Erofs, Inherit, InlineLimit, Limits, Log, LogFormat,
-    Security, Server, Snapshots, Timestamps,
+    Apply, Config, Containerd, DecodeAhead, DeviceDiff, Diff, Erofs, Inherit, InlineLimit, Limits, Log,
+    LogFormat, Overlaybd, Security, Server, Snapshots, Timestamps,
 };
 
 /// Path of the configuration file when the command line names none.

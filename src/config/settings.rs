@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::processors::{self, StreamProcessors};
 use crate::{
-    apply::{ImpliedDirectories, NativeVerify},
+    apply::{self, ImpliedDirectories, NativeVerify, OrdinaryLayers},
     codec::encode::Compression,
     compare::changes::XattrFilter,
     format::erofs::writer::WriteOptions,
+    kind::overlaybd::Flavour,
     limits,
     pipeline::AheadOptions,
     snapshot::Durability,
@@ -108,6 +109,9 @@ table! {
         /// Roots of the overlayfs snapshotter, whose snapshots Diff reads too. Nothing is ever written there. A
         /// root that does not exist at the start is passed over.
         overlayfs_roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()];
+        /// Roots of the overlaybd snapshotter, whose layers are block devices: see the table overlaybd. A root that
+        /// does not exist at the start is passed over.
+        overlaybd_roots: Vec<PathBuf> = vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlaybd".into()];
         /// Directories with ready images that the snapshotter links to, or mounts where they are, instead of
         /// unpacking a layer (its layer_content_caches), for Diff and apply.implied_directories to read them.
         shared_layers: Vec<PathBuf> = Vec::new();
@@ -123,6 +127,31 @@ table! {
         /// Files and file ends up to this many bytes are stored beside their inode. 0: never, as
         /// containerd's own differ does it. Layers of Diff can have another limit: diff.inline_limit.
         inline_limit: u32 = u32::from(WriteOptions::DEFAULT.inline_limit);
+    }
+}
+
+table! {
+    /// Layers in snapshots of the overlaybd snapshotter. Those that overlaybd made are unwrapped and checked.
+    Overlaybd {
+        /// The snapshotter's name in containerd, which is asked about a snapshot whose mounts do not show the layers
+        /// below.
+        snapshotter: String = "overlaybd".to_owned();
+        /// Ordinary tar layers: "as-labelled" leaves them to the next differ, unless the snapshot has the label
+        /// convert2turbo-oci; "turbo" keeps the archive, and a device that points into it; "native" makes a device that
+        /// holds all data.
+        layers: OrdinaryLayers = OrdinaryLayers::default();
+        /// File system of new devices: "erofs", or "ext4", which cannot be made yet. The label blob-fs-type of a
+        /// snapshot comes before it.
+        flavour: Flavour = Flavour::default();
+        /// Size of new devices in GiB. Further layers have the size of the lowest one.
+        virtual_gib: u32 = apply::Overlaybd::VIRTUAL_GIB;
+        /// What Diff makes of changes above a device when a plain tar is asked for: "tar", or "overlaybd", a layer of the
+        /// device. A request asks for the latter with the label containerd.io/snapshot/overlaybd/version. What was written
+        /// to a device itself becomes a layer of it in any case.
+        diff: DeviceDiff = DeviceDiff::Tar;
+        /// Also make an EROFS image beside each archive that is kept (layer.tar.erofs), which the kernel mounts without
+        /// a device driver: mount -t erofs -o loop,device=layer.tar layer.tar.erofs DIRECTORY
+        kernel_index: bool = false;
     }
 }
 
@@ -213,6 +242,16 @@ table! {
     }
 }
 
+/// Form of the layers that Diff writes of changes above a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceDiff {
+    /// An ordinary tar.
+    Tar,
+    /// A layer of the device.
+    Overlaybd,
+}
+
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -298,6 +337,8 @@ pub struct Config {
     pub snapshots: Snapshots,
     /// Table `[erofs]`: layout of the images written here.
     pub erofs: Erofs,
+    /// Table `[overlaybd]`: layers in snapshots of the overlaybd snapshotter.
+    pub overlaybd: Overlaybd,
     /// Table `[apply]`: durability and checks of applied layers.
     pub apply: Apply,
     /// Table `[diff]`: form of the layers that Diff writes.
@@ -315,12 +356,13 @@ pub struct Config {
 type Table = (&'static str, &'static [&'static str], &'static [(&'static str, &'static [&'static str])]);
 
 /// All tables in the order of the file.
-const TABLES: [Table; 9] = [
+const TABLES: [Table; 10] = [
     ("server", Server::ABOUT, Server::KEYS),
     ("log", Log::ABOUT, Log::KEYS),
     ("containerd", Containerd::ABOUT, Containerd::KEYS),
     ("snapshots", Snapshots::ABOUT, Snapshots::KEYS),
     ("erofs", Erofs::ABOUT, Erofs::KEYS),
+    ("overlaybd", Overlaybd::ABOUT, Overlaybd::KEYS),
     ("apply", Apply::ABOUT, Apply::KEYS),
     ("diff", Diff::ABOUT, Diff::KEYS),
     ("security", Security::ABOUT, Security::KEYS),
@@ -357,12 +399,20 @@ impl Config {
         if !content_root.as_os_str().is_empty() {
             return vec![content_root.clone()];
         }
-        let beside = self.snapshots.roots.iter().filter_map(|root| root.parent());
+        let Snapshots { roots, overlaybd_roots, .. } = &self.snapshots;
+        let roots = if roots.is_empty() { overlaybd_roots } else { roots };
+        let beside = roots.iter().filter_map(|root| root.parent());
         let mut found: Vec<_> =
             beside.map(|parent| parent.join("io.containerd.content.v1.content")).collect();
         found.sort();
         found.dedup();
         found
+    }
+
+    /// Settings of Apply for snapshots of the overlaybd snapshotter.
+    pub fn overlaybd(&self) -> apply::Overlaybd {
+        let Overlaybd { layers, flavour, virtual_gib, kernel_index, .. } = self.overlaybd;
+        apply::Overlaybd { layers, flavour, virtual_bytes: u64::from(virtual_gib) << 30, kernel_index }
     }
 
     /// Directories with images that snapshots share; empty when nothing reads the layers of a

@@ -37,6 +37,11 @@ impl Config {
                 return Err(refuse(key, limit, problem));
             }
         }
+        // The largest device that LSMT's index can describe is far larger; a file system of that size is not.
+        between("overlaybd.virtual_gib", self.overlaybd.virtual_gib.into(), 1, 16 << 10)?;
+        if self.overlaybd.snapshotter.is_empty() {
+            return Err(refuse("overlaybd.snapshotter", "", "empty"));
+        }
         self.validate_diff()?;
         processors::check(&self.stream_processors)
             .map_err(|(id, problem)| refuse("stream_processors", id, problem))?;
@@ -83,7 +88,7 @@ impl Config {
 
     fn validate_roots(&self) -> Result<(), ConfigError> {
         let roots = &self.snapshots.roots;
-        if roots.is_empty() {
+        if roots.is_empty() && self.snapshots.overlaybd_roots.is_empty() {
             return Err(refuse("snapshots.roots", roots, "empty: every request would be refused"));
         }
         let named = |key: &'static str, paths: &'_ [PathBuf]| {
@@ -91,6 +96,7 @@ impl Config {
         };
         let mut all = named("snapshots.roots", roots);
         all.extend(named("snapshots.overlayfs_roots", &self.snapshots.overlayfs_roots));
+        all.extend(named("snapshots.overlaybd_roots", &self.snapshots.overlaybd_roots));
         all.extend(named("snapshots.shared_layers", &self.snapshots.shared_layers));
         for (number, (key, root)) in all.iter().enumerate() {
             absolute(key, root)?;
@@ -180,7 +186,10 @@ mod tests {
             ("[log]\nlevel = \"plywood=loud\"", "log.level"),
             ("[log]\nlevel = \"loud\"", "log.level"),
             ("[log]\nlevel = \"\"", "log.level"),
-            ("[snapshots]\nroots = []", "snapshots.roots"),
+            ("[snapshots]\nroots = []\noverlaybd_roots = []", "snapshots.roots"),
+            ("[snapshots]\nroots = [\"/a\"]\noverlaybd_roots = [\"/a\"]", "snapshots.roots"),
+            ("[overlaybd]\nvirtual_gib = 0", "overlaybd.virtual_gib"),
+            ("[overlaybd]\nsnapshotter = \"\"", "overlaybd.snapshotter"),
             ("[snapshots]\nroots = [\"/\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a\"]", "snapshots.roots"),
             ("[snapshots]\nroots = [\"/a\", \"/a/b\"]", "snapshots.roots"),

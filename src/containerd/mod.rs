@@ -1,4 +1,4 @@
-//! Client of containerd's content store, over gRPC on its unix socket.
+//! Client of containerd's content store and snapshotters, over gRPC on its unix socket.
 //!
 //! Calls block their thread; the sockets live on the runtime that the caller hands in. The first call opens the
 //! connection, and the next one opens it again after it was lost. Where containerd reports the store's directory and
@@ -16,6 +16,7 @@ mod ingest;
 mod lease;
 mod name;
 mod read;
+mod snapshots;
 mod sweep;
 mod upload;
 mod watch;
@@ -24,5 +25,6 @@ mod write;
 pub use self::{
     blobs::UNCOMPRESSED,
     content::{Containerd, Direct},
+    snapshots::Snapshots,
     sweep::Swept,
 };

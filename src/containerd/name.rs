@@ -65,7 +65,8 @@ pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
-fn random() -> Result<String> {
+/// Returns 32 random hexadecimal digits.
+pub(super) fn random() -> Result<String> {
     sys::file::random_hex().map_err(Error::disk)
 }
 

@@ -93,6 +93,7 @@ pub fn run(config: &Config, origin: &Origin, domain: impl MakeDomain) -> Result<
     })?;
     let overlayfs: &[_] = if config.diff.enabled { &config.snapshots.overlayfs_roots } else { &[] };
     roots = roots.also_read(overlayfs, config.shared_layers())?;
+    roots = roots.with_overlaybd(&config.snapshots.overlaybd_roots)?;
     let roots = Arc::new(roots);
     let sockets = Sockets::open(&config.server)?;
     // Before the process gives up the right to run programs.
@@ -216,7 +217,8 @@ fn confine(config: &Config) -> Result<()> {
     let server = &config.server;
     let socket_directories: Vec<_> =
         [&server.socket, &server.metrics_socket].into_iter().filter_map(|path| path.parent()).collect();
-    let mut roots: Vec<_> = config.snapshots.roots.iter().map(AsRef::as_ref).collect();
+    let overlaybd = config.snapshots.overlaybd_roots.iter().filter(|root| root.exists());
+    let mut roots: Vec<_> = config.snapshots.roots.iter().chain(overlaybd).map(AsRef::as_ref).collect();
     if config.diff.enabled && !config.diff.work_directory.as_os_str().is_empty() {
         roots.push(config.diff.work_directory.as_ref());
     }

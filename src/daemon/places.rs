@@ -83,6 +83,9 @@ impl Places {
         };
         let roots = config.snapshots.roots.iter().map(|path| place("snapshots.roots", path, true));
         let mut all: Vec<_> = roots.collect();
+        // Without one it is passed over: one that appears later is a change like that of a directory to read.
+        let overlaybd = config.snapshots.overlaybd_roots.iter();
+        all.extend(overlaybd.map(|path| place("snapshots.overlaybd_roots", path, path.exists())));
         all.extend(config.content_roots().iter().map(|path| place("containerd.content_root", path, false)));
         if config.diff.enabled {
             let snapshots = &config.snapshots;

@@ -1,6 +1,6 @@
 //! The layer types: one table, from which everything about media types is derived or with which it is compared.
 //!
-//! A row lists container and compression of a layer, the type in Apply's reply, whether Diff writes it, and how the
+//! A row lists container and compression of a layer, the annotations that mark it where the media type is not its own, the type in Apply's reply, whether Diff writes it, and how the
 //! command line and file names spell it. Nothing here looks at bytes: labels in the wild are wrong often enough that
 //! a tar layer's compression is detected ([`Coding::detect`]). Files without a label are recognised by [`sniff`].
 //!
@@ -12,8 +12,9 @@ pub mod route;
 pub mod sniff;
 pub mod streamed;
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
+use self::overlaybd::Mark;
 use crate::codec::Coding;
 
 /// Format of a layer's uncompressed bytes.
@@ -23,6 +24,10 @@ pub enum Container {
     Tar,
     /// An EROFS image.
     Erofs,
+    /// A tar archive with one member, a layer of a block device.
+    Overlaybd,
+    /// A tar archive with the metadata of a file system, whose file data is in another blob.
+    Turbo,
 }
 
 impl Container {
@@ -31,6 +36,8 @@ impl Container {
         match self {
             Self::Tar => "tar",
             Self::Erofs => "erofs",
+            Self::Overlaybd => "overlaybd",
+            Self::Turbo => "turbo",
         }
     }
 }
@@ -40,6 +47,9 @@ impl Container {
 pub struct LayerType {
     /// Media type of the compressed layer.
     pub media_type: &'static str,
+    /// Marks that annotations of the descriptor may have; the row then stands for all tar types. Empty: the media type
+    /// alone decides.
+    pub marks: &'static [Mark],
     /// Format of the uncompressed layer.
     pub container: Container,
     /// Compression that the media type promises. Binding for EROFS images; that of a tar layer is detected.
@@ -67,6 +77,7 @@ const OLD_EROFS: &str = "application/vnd.oci.image.layer.v1.erofs";
 const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
     LayerType {
         media_type,
+        marks: &[],
         container: Container::Tar,
         coding,
         applied: OCI_LAYER_TAR,
@@ -79,6 +90,7 @@ const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
 const fn erofs(media_type: &'static str, coding: Coding, applied: &'static str) -> LayerType {
     LayerType {
         media_type,
+        marks: &[],
         container: Container::Erofs,
         coding,
         applied,
@@ -123,10 +135,32 @@ pub const TABLE: &[LayerType] = &[
     tar("application/vnd.docker.image.rootfs.diff.tar.zstd", Coding::Zstd),
     tar("application/vnd.docker.image.rootfs.foreign.diff.tar", Coding::Plain),
     tar("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Coding::Gzip),
+    LayerType {
+        marks: &[Mark::Native, Mark::Acceleration],
+        container: Container::Overlaybd,
+        ..tar(OCI_LAYER_TAR, Coding::Plain)
+    },
+    LayerType {
+        marks: &[Mark::Turbo],
+        container: Container::Turbo,
+        ..tar("application/vnd.oci.image.layer.v1.tar+gzip", Coding::Gzip)
+    },
 ];
 
 impl LayerType {
-    /// Returns the row of `media_type`; `None` for a type that another differ may know.
+    /// Returns the row of a blob; `None` for a type that another differ may know. Annotations count where the media type
+    /// is that of a tar.
+    pub fn of_blob(media_type: &str, annotations: &BTreeMap<String, String>) -> Option<&'static Self> {
+        Some(Self::of(media_type)?.marked(annotations))
+    }
+
+    /// Returns the row of a tar of this type with `annotations`. All other types stay as they are.
+    pub fn marked(&'static self, annotations: &BTreeMap<String, String>) -> &'static Self {
+        let mark = Mark::of(annotations).filter(|_| self.container == Container::Tar);
+        mark.and_then(|mark| TABLE.iter().find(|row| row.marks.contains(&mark))).unwrap_or(self)
+    }
+
+    /// Returns the row of `media_type`, whatever the annotations; `None` for a type that another differ may know.
     ///
     /// ```
     /// use plywood::kind::{Container, LayerType};
@@ -135,7 +169,7 @@ impl LayerType {
     /// assert_eq!(LayerType::of("application/vnd.erofs.layer.v1+gzip"), None);
     /// ```
     pub fn of(media_type: &str) -> Option<&'static Self> {
-        TABLE.iter().find(|row| row.media_type == media_type)
+        TABLE.iter().find(|row| row.media_type == media_type && row.marks.is_empty())
     }
 
     /// Returns the type that Diff writes for `media_type`; [`DEFAULT`] for an empty one, `None` for one that Diff does
@@ -199,11 +233,35 @@ mod tests {
     }
 
     #[test]
+    fn annotations_select_a_row_where_the_media_type_is_a_tars() {
+        let marked = BTreeMap::from([(overlaybd::BLOB_DIGEST.to_owned(), "sha256:x".to_owned())]);
+        let unmarked = BTreeMap::new();
+        let turbo = BTreeMap::from([(
+            "containerd.io/snapshot/overlaybd/turbo-oci/target-digest".to_owned(),
+            "sha256:x".to_owned(),
+        )]);
+        let found =
+            |media_type, annotations| LayerType::of_blob(media_type, annotations).map(|row| row.container);
+        for media_type in [
+            OCI_LAYER_TAR,
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar",
+        ] {
+            assert_eq!(found(media_type, &unmarked), Some(Container::Tar), "{media_type}");
+            assert_eq!(found(media_type, &marked), Some(Container::Overlaybd), "{media_type}");
+            assert_eq!(found(media_type, &turbo), Some(Container::Turbo), "{media_type}");
+        }
+        assert_eq!(found(EROFS, &marked), Some(Container::Erofs));
+        assert_eq!(found("a/b", &marked), None);
+    }
+
+    #[test]
     fn names_and_endings_lead_to_one_row_each() {
         let mut seen = BTreeSet::new();
         for row in TABLE {
-            for text in row.names.iter().chain(row.endings).chain([&row.media_type]) {
-                assert!(seen.insert(*text), "{text} stands twice");
+            let media_type = row.marks.is_empty().then_some(row.media_type);
+            for text in row.names.iter().chain(row.endings).copied().chain(media_type) {
+                assert!(seen.insert(text), "{text} stands twice");
             }
             assert!(row.written || (row.names.is_empty() && row.endings.is_empty()), "{}", row.media_type);
             for name in row.names {
@@ -227,9 +285,12 @@ mod tests {
                 (Container::Tar, _) => "tar, compressed as the bytes say",
                 (Container::Erofs, Coding::Plain) => "an EROFS image",
                 (Container::Erofs, _) => "an EROFS image in zstd frames",
+                (Container::Overlaybd, _) => "a tar with a layer of an [overlaybd](overlaybd.md) device",
+                (Container::Turbo, _) => "a tar with the files of a [turboOCI](overlaybd.md) layer",
             };
+            let marked = if row.marks.is_empty() { "" } else { ", or another tar type, with annotations" };
             let written = if row.written { "yes" } else { "no" };
-            table += &format!("| `{}` | {bytes} | `{}` | {written} |\n", row.media_type, row.applied);
+            table += &format!("| `{}`{marked} | {bytes} | `{}` | {written} |\n", row.media_type, row.applied);
         }
         let document = include_str!("../../docs/formats/containerd.md");
         assert!(document.contains(&table), "docs/formats/containerd.md should have this table:\n{table}");

@@ -26,7 +26,7 @@ pub struct Outcome {
     pub method: &'static str,
     /// Protocol: grpc or ttrpc.
     pub wire: &'static str,
-    /// Kind of the layer: tar, erofs or other.
+    /// Kind of the layer: tar, erofs, overlaybd, turbo or other.
     pub layer: &'static str,
     /// Status code, or ok.
     pub code: &'static str,

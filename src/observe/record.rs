@@ -41,7 +41,7 @@ pub struct About {
     pub digest: String,
     /// Media type of the blob to read or to write.
     pub media_type: String,
-    /// Label of the layer in metrics: tar, erofs or other.
+    /// Label of the layer in metrics: tar, erofs, overlaybd, turbo or other.
     pub layer: &'static str,
     /// Number of the snapshot, where its mounts show it.
     pub snapshot: Option<String>,
@@ -77,7 +77,7 @@ pub struct Figures {
 
 impl Subject for apply::Request {
     fn about(&self) -> About {
-        let layer = label(LayerType::of(&self.diff.media_type));
+        let layer = label(LayerType::of_blob(&self.diff.media_type, &self.diff.annotations));
         let (digest, media_type) = (self.diff.digest.to_string(), self.diff.media_type.clone());
         let snapshot = snapshot_id(&self.mounts).map(str::to_owned);
         let place = snapshot.as_deref().map(|id| format!(" to snapshot {id}")).unwrap_or_default();

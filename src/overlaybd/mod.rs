@@ -19,4 +19,5 @@ pub mod inspect;
 pub mod life;
 pub mod options;
 pub mod publish;
+pub mod snapshot;
 pub mod wrap;

@@ -205,6 +205,16 @@ pub fn verify(
     lease: &Lease,
     cancel: &Cancel,
 ) -> Result<()> {
+    verify_by(image, &Policy { level, ..Policy::layer() }, limits, lease, cancel)
+}
+
+fn verify_by(
+    image: &impl ReadAt,
+    policy: &Policy,
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
     let image = Watched { file: image, cancel };
     lease.charge(Use::Window, 0, cancel)?;
     // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
@@ -212,7 +222,7 @@ pub fn verify(
     let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
     loop {
         lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
-        let policy = Policy { level, max_nodes: limits.nodes, max_memory_bytes, ..Policy::layer() };
+        let policy = Policy { max_nodes: limits.nodes, max_memory_bytes, ..policy.clone() };
         let error = match check::verify(&image, &policy) {
             Ok(_report) => return Ok(()),
             Err(error) => error,
@@ -229,7 +239,16 @@ pub fn verify(
 
 /// Like [`verify`] at the strictest level, for an image made here: a broken rule is a fault of this program.
 pub fn verify_own(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
-    match verify(image, Level::Strict, limits, lease, cancel) {
+    own(verify(image, Level::Strict, limits, lease, cancel))
+}
+
+/// Like [`verify_own`] for the index of an archive, with the archive, its extra device, behind it.
+pub fn verify_index(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
+    own(verify_by(image, &Policy { devices: true, ..Policy::layer() }, limits, lease, cancel))
+}
+
+fn own(verified: Result<()>) -> Result<()> {
+    match verified {
         Err(error) if error.kind() == Kind::Malformed => {
             let message = format!("the image just made: {error} [{}]", error.reason());
             Err(Error::new(Kind::Internal, "image.self-check", message))

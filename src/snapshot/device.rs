@@ -12,7 +12,7 @@ use rustix::{fs::FileType, io::Errno};
 
 use super::{
     error::{MountError, quote},
-    layout::{DEVICE, DEVICE_CONFIG, Leaf, OVERLAYBD_NAME, SEALED, SNAPSHOTS, WRITABLE},
+    layout::{DEVICE, DEVICE_CONFIG, Leaf, SEALED, SNAPSHOTS, WRITABLE},
     list::{MountList, Word},
     mount::{Mount, decimal},
     resolve::{check_options, claim},
@@ -57,6 +57,9 @@ impl Roots {
         };
         let nearest = paths.split(':').next().unwrap_or_default();
         let below = self.locate(nearest, Leaf::Upper)?;
+        if below.root.layout.device.is_none() {
+            return Ok(None);
+        }
         let claimed = claim(&list)?;
         let own = self.locate(claimed.path, claimed.leaf)?;
         if !std::ptr::eq(below.root, own.root) {
@@ -76,6 +79,9 @@ impl Roots {
 }
 
 impl DeviceDir {
+    /// Name of the description in the snapshot's directory.
+    pub const CONFIG: &str = DEVICE_CONFIG;
+
     pub(super) fn of(home: Home<'_>, owner: u32) -> Result<Self, MountError> {
         let device = home.root.layout.device;
         let opened = home.root.opened(home.id, owner)?;
@@ -103,9 +109,9 @@ impl DeviceDir {
         self.own(DEVICE_CONFIG)
     }
 
-    /// Opens the snapshot's own layer. `None` without one.
-    pub fn layer(&self) -> Result<Option<File>, MountError> {
-        self.own(OVERLAYBD_NAME)
+    /// Whether there is a description.
+    pub fn is_described(&self) -> bool {
+        self.dir.status_of(DEVICE_CONFIG).is_ok()
     }
 
     /// Opens the writable layer of the snapshot, sealed or not. `None` without one. Errors: the device is mounted.
@@ -119,6 +125,18 @@ impl DeviceDir {
             (Some(data), Some(index)) => Ok(Some(Writable::Pair { data, index })),
             (Some(_), None) => Err(MountError::Missing(format!("{}/{index}", self.path))),
             (None, _) => Ok(None),
+        }
+    }
+
+    /// Opens the tree of the device where the snapshotter has mounted it, with its path. `None` when it is not mounted.
+    pub(super) fn mounted(&self) -> Result<Option<(Dir, String)>, MountError> {
+        let path = format!("{}/{DEVICE}", self.path);
+        match self.check_unmounted() {
+            Err(MountError::DeviceMounted(_)) => {
+                let dir = self.dir.open_mounted(DEVICE).map_err(|source| refusal(&path, source))?;
+                Ok(Some((dir, path)))
+            }
+            unmounted => unmounted.map(|()| None),
         }
     }
 

@@ -25,7 +25,7 @@ fn fixture() -> Fixture {
         }
         fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o700)).unwrap();
         if id != "3" {
-            fs::write(snapshot.join(OVERLAYBD_NAME), id).unwrap();
+            fs::write(snapshot.join("fs/overlaybd.commit"), id).unwrap();
             fs::write(snapshot.join(DEVICE_CONFIG), "{}").unwrap();
         }
     }
@@ -87,7 +87,7 @@ fn every_form_the_overlaybd_snapshotter_emits_leads_to_its_directory_and_the_one
     for list in ["bind B/snapshots/2/block/mountpoint [ro rbind]", "bind B/snapshots/2/fs [ro rbind]"] {
         let device = fixture.roots.device_of(&fixture.mounts(list)).unwrap();
         assert!(device.path().ends_with("/snapshots/2"), "{list}");
-        assert!(device.config().unwrap().is_some() && device.layer().unwrap().is_some());
+        assert!(device.config().unwrap().is_some() && device.is_described());
     }
 }
 

@@ -23,6 +23,7 @@ mod options;
 mod place;
 mod plan;
 mod publication;
+mod records;
 mod resolve;
 mod roots;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use list::snapshot_id;
 pub use mount::Mount;
 pub use new_file::NewFile;
 pub use publication::{Durability, Publication};
+pub use records::{Record, Records};
 pub use resolve::Access;
 pub use roots::{Roots, RootsError, check_root};
 pub use stack::{LayerSource, Stack, StackLayer};

@@ -150,12 +150,24 @@ impl NewFile {
     pub fn scratch(dir: &Path, limits: &Limits) -> Result<Self, PublishError> {
         let io = |what| move |source| PublishError::Io { what, path: dir.to_owned(), source };
         let opened = Arc::new(Dir::open(dir).map_err(io("open the work directory"))?);
-        let mut scratch = Self::create_in(&opened, &opened, "", dir, PRIVATE_MODE, Naming::Preferred, None)
+        Self::scratch_in(&opened, dir, Some(Reserve::of(limits)))
+    }
+
+    /// Creates a scratch file in an open directory. `path` is for messages.
+    pub(super) fn scratch_in(
+        dir: &Arc<Dir>,
+        path: &Path,
+        reserve: Option<Reserve>,
+    ) -> Result<Self, PublishError> {
+        let io = |what| move |source| PublishError::Io { what, path: path.to_owned(), source };
+        let mut scratch = Self::create_in(dir, dir, "", path, PRIVATE_MODE, Naming::Preferred, None)
             .map_err(io("create a file in the work directory"))?;
         if let Some(name) = scratch.temporary.take() {
-            file::remove(&*opened, &name).map_err(io("remove the name of a file in the work directory"))?;
+            file::remove(&**dir, &name).map_err(io("remove the name of a file in the work directory"))?;
         }
-        scratch.keep_free(Reserve::of(limits))?;
+        if let Some(reserve) = reserve {
+            scratch.keep_free(reserve)?;
+        }
         Ok(scratch)
     }
 

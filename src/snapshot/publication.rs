@@ -179,6 +179,13 @@ impl Publication {
         Ok(file)
     }
 
+    /// Begins a file that is never published, where the files of the set are: room for what becomes one of them. It has
+    /// no name, so that nothing is left of it, even after a crash.
+    pub fn scratch(&self) -> Result<NewFile, PublishError> {
+        let path = self.places.last().map_or(Path::new(""), |place| &place.path);
+        NewFile::scratch_in(&self.room, path, self.reserve)
+    }
+
     /// Publishes `files`, which are all files of the set but optional ones: trims them, syncs them as `durability` says,
     /// and gives them their names in the order of the set.
     ///

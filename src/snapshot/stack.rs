@@ -8,6 +8,7 @@ use rustix::{fs::FileType, thread::CapabilitySet};
 
 use super::{
     block::{self, Upper},
+    device::DeviceDir,
     error::{MountError, quote},
     ids::IdMaps,
     layout::{Leaf, UPPER_IN_BLOCK},
@@ -55,6 +56,13 @@ pub enum LayerSource {
         dir: Dir,
         /// The mount has overlayfs keep its attributes in `user.overlay.` instead of `trusted.overlay.`.
         user_xattr: bool,
+    },
+    /// A device of the overlaybd snapshotter, which holds the layers below as well.
+    Device {
+        /// The snapshot.
+        dir: DeviceDir,
+        /// The mount is that of a writable device: the layer is the one that a container has written.
+        is_writable: bool,
     },
     /// An EROFS image and the further devices it names.
     Erofs {
@@ -146,6 +154,10 @@ impl Roots {
             reading.sees_trusted = self.owner != 0 || is_able;
             let mut layers = Vec::with_capacity(plan.items.len());
             for (item, place) in plan.items.iter().zip(places).filter(|(item, _)| wanted(item)) {
+                if let Some(device) = reading.device(item, place)? {
+                    layers.push(device);
+                    break;
+                }
                 layers.extend(reading.open(item, place)?);
             }
             Ok(Stack { layers })
@@ -266,6 +278,44 @@ impl<'a> Reading<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Opens the device that a layer of an overlaybd snapshotter is, with all layers below; `None` for another one.
+    fn device(&self, item: &Item<'a>, place: Location<'a>) -> Result<Option<StackLayer>, MountError> {
+        let Location::Snapshot(home) = place else { return Ok(None) };
+        if home.root.layout.device.is_none() {
+            return Ok(None);
+        }
+        let is_writable = home.is_device() && matches!(item, Item::Upper(_));
+        let dir = DeviceDir::of(home, self.roots.owner)?;
+        if is_writable {
+            // Also refuses a device that is in use.
+            dir.writable()?;
+        } else if let Some(mounted) = dir.mounted()? {
+            return self.mounted(mounted, item).map(Some);
+        } else if dir.config()?.is_none() {
+            return match home.is_device() {
+                true => Err(MountError::NoDevice(dir.path().to_owned(), DeviceDir::CONFIG)),
+                false => Ok(None),
+            };
+        }
+        // A layer that is being written is no device yet, whatever is in its directory.
+        if !is_writable && matches!(item, Item::Upper(_)) {
+            return Ok(None);
+        }
+        let (path, key) = (dir.path().into(), dir.key());
+        let source = LayerSource::Device { dir, is_writable };
+        Ok(Some(StackLayer { path, key, ids: IdMaps::default(), source }))
+    }
+
+    /// The layer of a device that is mounted, which nobody can write to.
+    fn mounted(&self, (dir, path): (Dir, String), item: &Item<'_>) -> Result<StackLayer, MountError> {
+        if matches!(item, Item::Upper(_)) {
+            return Err(MountError::DeviceMounted(path));
+        }
+        let Status { device, inode, .. } = dir.status().map_err(|source| refusal(&path, source))?;
+        let source = LayerSource::Directory { dir, user_xattr: false };
+        Ok(StackLayer { path: path.into(), key: (device, inode), ids: IdMaps::default(), source })
     }
 
     /// Opens a layer; `None` when there is nothing in it.

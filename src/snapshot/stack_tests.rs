@@ -107,6 +107,7 @@ impl Fixture {
                 let metadata = image.metadata().unwrap();
                 ((metadata.dev(), metadata.ino()), "ext4:")
             }
+            LayerSource::Device { dir, .. } => (dir.key(), "device:"),
         };
         assert_eq!(opened, layer.key, "{path:?}");
         let mapped = if layer.ids.is_identity() { "" } else { "mapped:" };

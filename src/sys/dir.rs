@@ -111,6 +111,12 @@ impl Dir {
         Ok(Self(resolve(&self.0, path, OFlags::RDONLY | OFlags::DIRECTORY)?))
     }
 
+    /// Like [`open_beneath`](Self::open_beneath), but other file systems may be mounted on the way.
+    pub fn open_mounted(&self, path: impl Arg) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        Ok(Self(resolve_as(&self.0, path, flags, BENEATH.difference(ResolveFlags::NO_XDEV))?))
+    }
+
     /// Opens a file below this one for reading; never blocks on a fifo.
     pub fn open_file_beneath(&self, path: impl Arg) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -182,11 +188,15 @@ fn is_mount_point(directory: &Handle, name: &CStr) -> Result<bool, Errno> {
 
 /// Opens `path` below `root`.
 fn resolve(root: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
+    resolve_as(root, path, flags, BENEATH)
+}
+
+fn resolve_as(root: impl AsFd, path: impl Arg, flags: OFlags, rules: ResolveFlags) -> Result<OwnedFd, Errno> {
     let root = root.as_fd();
     path.into_with_c_str(|path| {
         let mut uncertain = Errno::AGAIN;
         for _ in 0..RETRIES {
-            match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
+            match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), rules) {
                 Err(Errno::AGAIN | Errno::INTR) => uncertain = Errno::AGAIN,
                 // A mount point; or something that was renamed to another place while it was looked up.
                 Err(Errno::XDEV) => uncertain = Errno::XDEV,

@@ -48,6 +48,12 @@ pub enum ViewError {
         /// The failure of /proc.
         source: io::Error,
     },
+    /// A device has a file system that is not read.
+    #[error("{view}: the device has neither an EROFS nor an ext4 file system")]
+    FileSystem {
+        /// Name of the view.
+        view: String,
+    },
     /// The file system failed.
     #[error("{} in {view}: {source}", Quoted(path))]
     Io {
@@ -66,6 +72,7 @@ impl Classify for ViewError {
             Self::Changed { .. } => Kind::Changed,
             Self::Mount { .. } | Self::Privilege { .. } => Kind::Denied,
             Self::TooLong { .. } => Kind::Exhausted,
+            Self::FileSystem { .. } => Kind::Conflict,
             Self::Proc { .. } => Kind::Unavailable,
             Self::Io { source, .. } => disk_kind(source),
         }
@@ -79,6 +86,7 @@ impl Classify for ViewError {
             Self::TooLong { .. } => "limit.path",
             Self::Privilege { .. } => "compare.privilege",
             Self::Proc { .. } => "compare.proc",
+            Self::FileSystem { .. } => "compare.file-system",
             Self::Io { .. } => "disk.io",
         }
     }

@@ -1,19 +1,24 @@
 //! Views of the layers of a stack, and the capabilities that reading them takes.
 
-use super::{Control, DirectoryView, ErofsView, Ext4View, View, Volume, mapped::Mapped};
+use super::{Control, DirectoryView, ErofsView, Ext4View, View, ViewError, Volume, mapped::Mapped};
 use crate::{
     call::Cancel,
     error::{Error, Result},
-    snapshot::{LayerSource, Stack, StackLayer},
+    format::ReadAt as _,
+    kind::sniff::Image,
+    snapshot::{DeviceDir, LayerSource, Stack, StackLayer},
     sys::capabilities,
 };
 
+/// Opens the device of a snapshot.
+pub(crate) type Devices<'a> = &'a dyn Fn(&DeviceDir) -> Result<Volume>;
+
 /// Opens the layers of `stack`, in its order, without those that nothing was ever written to.
-pub(crate) fn layers(stack: Stack, cancel: &Cancel) -> Result<Vec<Box<dyn View>>> {
-    stack.layers.into_iter().filter_map(|layer| open(layer, cancel).transpose()).collect()
+pub(crate) fn layers(stack: Stack, devices: Devices<'_>, cancel: &Cancel) -> Result<Vec<Box<dyn View>>> {
+    stack.layers.into_iter().filter_map(|layer| open(layer, devices, cancel).transpose()).collect()
 }
 
-fn open(layer: StackLayer, cancel: &Cancel) -> Result<Option<Box<dyn View>>> {
+fn open(layer: StackLayer, devices: Devices<'_>, cancel: &Cancel) -> Result<Option<Box<dyn View>>> {
     let StackLayer { path, key, ids, source } = layer;
     let name = path.display().to_string();
     let control = |user_xattr| if user_xattr { Control::User } else { Control::Trusted };
@@ -24,6 +29,23 @@ fn open(layer: StackLayer, cancel: &Cancel) -> Result<Option<Box<dyn View>>> {
         LayerSource::Erofs { image, devices } => {
             let devices = devices.into_iter().map(Volume::from).collect();
             Box::new(ErofsView::open(Volume::from(image), devices, key, name, cancel)?)
+        }
+        LayerSource::Device { dir, .. } => {
+            let device = devices(&dir)?;
+            let starts = |offset, magic: &[u8]| {
+                let mut found = vec![0; magic.len()];
+                device.read_exact_at(offset, &mut found).is_ok() && found == magic
+            };
+            match Image::of(starts) {
+                Some(Image::Erofs) => Box::new(ErofsView::open(device, Vec::new(), key, name, cancel)?),
+                Some(Image::Ext4) => {
+                    match Ext4View::open(device, b"", key, name, Control::Trusted, cancel)? {
+                        Some(view) => Box::new(view),
+                        None => return Ok(None),
+                    }
+                }
+                None => return Err(ViewError::FileSystem { view: name }.into()),
+            }
         }
         LayerSource::Ext4 { image, root, user_xattr } => {
             let (image, root, control) = (Volume::from(image), root.as_bytes(), control(user_xattr));

@@ -11,7 +11,7 @@ use std::{
 
 use plywood::{
     call::Call,
-    compare::{self, Composer, Sides},
+    compare::{self, Composer, Form, Sides},
     error::{Classify as _, Kind},
     kind::LayerType,
     limits::Limits,
@@ -330,14 +330,14 @@ fn composed() {
     let compose = |meanwhile: &(dyn Fn() + Sync)| {
         let upper = Stack { layers: node.upper().into_iter().collect() };
         let sides = Sides { lower: Stack::default(), upper };
-        let form = LayerType::of("application/vnd.oci.image.layer.v1.tar").unwrap();
+        let layer_type = LayerType::of("application/vnd.oci.image.layer.v1.tar").unwrap();
         let mut bytes = Vec::new();
         let mut deliver = |piece: &[u8]| {
             meanwhile();
             bytes.extend_from_slice(piece);
             Ok(())
         };
-        composer.compose(call.work(), sides, form, None, &mut deliver).map(|_| bytes)
+        composer.compose(call.work(), sides, &Form::Of(layer_type), None, &mut deliver).map(|_| bytes)
     };
     let tar = compose(&|| ()).unwrap();
     assert!(tar.starts_with(b"directory/\0"), "{tar:?}");

@@ -13,7 +13,9 @@ use plywood::{
     error::Error,
     format::Sink,
     limits::Limits,
-    snapshot::{Durability, LAYER, LAYER_NAME, Mount, Roots},
+    snapshot::{
+        DEVICE_LAYER, Durability, LAYER, LAYER_NAME, Mount, OVERLAYBD_NAME, Roots, TAR_INDEX_NAME, TAR_NAME,
+    },
 };
 use testkit::strace::{self, Fault};
 
@@ -34,15 +36,83 @@ pub struct Library {
     existing: bool,
     /// The file system has no unnamed files.
     named: bool,
+    kind: Kind,
 }
 
-pub const SCENARIOS: [(&str, Library); 5] = [
-    ("a tiny layer", Library { len: 10, existing: false, named: false }),
-    ("a small layer", Library { len: 1 << 20, existing: false, named: false }),
-    ("a large layer", Library { len: 12 << 20, existing: false, named: false }),
-    ("a replaced layer", Library { len: 1 << 20, existing: true, named: false }),
-    ("a layer without unnamed files", Library { len: 1 << 20, existing: false, named: true }),
+/// Kinds of layers, by the files that are published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One image.
+    Image,
+    /// A native layer of a device.
+    Native,
+    /// A layer of a device that points into the archive beside it.
+    Turbo,
+}
+
+impl Kind {
+    /// The files, in the order in which they are published.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Image => &[LAYER_NAME],
+            Self::Native => &[OVERLAYBD_NAME],
+            Self::Turbo => &[TAR_NAME, TAR_INDEX_NAME, OVERLAYBD_NAME],
+        }
+    }
+
+    /// All files that layers of this snapshotter may have.
+    fn all(self) -> &'static [&'static str] {
+        if self == Self::Image { &[LAYER_NAME] } else { Self::Turbo.files() }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Native => "native",
+            Self::Turbo => "turbo",
+        }
+    }
+
+    fn of(name: &str) -> Self {
+        [Self::Image, Self::Native, Self::Turbo].into_iter().find(|kind| kind.name() == name).unwrap()
+    }
+
+    fn roots(self, root: &Path) -> Result<Roots, Error> {
+        let roots = [root.to_owned()];
+        Ok(match self {
+            Self::Image => Roots::open(&roots)?,
+            _ => Roots::open(&[])?.with_overlaybd(&roots)?,
+        })
+    }
+}
+
+const PLAIN: Library = Library { len: 1 << 20, existing: false, named: false, kind: Kind::Image };
+
+pub const SCENARIOS: [(&str, Library); 9] = [
+    ("a tiny layer", Library { len: 10, ..PLAIN }),
+    ("a small layer", PLAIN),
+    ("a large layer", Library { len: 12 << 20, ..PLAIN }),
+    ("a replaced layer", Library { existing: true, ..PLAIN }),
+    ("a layer without unnamed files", Library { named: true, ..PLAIN }),
+    ("an archive and its layer", Library { kind: Kind::Turbo, ..PLAIN }),
+    ("an archive and its layer replaced", Library { kind: Kind::Turbo, existing: true, ..PLAIN }),
+    ("an archive and its layer without unnamed files", Library { kind: Kind::Turbo, named: true, ..PLAIN }),
+    (
+        "an archive and its layer replaced by a native layer",
+        Library { kind: Kind::Native, existing: true, ..PLAIN },
+    ),
 ];
+
+/// What the overlaybd snapshotter makes of the files at commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// No layer.
+    Nothing,
+    /// An archive, which it converts itself.
+    Archive,
+    /// A layer.
+    Layer,
+}
 
 // --- the child -------------------------------------------------------------------------------
 
@@ -51,8 +121,11 @@ pub fn act() -> Option<ExitCode> {
     let role = env::var(ROLE).ok()?;
     let root = PathBuf::from(env::var_os(ROOT)?);
     let outcome = match role.strip_prefix("publish ") {
-        Some(len) => publish(&root, len.parse().unwrap()),
-        None => sweep(&root),
+        Some(what) => {
+            let (kind, len) = what.split_once(' ').unwrap();
+            publish(&root, Kind::of(kind), len.parse().unwrap())
+        }
+        None => sweep(Kind::of(role.strip_prefix("sweep ").unwrap()), &root),
     };
     let Err(error) = outcome else { return Some(ExitCode::SUCCESS) };
     let text = format!("{} {}: {error}", error.kind().as_str(), error.reason());
@@ -60,30 +133,35 @@ pub fn act() -> Option<ExitCode> {
     Some(ExitCode::FAILURE)
 }
 
-fn publish(root: &Path, len: usize) -> Result<(), Error> {
-    let roots = Roots::open(&[root.to_owned()])?;
+fn publish(root: &Path, kind: Kind, len: usize) -> Result<(), Error> {
+    let roots = kind.roots(root)?;
     let source = root.join("snapshots/1/fs").to_str().unwrap().to_owned();
     let mount = Mount { kind: "bind".into(), source, ..Mount::default() };
     let snapshot = roots.resolve(&[mount])?;
     let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let publication = snapshot.publish(&LAYER, &limits)?;
-    let mut layer = publication.file(LAYER_NAME)?;
-    // The head last, as an image's superblock.
-    let bytes = contents(len);
-    let (head, body) = bytes.split_at(len.min(PIECE));
-    let mut at = head.len() as u64;
-    for piece in body.chunks(PIECE) {
-        layer.write_at(at, piece).map_err(Error::disk)?;
-        at += piece.len() as u64;
+    let set = if kind == Kind::Image { &LAYER } else { &DEVICE_LAYER };
+    let publication = snapshot.publish(set, &limits)?;
+    let mut files = Vec::new();
+    for name in kind.files() {
+        let mut layer = publication.file(name)?;
+        // The head last, as an image's superblock.
+        let bytes = contents(len);
+        let (head, body) = bytes.split_at(len.min(PIECE));
+        let mut at = head.len() as u64;
+        for piece in body.chunks(PIECE) {
+            layer.write_at(at, piece).map_err(Error::disk)?;
+            at += piece.len() as u64;
+        }
+        layer.write_at(0, head).map_err(Error::disk)?;
+        layer.set_len(bytes.len() as u64).map_err(Error::disk)?;
+        files.push(layer);
     }
-    layer.write_at(0, head).map_err(Error::disk)?;
-    layer.set_len(bytes.len() as u64).map_err(Error::disk)?;
-    publication.commit([layer], Durability::Always, false)?;
+    publication.commit(files, Durability::Always, false)?;
     Ok(())
 }
 
-fn sweep(root: &Path) -> Result<(), Error> {
-    let swept = Roots::open(&[root.to_owned()])?.sweep().run(Duration::from_secs(60));
+fn sweep(kind: Kind, root: &Path) -> Result<(), Error> {
+    let swept = kind.roots(root)?.sweep().run(Duration::from_secs(60));
     assert!(swept.finished && swept.failed == 0 && swept.live == 0, "{swept:?}");
     Ok(())
 }
@@ -107,15 +185,54 @@ impl Library {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
         }
         if self.existing {
-            fs::write(snapshot.join("layer.erofs"), OLD).unwrap();
+            for name in self.kind.all() {
+                fs::write(snapshot.join(name), OLD).unwrap();
+            }
         }
         snapshot
+    }
+
+    /// The files of the snapshot, those that are missing too.
+    fn found(self, snapshot: &Path) -> Vec<(&'static str, Option<Vec<u8>>)> {
+        self.kind.all().iter().map(|name| (*name, fs::read(snapshot.join(name)).ok())).collect()
+    }
+
+    fn is_whole(self, found: &[(&str, Option<Vec<u8>>)]) -> bool {
+        let new = contents(self.len);
+        found.iter().all(|(name, bytes)| bytes.as_ref() == self.kind.files().contains(name).then_some(&new))
+    }
+
+    fn is_as_before(self, found: &[(&str, Option<Vec<u8>>)]) -> bool {
+        found.iter().all(|(_, bytes)| bytes.as_deref() == self.existing.then_some(OLD))
+    }
+
+    /// What the snapshotter takes the files for. Errors: a torn file, or a layer beside files of another one.
+    fn state(self, found: &[(&str, Option<Vec<u8>>)]) -> Result<State, String> {
+        let new = contents(self.len);
+        let sizes =
+            || found.iter().map(|(name, bytes)| (*name, bytes.as_ref().map(Vec::len))).collect::<Vec<_>>();
+        if found.iter().flat_map(|(_, bytes)| bytes).any(|bytes| *bytes != new && bytes != OLD) {
+            return Err(format!("torn: {:?}", sizes()));
+        }
+        let last = |name: &str| *self.kind.all().last().unwrap() == name;
+        if !found.iter().any(|(name, bytes)| last(name) && bytes.is_some()) {
+            let archive = found.iter().any(|(name, bytes)| *name == TAR_NAME && bytes.is_some());
+            return Ok(if archive { State::Archive } else { State::Nothing });
+        }
+        match self.is_whole(found) || self.is_as_before(found) {
+            true => Ok(State::Layer),
+            false => Err(format!("a layer beside files of another one: {:?}", sizes())),
+        }
     }
 
     fn child(self, root: &Path, strace: &[String]) -> Output {
         let mut command = Command::new("strace");
         command.args(strace).arg(env::current_exe().unwrap());
-        command.env(ROLE, format!("publish {}", self.len)).env(ROOT, root).output().unwrap()
+        command
+            .env(ROLE, format!("publish {} {}", self.kind.name(), self.len))
+            .env(ROOT, root)
+            .output()
+            .unwrap()
     }
 }
 
@@ -147,11 +264,11 @@ impl Publisher for Library {
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         let killed = output.status.signal() == Some(9);
 
-        let found = fs::read(snapshot.join("layer.erofs")).ok();
-        let whole = found.as_deref() == Some(&contents(self.len)[..]);
-        let before = found.as_deref() == self.existing.then_some(OLD);
-        if !whole && !before {
-            return Err(format!("a layer of {:?} bytes is left", found.map(|bytes| bytes.len())));
+        let found = self.found(&snapshot);
+        let [whole, before] = [self.is_whole(&found), self.is_as_before(&found)];
+        let state = self.state(&found)?;
+        if self.kind == Kind::Image && !whole && !before {
+            return Err(format!("no layer is left, where there was one: {state:?}"));
         }
         let kind = if fault == Fault::NoSpace { "resource_exhausted" } else { "unavailable" };
         match fault {
@@ -163,24 +280,33 @@ impl Publisher for Library {
             }
             // A layer that was replaced stays replaced when the directory cannot be synced after that.
             _ if whole && !self.existing => return Err(format!("a layer is left after {message}")),
+            // Of several files, those that came first may be gone or new: no layer is among them.
+            _ if !before && !whole && !self.existing && state != State::Nothing => {
+                return Err(format!("{state:?} is left after {message}"));
+            }
             _ => {}
         }
         let leftovers = |when: &str| {
             let mut names: Vec<_> =
                 fs::read_dir(&snapshot).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-            names.retain(|name| !matches!(name.to_str(), Some(".erofslayer" | "fs" | "layer.erofs")));
+            let known = [&[".erofslayer", "fs"], self.kind.all()].concat();
+            names.retain(|name| !known.iter().any(|known| name == known));
             if names.is_empty() { Ok(()) } else { Err(format!("{names:?} left {when}")) }
         };
         if !killed {
             leftovers("by the publisher")?;
         }
         let own = env::current_exe().unwrap();
-        let next = Command::new(own).env(ROLE, "sweep").env(ROOT, place).output().unwrap();
+        let next = Command::new(own)
+            .env(ROLE, format!("sweep {}", self.kind.name()))
+            .env(ROOT, place)
+            .output()
+            .unwrap();
         if !next.status.success() {
             return Err(format!("the next start fails: {}", String::from_utf8_lossy(&next.stderr)));
         }
         leftovers("after the next start")?;
-        if fs::read(snapshot.join("layer.erofs")).ok() != found {
+        if self.found(&snapshot) != found {
             return Err("the next start touched the layer".into());
         }
         Ok(if output.status.success() { Outcome::Unharmed } else { Outcome::Struck })

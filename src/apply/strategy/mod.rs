@@ -2,5 +2,8 @@
 //!
 //! A strategy builds its files and checks the bytes that were written. The converter gives them their names.
 
+pub(super) mod convert;
 pub(super) mod erofs;
 pub(super) mod native;
+pub(super) mod overlaybd;
+pub(super) mod turbo;

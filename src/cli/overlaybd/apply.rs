@@ -96,7 +96,7 @@ pub struct TurboArguments {
     #[arg(value_name = "CONFIG")]
     pub config: PathBuf,
     /// File system of the device. EROFS unless it is given
-    #[arg(long, value_enum, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE")]
     pub fstype: Option<Flavour>,
     /// Fail unless the device is empty. An empty device gets a file system in any case
     #[arg(long)]
@@ -170,7 +170,7 @@ pub struct ConvertArguments {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// File system of the device
-    #[arg(long, value_enum, value_name = "TYPE", default_value = "erofs")]
+    #[arg(long, value_name = "TYPE", default_value = "erofs")]
     pub fstype: Flavour,
     /// Size of the device in GiB, if there are no layers below
     #[arg(long, value_name = "GIB", default_value_t = DeviceOptions::TURBO_BYTES / GIB)]

@@ -46,7 +46,7 @@ pub struct Arguments {
     #[arg(long, value_name = "GIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 14))]
     pub vsize: u64,
     /// File system of a new device
-    #[arg(long = "fstype", value_name = "TYPE", value_enum, default_value_t)]
+    #[arg(long = "fstype", value_name = "TYPE", default_value_t)]
     pub flavour: Flavour,
     /// Media type of the layer, for the annotations. Without it, the compression decides
     #[arg(long, value_name = "TYPE", value_parser = media_type)]

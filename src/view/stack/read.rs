@@ -5,12 +5,20 @@ use crate::{
     call::Cancel,
     error::Result,
     pipeline::budget::{Lease, Use},
-    snapshot::{LayerSource, Stack, StackLayer},
-    view::open::{self, reading, references},
+    snapshot::{DeviceDir, LayerSource, MountError, Stack, StackLayer},
+    view::{
+        Volume,
+        open::{self, reading, references},
+    },
 };
 
 /// Most memory that the reader of one image takes.
 const READER_BYTES: u64 = 1 << 20;
+
+/// The layers of a device are never below one that is an image.
+fn no_device(dir: &DeviceDir) -> Result<Volume> {
+    Err(MountError::NoDevice(dir.path().to_owned(), DeviceDir::CONFIG).into())
+}
 
 /// Opens the layers of `stack` and passes their merged tree to `work`. Memory is charged to `lease` as that of a
 /// window, and is free again afterwards.
@@ -28,7 +36,7 @@ pub(crate) fn read_merged<T>(
     let is_directory = |layer: &StackLayer| matches!(layer.source, LayerSource::Directory { .. });
     let takes_capabilities = stack.layers.iter().any(is_directory);
     let read = || {
-        let layers = open::layers(stack, cancel)?;
+        let layers = open::layers(stack, &no_device, cancel)?;
         work(&mut MergedTree::new(&references(&layers), cancel, &mut charge))
     };
     let outcome = if takes_capabilities { reading(read) } else { read() }?;

@@ -1,0 +1,208 @@
+//! A tar layer becomes the layer of a device, in one pass: above the device of the layers below, or as its lowest one.
+//!
+//! Either the layer holds the data of its files, or the uncompressed archive stays beside it and holds them. The archive
+//! gets its name before the layer: a snapshotter that finds the archive alone converts it itself.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use super::overlaybd::read_all;
+use crate::{
+    apply::{
+        choose::{Conversion, Data},
+        job::{Built, Job, verified},
+        request::Contents,
+    },
+    call::Phase,
+    error::{Error, Result},
+    format::{
+        ReadAt, Sink as _,
+        erofs::writer,
+        lsmt::Layer,
+        zfile::{self, reader::Reader},
+    },
+    overlaybd::{
+        build::{Base, DataPlace, LayerWriter},
+        options::DeviceOptions,
+        snapshot,
+    },
+    pipeline::{
+        Pipeline, Plan,
+        buffer::Chunk,
+        image::{self, ImageWriter},
+        stage::Stage,
+        unpack::{Entries, Unpack, Unpacked},
+    },
+    snapshot::{NewFile, OVERLAYBD_NAME, TAR_INDEX_NAME, TAR_NAME},
+    tree::Entry,
+};
+
+/// Unit in which archives are laid out, in bytes.
+const SECTOR: u64 = 512;
+/// Stands for the archive while nothing of it is read.
+const NOTHING: &[u8] = &[];
+
+/// Converts the layer, and checks what was written.
+pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<Built> {
+    let Job { mut layer, publication, plan, options } = job;
+    let device =
+        DeviceOptions { flavour: conversion.flavour, virtual_bytes: options.overlaybd.virtual_bytes };
+    let below = layer.device.take().map(|below| snapshot::open(&below)).transpose()?;
+    let base = match &below {
+        Some(below) => Base::open(below, &device)?,
+        None => Base::new(&device)?,
+    };
+    let (place, tar, index) = match conversion.data {
+        Data::Inside => (DataPlace::Layer, None, None),
+        Data::Archive { kernel_index } => {
+            let index = kernel_index.then(|| publication.file(TAR_INDEX_NAME)).transpose()?;
+            let index =
+                index.map(|file| ImageWriter::index(file, limited(plan), plan.lease, plan.work.cancel));
+            (DataPlace::Target, Some(publication.file(TAR_NAME)?), index)
+        }
+    };
+    let writer = LayerWriter::new(publication.scratch()?, &base, place, plan)?;
+    let unpack = Unpack::new(Both { writer, index }, plan.resources.limits.stream_bytes);
+    let stage = Keep { tar, tar_bytes: 0, busy: Duration::ZERO, unpack };
+    let ran = Pipeline::new(layer.source(), plan).run(stage)?;
+    let (Kept { tar, unpacked, busy }, mut facts) = (ran.output, ran.facts);
+    let Unpacked { writer: Both { writer, index }, dropped_xattrs, busy: building } = unpacked;
+    facts.times.build = busy + building;
+
+    plan.work.progress.begin(Phase::Finish, None);
+    let started = Instant::now();
+    let layer = writer.finish(&base, plan)?;
+    let mut file = publication.file(OVERLAYBD_NAME)?;
+    layer.write(zfile::writer::Options::default(), &plan.resources.helpers, &mut file)?;
+    let mut files: Vec<_> = tar.into_iter().collect();
+    let mut made = None;
+    if let Some(mut index) = index {
+        index.set_archive_bytes(facts.stream_bytes);
+        made = Some(index.finish([0; 16])?.0);
+    }
+    facts.times.finish = started.elapsed();
+    let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
+    facts.times.verify = verified(plan, || {
+        let contents = Reader::open(&file)?;
+        let (layer, archive): (&dyn ReadAt, &dyn ReadAt) = (&contents, &NOTHING);
+        match place {
+            DataPlace::Layer => Layer::open(layer)?,
+            DataPlace::Target => Layer::open_turbo(layer, archive)?,
+        };
+        read_all(&contents, cancel)?;
+        match (&made, files.first()) {
+            (Some(index), Some(archive)) => {
+                image::verify_index(&Joined { index, archive }, limits, lease, cancel)
+            }
+            _ => Ok(()),
+        }
+    })?;
+    let contents = Contents {
+        nodes: layer.summary.nodes,
+        whiteouts: layer.summary.whiteouts,
+        dropped_xattrs,
+        ..Contents::default()
+    };
+    let image_bytes = file.size_bytes();
+    files.extend(made);
+    files.push(file);
+    Ok(Built { files, image_bytes, contents, facts })
+}
+
+/// An index with its archive behind it, which is where the index says that the archive is.
+struct Joined<'a> {
+    index: &'a NewFile,
+    archive: &'a NewFile,
+}
+
+impl ReadAt for Joined<'_> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let index_bytes = self.index.size_bytes();
+        let split = usize::try_from(index_bytes.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+        let (first, rest) = buf.split_at_mut(split);
+        self.index.read_exact_at(offset, first)?;
+        let start = offset.saturating_sub(index_bytes);
+        let there = usize::try_from(self.archive.size_bytes().saturating_sub(start)).unwrap_or(usize::MAX);
+        let (there, padding) = rest.split_at_mut(there.min(rest.len()));
+        padding.fill(0);
+        if there.is_empty() { Ok(()) } else { self.archive.read_exact_at(start, there) }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.index.size_bytes() + self.archive.size_bytes().next_multiple_of(SECTOR)
+    }
+}
+
+/// Options of the writer of an image under the limits of a request.
+fn limited(plan: Plan<'_>) -> writer::Options {
+    let limits = &plan.resources.limits;
+    writer::Options {
+        max_nodes: limits.nodes,
+        max_metadata_bytes: limits.metadata_bytes,
+        ..writer::Options::default()
+    }
+}
+
+/// Passes the entries of an archive to the layer, and to the index of the archive.
+struct Both<'a> {
+    writer: LayerWriter<'a, NewFile>,
+    index: Option<ImageWriter<'a, NewFile>>,
+}
+
+impl Entries for Both<'_> {
+    fn entry(&mut self, entry: &Entry, data_start: u64) -> Result<()> {
+        if let Some(index) = &mut self.index {
+            index.entry_in_archive(entry, data_start)?;
+        }
+        self.writer.entry(entry, data_start)
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if let Some(index) = &mut self.index {
+            index.data(offset, bytes)?;
+        }
+        self.writer.data(offset, bytes)
+    }
+
+    fn end_entry(&mut self) -> Result<()> {
+        if let Some(index) = &mut self.index {
+            index.end_entry()?;
+        }
+        self.writer.end_entry()
+    }
+}
+
+/// Keeps the archive, byte for byte, and parses it.
+struct Keep<'a> {
+    tar: Option<NewFile>,
+    tar_bytes: u64,
+    busy: Duration,
+    unpack: Unpack<Both<'a>>,
+}
+
+/// What [`Keep`] leaves.
+struct Kept<'a> {
+    tar: Option<NewFile>,
+    unpacked: Unpacked<Both<'a>>,
+    busy: Duration,
+}
+
+impl<'a> Stage for Keep<'a> {
+    type Output = Kept<'a>;
+
+    fn push(&mut self, chunk: Chunk) -> Result<()> {
+        if let Some(tar) = &mut self.tar {
+            let started = Instant::now();
+            tar.write_at(self.tar_bytes, &chunk).map_err(Error::disk)?;
+            self.tar_bytes += chunk.len() as u64;
+            self.busy += started.elapsed();
+        }
+        self.unpack.push(chunk)
+    }
+
+    fn finish(self) -> Result<Kept<'a>> {
+        Ok(Kept { tar: self.tar, unpacked: self.unpack.finish()?, busy: self.busy })
+    }
+}

@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "services/introspection/v1/introspection.proto",
             "services/leases/v1/leases.proto",
             "services/namespaces/v1/namespace.proto",
+            "services/snapshots/v1/snapshots.proto",
         ],
         ["../protos/api"],
     )?;
@@ -19,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".containerd.services.introspection.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.services.leases.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.services.namespaces.v1", "::containerd_client::services::v1")
+        .extern_path(".containerd.services.snapshots.v1", "::containerd_client::services::v1::snapshots")
         .extern_path(".containerd.types", "::containerd_client::types")
         .extern_path(".google.rpc", "::containerd_client::google::rpc")
         .compile_fds(files)?;

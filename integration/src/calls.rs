@@ -138,11 +138,23 @@ impl Caller {
 
     /// A new active snapshot of any snapshotter; its mounts.
     pub fn prepare_in(&self, snapshotter: &str, key: &str, parent: &str) -> anyhow::Result<Vec<Mount>> {
+        self.prepare_labelled(snapshotter, key, parent, &[])
+    }
+
+    /// Like [`Self::prepare_in`], with more labels.
+    pub fn prepare_labelled(
+        &self,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+        labels: &[(&str, &str)],
+    ) -> anyhow::Result<Vec<Mount>> {
+        let more = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let message = PrepareSnapshotRequest {
             snapshotter: snapshotter.into(),
             key: key.into(),
             parent: parent.into(),
-            labels: kept(),
+            labels: kept().into_iter().chain(more).collect(),
         };
         let request = in_namespace(message, Some(&self.namespace))?;
         let mut client = SnapshotsClient::new(self.containerd.clone());
@@ -268,7 +280,7 @@ pub fn apply_request(layer: &Layer, mounts: &[Mount]) -> ApplyRequest {
         media_type: layer.media_type.clone(),
         digest: layer.digest(),
         size: layer.size_bytes(),
-        ..Descriptor::default()
+        annotations: layer.annotations.clone().into_iter().collect(),
     };
     ApplyRequest { diff: Some(diff), mounts: mounts.to_vec(), ..ApplyRequest::default() }
 }

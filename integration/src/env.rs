@@ -15,6 +15,7 @@ use crate::calls::Caller;
 use crate::daemon::{Daemon, SocketUnit};
 use crate::host;
 use crate::image::Image;
+use crate::overlaybd::Snapshotter;
 
 /// Settings in which a set-up differs from the default.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Setup {
     pub plywood_tables: String,
     /// More tables of containerd's configuration.
     pub containerd_tables: String,
+    /// Whether containerd has a stand-in for the overlaybd snapshotter.
+    pub overlaybd: bool,
 }
 
 impl Default for Setup {
@@ -42,6 +45,7 @@ impl Default for Setup {
             wrap: |command| command,
             plywood_tables: String::new(),
             containerd_tables: String::new(),
+            overlaybd: false,
         }
     }
 }
@@ -53,6 +57,7 @@ pub struct Env {
     containerd: Option<Daemon>,
     plywood: Option<Daemon>,
     registry: Option<Daemon>,
+    overlaybd: Option<Snapshotter>,
     registry_address: String,
     containerd_root: PathBuf,
     namespace: String,
@@ -73,6 +78,7 @@ impl Env {
             containerd: None,
             plywood: None,
             registry: None,
+            overlaybd: None,
             registry_address: String::new(),
             containerd_root,
             namespace: format!("{}-{number}", name.replace('.', "")),
@@ -87,6 +93,11 @@ impl Env {
         for root in [env.snapshots(), env.overlayfs_snapshots(), env.content(), env.path("state")] {
             std::fs::create_dir_all(&root)?;
             std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
+        }
+        if setup.overlaybd {
+            std::fs::create_dir(env.overlaybd_targets())?;
+            let (root, socket) = (env.overlaybd_snapshots(), env.path("overlaybd.sock"));
+            env.overlaybd = Some(Snapshotter::start(&root, &env.overlaybd_targets(), &socket)?);
         }
         env.start_registry()?;
         std::fs::write(env.path("plywood.toml"), env.plywood_config(setup))?;
@@ -114,6 +125,21 @@ impl Env {
     /// The directory of the overlayfs snapshotter, which Plywood only reads.
     pub fn overlayfs_snapshots(&self) -> PathBuf {
         self.containerd_root.join("io.containerd.snapshotter.v1.overlayfs")
+    }
+
+    /// The directory of the stand-in for the overlaybd snapshotter.
+    pub fn overlaybd_snapshots(&self) -> PathBuf {
+        self.containerd_root.join("io.containerd.snapshotter.v1.overlaybd")
+    }
+
+    /// Where it finds the original layers of turboOCI layers, under their digests with a dash for the colon.
+    pub fn overlaybd_targets(&self) -> PathBuf {
+        self.path("targets")
+    }
+
+    /// The stand-in for the overlaybd snapshotter. An error in a set-up without.
+    pub fn overlaybd(&self) -> anyhow::Result<&Snapshotter> {
+        self.overlaybd.as_ref().context("no overlaybd snapshotter in this set-up")
     }
 
     /// The file of a blob in containerd's content store; `digest` is `sha256:HEX`.
@@ -385,6 +411,7 @@ state_dir = "{state}"
 [snapshots]
 roots = ["{snapshots}"]
 overlayfs_roots = ["{overlayfs}"]
+overlaybd_roots = ["{overlaybd}"]
 {tables}
 "#,
             socket = self.plywood_socket().display(),
@@ -392,6 +419,7 @@ overlayfs_roots = ["{overlayfs}"]
             containerd = self.containerd_socket().display(),
             snapshots = self.snapshots().display(),
             overlayfs = self.overlayfs_snapshots().display(),
+            overlaybd = self.overlaybd_snapshots().display(),
             state = self.path("state").display(),
             direct = setup.direct_content,
             tables = setup.plywood_tables,
@@ -401,6 +429,20 @@ overlayfs_roots = ["{overlayfs}"]
     fn containerd_config(&self, setup: &Setup) -> String {
         let differs = setup.differs;
         let arch = Image::architecture();
+        let overlaybd = match &self.overlaybd {
+            Some(_) => format!(
+                r#"[proxy_plugins.overlaybd]
+type = "snapshot"
+address = "{socket}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/{arch}"
+snapshotter = "overlaybd"
+differ = "plywood"
+"#,
+                socket = self.path("overlaybd.sock").display(),
+            ),
+            None => String::new(),
+        };
         format!(
             r#"
 version = 3
@@ -429,7 +471,7 @@ platform = "linux/{arch}"
 snapshotter = "overlayfs"
 differ = "walking"
 {tables}
-"#,
+{overlaybd}"#,
             root = self.containerd_root.display(),
             state = self.path("state").display(),
             socket = self.containerd_socket().display(),

@@ -1,5 +1,6 @@
 //! Images made on the spot: layers of any media type and coding, written as an OCI layout.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -41,6 +42,8 @@ pub struct Layer {
     pub blob: Vec<u8>,
     /// The entry of `rootfs.diff_ids`, `sha256:HEX`.
     pub diff_id: String,
+    /// Annotations of its descriptor.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Layer {
@@ -66,13 +69,25 @@ impl Layer {
 
     /// `bytes` in a coding, under any name.
     pub fn coded(media_type: &str, bytes: &[u8], coding: Coding) -> anyhow::Result<Self> {
-        Ok(Self { media_type: media_type.into(), blob: coding.encode(bytes)?, diff_id: digest(bytes) })
+        Ok(Self {
+            media_type: media_type.into(),
+            blob: coding.encode(bytes)?,
+            diff_id: digest(bytes),
+            annotations: BTreeMap::new(),
+        })
     }
 
     /// An EROFS image as a layer, under any name; the coding is plain or zstd.
     pub fn native(media_type: &str, image: &[u8]) -> anyhow::Result<Self> {
         let coding = if media_type.ends_with("+zstd") { Coding::Zstd } else { Coding::Plain };
         Self::coded(media_type, image, coding)
+    }
+
+    /// The layer with an annotation more.
+    #[must_use]
+    pub fn annotated(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_owned(), value.to_owned());
+        self
     }
 
     /// The digest of the blob, `sha256:HEX`.
@@ -86,7 +101,12 @@ impl Layer {
     }
 
     fn descriptor(&self) -> Value {
-        json!({"mediaType": self.media_type, "digest": self.digest(), "size": self.blob.len()})
+        let (digest, size) = (self.digest(), self.blob.len());
+        let mut descriptor = json!({"mediaType": self.media_type, "digest": digest, "size": size});
+        if !self.annotations.is_empty() {
+            descriptor["annotations"] = json!(self.annotations);
+        }
+        descriptor
     }
 }
 

@@ -14,5 +14,6 @@ pub mod env;
 pub mod host;
 pub mod image;
 pub mod node;
+pub mod overlaybd;
 pub mod tree;
 pub mod ttrpc;

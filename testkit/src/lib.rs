@@ -18,6 +18,7 @@ pub mod namespace;
 pub mod need;
 pub mod node;
 pub mod random;
+pub mod snapshots;
 pub mod strace;
 pub mod suite;
 pub mod tree;

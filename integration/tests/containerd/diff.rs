@@ -132,7 +132,12 @@ fn leads_to(env: &Env, below: &[PathBuf], parent: &str, blob: &[u8], want: &Tree
     let by_tar = scratch.path().join("tree");
     tree::stack(&layers, &by_tar)?;
     tree::ensure_equal(want, &carried(&by_tar)?).context("applied by GNU tar")?;
-    let layer = Layer { media_type: GZIP.into(), blob: blob.to_vec(), diff_id: image::digest(&tar) };
+    let layer = Layer {
+        media_type: GZIP.into(),
+        blob: blob.to_vec(),
+        diff_id: image::digest(&tar),
+        annotations: BTreeMap::new(),
+    };
     applied(env, parent, &layer, want)
 }
 
@@ -356,7 +361,7 @@ fn fetched(caller: &Caller, found: &Descriptor) -> anyhow::Result<Layer> {
         _ => blob.clone(),
     };
     anyhow::ensure!(image::digest(&decoded) == diff_id, "the label names something else");
-    Ok(Layer { media_type: found.media_type.clone(), blob, diff_id })
+    Ok(Layer { media_type: found.media_type.clone(), blob, diff_id, annotations: BTreeMap::new() })
 }
 
 fn repeated(env: &mut Env) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ mod fallback;
 mod faults;
 mod load;
 mod native;
+mod overlaybd;
 mod parallel;
 mod parents;
 mod processors;
@@ -115,6 +116,7 @@ fn main() -> anyhow::Result<()> {
     parallel::add(&mut suite);
     parents::add(&mut suite);
     processors::add(&mut suite);
+    overlaybd::add(&mut suite);
     request::add(&mut suite);
     reset::add(&mut suite);
     diff::add(&mut suite);

@@ -1,6 +1,7 @@
 //! Layers that need a stream processor: xz through `plywood stream`, under containerd's own differ and under ours, and
 //! layers encrypted by imgcrypt.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -69,7 +70,8 @@ fn xz_image(scratch: &Path) -> anyhow::Result<(Vec<std::path::PathBuf>, Image)> 
             let output = child.wait_with_output()?;
             let diff_id = feeder.join().map_err(|_panic| anyhow::anyhow!("the feeder has panicked"))??;
             anyhow::ensure!(output.status.success(), "{output:?}");
-            anyhow::Ok(Layer { media_type: format!("{TAR}+xz"), blob: output.stdout, diff_id })
+            let (media_type, annotations) = (format!("{TAR}+xz"), BTreeMap::new());
+            anyhow::Ok(Layer { media_type, blob: output.stdout, diff_id, annotations })
         })
     });
     let image = Image::oci(layers.collect::<anyhow::Result<_>>()?);

@@ -238,7 +238,12 @@ fn image_after_a_kill(env: &mut Env) -> anyhow::Result<()> {
     let found = caller.diff(Differ::Plywood, DiffRequest { left, right, ..DiffRequest::default() }, None)?;
     let (_, labels) = caller.content(&found.digest)?.context("no blob")?;
     let diff_id = labels.get(UNCOMPRESSED).context("no label")?.clone();
-    let layer = Layer { media_type: found.media_type, blob: caller.read(&found.digest)?, diff_id };
+    let layer = Layer {
+        media_type: found.media_type,
+        blob: caller.read(&found.digest)?,
+        diff_id,
+        annotations: BTreeMap::new(),
+    };
     env.kill_plywood()?;
     env.start_plywood()?;
     commit_and_remove(env, &layer)

@@ -13,7 +13,7 @@ use crate::{
     digest::Digest,
     error::Result,
     kind::LayerType,
-    pipeline::{Facts, Plan, Source, processor::Chain},
+    pipeline::{Facts, Pipeline, Plan, Source, processor::Chain},
     snapshot::{DeviceDir, NewFile, Publication},
 };
 
@@ -40,9 +40,11 @@ pub struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    /// The source of the pipeline that reads the layer.
-    pub(super) fn source(self) -> Source<'a> {
-        Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest }
+    /// The pipeline that reads the layer, through its processors. Strategies read it no other way: without its processors
+    /// it is of another type.
+    pub(super) fn pipeline<'p>(self, plan: Plan<'p>) -> Pipeline<'a, 'p> {
+        let source = Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest };
+        Pipeline::new(source, plan).through(self.chain)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
         snapshot,
     },
     pipeline::{
-        Pipeline, Plan,
+        Plan,
         buffer::Chunk,
         image::{self, ImageWriter},
         stage::Stage,
@@ -66,7 +66,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
     let writer = LayerWriter::new(publication.scratch()?, &base, place, plan)?;
     let unpack = Unpack::new(Both { writer, index }, plan.resources.limits.stream_bytes);
     let stage = Keep { tar, tar_bytes: 0, busy: Duration::ZERO, unpack };
-    let ran = Pipeline::new(layer.source(), plan).run(stage)?;
+    let ran = layer.pipeline(plan).run(stage)?;
     let (Kept { tar, unpacked, busy }, mut facts) = (ran.output, ran.facts);
     let Unpacked { writer: Both { writer, index }, dropped_xattrs, busy: building } = unpacked;
     facts.times.build = busy + building;

@@ -20,7 +20,6 @@ use crate::{
     error::Result,
     format::{ReadAt as _, erofs::writer},
     pipeline::{
-        Pipeline,
         image::{self, ImageWriter},
         unpack::Unpack,
     },
@@ -45,9 +44,8 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
         lease,
         cancel,
     );
-    let chain = layer.chain;
     let unpack = Unpack::new(writer, limits.stream_bytes);
-    let ran = Pipeline::new(layer.source(), plan).through(chain).run(unpack)?;
+    let ran = layer.pipeline(plan).run(unpack)?;
     let (mut unpacked, mut facts) = (ran.output, ran.facts);
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();

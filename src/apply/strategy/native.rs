@@ -22,9 +22,7 @@ use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
     format::{ReadAt as _, Sink as _, erofs::check::Level},
-    pipeline::{
-        AheadFacts, BlobError, Facts, Pipeline, Plan, StageTimes, buffer::Chunk, image, stage::Stage,
-    },
+    pipeline::{AheadFacts, BlobError, Facts, Plan, StageTimes, buffer::Chunk, image, stage::Stage},
     snapshot::{LAYER_NAME, NewFile},
     sys::thread::spawn_scoped,
 };
@@ -54,14 +52,14 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, coding: Coding) -> Result<Built> {
 /// SHA-256 or none; otherwise decodes the blob.
 fn copy(plan: Plan<'_>, layer: Layer<'_>, image: NewFile, coding: Coding) -> Result<(NewFile, Facts)> {
     let expected = layer.digest.as_ref();
-    let chain = layer.chain;
-    if let (Coding::Plain, None, Some(file), Some(size_bytes)) = (coding, chain, layer.file, layer.size_bytes)
+    if let (Coding::Plain, None, Some(file), Some(size_bytes)) =
+        (coding, layer.chain, layer.file, layer.size_bytes)
         && expected.is_none_or(|digest| digest.algorithm() == Algorithm::Sha256)
     {
         return share(plan, file, size_bytes, expected, image);
     }
     let copy = Copy { image, written: 0, busy: Duration::ZERO };
-    let ran = Pipeline::new(layer.source(), plan).coded(coding).through(chain).run(copy)?;
+    let ran = layer.pipeline(plan).coded(coding).run(copy)?;
     let (mut image, mut facts) = (ran.output.image, ran.facts);
     image.set_len(ran.output.written).map_err(Error::disk)?;
     facts.times.build = ran.output.busy;

@@ -21,7 +21,7 @@ use crate::{
         },
     },
     overlaybd::blob::Blob,
-    pipeline::{Pipeline, buffer::Chunk, stage::Stage},
+    pipeline::{buffer::Chunk, stage::Stage},
     snapshot::{NewFile, OVERLAYBD_NAME, TRACE_NAME},
     tree::{Body, Entry},
 };
@@ -73,7 +73,7 @@ fn unwrap(
     let Job { layer, publication, plan, .. } = job;
     let file = publication.file(declared)?;
     let stage = Unwrap { parser: Parser::new(), member, file, at: At::Before, busy: Duration::ZERO };
-    let ran = Pipeline::new(layer.source(), plan).run(stage)?;
+    let ran = layer.pipeline(plan).run(stage)?;
     let (Unwrap { file, busy, .. }, mut facts) = (ran.output, ran.facts);
     facts.times.build = busy;
     facts.times.verify = verified(plan, || check(&file, plan.work.cancel))?;

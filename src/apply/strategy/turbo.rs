@@ -23,7 +23,7 @@ use crate::{
     },
     kind::overlaybd::TURBO_TARGET_TYPES,
     overlaybd::blob::Blob,
-    pipeline::{Pipeline, buffer::Chunk, stage::Stage},
+    pipeline::{buffer::Chunk, stage::Stage},
     snapshot::{NewFile, Publication, TURBO_EROFS_NAME, TURBO_EXT4_NAME, TURBO_GZIP_NAME, TURBO_MARKER_NAME},
 };
 
@@ -93,7 +93,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
         open: None,
         busy: Duration::ZERO,
     };
-    let ran = Pipeline::new(layer.source(), plan).run(stage)?;
+    let ran = layer.pipeline(plan).run(stage)?;
     let ((mut files, busy), mut facts) = (ran.output, ran.facts);
     facts.times.build = busy;
     facts.times.verify = verified(plan, || check(&files, is_compressed, plan.work.cancel))?;

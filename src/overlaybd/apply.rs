@@ -27,8 +27,7 @@ use crate::{
     digest::Digest,
     error::{Classify, Error, Kind, Result},
     format::{
-        ReadAt as _, Sink,
-        gzindex,
+        ReadAt as _, Sink, gzindex,
         lsmt::{CommitOptions, NewUpper, Targets, Upper, Uuid, Writable},
         zfile::writer::Options,
     },

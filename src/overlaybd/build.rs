@@ -14,6 +14,7 @@ use crate::{
     format::{
         ReadAt, Remote, Sink,
         erofs::{
+            check::Level,
             reader::Image,
             writer::{self, Summary, WriteOptions, is_mappable},
         },
@@ -59,7 +60,10 @@ pub enum BuildError {
         end: u64,
     },
     /// The metadata of an archive does not say where the data of a sparse file is.
-    #[error("{}: the data of a sparse file is not in whole sectors, and the archive's metadata does not hold it", Quoted(path))]
+    #[error(
+        "{}: the data of a sparse file is not in whole sectors, and the archive's metadata does not hold it",
+        Quoted(path)
+    )]
     Sparse {
         /// Name of the file.
         path: Vec<u8>,
@@ -202,14 +206,25 @@ impl<'a, S: Sink> LayerWriter<'a, S> {
     where
         S: ReadAt,
     {
-        let (sink, summary) = self.image.finish_above(base.image.as_ref()).map_err(|error| match error.reason() {
-            // The reader of images has no other reasons, and this one reads what is below.
-            reason if reason.starts_with("erofs.") => damaged(error),
-            _ => error,
-        })?;
+        let (sink, summary) =
+            self.image.finish_above(base.image.as_ref()).map_err(|error| match error.reason() {
+                // The reader of images has no other reasons, and this one reads what is below.
+                reason if reason.starts_with("erofs.") => damaged(error),
+                _ => error,
+            })?;
         let device = lsmt::Device::new(vec![sink.inner.finish()?])?;
         let whole = Whole { layer: &device, below: base.device };
-        image::verify_own(&whole, &plan.resources.limits, plan.lease, plan.work.cancel)?;
+        let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
+        if let Err(error) = image::verify_own(&whole, limits, lease, cancel) {
+            // What is wrong may lie in parts of the device that the layer leaves as they are.
+            return Err(match base.device.filter(|_| base.image.is_some()) {
+                Some(below) => image::verify(&below, Level::Strict, limits, lease, cancel)
+                    .map_err(damaged)
+                    .err()
+                    .unwrap_or(error),
+                None => error,
+            });
+        }
         Ok(NewLayer { device, place: self.place, summary })
     }
 }
@@ -254,7 +269,11 @@ struct Ended<S> {
 impl<S> Ended<S> {
     fn check(&self, offset: u64, len: u64) -> io::Result<()> {
         let (size_bytes, end) = (self.size_bytes, offset.saturating_add(len));
-        if end > size_bytes { Err(Error::from(BuildError::Full { size_bytes, end }).into_io()) } else { Ok(()) }
+        if end > size_bytes {
+            Err(Error::from(BuildError::Full { size_bytes, end }).into_io())
+        } else {
+            Ok(())
+        }
     }
 }
 

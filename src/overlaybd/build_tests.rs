@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use super::*;
 use crate::{
     call::{Cancel, Progress, Work},
@@ -29,8 +31,8 @@ impl Bench {
     }
 
     /// Builds a layer of files whose data does not come, on `base`.
-    fn import(&self, base: &Base<'_>, place: DataPlace, entries: &[(Entry, u64)]) -> Result<NewLayer<Vec<u8>>> {
-        let mut writer = LayerWriter::new(Vec::new(), base, place, self.plan())?;
+    fn import(&self, base: &Base<'_>, place: DataPlace, entries: &[(Entry, u64)]) -> Result<NewLayer<File>> {
+        let mut writer = LayerWriter::new(tempfile::tempfile().unwrap(), base, place, self.plan())?;
         for (entry, data_start) in entries {
             writer.import(entry, *data_start)?;
         }
@@ -89,7 +91,7 @@ impl ReadAt for Part {
 }
 
 /// The layer as it is read, with the archive as its target.
-fn read(layer: NewLayer<Vec<u8>>) -> lsmt::Device<Part> {
+fn read(layer: NewLayer<File>) -> lsmt::Device<Part> {
     let mut file = Vec::new();
     let bench = Bench::new();
     layer.write(zfile::writer::Options::default(), &bench.resources.helpers, &mut file).unwrap();
@@ -122,6 +124,17 @@ fn files_of_more_than_4_gib_are_mapped_to_their_end() {
     assert_eq!(sector(b"sparse", 6 * GIB + 512), 20 * GIB / 512 + 1);
     assert_eq!(sector(b"sparse", 7 * GIB - 512), 20 * GIB / 512 + 2);
     assert_eq!([0, 5 * GIB, 6 * GIB + 1024].map(|offset| sector(b"sparse", offset)), [0; 3]);
+}
+
+/// The check reads ahead, over sectors that are mapped to the archive, which is not at hand.
+#[test]
+fn inodes_between_mapped_blocks_are_checked_without_the_archive() {
+    let bench = Bench::new();
+    let base = Base::new(&options(GIB)).unwrap();
+    let entries: Vec<_> =
+        (0..40_000_u64).map(|n| (file(&format!("f{n}"), 4, None), 512 + 1024 * n)).collect();
+    let layer = bench.import(&base, DataPlace::Target, &entries).unwrap();
+    assert_eq!(layer.summary.nodes, 40_001);
 }
 
 #[test]

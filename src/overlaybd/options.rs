@@ -28,7 +28,8 @@ impl DeviceOptions {
             return Err(Error::new(Kind::NotImplemented, "overlaybd.ext4", message));
         }
         if self.virtual_bytes == 0 || !self.virtual_bytes.is_multiple_of(BlockBits::DEFAULT.size()) {
-            let message = format!("a device of {} bytes has no whole blocks of 4096 bytes", self.virtual_bytes);
+            let message =
+                format!("a device of {} bytes has no whole blocks of 4096 bytes", self.virtual_bytes);
             return Err(Error::new(Kind::Malformed, "overlaybd.virtual-size", message));
         }
         Ok(())

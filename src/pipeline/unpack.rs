@@ -50,14 +50,7 @@ pub struct Unpacked<W> {
 impl<W: Entries> Unpack<W> {
     /// Passes the entries to `writer`. At most `limit` bytes of archive and holes are taken.
     pub fn new(writer: W, limit: u64) -> Self {
-        Self {
-            parser: Parser::new(),
-            writer,
-            stream_bytes: 0,
-            hole_bytes: 0,
-            limit,
-            busy: Duration::ZERO,
-        }
+        Self { parser: Parser::new(), writer, stream_bytes: 0, hole_bytes: 0, limit, busy: Duration::ZERO }
     }
 
     /// Like [`Unpack::new`] for the metadata of an archive: there is no data.

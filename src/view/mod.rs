@@ -26,7 +26,11 @@ pub(crate) mod stack;
 mod volume;
 
 pub use self::{
-    control::Control, directory::DirectoryView, erofs::ErofsView, error::ViewError, ext4::Ext4View,
+    control::Control,
+    directory::DirectoryView,
+    erofs::ErofsView,
+    error::ViewError,
+    ext4::Ext4View,
     extents::Extents,
     volume::{Device as LayeredDevice, DeviceFile, Volume},
 };

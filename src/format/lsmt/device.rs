@@ -96,7 +96,11 @@ impl<R: ReadAt> Device<R> {
             buf.fill(0);
             return Ok(());
         };
-        let blob = self.blob(source).ok_or(io::ErrorKind::NotFound)?;
+        // A layer that was just written has no target yet.
+        let Some(blob) = self.blob(source) else {
+            buf.fill(0);
+            return Ok(());
+        };
         blob.read_at(at * SECTOR + skip, buf)
     }
 }

@@ -23,13 +23,13 @@ mod tests;
 
 use std::collections::HashSet;
 
-pub use self::{elsewhere::is_mappable, error::WriterError};
 use self::{
     attributes::Shared,
     metadata::{Metadata, Slot},
     sparse::Chunks,
     stream::{GAP, Stream},
 };
+pub use self::{elsewhere::is_mappable, error::WriterError};
 use super::{BlockBits, Nid, device::DeviceSlot, inode::Data, superblock::Superblock};
 use crate::{
     error::Quoted,

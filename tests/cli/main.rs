@@ -8,6 +8,7 @@ mod diff;
 mod image;
 mod load;
 mod overlaybd;
+mod overlaybd_apply;
 mod overlaybd_export;
 mod overlaybd_life;
 mod stream;
@@ -23,6 +24,7 @@ fn main() {
     suite.room("image", image::add);
     suite.room("load", load::add);
     suite.room("overlaybd", overlaybd::add);
+    suite.room("overlaybd_apply", overlaybd_apply::add);
     suite.room("overlaybd_export", overlaybd_export::add);
     suite.room("overlaybd_life", overlaybd_life::add);
     suite.room("stream", stream::add);

@@ -1,0 +1,181 @@
+//! Archives on overlaybd devices: applied to a writable layer, converted in one go, and imported from their metadata. Each
+//! way has to give the same layer.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use plywood::format::erofs::reader::Image;
+use testkit::{Suite, archive::gzip};
+
+pub fn add(suite: &mut Suite) {
+    testkit::tests![suite, &[];
+        an_archive_applied_and_committed_is_the_layer_that_convert_writes,
+        the_metadata_of_an_archive_gives_the_layer_of_the_archive,
+        a_native_layer_is_read_out_of_the_writable_files,
+        an_archive_that_is_refused_leaves_the_writable_layer_as_it_was,
+        ext4_is_refused_before_anything_is_written,
+    ];
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/overlaybd/turbo").join(name)
+}
+
+/// A directory with the upstream tools by their names, the archives `base.tar` and `top.tar`, and base.tar as gzip.
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self(tempfile::tempdir().unwrap());
+        for name in ["base.tar", "top.tar"] {
+            fs::copy(fixture(name), bench.path(name)).unwrap();
+        }
+        fs::write(bench.path("base.tar.gz"), gzip(&fs::read(fixture("base.tar")).unwrap())).unwrap();
+        for tool in ["overlaybd-create", "overlaybd-commit", "overlaybd-apply", "turboOCI-apply"] {
+            symlink(env!("CARGO_BIN_EXE_plywood"), bench.path(tool)).unwrap();
+        }
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// Runs a tool by its name, or `plywood overlaybd`.
+    fn run(&self, line: &str) -> Output {
+        let mut words = line.split(' ');
+        let tool = words.next().unwrap();
+        let mut command = match tool {
+            "plywood" => Command::new(env!("CARGO_BIN_EXE_plywood")),
+            tool => Command::new(self.path(tool)),
+        };
+        command.args(words).current_dir(self.0.path()).stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn succeed(&self, line: &str) {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
+
+    /// Fails with the code of the upstream tools. Returns what is said.
+    fn fail(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert_eq!(output.status.code(), Some(255), "{line}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Writes a configuration with a turboOCI upper or a plain one, above `lowers`.
+    fn config(&self, name: &str, lowers: &str, target: &str) {
+        let target = if target.is_empty() { String::new() } else { format!(r#","target":"{target}""#) };
+        let upper = format!(r#"{{"data":"data","index":"index"{target}}}"#);
+        let json = format!(r#"{{"repoBlobUrl":"","lowers":[{lowers}],"upper":{upper}}}"#);
+        fs::write(self.path(name), json).unwrap();
+    }
+}
+
+const BELOW: &str = r#"{"file":"base.layer","targetFile":"base.tar"}"#;
+
+fn an_archive_applied_and_committed_is_the_layer_that_convert_writes() {
+    let bench = Bench::new();
+    bench.succeed("plywood overlaybd convert base.tar base.layer --vsize 1 --workdir w");
+    for name in ["writable_data", "writable_index", "fake_target", "service.json", "config.v1.json"] {
+        assert!(bench.path("w").join(name).exists(), "{name}");
+    }
+    bench.succeed("overlaybd-create -s data index 1 --turboOCI");
+    fs::write(bench.path("fake"), "").unwrap();
+    bench.config("bottom.json", "", "fake");
+    bench.succeed("turboOCI-apply base.tar.gz bottom.json --gz_index_path g.meta --fstype erofs");
+    assert!(bench.path("g.meta").exists());
+    bench.succeed("overlaybd-commit -z --turboOCI data index applied");
+    assert!(bench.read("applied") == bench.read("base.layer"));
+
+    let below = format!(r#"{{"repoBlobUrl":"","lowers":[{BELOW}]}}"#);
+    fs::write(bench.path("below.json"), below).unwrap();
+    bench.succeed("plywood overlaybd convert top.tar top.layer --config below.json --workdir w");
+    for name in ["data", "index"] {
+        fs::remove_file(bench.path(name)).unwrap();
+    }
+    bench.succeed("overlaybd-create data index 0 --turboOCI");
+    bench.config("top.json", BELOW, "fake");
+    bench.succeed("turboOCI-apply top.tar top.json");
+    bench.succeed("overlaybd-commit -z --turboOCI data index applied2");
+    assert!(bench.read("applied2") == bench.read("top.layer"));
+
+    let layers = format!(r#"{{"lowers":[{BELOW},{{"file":"top.layer","targetFile":"top.tar"}}]}}"#);
+    fs::write(bench.path("both.json"), layers).unwrap();
+    bench.succeed("plywood overlaybd flatten --config both.json -o device");
+    let image = Image::open(fs::File::open(bench.path("device")).unwrap()).unwrap();
+    let note = image.find(b"srv/note.txt").unwrap().unwrap();
+    let mut data = vec![0; usize::try_from(note.inode.size_bytes).unwrap()];
+    image.read_data(&note, 0, &mut data).unwrap();
+    assert_eq!(data.len(), 9);
+    assert!(image.find(b"app/lib/libx.so.1").unwrap().is_none());
+    assert_eq!(image.find(b"app/lib/libx.so").unwrap().unwrap().inode.nlink, 1);
+}
+
+fn the_metadata_of_an_archive_gives_the_layer_of_the_archive() {
+    let bench = Bench::new();
+    bench.succeed("plywood overlaybd convert base.tar direct --vsize 1");
+    bench.succeed("turboOCI-apply base.tar.gz base.tar.meta --export");
+    bench.succeed("plywood overlaybd convert base.tar.meta imported --vsize 1 --import");
+    assert!(bench.read("imported") == bench.read("direct"));
+}
+
+fn a_native_layer_is_read_out_of_the_writable_files() {
+    let bench = Bench::new();
+    bench.succeed("overlaybd-create data index 1");
+    bench.config("config.json", "", "");
+    let digest = testkit::archive::digest(&bench.read("base.tar"));
+    bench.succeed(&format!("overlaybd-apply base.tar.gz config.json --checksum {digest}"));
+    bench.succeed("overlaybd-apply top.tar config.json");
+    bench.succeed("overlaybd-commit data index layer");
+    bench.succeed("plywood overlaybd flatten layer -o device");
+    bench.succeed("plywood check device");
+    let image = Image::open(fs::File::open(bench.path("device")).unwrap()).unwrap();
+    assert_eq!(image.find(b"srv/more/deep/file").unwrap().unwrap().inode.size_bytes, 5000);
+    // The attributes of a directory that the upper archive only implies are those below.
+    assert_eq!(image.find(b"srv").unwrap().unwrap().inode.attributes.mtime.seconds, 1_600_000_000);
+}
+
+fn an_archive_that_is_refused_leaves_the_writable_layer_as_it_was() {
+    let bench = Bench::new();
+    bench.succeed("overlaybd-create data index 1");
+    bench.config("config.json", "", "");
+    let files = || (bench.read("data"), bench.read("index"));
+    let before = files();
+    let cut = bench.read("base.tar")[..100_000].to_vec();
+    fs::write(bench.path("cut.tar"), cut).unwrap();
+    assert!(bench.fail("overlaybd-apply cut.tar config.json").contains("tar.truncated.data"));
+    let other = format!("sha256:{}", "0".repeat(64));
+    let said = bench.fail(&format!("overlaybd-apply base.tar config.json --checksum {other}"));
+    assert!(said.contains("overlaybd.checksum"), "{said}");
+    assert!(bench.fail("overlaybd-apply base.tar config.json --from_qcow2").contains("overlaybd.option"));
+    bench.config("none.json", "", "");
+    fs::write(bench.path("none.json"), format!(r#"{{"lowers":[{BELOW}]}}"#)).unwrap();
+    assert!(bench.fail("overlaybd-apply base.tar none.json").contains("overlaybd.lower.missing"));
+    assert!(files() == before);
+    bench.succeed("overlaybd-apply base.tar config.json --mkfs");
+    assert!(bench.fail("overlaybd-apply base.tar config.json --mkfs").contains("overlaybd.mkfs"));
+}
+
+fn ext4_is_refused_before_anything_is_written() {
+    let bench = Bench::new();
+    bench.succeed("overlaybd-create data index 1 --turboOCI");
+    fs::write(bench.path("fake"), "").unwrap();
+    bench.config("config.json", "", "fake");
+    let before = testkit::tree::names(bench.0.path());
+    let index = bench.read("index");
+    assert!(bench.fail("turboOCI-apply base.tar.gz config.json --fstype ext4").contains("overlaybd.ext4"));
+    let output = bench.run("plywood overlaybd convert base.tar out --fstype ext4 --workdir w");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(testkit::tree::names(bench.0.path()), before);
+    assert!(bench.read("index") == index);
+}

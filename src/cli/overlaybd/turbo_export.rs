@@ -87,7 +87,7 @@ fn export(arguments: &Arguments) -> Result<TurboLayer> {
     let mut input =
         File::open(&arguments.layer).map_err(|error| output::unreadable(&error, "overlaybd.input"))?;
     let metadata = input.metadata().map_err(Error::disk)?;
-    let size_bytes = metadata.is_file().then(|| metadata.len());
+    let size_bytes = metadata.is_file().then_some(metadata.len());
     let resources = Resources::new(Limits::default(), Helpers::default_threads());
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let lease = resources.budget.lease(&cancel)?;

@@ -59,13 +59,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn show(arguments: &Arguments) -> Result<()> {
+    let style = layer::Style { json: arguments.json, list: arguments.tree };
     if let Some(index) = &arguments.index {
         let (inspected, _) = layer::writable(&arguments.image, index)?;
-        return layer::show(arguments, inspected);
+        return layer::show(inspected, style);
     }
     let file = image::open_file(&arguments.image)?;
     if let Some(kind) = Overlaybd::of(&file) {
-        return layer::show(arguments, layer::inspect(&arguments.image, kind)?);
+        if arguments.path.is_some() || !arguments.devices.is_empty() {
+            let message =
+                "an overlaybd layer has blocks, not files: --path and --device are for EROFS images";
+            return Err(output::usage(message));
+        }
+        return layer::show(layer::inspect(&arguments.image, kind)?, style);
     }
     let image = image::open(&arguments.image, &arguments.devices)?;
     let mut text = match (&arguments.path, arguments.json) {

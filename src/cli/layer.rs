@@ -4,7 +4,7 @@ use std::{fmt::Write as _, fs::File, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{dump::Arguments, image, output};
+use super::{image, output};
 use crate::{
     call::{Cancel, Progress, Work},
     error::Result,
@@ -40,14 +40,19 @@ pub fn writable(data: &Path, index: &Path) -> Result<(Inspected, u64)> {
     Ok((Inspected::of_writable(data, &open(index)?)?, bytes))
 }
 
-/// Prints the facts of a file, and with `--tree` the list that is in it.
-pub fn show(arguments: &Arguments, inspected: Inspected) -> Result<()> {
-    if arguments.path.is_some() || !arguments.devices.is_empty() {
-        let message = "an overlaybd layer has blocks, not files: --path and --device are for EROFS images";
-        return Err(output::usage(message));
-    }
+/// How a dump is printed.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// Each line is a JSON object.
+    pub json: bool,
+    /// The list that is in the file follows the facts.
+    pub list: bool,
+}
+
+/// Prints the facts of a file.
+pub fn show(inspected: Inspected, style: Style) -> Result<()> {
     let Inspected { parts, inside } = inspected;
-    let mut text = match arguments.json {
+    let mut text = match style.json {
         true => format!("{}\n", parts_as_json(&parts)),
         false => parts
             .iter()
@@ -57,7 +62,7 @@ pub fn show(arguments: &Arguments, inspected: Inspected) -> Result<()> {
     };
     let mut line = |for_people: String, as_json: Value| -> Result<()> {
         // Writing to a string cannot fail.
-        let _ = match arguments.json {
+        let _ = match style.json {
             true => writeln!(text, "{as_json}"),
             false => writeln!(text, "{for_people}"),
         };
@@ -68,7 +73,7 @@ pub fn show(arguments: &Arguments, inspected: Inspected) -> Result<()> {
         Ok(())
     };
     match inside {
-        Inside::Layer(device) if arguments.tree => {
+        Inside::Layer(device) if style.list => {
             for extent in device.data(0, device.size_bytes()) {
                 let (offset, len) = (extent.offset, extent.len);
                 line(
@@ -77,7 +82,7 @@ pub fn show(arguments: &Arguments, inspected: Inspected) -> Result<()> {
                 )?;
             }
         }
-        Inside::Points(index) if arguments.tree => {
+        Inside::Points(index) if style.list => {
             for point in index.points() {
                 let (plain, byte, bits) = (point.plain, point.byte, point.bits);
                 line(

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Most read-only layers of a device.
-pub const LOWERS_MAX: usize = 255;
+const LOWERS_MAX: usize = 255;
 /// Longest configuration file in bytes. 255 lowers with paths of a few hundred bytes take a tenth of it.
 const CONFIG_BYTES: u64 = 4 << 20;
 

@@ -11,7 +11,7 @@ use crate::{
     error::{Classify, Error, Kind, Result},
     format::{
         ReadAt, Sink,
-        lsmt::{Layer, LsmtError, Upper},
+        lsmt::{Layer, LsmtError},
     },
     sys::inode,
     tree::Extent,
@@ -126,23 +126,6 @@ fn upper(files: UpperFiles) -> Result<DeviceLayer> {
             Ok(layer.map(|data| Box::new(data) as Box<dyn DeviceFile>))
         }
     }
-}
-
-/// Opens a writable layer above `below` to write to it. A layer that has no size takes that of the device below, in its
-/// files.
-///
-/// Errors: those of its files, with their names.
-pub fn to_write(files: UpperFiles, below: Option<&LayeredDevice>) -> Result<Upper<File, File>> {
-    let UpperFiles { name, data, index, target } = files;
-    let in_upper = |error: LsmtError| Error::from(error).context(name.clone());
-    let lowers = below.map_or(0, |below| below.layers().len());
-    // A device has no more layers than a tag can count.
-    let lowers = u8::try_from(lowers).unwrap_or(u8::MAX);
-    let mut upper = Upper::open(data, index, target.is_some(), lowers).map_err(in_upper)?;
-    if let Some(below) = below.filter(|_| upper.header().virtual_size == 0) {
-        upper.set_virtual_size(below.size_bytes()).map_err(in_upper)?;
-    }
-    Ok(upper)
 }
 
 /// Opens the files of a writable layer that is no turboOCI layer: its header says whether its data file is sparse.

@@ -212,7 +212,10 @@ fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
         };
         let files = open();
         let below = device::open(Files { lowers: files.lowers, upper: None }).unwrap();
-        let mut upper = device::to_write(files.upper.unwrap(), Some(&below)).unwrap();
+        let found = files.upper.unwrap();
+        let mut upper = Upper::open(found.data, found.index, turbo, 1).unwrap();
+        assert_eq!(upper.header().virtual_size, 0);
+        upper.set_virtual_size(below.size_bytes()).unwrap();
         assert_eq!(upper.header().virtual_size, 64 * MIB);
         let mut writer = Writer::new(Vec::new(), 64 * MIB);
         writer.write_at(60 * MIB, &[5; 512]).unwrap();

@@ -102,18 +102,22 @@ fn drawn() -> Show {
         let style = ProgressStyle::with_template(template);
         style.unwrap_or_else(|_plain_will_do| ProgressStyle::default_bar()).progress_chars("++-")
     };
-    let sized = style("{prefix:48} {msg:14} |{bar:40}| {bytes}/{total_bytes}");
-    let unsized_ = style("{prefix:48} {msg}");
+    let sized = style("{prefix:23} {msg:14} |{wide_bar}| {bytes}/{total_bytes}");
+    let without_size = style("{prefix} {msg}");
     Box::new(move |rows| {
         for (number, row) in rows.iter().enumerate() {
             if bars.len() <= number {
                 let bar = ProgressBar::new(row.total_bytes).with_prefix(row.name.clone());
-                let style = if row.total_bytes > 0 { &sized } else { &unsized_ };
+                let style = if row.total_bytes > 0 { &sized } else { &without_size };
                 bars.push(all.add(bar.with_style(style.clone())));
             }
             if let Some(bar) = bars.get(number) {
                 bar.set_message(row.state.as_str());
                 bar.set_position(done_bytes(row));
+                if !matches!(row.state, State::Waiting | State::Downloading) && !bar.is_finished() {
+                    // Stays on the screen.
+                    bar.abandon();
+                }
             }
         }
     })

@@ -31,6 +31,7 @@ pub fn add(suite: &mut Suite) {
         ("an_apply_of_a_pipe_shows_how_much_it_has_read", apply_of_a_pipe),
         ("nothing_is_drawn_where_no_terminal_is", redirected),
         ("a_layer_is_not_written_to_a_terminal", refused),
+        ("a_load_shows_its_objects_and_their_states", objects),
     ] {
         suite.test(name, &[Need::Tool("script")], test);
     }
@@ -152,4 +153,23 @@ fn refused() {
     let scratch = scratch();
     let (shown, success) = shown(scratch.path(), r#""$PLYWOOD" diff --user-xattr none tree -t tar -o -"#);
     assert!(!success && shown.contains("standard output is a terminal"), "{shown:?}");
+}
+
+fn objects() {
+    let scratch = scratch();
+    let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/separated/base-lib-apps");
+    let command = format!(r#""$PLYWOOD" load --set {} example.test/tiny/app1:1 --to oci:out"#, set.display());
+    let shown = success(scratch.path(), &command);
+    for text in [
+        "layer (5b34a84556c4)",
+        "config (dfa7b1cf3847)",
+        "manifest (89c93b7aba93)",
+        "complete",
+        "saved",
+        "|+++",
+    ] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    assert!(shown.trim_end().ends_with("Loaded image: example.test/tiny/app1:1"), "{shown}");
+    assert!(!shown.contains('{'), "no JSON for people: {shown}");
 }

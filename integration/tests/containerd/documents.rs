@@ -4,6 +4,7 @@
 //! takes the place of this machine's. It is not changed.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Context as _;
 use plywood_integration::archive::{self, Spelling, Tree};
@@ -82,6 +83,12 @@ fn put_files(node: &Node, layers: &[Layer]) -> anyhow::Result<()> {
         );
         host::run(command.arg("apply").arg(at("layer.tar.gz")).arg("-o").arg(at(name)))?;
     }
+    let scratch = tempfile::tempdir()?;
+    Image::oci(layers.to_vec()).write_layout(scratch.path())?;
+    let index = std::fs::read_to_string(scratch.path().join("index.json"))?;
+    let named = index.replace("\"latest\"", "\"docker.io/library/app:1\"");
+    std::fs::write(scratch.path().join("index.json"), named)?;
+    host::run(Command::new("tar").arg("-C").arg(scratch.path()).arg("-cf").arg(at("image.tar")).arg("."))?;
     for name in ["upper", "new"] {
         std::fs::create_dir(at(name))?;
         std::fs::write(at(name).join("file"), name)?;

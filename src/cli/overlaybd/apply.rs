@@ -136,9 +136,9 @@ pub fn run_turbo(arguments: &TurboArguments) -> Result<()> {
     let how = How { flavour, mkfs: arguments.mkfs, import: arguments.import, checksum: None };
     let is_gzip = !arguments.import && starts_as_gzip(tar)?;
     let applied = with_archive(tar, |source, plan| match is_gzip {
-        true => produce(gz_index_path, true, |index| {
-            apply::to_upper(&config, source, Some(index), &how, plan)
-        }),
+        true => {
+            produce(gz_index_path, true, |index| apply::to_upper(&config, source, Some(index), &how, plan))
+        }
         // The file for the index is not touched when there will be none.
         false => apply::to_upper(&config, source, None::<NewFile>, &how, plan),
     })?;

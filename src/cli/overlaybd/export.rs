@@ -74,7 +74,9 @@ fn export(arguments: &Arguments) -> Result<Exported> {
     let _bar = Bar::show(&progress);
 
     produce(&arguments.output, true, |metadata| match is_gzip {
-        true => produce(&arguments.gz_index_path, true, |index| export::metadata(source, plan, metadata, index)),
+        true => {
+            produce(&arguments.gz_index_path, true, |index| export::metadata(source, plan, metadata, index))
+        }
         // The file for the index is not touched, nor its directory, when there will be none.
         false => export::metadata(source, plan, metadata, Vec::new()),
     })

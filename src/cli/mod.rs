@@ -113,7 +113,7 @@ pub fn start() -> ExitCode {
 
 /// Runs the command. Returns exit code 0 for success, 1 for a failure, whose reason is on standard error, and 2 for
 /// wrong usage.
-pub fn run(arguments: Arguments) -> ExitCode {
+fn run(arguments: Arguments) -> ExitCode {
     let json = arguments.command.json();
     let done = match arguments.command {
         Command::Apply(arguments) => apply::run(&arguments),

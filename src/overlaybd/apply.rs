@@ -39,8 +39,7 @@ use crate::{
 
 /// Reason why an archive is not applied to a device.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ApplyError {
+enum ApplyError {
     /// The device cannot be written to.
     #[error("the configuration has no upper, which would take the layer")]
     NoUpper,

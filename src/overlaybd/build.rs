@@ -43,8 +43,7 @@ pub enum DataPlace {
 
 /// Reason why no layer can be built.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
+enum BuildError {
     /// The device has an ext4 file system.
     #[error("the device has an ext4 file system, which no layer can be written on yet")]
     Ext4,

@@ -107,8 +107,7 @@ fn is_zero(value: &u64) -> bool {
 
 /// Reason why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
+enum ConfigError {
     /// The file is too long.
     #[error("a configuration of more than {max} bytes")]
     Size {
@@ -242,7 +241,7 @@ const LAYER_NAMES: [&str; 3] = ["overlaybd.commit", ".commit", "overlaybd.sealed
 impl ImageConfig {
     /// Reads a configuration.
     ///
-    /// Errors: [`ConfigError`], and those of reading.
+    /// Errors: `overlaybd.config.…`, and those of reading.
     pub fn read(file: impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         file.take(CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(Error::disk)?;
@@ -251,7 +250,7 @@ impl ImageConfig {
 
     /// Parses a configuration.
     ///
-    /// Errors: [`ConfigError`].
+    /// Errors: `overlaybd.config.…`.
     fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         if bytes.len() as u64 > CONFIG_BYTES {
             return Err(ConfigError::Size { max: CONFIG_BYTES });
@@ -280,7 +279,7 @@ impl ImageConfig {
 
     /// Opens all files of the device, the writable layer in `mode`. Nothing is read, so the files may be anything.
     ///
-    /// Errors: [`ConfigError`], and those of `open`.
+    /// Errors: `overlaybd.config.…`, and those of `open`.
     pub fn open(&self, open: Open<'_>, mode: Mode) -> Result<Files> {
         let mut opened = Opened { open, files: Vec::new() };
         let layers = match self.acceleration_layer {
@@ -459,7 +458,7 @@ pub struct ServiceConfig {
 impl ServiceConfig {
     /// Reads and checks a configuration, so that a mistake in it is found here as well.
     ///
-    /// Errors: [`ConfigError`], and those of reading.
+    /// Errors: `overlaybd.config.…`, and those of reading.
     pub fn read(file: impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         file.take(CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(Error::disk)?;

@@ -36,7 +36,7 @@ const TURBO_VERSION: &str = "0.1.0-turbo.ociv1";
 
 /// Reason why no turboOCI layer can be made.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
+enum PublishError {
     /// The format has no index for the layer's compression.
     #[error("a layer compressed with {} cannot be read in pieces: only plain and gzip tars can", coding.as_str())]
     Coding {

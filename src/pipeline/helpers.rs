@@ -8,6 +8,9 @@ use std::{
     thread,
 };
 
+/// Most permits for idle processors: with the threads of all requests they stay below the 256 tasks of the shipped unit.
+const IDLE_MAX: usize = 16;
+
 /// Permits for the threads that help those of the callers, for all requests together.
 #[derive(Debug)]
 pub struct Helpers {
@@ -39,11 +42,11 @@ pub struct Permit(Arc<Helpers>);
 
 impl Helpers {
     /// Permits for `threads` helpers at a time; and for two fewer that use idle processors, which is one less than there
-    /// are processors by default.
+    /// are processors by default, but at most 16.
     pub fn new(threads: usize) -> Arc<Self> {
         let others = threads.saturating_sub(2);
         Arc::new(Self {
-            free: Mutex::new(Free { threads, idle: others }),
+            free: Mutex::new(Free { threads, idle: others.min(IDLE_MAX) }),
             others,
             layers: AtomicUsize::new(0),
         })
@@ -54,8 +57,8 @@ impl Helpers {
     }
 
     /// As many as a machine keeps busy. Three helpers keep one layer going at full speed; one for each further
-    /// processor lets several layers share a larger machine. With those that use idle processors there are never more than
-    /// two for each processor.
+    /// processor lets several layers share a larger machine. Together with the callers' own threads they stay below
+    /// eight more than there are processors, those that use idle processors not counted.
     pub fn default_threads() -> usize {
         thread::available_parallelism().map_or(1, usize::from) + 1
     }

@@ -7,13 +7,18 @@
 //! The threads of tokio's runtime are not started here. The daemon builds its runtime before the first request,
 //! when no capability is raised.
 //!
-//! Source: pthreads(7) and capabilities(7) for what a thread inherits, setpriority(2) for a thread's own priority.
+//! Source: pthreads(7) and capabilities(7) for what a thread inherits, sched(7), setpriority(2) and clock_gettime(2)
+//! for when a thread runs.
+
+#![allow(unsafe_code)]
 
 use std::{
     any::Any,
+    ffi::{c_int, c_long},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     thread::{Builder, JoinHandle, Scope, ScopedJoinHandle},
+    time::Duration,
 };
 
 use super::capabilities;
@@ -31,11 +36,40 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
+/// Policy of threads that any other thread may take the processor from at once.
+///
+/// A low priority is not enough: a thread that wakes up would have to wait for the end of the turn, some milliseconds.
+const SCHED_IDLE: c_int = 5;
+
+/// Clock of the time that a thread had a processor.
+const CLOCK_THREAD_CPUTIME_ID: c_int = 3;
+
+unsafe extern "C" {
+    fn sched_setscheduler(pid: c_int, policy: c_int, parameter: *const c_int) -> c_int;
+    fn clock_gettime(clock: c_int, time: *mut [c_long; 2]) -> c_int;
+}
+
+/// Time that this thread had a processor; zero where the system does not count it.
+pub fn processor_time() -> Duration {
+    let mut time = [0; 2];
+    // SAFETY: seconds and nanoseconds are two numbers of this type, and the call writes no more.
+    if unsafe { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &raw mut time) } != 0 {
+        return Duration::ZERO;
+    }
+    let [seconds, nanoseconds] = time.map(|number| u64::try_from(number).unwrap_or_default());
+    Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
+}
+
 /// From now on this thread runs only when a processor has nothing else to do, or nearly so. Where the system does not
 /// allow that, it runs like any other.
 pub fn lower_priority() {
-    // In Linux the priority is the thread's own, whatever the name says.
-    let _refused = rustix::process::setpriority_process(None, 19);
+    // The only parameter is the priority, which is 0 in this policy; C libraries may have room for more behind it.
+    let parameter = [0; 16];
+    // SAFETY: 0 is this thread, and the parameter is read only, while it lives.
+    if unsafe { sched_setscheduler(0, SCHED_IDLE, parameter.as_ptr()) } != 0 {
+        // In Linux the priority is the thread's own, whatever the name says.
+        let _refused = rustix::process::setpriority_process(None, 19);
+    }
 }
 
 /// A thread that ends before its scope does.
@@ -107,6 +141,29 @@ mod tests {
             .unwrap();
         };
         thread::spawn(test).join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_of_low_priority_has_the_policy_for_idle_processors() {
+        let policy = || {
+            lower_priority();
+            // The 41st field; the name in brackets has no space.
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            stat.split(' ').nth(40).unwrap().to_owned()
+        };
+        assert_eq!(spawn("lowered", policy).unwrap().join().unwrap(), "5");
+    }
+
+    #[test]
+    fn the_time_of_a_thread_is_that_which_it_was_at_work() {
+        let before = processor_time();
+        thread::sleep(Duration::from_millis(50));
+        let asleep = processor_time() - before;
+        let mut sum = 0_u64;
+        while processor_time() - before < asleep + Duration::from_millis(5) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        assert!(asleep < Duration::from_millis(40), "{asleep:?}");
     }
 
     #[test]

@@ -532,6 +532,25 @@ mod tests {
     }
 
     #[test]
+    fn a_member_says_how_long_it_is_in_the_subfield_of_bgzf_alone() {
+        let with = |extra: &[u8]| {
+            let len = u8::try_from(extra.len()).unwrap();
+            [&[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, len, 0], extra, &[3, 0]].concat()
+        };
+        assert_eq!(member_bytes(&with(&[b'B', b'C', 2, 0, 27, 0])), Some(28));
+        assert_eq!(member_bytes(&with(&[b'A', b'P', 1, 0, 9, b'B', b'C', 2, 0, 0, 1])), Some(257));
+        assert_eq!(member_bytes(&with(&[b'B', b'C', 3, 0, 27, 0, 0])), None);
+        assert_eq!(member_bytes(&with(&[b'B', b'C', 2, 0, 27])), None, "cut short");
+        assert_eq!(
+            member_bytes(&with(&[b'B', b'C', 2, 0, 19, 0])),
+            None,
+            "shorter than a header and a trailer"
+        );
+        assert_eq!(member_bytes(&member(b"x")), None);
+        assert_eq!(member_bytes(&[0x1f, 0x8b]), None);
+    }
+
+    #[test]
     fn only_nul_bytes_may_follow_the_last_member() {
         let mut stream = member(b"x");
         let len = stream.len() as u64;

@@ -64,7 +64,8 @@ fn stream(lots: &mut Fuzzer) -> Vec<u8> {
     let plain = plain(lots);
     let mut rest = &plain[..];
     while !rest.is_empty() {
-        let (now, then) = rest.split_at((1 + lots.below(1 << lots.below(17))).min(rest.len()));
+        let bits = lots.below(17);
+        let (now, then) = rest.split_at((1 + lots.below(1 << bits)).min(rest.len()));
         encoder.write_all(now).expect("a vector takes everything");
         if lots.below(3) > 0 {
             encoder.flush().expect("a vector takes everything");
@@ -99,7 +100,7 @@ fn damage(lots: &mut Fuzzer, pool: &[Vec<u8>], stream: &mut Vec<u8>) {
     }
 }
 
-fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64) -> Result<(), u64> {
+fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64, joined: &AtomicU64) -> Result<(), u64> {
     for round in 0.. {
         let seed = seed.wrapping_add(round).wrapping_mul(0x2545_f491_4f6c_dd1d);
         let mut lots = Fuzzer::new(seed);
@@ -119,6 +120,7 @@ fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64) -> Result<(), u6
         if outcome.is_err() {
             return Err(seed);
         }
+        joined.fetch_add(lots.joined(), Ordering::Relaxed);
         if Instant::now() >= until || done.load(Ordering::Relaxed) >= most {
             break;
         }
@@ -136,19 +138,23 @@ fn main() -> ExitCode {
     let most = number("--executions").unwrap_or(u64::MAX);
     let first = number("--seed").unwrap_or(1);
     let threads = number("--threads").unwrap_or(1);
-    let (since, done) = (Instant::now(), AtomicU64::new(0));
+    let (since, done, joined) = (Instant::now(), AtomicU64::new(0), AtomicU64::new(0));
     let until = since + Duration::from_secs(seconds);
     let failed: Vec<u64> = thread::scope(|scope| {
         let all: Vec<_> = (0..threads)
             .map(|thread| {
-                let (seed, done) = (first + (thread << 32), &done);
-                scope.spawn(move || work(seed, until, most, done))
+                let (seed, done, joined) = (first + (thread << 32), &done, &joined);
+                scope.spawn(move || work(seed, until, most, done, joined))
             })
             .collect();
         all.into_iter().filter_map(|thread| thread.join().expect("panics are caught").err()).collect()
     });
     let (done, took) = (done.into_inner(), since.elapsed().as_secs_f64());
-    println!("{done} executions in {took:.0} s, {:.0} a second, seed {first}", done as f64 / took);
+    println!(
+        "{done} executions in {took:.0} s, {:.0} a second, {} pieces put in, seed {first}",
+        done as f64 / took,
+        joined.into_inner(),
+    );
     for seed in &failed {
         println!("a difference with seed {seed}");
     }

@@ -35,6 +35,7 @@ pub struct Fuzzer {
     finder: Finder,
     output: Vec<u8>,
     units: Vec<u16>,
+    joined: u64,
 }
 
 /// Result of zlib-rs: bytes, and whether the stream has ended or why it is refused.
@@ -83,7 +84,13 @@ impl Fuzzer {
             finder: Finder::new(),
             output: vec![0; LIMIT],
             units: vec![0; LIMIT],
+            joined: 0,
         }
+    }
+
+    /// Pieces with an unknown window that were put in.
+    pub fn joined(&self) -> u64 {
+        self.joined
     }
 
     /// A number below `end`.
@@ -280,7 +287,7 @@ impl Fuzzer {
     /// Decodes in order, and takes the pieces that it comes to.
     fn join(&mut self, data: &[u8], want: &Opinion, pieces: Vec<Piece>) {
         let step = self.step();
-        let Self { inflate, output, .. } = self;
+        let Self { inflate, output, joined, .. } = self;
         inflate.reset();
         let mut plain = Vec::new();
         let mut outcome = Ok(false);
@@ -307,6 +314,7 @@ impl Fuzzer {
                     bytes.extend(piece.plain.get(..len - marked.len()).unwrap_or_default());
                     inflate.add(&bytes);
                     plain.append(&mut bytes);
+                    *joined += 1;
                     inflate.go_on_at(end);
                     taken = usize::try_from(end / 8).unwrap_or(usize::MAX);
                     continue;

@@ -309,6 +309,52 @@ fn input_behind_the_stream_is_left() {
     }
 }
 
+#[test]
+fn a_block_is_found_where_one_starts_and_hardly_anywhere_else() {
+    let stream = compress(&mixed(2_000_000), 6);
+    let mut inflate = Inflate::<u8>::new();
+    inflate.pause_at_blocks();
+    let (mut input, mut output, mut starts) = (&stream[..], vec![0; 2_000_001], vec![0]);
+    while let Ok((_, Pause::Block)) = inflate.decode(&mut input, &mut output) {
+        starts.push(inflate.position());
+    }
+    let (mut finder, mut found, mut from) = (Finder::new(), Vec::new(), 0);
+    while let Some(bit) = finder.find(&stream, from..8 * stream.len() as u64) {
+        found.push(bit);
+        from = bit + 1;
+    }
+    // Stored blocks, those of fixed codes and the last one are not looked for.
+    assert!(found.iter().all(|bit| starts.contains(bit)), "{found:?}, but {starts:?}");
+    assert!(found.len() > 3 && found.len() * 2 > starts.len(), "{found:?} of {starts:?}");
+}
+
+#[test]
+fn units_become_the_bytes_that_they_stand_for_in_any_steps() {
+    let window: Vec<u8> = (0..WINDOW_BYTES).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+    let units: Vec<u16> =
+        (0..5000_u16).map(|at| if at / 100 % 3 == 0 { at % 256 } else { at * 13 }).collect();
+    let byte = |unit: &u16| u8::try_from(*unit).unwrap_or_else(|_| window[usize::from(*unit) - 256]);
+    // Numbers behind the window stand for nothing.
+    let units: Vec<u16> = units.into_iter().filter(|unit| usize::from(*unit) < 256 + WINDOW_BYTES).collect();
+    let want: Vec<u8> = units.iter().map(byte).collect();
+    let known = Window::new(&window);
+    for (step, room) in [(1, 1), (31, 32), (32, 31), (64, 100), (100, 64), (5000, 5000), (7, 5000)] {
+        let (mut got, mut rest) = (Vec::<u8>::new(), &units[..]);
+        while !rest.is_empty() {
+            let mut output = vec![0; room];
+            let done = known.resolve(&rest[..step.min(rest.len())], &mut output);
+            got.extend(&output[..done]);
+            rest = &rest[done..];
+        }
+        assert!(got == want, "{step} units into {room} bytes");
+    }
+    assert!(known.knows(&units));
+    let short = Window::new(&window[..1000]);
+    let first = u16::try_from(256 + WINDOW_BYTES - 1000).unwrap();
+    assert!(short.knows(&[0, 255, first]) && !short.knows(&[255, first - 1]) && !short.knows(&[256]));
+    assert_eq!((known_at_end(&[1, 256, 3, 255]), known_at_end(&[1, 2]), known_at_end(&[300])), (2, 2, 0));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -232,8 +232,7 @@ class Bench:
 
         def side(*more):
             each = [shlex.join(self.apply(file, out, *more)) for file, out in zip(files, outs)]
-            script = " & ".join(each) + " & wait %1 && wait %2"
-            return Side([["bash", "-mc", script]], *outs)
+            return Side([["sh", "-c", f"{each[0]} & {each[1]} && wait $!"]], *outs)
         self.add("two", "+".join(corpora), side(), side("--decode-ahead=off"), files)
 
     def stream(self):

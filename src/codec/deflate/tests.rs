@@ -310,6 +310,25 @@ fn input_behind_the_stream_is_left() {
 }
 
 #[test]
+fn pieces_with_an_unknown_window_are_put_in_where_they_belong() {
+    use std::io::Write;
+    for level in [4, 6] {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(level));
+        for bytes in mixed(200_000).chunks(9000) {
+            encoder.write_all(bytes).unwrap();
+            // Ends a block.
+            encoder.flush().unwrap();
+        }
+        let stream = encoder.finish().unwrap();
+        let mut fuzzer = Fuzzer::new(1);
+        for _ in 0..60 {
+            fuzzer.run(&stream);
+        }
+        assert!(fuzzer.joined() > 20, "level {level}: {}", fuzzer.joined());
+    }
+}
+
+#[test]
 fn a_block_is_found_where_one_starts_and_hardly_anywhere_else() {
     let stream = compress(&mixed(2_000_000), 6);
     let mut inflate = Inflate::<u8>::new();

@@ -473,9 +473,11 @@ mod converted {
         assert!(all[0] == all[1]);
         let index = &all[0]["layer.tar.erofs"];
         let tar = &all[0]["layer.tar"];
-        let image = Image::open(&index[..]).unwrap();
-        assert_eq!(image.superblock().block_bits.size(), 512);
-        check::verify(&index[..], &check::Policy { devices: true, ..check::Policy::layer() }).unwrap();
+        // The index says that the archive is behind it.
+        let whole = [&index[..], &tar[..]].concat();
+        assert_eq!(Image::open(&whole[..]).unwrap().superblock().block_bits.size(), 512);
+        let policy = check::Policy { devices: true, ..check::Policy::layer() };
+        check::verify(&whole[..], &policy).unwrap();
         assert!(tar == &layer);
     }
 

@@ -133,24 +133,24 @@ table! {
 table! {
     /// Layers in snapshots of the overlaybd snapshotter. Those that overlaybd made are unwrapped and checked.
     Overlaybd {
-        /// The snapshotter's name in containerd, which is asked about a snapshot whose mounts do not show the layers
-        /// below.
+        /// The snapshotter's name in containerd, which is asked about a snapshot whose mounts do not show the
+        /// layers below.
         snapshotter: String = "overlaybd".to_owned();
         /// Ordinary tar layers: "as-labelled" leaves them to the next differ, unless the snapshot has the label
-        /// convert2turbo-oci; "turbo" keeps the archive, and a device that points into it; "native" makes a device that
-        /// holds all data.
+        /// convert2turbo-oci; "turbo" keeps the archive, and a device that points into it; "native" makes a
+        /// device that holds all data.
         layers: OrdinaryLayers = OrdinaryLayers::default();
         /// File system of new devices: "erofs", or "ext4", which cannot be made yet. The label blob-fs-type of a
         /// snapshot comes before it.
         flavour: Flavour = Flavour::default();
         /// Size of new devices in GiB. Further layers have the size of the lowest one.
         virtual_gib: u32 = apply::Overlaybd::VIRTUAL_GIB;
-        /// What Diff makes of changes above a device when a plain tar is asked for: "tar", or "overlaybd", a layer of the
-        /// device. A request asks for the latter with the label containerd.io/snapshot/overlaybd/version. What was written
-        /// to a device itself becomes a layer of it in any case.
+        /// The layer that Diff makes of changes above a device when a plain tar is asked for: "tar", or
+        /// "overlaybd", a layer of the device. A request asks for the latter with the label
+        /// containerd.io/snapshot/overlaybd/version. Changes to a device itself are a layer of it in any case.
         diff: DeviceDiff = DeviceDiff::Tar;
-        /// Also make an EROFS image beside each archive that is kept (layer.tar.erofs), which the kernel mounts without
-        /// a device driver: mount -t erofs -o loop,device=layer.tar layer.tar.erofs DIRECTORY
+        /// Also make an EROFS image beside each archive that is kept (layer.tar.erofs), which the kernel mounts
+        /// without a device driver: mount -t erofs -o loop,device=layer.tar layer.tar.erofs DIRECTORY
         kernel_index: bool = false;
     }
 }

@@ -35,7 +35,7 @@ pub fn add(suite: &mut Suite) {
     }
     let imgcrypt = [Need::Tool("ctr-imgcrypt"), Need::Tool("ctd-decoder"), Need::Tool("openssl")];
     suite.test("an_encrypted_image_is_pulled_with_the_key_of_the_client", &imgcrypt, || {
-        in_env(Setup { plywood_tables: decoders(None)?, ..Setup::default() }, |env| with_client_key(env))
+        in_env(Setup { plywood_tables: decoders(None)?, ..Setup::default() }, with_client_key)
     });
     suite.test("an_encrypted_image_is_pulled_with_the_key_of_the_node", &imgcrypt, || {
         let keys = tempfile::tempdir()?;

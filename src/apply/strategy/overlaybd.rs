@@ -56,7 +56,7 @@ impl Classify for LayerError {
 
 /// Takes the layer of a device out of its archive, and checks all of it.
 pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
-    unwrap(job, OVERLAYBD_NAME, wrapper::NAME, |file, cancel| check(file, cancel))
+    unwrap(job, OVERLAYBD_NAME, wrapper::NAME, check)
 }
 
 /// Takes the list of blocks to fetch early out of its archive. It is a hint, which nobody checks.

@@ -3,7 +3,7 @@
 //! Its members are unpacked as they are, and nothing of the archive becomes a path.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -98,8 +98,8 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     facts.times.build = busy;
     facts.times.verify = verified(plan, || check(&files, is_compressed, plan.work.cancel))?;
     // The set ends with the marker, whose name has changed over time.
-    if !files.contains_key(&Member::Marker) {
-        files.insert(Member::Marker, publication.file(TURBO_MARKER_NAME)?);
+    if let Entry::Vacant(place) = files.entry(Member::Marker) {
+        place.insert(publication.file(TURBO_MARKER_NAME)?);
     }
     let image_bytes = files.values().map(NewFile::size_bytes).fold(0, u64::saturating_add);
     Ok(Built { files: files.into_values().collect(), image_bytes, contents: Contents::default(), facts })

@@ -19,7 +19,7 @@ pub fn fuzz(data: &[u8]) {
     for (step_in, step_out) in [(usize::MAX, LIMIT), (7, 61), (1 << 10, 1 << 9)] {
         fuzzer.in_steps(data, &want, step_in, step_out);
     }
-    fuzzer.from_every_block(data, &want);
+    fuzzer.at_every_block(data, &want);
     for workers in [2, 3, 8] {
         fuzzer.in_pieces(data, &want, workers);
     }
@@ -122,7 +122,7 @@ impl Fuzzer {
                 let (step_in, step_out) = (self.step(), self.step());
                 self.in_steps(data, &want, step_in, step_out);
             }
-            3 => self.from_every_block(data, &want),
+            3 => self.at_every_block(data, &want),
             _ => {
                 let workers = 2 + self.below(7);
                 self.in_pieces(data, &want, workers);
@@ -172,7 +172,7 @@ impl Fuzzer {
     }
 
     /// Starts at every block of a valid stream, with its window.
-    fn from_every_block(&mut self, data: &[u8], want: &Opinion) {
+    fn at_every_block(&mut self, data: &[u8], want: &Opinion) {
         if want.outcome != Ok(true) || want.plain.len() >= LIMIT {
             return;
         }

@@ -122,7 +122,7 @@ fn pieces(blob: &[u8], work: Work) -> (u64, u64) {
         marked.start_unknown(u32::try_from(start % 8).expect("small"));
         let (mut known, mut at) = (0, start);
         let is_over = loop {
-            marked.pause_from(Some((at + (8 * 48 << 10)).min(until) - first));
+            marked.pause_from(Some((at + 8 * (48 << 10)).min(until) - first));
             let Ok((now, pause)) = marked.decode(&mut input, &mut units) else { break true };
             let at_end = known_at_end(&units[..now]);
             known = if at_end == now { known + now } else { at_end };

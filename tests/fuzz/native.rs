@@ -110,7 +110,7 @@ fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64, joined: &AtomicU
                 let mut data = pool[lots.below(POOL)].clone();
                 damage(&mut lots, &pool, &mut data);
                 lots.run(&data);
-                if done.fetch_add(1, Ordering::Relaxed) % 2000 == 0 {
+                if done.fetch_add(1, Ordering::Relaxed).is_multiple_of(2000) {
                     let (helpers, distance) = (1 + lots.below(7), 64 + lots.below(4000));
                     let chunk = (1 + lots.below(5000)).max(data.len() / 500);
                     plywood::pipeline::fuzz_ahead(&data, helpers, distance as u64, chunk);

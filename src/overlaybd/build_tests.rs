@@ -3,9 +3,10 @@ use std::fs::File;
 use super::*;
 use crate::{
     call::{Cancel, Progress, Work},
+    format::erofs::check,
     limits::Limits,
     pipeline::{Resources, budget::Lease},
-    tree::{Attributes, Extent},
+    tree::{Attributes, Extent, Xattr},
 };
 
 const GIB: u64 = 1 << 30;
@@ -92,12 +93,19 @@ impl ReadAt for Part {
 
 /// The layer as it is read, with the archive as its target.
 fn read(layer: NewLayer<File>) -> lsmt::Device<Part> {
+    lsmt::Device::new(vec![opened(&written(layer))]).unwrap()
+}
+
+fn written(layer: NewLayer<File>) -> Vec<u8> {
     let mut file = Vec::new();
     let bench = Bench::new();
     layer.write(zfile::writer::Options::default(), &bench.resources.helpers, &mut file).unwrap();
-    let contents = zfile::reader::Reader::open(file).unwrap();
-    let layer = lsmt::Layer::open_turbo(Part::Layer(contents), Part::Archive).unwrap();
-    lsmt::Device::new(vec![layer]).unwrap()
+    file
+}
+
+fn opened(file: &[u8]) -> lsmt::Layer<Part> {
+    let contents = zfile::reader::Reader::open(file.to_vec()).unwrap();
+    lsmt::Layer::open_turbo(Part::Layer(contents), Part::Archive).unwrap()
 }
 
 /// Upstream's tools count the bytes of a mapping in 32 bits.
@@ -135,6 +143,25 @@ fn inodes_between_mapped_blocks_are_checked_without_the_archive() {
         (0..40_000_u64).map(|n| (file(&format!("f{n}"), 4, None), 512 + 1024 * n)).collect();
     let layer = bench.import(&base, DataPlace::Target, &entries).unwrap();
     assert_eq!(layer.summary.nodes, 40_001);
+}
+
+/// A directory keeps its inode's place, where longer attributes stood.
+#[test]
+fn nothing_is_left_of_attributes_that_were_longer() {
+    let bench = Bench::new();
+    let directory = |len: usize| {
+        let attributes = Attributes { mode: 0o755, ..Attributes::default() };
+        let xattrs = vec![Xattr { name: b"user.x".to_vec(), value: vec![7; len] }];
+        (Entry { path: b"d".to_vec(), attributes, xattrs, body: Body::Directory }, 0)
+    };
+    let base = Base::new(&options(GIB)).unwrap();
+    let lower = written(bench.import(&base, DataPlace::Target, &[directory(900)]).unwrap());
+    let below = lsmt::Device::new(vec![opened(&lower)]).unwrap();
+    let base = Base::open(&below, &options(GIB)).unwrap();
+    let upper = written(bench.import(&base, DataPlace::Target, &[directory(20)]).unwrap());
+    let device = lsmt::Device::new(vec![opened(&lower), opened(&upper)]).unwrap();
+    let report = check::verify(&device, &check::Policy::layer()).unwrap();
+    assert_eq!(report.lints, []);
 }
 
 #[test]

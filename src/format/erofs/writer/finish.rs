@@ -585,12 +585,10 @@ impl<S: Sink> Writer<S> {
             }
             if let (Some(node), Some(lower)) = (&kept, lower.as_mut()) {
                 head.append(&mut tail);
-                if planned.change.names {
-                    // Nothing is left of a longer record.
-                    let before = lower.record_end(node) - node.position;
-                    let before = usize::try_from(before).map_err(WriterError::internal)?;
-                    head.resize(head.len().max(before), 0);
-                }
+                // Nothing is left of a longer record. Without new names the tail, if there is one, stays where it is.
+                let end = if planned.change.names { lower.record_end(node) } else { node.xattr_end() };
+                let before = usize::try_from(end - node.position).map_err(WriterError::internal)?;
+                head.resize(head.len().max(before), 0);
                 lower.patch(node.position, &head)?;
             } else if is_new_root {
                 root = head;

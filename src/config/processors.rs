@@ -39,8 +39,8 @@ pub type StreamProcessors = BTreeMap<String, StreamProcessor>;
 
 /// Lines of the default file about this table.
 pub(super) const ABOUT: &str = r#"
-# Programs that turn layers of other types into ones that Plywood takes. containerd's table of the same name, of
-# which this is a copy where both are to take such layers, is not read. path is absolute; the file and the
+# Programs that turn layers of other types into ones that Plywood takes. containerd's table of the same name
+# is not read: where both are to take such layers, this is a copy of it. path is absolute; the file and the
 # directories above it must belong to root, and be writable by nobody else. A program runs as root without
 # capabilities, with STREAM_PROCESSOR_MEDIATYPE and env as its environment, and may write to temporary files
 # only. Its standard input is the layer, its standard output the result. For example:

@@ -18,7 +18,7 @@ use std::{
 use rustix::{
     io::{Errno, FdFlags, fcntl_setfd},
     process::{
-        Pid, Resource, Rlimit, Signal, WaitOptions, getpgid, getpid, getrlimit, kill_process,
+        Pid, Resource, Rlimit, Signal, WaitOptions, getpgid, getpid, getppid, getrlimit, kill_process,
         kill_process_group, set_child_subreaper, set_parent_process_death_signal, setrlimit,
         test_kill_process_group, waitpgid, waitpid,
     },
@@ -102,9 +102,13 @@ pub fn start(program: &Program<'_>, descriptors: Descriptors) -> io::Result<Pid>
         .stderr(Stdio::from(errors))
         .process_group(0);
     let extra_number = extra.as_ref().map(|extra| extra.as_raw_fd());
+    let starter = getpid();
     let prepare = move || {
-        // A program whose starter is gone has nobody who kills it.
+        // A program whose starter is gone has nobody who kills it. The signal comes only if that ends from now on.
         set_parent_process_death_signal(Some(Signal::KILL))?;
+        if getppid() != Some(starter) {
+            return Err(Errno::SRCH.into());
+        }
         if let Some(extra) = extra_number {
             // SAFETY: `extra` is open in the parent until `spawn` returns, and so in this copy of its table.
             let extra = unsafe { BorrowedFd::borrow_raw(extra) };

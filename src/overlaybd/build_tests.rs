@@ -145,7 +145,7 @@ fn inodes_between_mapped_blocks_are_checked_without_the_archive() {
     assert_eq!(layer.summary.nodes, 40_001);
 }
 
-/// A directory keeps its inode's place, where longer attributes stood.
+/// A directory whose names are in a block of their own keeps its inode's place, where longer attributes stood.
 #[test]
 fn nothing_is_left_of_attributes_that_were_longer() {
     let bench = Bench::new();
@@ -155,7 +155,7 @@ fn nothing_is_left_of_attributes_that_were_longer() {
         (Entry { path: b"d".to_vec(), attributes, xattrs, body: Body::Directory }, 0)
     };
     let base = Base::new(&options(GIB)).unwrap();
-    let lower = written(bench.import(&base, DataPlace::Target, &[directory(900)]).unwrap());
+    let lower = written(bench.import(&base, DataPlace::Target, &[directory(9000)]).unwrap());
     let below = lsmt::Device::new(vec![opened(&lower)]).unwrap();
     let base = Base::open(&below, &options(GIB)).unwrap();
     let upper = written(bench.import(&base, DataPlace::Target, &[directory(20)]).unwrap());

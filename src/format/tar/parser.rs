@@ -241,7 +241,7 @@ impl Parser {
     /// # let archive = [header.as_bytes().as_slice(), b"world", &[0; 507], &[0; 1024]].concat();
     /// let (mut header, mut rest) = archive.split_at(512);
     /// let mut parser = Parser::new();
-    /// assert!(matches!(parser.next(&mut header)?, Some(Event::Entry(_))));
+    /// assert!(matches!(parser.next(&mut header)?, Some(Event::Entry { .. })));
     /// assert_eq!(parser.skip(rest.len() as u64), 5);
     /// rest = &rest[5..];
     /// assert_eq!(parser.next(&mut rest)?, Some(Event::EndOfEntry));

@@ -21,7 +21,11 @@ use ::ttrpc::{
     get_status,
     proto::{Codec as _, ResponseInit as _},
 };
-use rustix::net::Shutdown;
+use rustix::{
+    buffer::spare_capacity,
+    io::Errno,
+    net::{RecvFlags, Shutdown},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::{UnixStream, unix::WriteHalf},
@@ -151,10 +155,12 @@ pub(super) async fn serve(
         }
         // The peer may finish a request of which a part has arrived.
         if stopping && !closed && frames.is_at_boundary() {
-            match reader.try_read_buf(frames.room()) {
-                Ok(0) => return,
+            // The socket itself is asked: the runtime may not have been told yet of what has just arrived.
+            match rustix::net::recv(reader.as_ref(), spare_capacity(frames.room()), RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return,
                 Ok(_) => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => closed = true,
+                Err(Errno::AGAIN) => closed = true,
+                Err(Errno::INTR) => continue,
                 Err(error) => return tracing::debug!(%error, ?peer, "ttrpc connection lost"),
             }
             if let Err(error) = rustix::net::shutdown(reader.as_ref(), Shutdown::Read) {

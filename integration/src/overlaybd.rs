@@ -32,7 +32,7 @@ pub const WRITABLE: &str = "containerd.io/snapshot/overlaybd.writable";
 const TARGET: &str = "containerd.io/snapshot/overlaybd/turbo-oci/target-digest";
 const TARGET_TYPE: &str = "containerd.io/snapshot/overlaybd/turbo-oci/target-media-type";
 
-/// What a committed snapshot is.
+/// Class of a committed snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// A layer of a device, in the snapshot.

@@ -20,7 +20,7 @@ use crate::{
 pub struct Snapshotter {
     /// Name in containerd.
     pub name: String,
-    /// What it has on record.
+    /// Access to the records that it has of snapshots.
     pub records: Arc<dyn Records>,
 }
 

@@ -110,7 +110,7 @@ pub enum Event<'a> {
     Member {
         /// Which one.
         member: Member,
-        /// Its size in bytes.
+        /// Size of the member in bytes.
         size_bytes: u64,
     },
     /// Data of the last member, in order.

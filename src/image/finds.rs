@@ -27,7 +27,7 @@ pub(super) struct Find {
 
 #[derive(Debug)]
 pub(super) enum Content {
-    /// Of a docker-archive or a set.
+    /// From a docker-archive or a set.
     Packed(Packed),
     /// Of an OCI layout.
     Tree(Descriptor),

@@ -236,7 +236,7 @@ impl Target for Directory {
         }
     }
 
-    /// What an earlier attempt has left of a blob is nothing.
+    /// Nothing of a blob is kept between attempts.
     fn begin(&self, _: &str, _: bool) -> Result<Box<dyn Ingest>> {
         let ingest = self.layout.ingest(&self.cancel)?;
         let (layout, written) = (Arc::clone(&self.layout), Arc::clone(&self.written));

@@ -34,7 +34,7 @@ pub struct Pool {
 /// One input.
 #[derive(Debug)]
 pub(super) struct Input {
-    /// Its path, for messages.
+    /// Path for messages.
     pub(super) path: PathBuf,
     pub(super) form: Form,
 }

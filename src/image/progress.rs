@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::call::Progress;
 
-/// What is done with one object.
+/// State of one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its turn has not come.
+    /// Not begun.
     Waiting,
-    /// Its bytes are on their way.
+    /// Bytes are being moved.
     Downloading,
     /// It is in the target.
     Complete,
@@ -37,7 +37,7 @@ impl State {
 pub struct Row {
     /// `layer (0123456789ab)`, or the name of an image.
     pub name: String,
-    /// What is done with it.
+    /// State of the object.
     pub state: State,
     /// Bytes done.
     pub progress: Progress,

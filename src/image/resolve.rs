@@ -1,4 +1,4 @@
-//! What images need: their documents, read and checked, and for every layer the place it comes from.
+//! Contents of images: their documents, read and checked, and for every layer the place it comes from.
 
 use std::{
     collections::{BTreeMap, HashMap},

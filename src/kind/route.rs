@@ -10,7 +10,7 @@ use super::LayerType;
 /// Most processors on one route.
 const MOST_STEPS: usize = 8;
 
-/// What a processor accepts and returns.
+/// Media types that a processor accepts and returns.
 #[derive(Clone, Copy, Debug)]
 pub struct Accepts<'a> {
     /// Name of the processor.

@@ -88,7 +88,7 @@ pub enum ProcessorError {
         /// Number of them.
         running: i32,
     },
-    /// What starts processors has ended.
+    /// The broker, which starts processors, has ended.
     #[error("processors cannot be started since their broker has ended; restart the daemon")]
     Broker,
 }

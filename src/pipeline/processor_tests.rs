@@ -16,7 +16,7 @@ use crate::{
     pipeline::buffer::Chunk,
 };
 
-/// What a processor does between its ends, and how it says to have ended.
+/// Work of a processor between its ends, and how it says to have ended.
 type Act = fn(File, File) -> Outcome;
 
 /// Runs processors on threads of this process.

@@ -1,4 +1,4 @@
-//! What daemon and broker say to each other, in bytes.
+//! Messages between daemon and broker, in bytes.
 //!
 //! | message | bytes | descriptors |
 //! |---|---|---|
@@ -79,7 +79,7 @@ impl Request {
     }
 }
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) what: What,
@@ -87,7 +87,7 @@ pub(super) struct Report {
     pub(super) errors: Vec<u8>,
 }
 
-/// What happened to a processor.
+/// End of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     /// It exited with this status.

@@ -38,9 +38,9 @@ pub enum ProgramError {
     Owner {
         /// The program, or a directory above it, without symbolic links.
         path: PathBuf,
-        /// Its owner.
+        /// Owner of the file or directory.
         uid: u32,
-        /// Its permission bits.
+        /// Permission bits of the file or directory.
         mode: u32,
     },
 }

@@ -1,4 +1,4 @@
-//! What a snapshotter has on record about a snapshot, for what its mounts do not show.
+//! Records of a snapshotter about a snapshot, for facts that the mounts do not show.
 
 use std::collections::BTreeMap;
 

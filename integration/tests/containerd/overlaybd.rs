@@ -155,7 +155,7 @@ fn flatten(env: &Env, snapshot: &Path) -> anyhow::Result<PathBuf> {
     Ok(flat)
 }
 
-/// What is in a snapshot's directory that neither snapshotter nor differ accounts for.
+/// Names in a snapshot's directory that belong neither to the snapshotter nor to a layer.
 fn leftovers(snapshot: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let known = [
         "fs",
@@ -318,7 +318,7 @@ fn exported(env: &Env, left: &[Mount], right: &[Mount]) -> anyhow::Result<Layer>
     Ok(Layer { media_type: found.media_type, diff_id: digest(&blob), blob, annotations })
 }
 
-/// What a container has written above a device, as an ordinary layer and as one of the device.
+/// Changes of a container above a device, as an ordinary layer and as one of the device.
 fn container(env: &mut Env) -> anyhow::Result<()> {
     let (scratch, files, tars) = layers()?;
     let image = image_of(&tars)?;

@@ -182,7 +182,7 @@ struct Keep<'a> {
     unpack: Unpack<Both<'a>>,
 }
 
-/// What [`Keep`] leaves.
+/// Output of [`Keep`].
 struct Kept<'a> {
     tar: Option<NewFile>,
     unpacked: Unpacked<Both<'a>>,

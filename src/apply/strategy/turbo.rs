@@ -1,6 +1,6 @@
 //! A published turboOCI layer: a small archive with the metadata of a file system, whose file data is in the original layer.
 //!
-//! Its members are unpacked as they are, and nothing of the archive becomes a path.
+//! The known members are unpacked unchanged. No name of the archive is used as a path.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},

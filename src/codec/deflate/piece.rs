@@ -103,7 +103,7 @@ pub fn known_at_end(units: &[u16]) -> usize {
 
 /// The bytes before a piece, once they are known.
 pub struct Window {
-    /// What each unit stands for.
+    /// Byte that each unit stands for.
     bytes: Box<[u8; UNITS]>,
     /// Units that stand for bytes before the start of the stream.
     missing: Range<u16>,

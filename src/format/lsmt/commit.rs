@@ -22,7 +22,7 @@ const PADDING: u64 = 256;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// What a committed layer says about itself.
+/// Identity of a committed layer, and the treatment of targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitOptions {
     /// Identity of the new layer.
@@ -31,11 +31,11 @@ pub struct CommitOptions {
     pub parent_uuid: Option<Uuid>,
     /// Free text of at most 256 bytes.
     pub user_tag: Vec<u8>,
-    /// What becomes of the data in targets.
+    /// Treatment of data in targets.
     pub targets: Targets,
 }
 
-/// What becomes of data that a turboOCI layer has in its target.
+/// Treatment of data that a turboOCI layer has in its target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Targets {
     /// It is read, and stored in the new layer, which is a plain one.

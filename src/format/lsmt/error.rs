@@ -17,7 +17,7 @@ pub enum LsmtError {
     /// Reading a file failed.
     #[error("reading {what} at byte {offset} failed")]
     Read {
-        /// What was read, in words.
+        /// Part of the file, in words.
         what: &'static str,
         /// Byte of the file at which the read started.
         offset: u64,
@@ -33,7 +33,7 @@ pub enum LsmtError {
     /// The file is too short for what it has to hold.
     #[error("{size_bytes} bytes are too few for {what}, which takes {needed}")]
     Short {
-        /// What does not fit, in words.
+        /// Part that does not fit, in words.
         what: &'static str,
         /// Size of the file in bytes.
         size_bytes: u64,

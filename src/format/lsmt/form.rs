@@ -18,6 +18,6 @@ pub enum Form {
     Sparse,
     /// Writable, of a turboOCI layer: data at its place on the device without a header, and an index file.
     TurboPair,
-    /// What a [`super::Writer`] has written to its scratch file.
+    /// Data that a [`super::Writer`] has written to its scratch file.
     Scratch,
 }

@@ -82,7 +82,7 @@ fn open(data: &[u8]) -> Result<Layer<&[u8]>, LsmtError> {
     }
 }
 
-/// What a device has where it has data; `None` when it is too much.
+/// Data of a device; `None` when it is too much.
 fn contents<R: ReadAt>(device: &Device<R>) -> Option<Vec<(Extent, Vec<u8>)>> {
     let extents: Vec<_> = device.data(0, device.size_bytes()).collect();
     if extents.iter().map(|extent| extent.len).sum::<u64>() > DATA_BYTES {

@@ -23,10 +23,10 @@ pub(super) struct Segment {
     in_file: u64,
 }
 
-/// What a segment reads as.
+/// Source of a segment's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// What the layers below have there. Only in the log of a writer.
+    /// The layers below decide. Only in the log of a writer.
     Hole,
     /// Zeros.
     Zero,
@@ -99,7 +99,7 @@ impl Segment {
         self.in_file >> Self::SOURCE_SHIFT
     }
 
-    /// What it reads as.
+    /// Source of the bytes.
     pub(super) fn place(self) -> Place {
         match (self.is_zeroed(), self.source()) {
             (true, Self::HOLE) => Place::Hole,
@@ -233,7 +233,7 @@ impl Index {
         Self(out)
     }
 
-    /// The same index in the fewest segments, however it was written. What continues is cut after `limit` sectors, or
+    /// This index in the fewest segments, however it was written. What continues is cut after `limit` sectors, or
     /// after the longest run if the data is in a target.
     pub(super) fn rejoined(self, limit: u64) -> Self {
         let mut out: Vec<Segment> = Vec::with_capacity(self.0.len());

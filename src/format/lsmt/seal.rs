@@ -19,7 +19,7 @@ pub struct Seal {
 }
 
 impl<R: ReadAt> Layer<R> {
-    /// What seals the data file of this layer.
+    /// Index and trailer that seal the data file of this layer.
     ///
     /// Errors: the layer is not one of a writable data file; it has more entries than readers take.
     pub fn seal(&self) -> Result<Seal, LsmtError> {

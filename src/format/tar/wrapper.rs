@@ -165,7 +165,7 @@ pub fn fuzz(data: &[u8]) {
 /// Length of an archive's headers in bytes, whatever the payload.
 pub const HEADERS_LEN: u64 = 3 * BLOCK as u64;
 
-/// What an archive has around its payload.
+/// Bytes of an archive around the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Around {
     /// Headers before the payload.

@@ -36,7 +36,7 @@ pub enum ZfileError {
         end: End,
         /// Byte of the file at which it begins.
         offset: u64,
-        /// Its fault.
+        /// Fault found there.
         fault: HeaderFault,
     },
     /// Header and trailer contradict each other.
@@ -120,7 +120,7 @@ pub enum ZfileError {
         block: u64,
         /// Byte of the file at which it begins.
         offset: u64,
-        /// Its fault.
+        /// Fault found there.
         fault: BlockFault,
     },
     /// A block takes more bytes than every reader takes.

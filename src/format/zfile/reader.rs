@@ -38,7 +38,7 @@ pub struct Reader<R> {
     kept: Mutex<Kept>,
 }
 
-/// What was read before.
+/// Contents that were read before.
 #[derive(Debug)]
 struct Kept {
     groups: Slots<[u64]>,

@@ -137,7 +137,7 @@ pub struct Layout {
     contents_bytes: u64,
 }
 
-/// What comes after the blocks, and before them.
+/// Bytes after the blocks, and before them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// Byte of the file at which the tail belongs.

@@ -1,4 +1,4 @@
-//! What the decoder and its helpers share: the input from the decoder on, and the pieces further on.
+//! State shared by the decoder and its helpers: the input from the decoder on, and the pieces further on.
 
 use std::{
     collections::VecDeque,
@@ -65,7 +65,7 @@ struct State {
     facts: AheadFacts,
 }
 
-/// What a piece starts with.
+/// Start of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begins {
     /// A block, before which the window is not known.
@@ -74,7 +74,7 @@ pub(super) enum Begins {
     Member,
 }
 
-/// What to work on next.
+/// Next work of a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
     /// Look for a block from this bit on.
@@ -125,7 +125,7 @@ impl Units {
     }
 }
 
-/// What is ready of a piece.
+/// Part of a piece that is ready.
 pub(super) struct Taken {
     pub(super) parts: Vec<Part>,
     pub(super) end: Cut,
@@ -325,7 +325,7 @@ impl Shared {
         state.is_closed || state.is_abandoned || state.is_off()
     }
 
-    /// What to work on next, once there is input of `bytes` for it or all of it; `None` when there is nothing more to do.
+    /// Next work, once there is input of `bytes` for it or all of it; `None` when there is nothing more to do.
     /// Waits while `may_work` says no.
     pub(super) fn job(&self, bytes: u64, may_work: impl Fn() -> bool) -> Option<Job> {
         let bytes = bytes.min(self.distance / 2);

@@ -29,7 +29,7 @@ pub enum WriterError {
     /// The device has a file system that no layer can be written above.
     #[error("the file system below has {what}, above which no layer is written")]
     Below {
-        /// What it has.
+        /// Property of that file system.
         what: &'static str,
     },
     /// Writing to the sink failed.

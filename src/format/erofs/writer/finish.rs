@@ -51,7 +51,7 @@ struct Planned {
     change: Change,
 }
 
-/// What is new in a directory that exists below.
+/// Changes of a directory that exists below.
 #[derive(Clone, Copy, Debug, Default)]
 struct Change {
     /// Names, or the inodes that they name.

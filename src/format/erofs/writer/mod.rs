@@ -120,7 +120,7 @@ pub struct Summary {
     pub opaque_directories: u64,
 }
 
-/// What an image is for.
+/// Use of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     /// A layer for overlayfs.

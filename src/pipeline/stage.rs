@@ -18,8 +18,9 @@ use crate::{
     sys::thread::{Scoped, spawn_scoped},
 };
 
-/// Chunks on their way to a thread. Fewer leave one end idle when the other is uneven; more only hold memory.
-const CHANNEL_DEPTH: usize = 3;
+/// Chunks on their way to a thread. Fewer leave one end idle when the other is uneven or waits for a processor; more only
+/// hold memory.
+const CHANNEL_DEPTH: usize = 6;
 
 /// One step of work over a stream of bytes.
 pub trait Stage: Send {

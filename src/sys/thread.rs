@@ -7,18 +7,17 @@
 //! The threads of tokio's runtime are not started here. The daemon builds its runtime before the first request,
 //! when no capability is raised.
 //!
-//! Source: pthreads(7) and capabilities(7) for what a thread inherits, sched(7), setpriority(2) and clock_gettime(2)
-//! for when a thread runs.
+//! Source: pthreads(7) and capabilities(7) for what a thread inherits, sched(7) and setpriority(2) for when
+//! a thread runs.
 
 #![allow(unsafe_code)]
 
 use std::{
     any::Any,
-    ffi::{c_int, c_long},
+    ffi::c_int,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     thread::{Builder, JoinHandle, Scope, ScopedJoinHandle},
-    time::Duration,
 };
 
 use super::capabilities;
@@ -41,23 +40,8 @@ pub fn spawn<T: Send + 'static>(
 /// A low priority is not enough: a thread that wakes up would have to wait for the end of the turn, some milliseconds.
 const SCHED_IDLE: c_int = 5;
 
-/// Clock of the time that a thread had a processor.
-const CLOCK_THREAD_CPUTIME_ID: c_int = 3;
-
 unsafe extern "C" {
     fn sched_setscheduler(pid: c_int, policy: c_int, parameter: *const c_int) -> c_int;
-    fn clock_gettime(clock: c_int, time: *mut [c_long; 2]) -> c_int;
-}
-
-/// Time that this thread had a processor; zero where the system does not count it.
-pub fn processor_time() -> Duration {
-    let mut time = [0; 2];
-    // SAFETY: seconds and nanoseconds are two numbers of this type, and the call writes no more.
-    if unsafe { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &raw mut time) } != 0 {
-        return Duration::ZERO;
-    }
-    let [seconds, nanoseconds] = time.map(|number| u64::try_from(number).unwrap_or_default());
-    Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
 /// From now on this thread runs only when a processor has nothing else to do, or nearly so. Where the system does not
@@ -152,18 +136,6 @@ mod tests {
             stat.split(' ').nth(40).unwrap().to_owned()
         };
         assert_eq!(spawn("lowered", policy).unwrap().join().unwrap(), "5");
-    }
-
-    #[test]
-    fn the_time_of_a_thread_is_that_which_it_was_at_work() {
-        let before = processor_time();
-        thread::sleep(Duration::from_millis(50));
-        let asleep = processor_time() - before;
-        let mut sum = 0_u64;
-        while processor_time() - before < asleep + Duration::from_millis(5) {
-            sum = std::hint::black_box(sum.wrapping_add(1));
-        }
-        assert!(asleep < Duration::from_millis(40), "{asleep:?}");
     }
 
     #[test]

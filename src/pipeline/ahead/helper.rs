@@ -1,9 +1,6 @@
 //! A helper: finds a block ahead of the decoder, and decodes from there.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use super::shared::{Begins, Input, Job, Next, Part, Shared};
 use crate::{
@@ -15,7 +12,6 @@ use crate::{
         buffer::{Chunk, Pool},
         resources::Plan,
     },
-    sys::thread::processor_time,
 };
 
 /// Bytes searched at a time: the helper sees within a few milliseconds that nobody needs it any more.
@@ -42,50 +38,6 @@ pub(super) struct Helper<'env> {
     finder: Finder,
     marked: Inflate<u16>,
     plain: Inflate<u8>,
-    /// Time that the piece at hand waited for input.
-    waited: Duration,
-}
-
-/// Whether processors are idle enough for a helper.
-///
-/// What a helper decodes has to be found and put in as well, and it takes cache and memory from the others even if it takes
-/// no processor from them. On two processors layers that keep them busy for more than 80 % of the time got no faster, one of
-/// them up to a tenth slower, with a helper that took the rest; one that keeps them busy for 74 % got 16 % faster.
-pub(super) struct Pace {
-    /// Time at work, and time that it had a processor meanwhile.
-    wanted: Duration,
-    had: Duration,
-    rest: Duration,
-}
-
-impl Pace {
-    /// Time at work that tells enough.
-    const ENOUGH: Duration = Duration::from_millis(10);
-    const SHORTEST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(2);
-
-    pub(super) fn new() -> Self {
-        Self { wanted: Duration::ZERO, had: Duration::ZERO, rest: Self::SHORTEST }
-    }
-
-    /// How long the helper should rest after it was at work for `wanted`, and had a processor for `had` of that. It rests
-    /// when that was less than half, and longer each time.
-    pub(super) fn rest(&mut self, wanted: Duration, had: Duration) -> Option<Duration> {
-        self.wanted += wanted;
-        self.had += had;
-        if self.wanted < Self::ENOUGH {
-            return None;
-        }
-        let is_idle = self.had * 2 >= self.wanted;
-        (self.wanted, self.had) = (Duration::ZERO, Duration::ZERO);
-        if is_idle {
-            self.rest = Self::SHORTEST;
-            return None;
-        }
-        let rest = self.rest;
-        self.rest = (rest * 2).min(Self::LONGEST);
-        Some(rest)
-    }
 }
 
 /// How a piece ended.
@@ -100,27 +52,19 @@ enum Outcome {
 impl<'env> Helper<'env> {
     pub(super) fn new(shared: Arc<Shared>, pool: Arc<Pool>, plan: Plan<'env>, index: usize) -> Self {
         let (finder, marked, plain) = (Finder::new(), Inflate::new(), Inflate::new());
-        Self { shared, pool, plan, index, finder, marked, plain, waited: Duration::ZERO }
+        Self { shared, pool, plan, index, finder, marked, plain }
     }
 
     /// Works on pieces until there is nothing more to do.
     pub(super) fn work(mut self) {
         let (helpers, index) = (&self.plan.resources.helpers, self.index);
-        let yields = self.plan.resources.ahead.yields;
-        let mut pace = Pace::new();
         while let Some(job) = self.shared.job(SEARCH_BYTES, || helpers.idle_processors() > index) {
             if self.plan.work.cancel.check().is_err() {
                 return;
             }
-            let (started, had) = (Instant::now(), processor_time());
-            self.waited = Duration::ZERO;
             match job {
                 Job::Search(from) => self.search(from),
                 Job::Members(from) => self.members(from),
-            }
-            let rest = pace.rest(started.elapsed().saturating_sub(self.waited), processor_time() - had);
-            if let Some(rest) = rest.filter(|_| yields) {
-                self.shared.rest(rest);
             }
         }
     }
@@ -175,7 +119,6 @@ impl<'env> Helper<'env> {
             self.plain.start_at((bit & 7).into(), &window);
             piece.decode_plain(&mut self.plain, &self.pool);
         }
-        self.waited += piece.waited;
         piece.finish()
     }
 
@@ -183,7 +126,6 @@ impl<'env> Helper<'env> {
     fn members(&mut self, from: u64) {
         if let Some(mut piece) = Progress::announce(&self.shared, Cut(8 * from), Begins::Member) {
             piece.decode_members(&self.pool);
-            self.waited += piece.waited;
             piece.finish();
         }
     }
@@ -210,8 +152,6 @@ struct Progress<'a> {
     end: Option<(Cut, usize)>,
     /// The decoder has refused the stream.
     is_false: bool,
-    /// Time spent waiting for input.
-    waited: Duration,
 }
 
 /// Why decoding stopped.
@@ -242,7 +182,6 @@ impl<'a> Progress<'a> {
             produced: 0,
             end: None,
             is_false: false,
-            waited: Duration::ZERO,
         })
     }
 
@@ -420,10 +359,7 @@ impl<'a> Progress<'a> {
         let input = match self.shared.input_of(self.start, self.at) {
             Input::NotYet => {
                 self.hand_over();
-                let since = Instant::now();
-                let input = self.shared.wait_for_input_of(self.start, self.at);
-                self.waited += since.elapsed();
-                input
+                self.shared.wait_for_input_of(self.start, self.at)
             }
             input => input,
         };

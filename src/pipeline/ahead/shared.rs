@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::options::AheadFacts;
@@ -353,16 +353,6 @@ impl Shared {
                 }
             }
             state = self.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Waits for so long, or until the helpers' time is over.
-    pub(super) fn rest(&self, time: Duration) {
-        let until = Instant::now() + time;
-        let mut state = self.lock();
-        while !(state.is_closed || state.is_abandoned || state.is_off()) {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -353,21 +353,6 @@ fn after_a_cancellation_every_thread_ends_within_a_second() {
 }
 
 #[test]
-fn a_helper_that_gets_less_than_half_a_processor_rests_longer_each_time() {
-    let mut pace = helper::Pace::new();
-    let ms = Duration::from_millis;
-    assert_eq!(pace.rest(ms(9), ms(1)), None, "too short to tell");
-    assert_eq!(pace.rest(ms(9), ms(1)), Some(ms(200)));
-    assert_eq!(pace.rest(ms(20), ms(9)), Some(ms(400)));
-    for _ in 0..9 {
-        let _ = pace.rest(ms(20), ms(9));
-    }
-    assert_eq!(pace.rest(ms(20), ms(9)), Some(ms(2000)));
-    assert_eq!(pace.rest(ms(20), ms(10)), None);
-    assert_eq!(pace.rest(ms(20), ms(0)), Some(ms(200)), "from the start again");
-}
-
-#[test]
 fn helpers_pause_while_another_layer_is_at_work() {
     let helpers = crate::pipeline::helpers::Helpers::new(3);
     let _first = helpers.begin_layer();

@@ -8,16 +8,21 @@ It measures each layer with --decode-ahead=off and =auto, A B, B A, ..., and tak
 the runs without helpers. Then it computes the wall time of both from the costs alone, for the processors of this machine,
 beside what was measured, and for 4, 8 and 16, for which there is no measurement.
 
-The model: the steps of a layer overlap as far as there are processors. Decoding, reading with the blob's digest, the digest
-of the stream, and building are a thread each; laying out the rest, the check and the commit come after them all. Helpers get
-what processors are left over, each one at most, and work on a share of the stream; the decoder puts the bytes of that share
-in and decodes the rest. The share is the largest that the helpers can do meanwhile. Python's standard library only.
+The model is a simulation. The layer is cut into pieces of equal length, and each step takes its share of its time for each of
+them, now more, now less (gamma distributed, as spread as an exponential; the same numbers in each run). Reading with the blob's
+digest, decoding, building and the digest of the stream are a thread each, in this order; as many pieces as the program has
+buffers wait before each. Threads that have something to do share the processors equally, and helpers share those that are
+left over. A helper decodes from 4 MiB ahead of the decoder on, for as many bytes. When the decoder comes to where it
+began, the decoder puts in what is ready, and the helper begins again. Laying out the rest, the check and the commit come
+after all. Not in it: what threads cost each other in caches and memory, the disk, and the memory of helpers. Python's standard
+library only.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -27,6 +32,10 @@ HELPERS_MAX = 4
 BIG = ["minbase", "pydata", "node", "cuda", "tf"]
 # Shorter blobs have no helpers.
 FROM_BYTES = 64 << 20
+DISTANCE_BYTES = 4 << 20
+# Chunks that wait before a thread.
+DEPTH = 6
+PIECES = 1000
 
 
 def median(values):
@@ -62,33 +71,77 @@ def measure(plywood, layer, out, runs):
             {key: median([s[key] for s in steps]) for key in steps[0]}, median(shares))
 
 
-def predict(steps, cost, processors, helpers):
+class Step:
+    """A thread with a queue before it."""
+
+    def __init__(self, seconds, spread):
+        shares = [spread.expovariate(1) for _ in range(PIECES)]
+        self.costs = [seconds * share / sum(shares) for share in shares]
+        self.done, self.left = 0, None
+
+
+class Helper:
+    """A helper, at work on the pieces from `start` up to `end`; those up to `done` are ready."""
+
+    def __init__(self):
+        self.start = self.done = self.end = self.left = None
+
+
+def predict(steps, cost, processors, helpers, blob_bytes):
     """Seconds of wall, and the share of the stream that helpers decode."""
-    decode = steps["decode"]
-    beside = [steps["read"] + steps["blob_digest"], steps["diff_id"], steps["build"]]
+    spread = random.Random(1)
+    names = {"read": steps["read"] + steps["blob_digest"], "decode": steps["decode"], "build": steps["build"],
+             "hash": steps["diff_id"]}
+    read, decode, build, digest = threads = [Step(seconds, spread) for seconds in names.values()]
+    distance = max(1, round(PIECES * DISTANCE_BYTES / blob_bytes))
+    window = distance * (helpers + 1) if helpers else DEPTH
+    idle_helpers, search_from, used, clock = [Helper() for _ in range(helpers)], 0, set(), 0.0
+
+    def has_work(step):
+        if step.done == PIECES:
+            return False
+        if step is read:
+            return read.done - decode.done < window
+        if step is decode:
+            return read.done > decode.done and decode.done - build.done <= DEPTH
+        if step is build:
+            return decode.done > build.done and build.done - digest.done <= DEPTH
+        # Building passes a piece on before it works on it.
+        return decode.done > digest.done and build.done >= digest.done
+
+    def begin(helper):
+        nonlocal search_from
+        start = max(search_from, decode.done + distance)
+        if start < read.done:
+            helper.start = helper.done = start
+            helper.end = min(start + distance, PIECES)
+            search_from, helper.left = helper.end, None
+
+    while min(step.done for step in threads) < PIECES:
+        for helper in idle_helpers:
+            if helper.start is not None and decode.done >= helper.start:
+                used.update(range(helper.start, helper.done))
+                helper.start = None
+            if helper.start is None:
+                begin(helper)
+        at_work = [step for step in threads if has_work(step)]
+        for step in at_work:
+            if step.left is None:
+                step.left = step.costs[step.done] * (cost["resolve"] if step is decode and step.done in used else 1)
+        ahead = [h for h in idle_helpers if h.start is not None and h.done < min(h.end, read.done)]
+        for helper in ahead:
+            if helper.left is None:
+                helper.left = decode.costs[helper.done] * (cost["find"] + cost["decode"])
+        rate = min(1.0, processors / len(at_work))
+        rest = min(1.0, max(0, processors - len(at_work)) / len(ahead)) if ahead else 0.0
+        step_s = min([step.left / rate for step in at_work] + [h.left / rest for h in ahead if rest])
+        clock += step_s
+        for worker, speed in [(step, rate) for step in at_work] + [(helper, rest) for helper in ahead]:
+            worker.left -= step_s * speed
+            if worker.left <= 1e-12:
+                worker.left, worker.done = None, worker.done + 1
     tail = steps["finish"] + steps["verify"] + steps["commit"]
-    # Of the whole stream.
-    piece = decode * (cost["find"] + cost["decode"])
-    put_in = decode * cost["resolve"]
-
-    def share(wall):
-        """The share that helpers must take for the decoder to end in time, if they can; None if not."""
-        if wall < max(beside):
-            return None
-        if wall * processors >= decode + sum(beside) and wall >= decode:
-            return 0.0
-        if not helpers:
-            return None
-        needed = max(0.0, (decode - wall) / (decode - put_in))
-        rest = decode * (1 - needed) + put_in * needed
-        idle = min(helpers * wall, processors * wall - rest - sum(beside))
-        return needed if needed <= 1 and idle >= piece * needed else None
-
-    low, high = 0.0, decode + sum(beside) + 1
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if share(middle) is not None else (middle, high)
-    return high + tail, share(high)
+    return clock + tail, len(used) / PIECES
 
 
 def main():
@@ -114,7 +167,7 @@ def main():
             is_large = layer.stat().st_size >= FROM_BYTES
             for ahead in ("off", "auto"):
                 helpers = min(HELPERS_MAX, here - 1) if ahead == "auto" and is_large else 0
-                wall, computed_share = predict(steps, costs[name], here, helpers)
+                wall, computed_share = predict(steps, costs[name], here, helpers, layer.stat().st_size)
                 error = wall / walls[ahead] - 1
                 wrong |= abs(error) > 0.1
                 row["computed"][ahead] = wall
@@ -124,7 +177,7 @@ def main():
                 both = []
                 for most in (0, HELPERS_MAX):
                     helpers = min(most, processors - 1) if is_large else 0
-                    both.append(predict(steps, costs[name], processors, helpers)[0])
+                    both.append(predict(steps, costs[name], processors, helpers, layer.stat().st_size)[0])
                 row["computed"][str(processors)] = {"off": both[0], "auto": both[1]}
             rows.append(row)
     print(f"\n{'':8} {'4: off':>8} {'auto':>6} {'8: off':>8} {'auto':>6} {'16: off':>8} {'auto':>6}   computed, not measured")

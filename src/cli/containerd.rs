@@ -180,20 +180,32 @@ version = 3
 # [plugins."io.containerd.cri.v1.images"]
 #   snapshotter = "erofs"
 "#;
-    let accepts: Vec<_> = Streamed::foreign().map(|media_type| format!("    {media_type:?},\n")).collect();
+    let accepts = |types: &mut dyn Iterator<Item = &str>| {
+        types.map(|media_type| format!("    {media_type:?},\n")).collect::<String>()
+    };
     text += &format!(
         r#"
 # Layers that containerd's own differs cannot read, for snapshotters that use them: decoded by plywood stream. Plywood
 # itself does not look at this table: the same one in /etc/plywood/config.toml is for its snapshots.
 [stream_processors.plywood]
   accepts = [
-{}  ]
-  returns = "{}"
+{foreign}  ]
+  returns = "{returns}"
+  path = {program}
+  args = ["stream"]
+
+# EROFS images of an index and the layer's tar, the one that mkfs.erofs --tar=i has indexed: the tar comes out of them.
+# For this file only. In Plywood's table, this entry would take all EROFS layers away from Plywood, which needs no tar.
+[stream_processors.plywood-tar-index]
+  accepts = [
+{tar_indexes}  ]
+  returns = "{returns}"
   path = {program}
   args = ["stream"]
 "#,
-        accepts.concat(),
-        streamed::RETURNS,
+        foreign = accepts(&mut Streamed::foreign()),
+        tar_indexes = accepts(&mut Streamed::tar_indexes()),
+        returns = streamed::RETURNS,
     );
     if host.version >= CACHES {
         text += r#"
@@ -258,8 +270,12 @@ mod tests {
             let unpack = plugins["io.containerd.transfer.v1.local"]["unpack_config"].as_array().unwrap();
             assert_eq!(unpack.len(), entries, "{version}");
             assert_eq!(unpack[0].get("layer_types").is_some(), version < "2.3", "{version}");
-            let accepts = parsed["stream_processors"]["plywood"]["accepts"].as_array().unwrap();
-            assert!(accepts.iter().filter_map(toml::Value::as_str).eq(Streamed::foreign()), "{version}");
+            let accepts = |id| {
+                let accepts = parsed["stream_processors"][id]["accepts"].as_array().unwrap();
+                accepts.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>()
+            };
+            assert!(Streamed::foreign().eq(accepts("plywood")), "{version}");
+            assert!(Streamed::tar_indexes().eq(accepts("plywood-tar-index")), "{version}");
         }
     }
 

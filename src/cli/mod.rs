@@ -65,7 +65,7 @@ pub enum Command {
     Check(check::Arguments),
     /// Show the superblock and the files of an image, one line each
     Dump(dump::Arguments),
-    /// Decode a layer from standard input to standard output, as containerd's stream processor
+    /// Turn a layer on standard input into a tar on standard output, as a stream processor of containerd
     Stream(stream::Arguments),
     /// Work on the layers of an overlaybd device
     Overlaybd(overlaybd::Arguments),

@@ -1,4 +1,5 @@
-//! `plywood stream`: decodes a layer from standard input to standard output, as containerd runs a stream processor.
+//! `plywood stream`: gives the tar of a layer, from standard input to standard output, as containerd runs a stream
+//! processor.
 //!
 //! Descriptor 3, on which a processor gets its payload, is left alone: no type here has one.
 //!
@@ -10,7 +11,11 @@ use super::output;
 use crate::{
     codec::foreign::Decoding,
     error::{Error, Kind, Result},
-    kind::streamed::{STREAMED, StreamCoding, Streamed},
+    format::erofs::tar_index::{self, Archive, TarIndexError},
+    kind::{
+        Container,
+        streamed::{STREAMED, StreamCoding, Streamed},
+    },
     limits::Limits,
 };
 
@@ -32,7 +37,8 @@ pub struct Arguments {
     pub media_type: String,
 }
 
-/// Decodes standard input. Errors: an unknown type; an input that is damaged or cut off; an output that nobody reads.
+/// Decodes standard input. Errors: an unknown type; an input that is damaged, cut off or without a tar; an output that
+/// nobody reads.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let media_type = &arguments.media_type;
     let row = Streamed::of(media_type).ok_or_else(|| {
@@ -53,6 +59,10 @@ fn decode(row: &Streamed) -> Result<()> {
         StreamCoding::Common(coding) => Box::new(Decoding::new(input, coding.decoder(window_bytes)?)),
         StreamCoding::Foreign(coding) => coding.reader(input, window_bytes),
     };
+    let mut archive = match row.container {
+        Container::Erofs => Some(behind_index(&mut reader)?),
+        _ => None,
+    };
     let mut output = io::stdout().lock();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -60,12 +70,32 @@ fn decode(row: &Streamed) -> Result<()> {
             Ok(0) => break,
             Ok(filled) => filled,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::from_io(error, Kind::DataLoss, "stream.read")),
+            Err(error) => return Err(unread(error)),
         };
         let bytes = buffer.get(..filled).unwrap_or_default();
+        if let Some(archive) = &mut archive {
+            archive.push(bytes)?;
+        }
         output.write_all(bytes).map_err(|error| unwritten(&error))?;
     }
-    output.flush().map_err(|error| unwritten(&error))
+    output.flush().map_err(|error| unwritten(&error))?;
+    Ok(archive.map_or(Ok(()), Archive::finish)?)
+}
+
+/// Reads the index of a tar-index image. Errors: it is none.
+fn behind_index(reader: &mut impl Read) -> Result<Archive> {
+    let mut index = Vec::new();
+    let head_bytes = tar_index::HEAD_LEN as u64;
+    reader.by_ref().take(head_bytes).read_to_end(&mut index).map_err(unread)?;
+    let head = index.first_chunk();
+    let head = head.ok_or(TarIndexError::Truncated { found: index.len() as u64, expected: head_bytes })?;
+    let rest_bytes = tar_index::index_bytes(head)?.saturating_sub(head_bytes);
+    reader.take(rest_bytes).read_to_end(&mut index).map_err(unread)?;
+    Ok(Archive::behind(&index)?)
+}
+
+fn unread(error: io::Error) -> Error {
+    Error::from_io(error, Kind::DataLoss, "stream.read")
 }
 
 /// A reader that goes away has cancelled the work, and must not take what it has for the whole.

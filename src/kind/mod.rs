@@ -71,8 +71,10 @@ pub const DEFAULT: &LayerType = &TABLE[0];
 
 /// Native layers of containerd 2.3 and later.
 const EROFS: &str = "application/vnd.erofs.layer.v1";
+const EROFS_ZSTD: &str = "application/vnd.erofs.layer.v1+zstd";
 /// Native layers of containerd 2.1 and 2.2.
 const OLD_EROFS: &str = "application/vnd.oci.image.layer.v1.erofs";
+const OLD_EROFS_ZSTD: &str = "application/vnd.oci.image.layer.v1.erofs+zstd";
 
 const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
     LayerType {
@@ -123,10 +125,10 @@ pub const TABLE: &[LayerType] = &[
     LayerType {
         names: &["erofs+zstd"],
         endings: &[".erofs.zst", ".erofs.zstd"],
-        ..erofs("application/vnd.erofs.layer.v1+zstd", Coding::Zstd, EROFS)
+        ..erofs(EROFS_ZSTD, Coding::Zstd, EROFS)
     },
     erofs(OLD_EROFS, Coding::Plain, OLD_EROFS),
-    erofs("application/vnd.oci.image.layer.v1.erofs+zstd", Coding::Zstd, OLD_EROFS),
+    erofs(OLD_EROFS_ZSTD, Coding::Zstd, OLD_EROFS),
     tar("application/vnd.oci.image.layer.nondistributable.v1.tar", Coding::Plain),
     tar("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Coding::Gzip),
     tar("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", Coding::Zstd),

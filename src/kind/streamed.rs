@@ -1,13 +1,18 @@
 //! The layer types that `plywood stream` turns into a plain tar, for differs that cannot read them.
 //!
-//! Every one of them is a coding around an unchanged tar, so that the result has the layer's diffID. Those that the differs
-//! read anyway are in the table for nodes where Plywood decodes faster. zstd with a table of its frames behind it
-//! (seekable, or zstd:chunked) is zstd: the table is in skippable frames.
+//! Every one of them holds the tar unchanged, so that the result has the layer's diffID. Those that the differs read anyway
+//! are in the table for nodes where Plywood decodes faster. zstd with a table of its frames behind it (seekable, or
+//! zstd:chunked) is zstd: the table is in skippable frames. EROFS images hold the tar where they are
+//! [tar-index images](crate::format::erofs::tar_index); of other images it cannot be made again.
+//!
+//! Two that hold a tar are missing. A ZFile ends with the table that tells where its blocks are, so that a pipe would have
+//! to be kept whole, and nobody has a media type for one with a tar in it. The `layer.tar` beside a turboOCI layer is a
+//! plain tar in a snapshot, and never a layer of an image.
 //!
 //! Source: containerd `docs/stream_processors.md`. Only `+gzip` and `+zstd` are types of the OCI specification; the other
 //! suffixes follow its pattern with the name of the coding's usual program.
 
-use super::OCI_LAYER_TAR;
+use super::{Container, EROFS, EROFS_ZSTD, OCI_LAYER_TAR, OLD_EROFS, OLD_EROFS_ZSTD};
 use crate::codec::{Coding, foreign::Foreign};
 
 /// One row of [`STREAMED`].
@@ -15,8 +20,10 @@ use crate::codec::{Coding, foreign::Foreign};
 pub struct Streamed {
     /// Media type of the input.
     pub media_type: &'static str,
-    /// Coding around the tar.
+    /// Coding around the container.
     pub coding: StreamCoding,
+    /// The tar itself, or an EROFS image with the tar in it.
+    pub container: Container,
 }
 
 /// Coding of a stream.
@@ -29,7 +36,11 @@ pub enum StreamCoding {
 }
 
 const fn row(media_type: &'static str, coding: StreamCoding) -> Streamed {
-    Streamed { media_type, coding }
+    Streamed { media_type, coding, container: Container::Tar }
+}
+
+const fn tar_index(media_type: &'static str, coding: Coding) -> Streamed {
+    Streamed { media_type, coding: StreamCoding::Common(coding), container: Container::Erofs }
 }
 
 /// Type of the output of every row.
@@ -45,6 +56,10 @@ pub const STREAMED: &[Streamed] = &[
     row("application/vnd.oci.image.layer.v1.tar+zstd", StreamCoding::Common(Coding::Zstd)),
     row("application/vnd.docker.image.rootfs.diff.tar.gzip", StreamCoding::Common(Coding::Gzip)),
     row("application/vnd.docker.image.rootfs.diff.tar.zstd", StreamCoding::Common(Coding::Zstd)),
+    tar_index(EROFS, Coding::Plain),
+    tar_index(EROFS_ZSTD, Coding::Zstd),
+    tar_index(OLD_EROFS, Coding::Plain),
+    tar_index(OLD_EROFS_ZSTD, Coding::Zstd),
 ];
 
 impl Streamed {
@@ -58,6 +73,13 @@ impl Streamed {
         let is_foreign = |row: &&Self| matches!(row.coding, StreamCoding::Foreign(_));
         STREAMED.iter().filter(is_foreign).map(|row| row.media_type)
     }
+
+    /// Media types of EROFS images, which need one where layers are unpacked into directories. In Plywood's own table they
+    /// would keep it from using such images as they are.
+    pub fn tar_indexes() -> impl Iterator<Item = &'static str> {
+        let is_image = |row: &&Self| row.container == Container::Erofs;
+        STREAMED.iter().filter(is_image).map(|row| row.media_type)
+    }
 }
 
 #[cfg(test)]
@@ -69,9 +91,11 @@ mod tests {
     #[test]
     fn foreign_types_are_no_layer_types_and_the_others_are() {
         for row in STREAMED {
-            let known = LayerType::of(row.media_type).map(|known| known.coding);
+            let known = LayerType::of(row.media_type).map(|known| (known.coding, known.container));
             match row.coding {
-                StreamCoding::Common(coding) => assert_eq!(known, Some(coding), "{}", row.media_type),
+                StreamCoding::Common(coding) => {
+                    assert_eq!(known, Some((coding, row.container)), "{}", row.media_type);
+                }
                 StreamCoding::Foreign(_) => assert_eq!(known, None, "{}", row.media_type),
             }
         }

@@ -19,6 +19,9 @@ pub fn archive(files: usize, bytes: usize) -> Vec<u8> {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
         header.set_mode(mode);
+        // mkfs.erofs refuses fields without a number.
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(1_700_000_000);
         header.set_size(data.len() as u64);
         builder.append_data(&mut header, path, data).unwrap();

@@ -18,7 +18,13 @@ pub fn add(suite: &mut Suite) {
         a_cut_input_ends_with_one_line_and_a_failure,
         the_payload_on_descriptor_3_is_not_looked_at,
     ];
+    testkit::tests![suite, &[Need::Tool("mkfs.erofs")];
+        an_image_of_an_index_and_the_tar_gives_the_tar_bit_for_bit,
+        an_image_without_its_whole_tar_ends_with_one_line_and_a_failure,
+        a_large_tar_goes_through_in_little_memory,
+    ];
     testkit::tests![suite, &[];
+        a_seekable_zstd_file_is_read_to_its_end,
         an_unknown_media_type_ends_with_one_line_and_a_failure,
         a_reader_that_goes_away_makes_it_fail,
     ];
@@ -27,6 +33,15 @@ pub fn add(suite: &mut Suite) {
 const OCI: &str = "application/vnd.oci.image.layer.v1.tar";
 /// A brotli stream; `tests/fixtures/streams/README.md` says of what.
 const BROTLI: &[u8] = include_bytes!("../fixtures/streams/text.br");
+/// The same text as a seekable zstd file.
+const SEEKABLE: &[u8] = include_bytes!("../fixtures/streams/text.seekable.zst");
+/// The types of EROFS images, and whether zstd is around them.
+const IMAGES: [(&str, bool); 4] = [
+    ("application/vnd.erofs.layer.v1", false),
+    ("application/vnd.erofs.layer.v1+zstd", true),
+    ("application/vnd.oci.image.layer.v1.erofs", false),
+    ("application/vnd.oci.image.layer.v1.erofs+zstd", true),
+];
 
 /// Runs it with `media_type` in the environment.
 fn stream(media_type: Option<&str>, input: &[u8]) -> Output {
@@ -122,6 +137,92 @@ fn a_cut_input_ends_with_one_line_and_a_failure() {
             assert_one_line(&done, "truncated]");
         }
     }
+}
+
+fn a_seekable_zstd_file_is_read_to_its_end() {
+    let text = stream(Some(&format!("{OCI}+brotli")), BROTLI).stdout;
+    let done = stream(Some(&format!("{OCI}+zstd")), SEEKABLE);
+    assert!(done.status.success() && done.stdout == text && text.len() == 20_000, "{done:?}");
+    let done = stream(Some(&format!("{OCI}+zstd")), &SEEKABLE[..SEEKABLE.len() - 1]);
+    assert_one_line(&done, "[codec.zstd.truncated]");
+}
+
+/// What mkfs.erofs makes of `tar`.
+fn mkfs(tar: &[u8], mode: &str) -> Vec<u8> {
+    let scratch = tempfile::tempdir().unwrap();
+    let image = scratch.path().join("image");
+    let program = testkit::host::program("mkfs.erofs").unwrap();
+    let done = through(Command::new(program).args([mode, "--aufs", "--quiet"]).arg(&image), tar);
+    assert!(done.status.success(), "{done:?}");
+    std::fs::read(image).unwrap()
+}
+
+/// An index with the tar behind it, as containerd's differ puts them together.
+fn tar_index(tar: &[u8]) -> Vec<u8> {
+    [&mkfs(tar, "--tar=i"), tar].concat()
+}
+
+fn an_image_of_an_index_and_the_tar_gives_the_tar_bit_for_bit() {
+    let tar = archive(300, 5000);
+    let full_record = [&tar[..], &vec![0; 10_240 - tar.len() % 10_240]].concat();
+    for tar in [tar, full_record, archive(1, 0), archive(1, 3 << 20)] {
+        let image = tar_index(&tar);
+        for (media_type, packed) in IMAGES {
+            let packed = packed.then(|| zstd::bulk::compress(&image, 3).unwrap());
+            let done = stream(Some(media_type), packed.as_ref().unwrap_or(&image));
+            assert!(done.status.success() && done.stderr.is_empty(), "{media_type}: {:?}", done.status);
+            assert!(done.stdout == tar, "{media_type}: {} of {} bytes", done.stdout.len(), tar.len());
+        }
+    }
+}
+
+fn an_image_without_its_whole_tar_ends_with_one_line_and_a_failure() {
+    let (tar, media_type) = (archive(3, 90_000), IMAGES[0].0);
+    let (index, image) = (mkfs(&tar, "--tar=i"), tar_index(&tar));
+    for end in [0, 1000, index.len() - 1, index.len(), index.len() + 512, image.len() / 2, image.len() - 512]
+    {
+        assert_one_line(&stream(Some(media_type), &image[..end]), "truncated]");
+    }
+    let followed = [&image[..], &[0; 512], b"verity"].concat();
+    for (image, part) in [
+        (mkfs(&tar, "--tar=f"), "[erofs.tar-index.devices]"),
+        (followed, "[erofs.tar-index.trailing]"),
+        ([&index[..], &vec![b'x'; tar.len()]].concat(), "[tar."),
+        (tar, "[erofs.superblock.magic]"),
+    ] {
+        assert_one_line(&stream(Some(media_type), &image), part);
+    }
+    let packed = zstd::bulk::compress(&image, 3).unwrap();
+    assert_one_line(&stream(Some(IMAGES[1].0), &packed[..packed.len() - 1]), "[codec.zstd.truncated]");
+}
+
+/// The index is held, the tar is not.
+fn a_large_tar_goes_through_in_little_memory() {
+    let tar = archive(24, 4 << 20);
+    let image = tar_index(&tar);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plywood"))
+        .arg("stream")
+        .env("STREAM_PROCESSOR_MEDIATYPE", IMAGES[0].0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let feeder = thread::spawn(move || {
+        stdin.write_all(&image).unwrap();
+        stdin
+    });
+    let mut out = vec![0; tar.len()];
+    stdout.read_exact(&mut out).unwrap();
+    assert!(out == tar);
+    // It waits for the end of its input.
+    let stdin = feeder.join().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak_kib < 48 << 10, "{peak_kib} KiB for {} bytes", tar.len());
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
 }
 
 /// A type that plays no part gets a payload as well, if the client sends one.

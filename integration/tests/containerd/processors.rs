@@ -1,5 +1,5 @@
-//! Layers that need a stream processor: xz through `plywood stream`, under containerd's own differ and under ours, and
-//! layers encrypted by imgcrypt.
+//! Layers that need a stream processor: xz and EROFS images with the tar in them through `plywood stream`, under containerd's
+//! own differ and under ours; processors that fail; and layers encrypted by imgcrypt.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -23,14 +23,28 @@ pub fn add(suite: &mut Suite) {
     let xz = [Need::Tool("xz")];
     for (name, arguments) in [("transfer", &[][..]), ("diff", &["--local"])] {
         suite.test(format!("a_tar_xz_image_runs_on_overlayfs_through_the_{name}_service"), &xz, move || {
-            let containerd_tables = printed_table()?;
+            let containerd_tables = printed_tables()?;
             let differs = &["plywood", "walking"];
             in_env(Setup { differs, containerd_tables, ..Setup::default() }, |env| walks(env, arguments))
         });
         suite.test(format!("a_tar_xz_image_runs_on_erofs_through_the_{name}_service"), &xz, move || {
-            in_env(Setup { plywood_tables: printed_table()?, ..Setup::default() }, |env| {
-                applies(env, arguments)
-            })
+            in_env(Setup { plywood_tables: own_table()?, ..Setup::default() }, |env| applies(env, arguments))
+        });
+        let mkfs = [Need::Tool("mkfs.erofs")];
+        suite.test(
+            format!("an_image_of_tar_indexes_runs_on_overlayfs_through_the_{name}_service"),
+            &mkfs,
+            move || {
+                let containerd_tables = printed_tables()?;
+                let differs = &["plywood", "walking"];
+                in_env(Setup { differs, containerd_tables, ..Setup::default() }, |env| {
+                    walks_tar_indexes(env, arguments)
+                })
+            },
+        );
+        suite.test(format!("how_processors_end_decides_a_pull_through_the_{name}_service"), &xz, move || {
+            let plywood_tables = own_table()? + &shells();
+            in_env(Setup { plywood_tables, ..Setup::default() }, |env| ends_decide(env, arguments))
         });
     }
     let imgcrypt = [Need::Tool("ctr-imgcrypt"), Need::Tool("ctd-decoder"), Need::Tool("openssl")];
@@ -49,39 +63,119 @@ fn in_env(setup: Setup, test: impl FnOnce(&mut Env) -> anyhow::Result<()>) -> an
     test(&mut env).map_err(|error| error.context(env.logs()))
 }
 
-/// The table that `plywood config containerd` prints: it is containerd's, and ours.
-fn printed_table() -> anyhow::Result<String> {
+/// The tables that `plywood config containerd` prints for containerd.
+fn printed_tables() -> anyhow::Result<String> {
     let binary = host::plywood_binary().context("no plywood binary")?;
     let printed = host::run(Command::new(binary).args(["config", "containerd", "--version", "2.1"]))?;
     let start = printed.find("[stream_processors").context("no such table")?;
-    let table = &printed[start..];
-    Ok(table[..table.find("\n#").unwrap_or(table.len())].to_owned())
+    Ok(printed[start..].to_owned())
 }
 
-/// The layers of an image with everything that an archive can hold, packed with xz.
-fn xz_image(scratch: &Path) -> anyhow::Result<(Vec<std::path::PathBuf>, Image)> {
+/// The first of them, which is for Plywood as well.
+fn own_table() -> anyhow::Result<String> {
+    let tables = printed_tables()?;
+    Ok(tables.split("\n#").next().context("no such table")?.to_owned())
+}
+
+/// The layers of an image with everything that an archive can hold, each packed by `pack`.
+fn packed_image(
+    scratch: &Path,
+    media_type: &str,
+    pack: impl Fn(&[u8]) -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<(Vec<std::path::PathBuf>, Image)> {
     let tars = archive::feature_layers(scratch, Sparse::Without)?;
     let layers = tars.iter().map(|tar| {
         let tar = std::fs::read(tar)?;
-        let mut child = Command::new("xz").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut stdin = child.stdin.take().context("no pipe")?;
-        std::thread::scope(|scope| {
-            let feeder = scope.spawn(move || stdin.write_all(&tar).map(|()| digest(&tar)));
-            let output = child.wait_with_output()?;
-            let diff_id = feeder.join().map_err(|_panic| anyhow::anyhow!("the feeder has panicked"))??;
-            anyhow::ensure!(output.status.success(), "{output:?}");
-            let (media_type, annotations) = (format!("{TAR}+xz"), BTreeMap::new());
-            anyhow::Ok(Layer { media_type, blob: output.stdout, diff_id, annotations })
-        })
+        let (media_type, annotations) = (media_type.to_owned(), BTreeMap::new());
+        anyhow::Ok(Layer { media_type, blob: pack(&tar)?, diff_id: digest(&tar), annotations })
     });
     let image = Image::oci(layers.collect::<anyhow::Result<_>>()?);
     Ok((tars, image))
 }
 
+/// Sends `bytes` through a program.
+fn through(command: &mut Command, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no pipe")?;
+    std::thread::scope(|scope| {
+        let feeder = scope.spawn(move || stdin.write_all(bytes));
+        let output = child.wait_with_output()?;
+        // mkfs.erofs reads no further than the end of the archive.
+        let _it_may_end_first = feeder.join().map_err(|_panic| anyhow::anyhow!("the feeder has panicked"))?;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(output.stdout)
+    })
+}
+
+fn xz(tar: &[u8]) -> anyhow::Result<Vec<u8>> {
+    through(Command::new("xz").arg("-c"), tar)
+}
+
+fn xz_image(scratch: &Path) -> anyhow::Result<(Vec<std::path::PathBuf>, Image)> {
+    packed_image(scratch, &format!("{TAR}+xz"), xz)
+}
+
+/// Images of an index and the tar, as containerd's own differ makes them with `enable_tar_index`.
+fn walks_tar_indexes(env: &mut Env, arguments: &[&str]) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let index = scratch.path().join("index");
+    let (_, image) = packed_image(scratch.path(), "application/vnd.oci.image.layer.v1.erofs", |tar| {
+        through(host::command("mkfs.erofs").args(["--tar=i", "--aufs", "--quiet"]).arg(&index), tar)?;
+        Ok([std::fs::read(&index)?, tar.to_vec()].concat())
+    })?;
+    runs_on_overlayfs(env, &image, arguments)
+}
+
+/// Processors of shell, by the endings of the types that they take. The first one stands before `plywood stream`.
+fn shells() -> String {
+    let entry = |(id, returns, shell): (&str, &str, &str)| {
+        format!(
+            "\n[stream_processors.{id}]\naccepts = [\"{TAR}+{id}\"]\nreturns = \"{returns}\"\npath = \"/bin/sh\"\n\
+             args = [\"-c\", {shell:?}]\nenv = [\"PATH=/usr/bin:/bin\"]\n"
+        )
+    };
+    let xz = format!("{TAR}+xz");
+    [
+        ("before", xz.as_str(), "cat"),
+        ("fails", TAR, "cat; echo 'said at last' >&2; exit 7"),
+        ("cut", TAR, "head -c 1500"),
+    ]
+    .map(entry)
+    .concat()
+}
+
+/// A chain of two succeeds. Nothing stays of a processor that fails after all of its output, or that cuts it off.
+fn ends_decide(env: &mut Env, arguments: &[&str]) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    for (ending, parts) in [
+        ("fails", &["[processor.failed]", "processor fails exited with status 7: said at last"][..]),
+        ("cut", &["[tar.truncated"]),
+    ] {
+        let scratch = scratch.path().join(ending);
+        std::fs::create_dir(&scratch)?;
+        let (_, image) = packed_image(&scratch, &format!("{TAR}+{ending}"), |tar| Ok(tar.to_vec()))?;
+        let reference = env.push(ending, &image)?;
+        let Err(error) = env.pull(&reference, "erofs", arguments) else { anyhow::bail!("{ending}: pulled") };
+        let text = format!("{error:#}");
+        for part in parts {
+            anyhow::ensure!(text.contains(part), "{part:?} is not in {text}");
+        }
+        env.wait_until_clean()?;
+    }
+    let (_, image) = packed_image(scratch.path(), &format!("{TAR}+before"), xz)?;
+    let reference = env.push("before", &image)?;
+    env.pull(&reference, "erofs", arguments)?;
+    ensure_runs(env, &reference)
+}
+
 fn walks(env: &mut Env, arguments: &[&str]) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let (_, image) = xz_image(scratch.path())?;
-    let reference = env.push("xz", &image)?;
+    runs_on_overlayfs(env, &image, arguments)
+}
+
+fn runs_on_overlayfs(env: &mut Env, image: &Image, arguments: &[&str]) -> anyhow::Result<()> {
+    let reference = env.push("walked", image)?;
     env.pull(&reference, "overlayfs", arguments)?;
     let said = env.run(&reference, "overlayfs", &["/bin/proof"])?;
     anyhow::ensure!(said.trim_end().ends_with("proven"), "the container said {said:?}");

@@ -9,6 +9,7 @@ use super::{
     inode::Layout,
     reader::Image,
     superblock::{self, Superblock},
+    tar_index,
 };
 use crate::tree::FileType;
 
@@ -42,6 +43,7 @@ fn mend_checksum(image: &mut [u8]) {
 }
 
 fn examine(data: &[u8]) {
+    tar_index::examine(data);
     if let Ok(image) = Image::open_despite_checksum(data, Vec::new()) {
         let lines: usize = dump::facts(&image).iter().map(|fact| fact.value.to_string().len()).sum();
         assert!(lines > 0, "facts have values");

@@ -2,7 +2,8 @@
 //!
 //! One module per on-disk record ([`superblock`], [`inode`], [`dirent`], [`xattr`], [`chunk`],
 //! [`compression`], [`device`]) converts between bytes and values. [`reader`] finds the records in
-//! an image, [`check`] decides whether a kernel should see it, [`dump`] shows it as text.
+//! an image, [`check`] decides whether a kernel should see it, [`dump`] shows it as text, [`tar_index`] finds the
+//! archive in one.
 //!
 //! Described in `docs/formats/erofs.md`. Source: Linux `fs/erofs/erofs_fs.h` and
 //! `Documentation/filesystems/erofs.rst`.
@@ -20,6 +21,7 @@ mod fuzz;
 pub mod inode;
 pub mod reader;
 pub mod superblock;
+pub mod tar_index;
 pub mod writer;
 pub mod xattr;
 

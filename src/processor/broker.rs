@@ -1,7 +1,7 @@
 //! The broker: starts the processors of its table, kills and reaps them, and reports how they ended.
 //!
 //! One thread, which waits for the daemon and for all processors at once. It trusts its first message, which comes
-//! before the daemon has read anything from outside, and none after that.
+//! before the daemon has read anything from outside, and no later one.
 
 use std::{
     fs::File,
@@ -36,7 +36,7 @@ use crate::{
 const MOST_RUNNING: usize = 256;
 /// Largest file that a processor writes, in bytes.
 const FILE_BYTES: u64 = 1 << 30;
-/// Descriptors that a processor may open, and three for each that runs here.
+/// Open descriptors of a processor, at most. The broker itself needs three for each one that runs.
 const OPEN: u64 = 4096;
 /// Time between two looks at processors that are being killed.
 const KILLING: Duration = Duration::from_millis(5);
@@ -81,8 +81,8 @@ pub fn receive_setup(socket: impl AsFd) -> Result<Setup> {
     serde_json::from_slice(bytes).map_err(|error| broken("the setup", error))
 }
 
-/// Obeys the requests on `socket` until its other end is closed. Then kills all processors and returns. Errors: a program
-/// of the table may not be run, or the process cannot be set up for it; `socket` is told of it.
+/// Obeys the requests on `socket` until its other end is closed. Then kills all processors and returns. Errors, which are
+/// sent over `socket` as well: a program of the table may not be run; the process cannot be set up for it.
 pub fn serve(socket: impl AsFd, setup: Setup) -> Result<()> {
     let socket = socket.as_fd();
     let prepared = prepare(&setup);
@@ -172,11 +172,12 @@ impl Broker<'_> {
 
     /// Waits until there is something to do, and takes requests. Returns `false` when no more can come.
     fn wait(&mut self) -> bool {
-        let mut ends = vec![(self.socket, Wanted::Read)];
+        let (mut ends, mut leashes) = (vec![(self.socket, Wanted::Read)], Vec::new());
         for job in &self.jobs {
             ends.extend(job.ended.is_none().then_some((job.process.as_fd(), Wanted::Read)));
-            ends.extend((!job.is_let_go).then_some((job.leash.as_fd(), Wanted::End)));
             ends.extend(job.stderr.as_ref().map(|stderr| (stderr.as_fd(), Wanted::Read)));
+            leashes.push(ends.len());
+            ends.extend((!job.is_let_go).then_some((job.leash.as_fd(), Wanted::End)));
         }
         let is_killing = |job: &Job| job.ended.is_some() || job.is_let_go;
         let limit = match self.jobs.iter().any(is_killing) {
@@ -184,14 +185,9 @@ impl Broker<'_> {
             false => (!self.jobs.is_empty()).then_some(REAPING),
         };
         let Ok(ready) = pipe::ready(&ends, limit) else { return false };
-        let mut leashes = ready.iter().zip(&ends).filter(|(_, (_, wanted))| *wanted == Wanted::End);
-        let let_go: Vec<_> = self
-            .jobs
-            .iter()
-            .map(|job| !job.is_let_go && leashes.next().is_some_and(|(ready, _)| *ready))
-            .collect();
-        for (job, let_go) in self.jobs.iter_mut().zip(let_go) {
-            job.is_let_go |= let_go;
+        for (job, place) in self.jobs.iter_mut().zip(leashes) {
+            // The place of a job that was let go before is another's, and changes nothing.
+            job.is_let_go |= ready.get(place) == Some(&true);
         }
         ready.first() != Some(&true) || self.take()
     }
@@ -317,7 +313,7 @@ fn start(
 }
 
 fn report(leash: &OwnedFd, report: &Report) {
-    // A daemon that let it go does not want to know.
+    // A daemon that let it go has closed the leash.
     let _let_go = messages::send(leash, &report.encode(), &[]);
 }
 
@@ -343,9 +339,9 @@ impl Job {
         self.errors.drain(..self.errors.len().saturating_sub(ERRORS_BYTES));
     }
 
-    /// Tells the daemon how it has ended.
+    /// Sends the daemon how it has ended.
     fn report(&mut self) {
-        // Whoever wrote to it is gone, so there is no more than a pipe holds.
+        // All writers of the standard error are gone, so there is no more than a pipe holds.
         for _ in 0..8 {
             self.listen();
         }

@@ -86,7 +86,7 @@ pub fn reserve_extra() -> io::Result<()> {
     }
 }
 
-/// Starts `program` as the leader of a new process group, in the root directory. Nothing but `descriptors` is inherited, as
+/// Starts `program` as the leader of a new process group and the parent of its orphans, in the root directory. Nothing but `descriptors` is inherited, as
 /// long as all others of this process are closed on exec. Errors: the program cannot be executed.
 pub fn start(program: &Program<'_>, descriptors: Descriptors) -> io::Result<Pid> {
     let Descriptors { input, output, errors, extra } = descriptors;
@@ -109,6 +109,8 @@ pub fn start(program: &Program<'_>, descriptors: Descriptors) -> io::Result<Pid>
         if getppid() != Some(starter) {
             return Err(Errno::SRCH.into());
         }
+        // What it starts and leaves stays below it while it runs, and is not taken for another one's.
+        set_child_subreaper(Some(getpid()))?;
         if let Some(extra) = extra_number {
             // SAFETY: `extra` is open in the parent until `spawn` returns, and so in this copy of its table.
             let extra = unsafe { BorrowedFd::borrow_raw(extra) };
@@ -171,7 +173,7 @@ pub fn kill_group(leader: Pid) -> bool {
 }
 
 /// Kills and reaps children of this process that are in none of the groups of `leaders`: they left theirs, and their
-/// parent has ended. Returns whether any was killed. Finds none on a kernel without `/proc/PID/task/TID/children`.
+/// leader has ended. Returns whether any was killed. Finds none on a kernel without `/proc/PID/task/TID/children`.
 pub fn kill_strays(leaders: &[Pid]) -> bool {
     let mut found = false;
     for child in children() {

@@ -25,6 +25,11 @@ pub fn add(suite: &mut Suite) {
         the_broker_ends_with_its_daemon_and_so_do_processors,
         a_program_that_others_can_write_is_not_in_the_table,
         no_more_than_256_processors_run,
+        what_one_processor_has_left_is_not_held_against_another,
+        a_setup_that_is_too_long_or_comes_again_starts_nothing,
+    ];
+    testkit::tests![suite, &[testkit::Need::Root, testkit::Need::Tool("strace")];
+        a_processor_whose_broker_dies_while_it_is_being_started_never_begins,
     ];
 }
 
@@ -307,6 +312,86 @@ fn the_broker_ends_with_its_daemon_and_so_do_processors() {
         assert!(status.is_empty() || status.contains(") Z "), "{status}");
     }
     drop(held);
+}
+
+/// Between fork and the call that ties the child's life to the broker's, the child has no reason to end with it. strace
+/// keeps a child at that call for longer than the broker lives.
+fn a_processor_whose_broker_dies_while_it_is_being_started_never_begins() {
+    let mut broker = Broker::start("");
+    let scratch = tempfile::tempdir().unwrap();
+    let trace = scratch.path().join("trace");
+    let mut strace = std::process::Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=prctl,execve", "-e", "inject=prctl:delay_enter=2s", "-o"])
+        .arg(&trace)
+        .args(["-p", &broker.child.id().to_string()])
+        .spawn()
+        .unwrap();
+    let status = |pid: &str| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let id = broker.child.id().to_string();
+    until("strace has it", Duration::from_secs(10), || !status(&id).contains("TracerPid:\t0\n"));
+    let held = broker.request(3, "x/y", None);
+    until("a child", Duration::from_secs(10), || broker.children().len() == 1);
+    let child = broker.children().remove(0);
+    broker.child.kill().unwrap();
+    broker.child.wait().unwrap();
+    assert!(
+        status(&child).starts_with("Name:\tplywood\n"),
+        "it was held before it began: {}",
+        status(&child)
+    );
+    until("the child is gone", Duration::from_secs(10), || {
+        let status = status(&child);
+        status.is_empty() || status.contains("State:\tZ")
+    });
+    assert!(strace.wait().unwrap().code().is_some());
+    let trace = fs::read_to_string(trace).unwrap();
+    assert!(trace.contains("PR_SET_PDEATHSIG") && !trace.contains("execve"), "{trace}");
+    drop(held);
+}
+
+/// One that runs has started a process that left its group, and whose parent has ended.
+fn what_one_processor_has_left_is_not_held_against_another() {
+    let broker = Broker::start("(setsid sh -c 'sleep 1; echo alive' &); cat; sleep 2");
+    let mut first = broker.request(2, "x/y", None);
+    until("its process", Duration::from_secs(5), || {
+        broker.children().iter().any(|leader| !children(leader.parse().unwrap()).is_empty())
+    });
+    for _ in 0..20 {
+        let Processor { leash, input, .. } = broker.request(0, "x/y", None);
+        drop(input);
+        let (bytes, _) = receive(&leash);
+        assert_eq!(bytes, [0, 0, 0, 0, 0, 0], "ended by itself, and left nothing behind");
+    }
+    drop(first.input);
+    let mut text = String::new();
+    first.output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "alive\n", "it was not killed for another's sake");
+    assert_eq!(receive(&first.leash).0, [0, 0, 0, 0, 0, 0]);
+}
+
+fn a_setup_that_is_too_long_or_comes_again_starts_nothing() {
+    let mut long = setup("");
+    long["processors"]["0-cat"]["env"] = serde_json::json!([format!("A={}", "x".repeat(130 << 10))]);
+    let (socket, far) = messages::pair().unwrap();
+    let mut command = host::plywood();
+    let output = command.arg("broker").stdin(Stdio::from(far)).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let child = output.spawn().unwrap();
+    drop(command);
+    messages::send(&socket, long.to_string().as_bytes(), &[]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("[broker.setup]"), "{said}");
+    // A daemon that was taken over sends another table, with an environment and a program of its own.
+    let broker = Broker::start("");
+    let mut other = setup("id; touch /tmp/never");
+    other["processors"]["0-cat"]["env"] = serde_json::json!(["LD_PRELOAD=/tmp/own.so"]);
+    messages::send(&broker.socket, other.to_string().as_bytes(), &[]).unwrap();
+    let (text, report) = broker.run(0, b"as before");
+    assert_eq!((text.as_str(), report.0), ("as before", 0));
+    let (text, _) = broker.run(1, b"");
+    assert!(!text.contains("LD_PRELOAD"), "{text}");
+    let (text, report) = broker.run(2, b"");
+    assert_eq!((text.as_str(), report), ("", (0, 0, Vec::new())), "the shell still runs nothing");
 }
 
 fn a_program_that_others_can_write_is_not_in_the_table() {

@@ -99,7 +99,9 @@ pub fn turbo(
     if ran.index.is_some() {
         members.push((Member::GzipIndex, &index));
     }
-    let ((), archive) = encode::run(plan, Compression::GZIP, deliver, |out| turbo::write(out, &members))?;
+    // Its members are compressed: blocks of LZ4, and windows of zlib.
+    let ((), archive) =
+        encode::run(plan, Compression::GZIP_AGAIN, deliver, |out| turbo::write(out, &members))?;
     let annotations = annotations(&archive, &original, media_type);
     Ok(TurboLayer { media_type: media_type_of(Coding::Gzip), archive, original, annotations })
 }

@@ -158,8 +158,12 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         // In the order of what helps most: decoding beside hashing and building, reading beside decoding,
         // hashing beside building.
         let index = self.index.take().filter(|_| coding == Coding::Gzip);
+        // The windows of an index take longer than hashing, and where they are compressed on the decoder's thread, they
+        // keep it from decoding.
         let mut permits = permits(if index.is_some() { 4 } else { 3 }).into_iter();
-        let (apart, decoding, hashing) = (permits.next(), permits.next(), permits.next());
+        let (apart, decoding) = (permits.next(), permits.next());
+        let indexing = if index.is_some() { permits.next() } else { None };
+        let hashing = permits.next();
         let stream = if is_small { SMALL_STREAM_BYTES } else { STREAM_BYTES };
         let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
         let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
@@ -179,7 +183,7 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         let decoder = coding.decoder(limits.zstd_window_bytes)?;
         let mut decode = Decode::new(decoder, pool, plan, consume);
         if let Some(index) = index {
-            let indexing = Indexing::new(scope, &plan.resources.helpers, permits.next(), index);
+            let indexing = Indexing::new(scope, &plan.resources.helpers, indexing, index);
             decode = decode.indexed(indexing);
         }
         Ok(Way::Decoded(Box::new(Placed::new(scope, decoding, "decode", decode)?)))

@@ -5,7 +5,7 @@
 
 use super::{
     error::GzindexError,
-    writer::{LEVEL, Packed, Place},
+    writer::{ENCODER_LEVEL, Packed, Place},
 };
 use crate::codec::{
     BlockStart,
@@ -108,6 +108,6 @@ impl Chosen {
         let Self { place, window } = self;
         let mut whole = vec![0; WINDOW_BYTES.saturating_sub(window.len())];
         whole.extend_from_slice(&window);
-        Ok(Packed { place, window: zlib::pack(LEVEL, &whole)? })
+        Ok(Packed { place, window: zlib::pack(ENCODER_LEVEL, &whole)? })
     }
 }

@@ -116,6 +116,11 @@ pub trait Sink {
 
     /// Sets the final size in bytes. Bytes never written read as zeros.
     fn set_len(&mut self, len: u64) -> io::Result<()>;
+
+    /// Memory that grows with what is written, in bytes: an index, for example.
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Sink of a block device, parts of which may lie in another file, the target.
@@ -137,6 +142,10 @@ impl<T: Sink + ?Sized> Sink for &mut T {
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         (**self).set_len(len)
     }
+
+    fn memory_bytes(&self) -> u64 {
+        (**self).memory_bytes()
+    }
 }
 
 impl<T: Sink + ?Sized> Sink for Box<T> {
@@ -150,6 +159,10 @@ impl<T: Sink + ?Sized> Sink for Box<T> {
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         (**self).set_len(len)
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        (**self).memory_bytes()
     }
 }
 

@@ -290,6 +290,10 @@ impl<S: Sink> Sink for Ended<S> {
         self.check(len, 0)?;
         self.inner.set_len(len)
     }
+
+    fn memory_bytes(&self) -> u64 {
+        self.inner.memory_bytes()
+    }
 }
 
 impl<S: Remote> Remote for Ended<S> {

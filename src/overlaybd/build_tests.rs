@@ -210,3 +210,20 @@ fn only_empty_devices_and_those_with_erofs_get_a_layer() {
     let damaged = reason(&with(1024, &0xE0F5_E1E2_u32.to_le_bytes()), &erofs);
     assert_eq!(damaged.map(|(_, kind)| kind), Some(Kind::DataLoss));
 }
+
+#[test]
+fn the_index_of_a_layer_counts_as_memory_of_the_request() {
+    let charged = |size_bytes: u64| {
+        let bench = Bench::new();
+        let base = Base::new(&options(64 * GIB)).unwrap();
+        let scratch = tempfile::tempfile().unwrap();
+        let mut writer = LayerWriter::new(scratch, &base, DataPlace::Target, bench.plan()).unwrap();
+        for n in 0..100_000 {
+            writer.import(&file(&format!("{n:06}"), size_bytes, None), 1024 + n * 1024).unwrap();
+        }
+        bench.resources.budget.charged_bytes()
+    };
+    // The same names, with a mapping each: 16 bytes, and as much to merge them.
+    let (without, with) = (charged(0), charged(512));
+    assert!(with >= without + 100_000 * 32, "{with} bytes, {without} without mappings");
+}

@@ -176,6 +176,10 @@ impl<T: Sink> Sink for Watched<'_, T> {
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }
+
+    fn memory_bytes(&self) -> u64 {
+        self.file.memory_bytes()
+    }
 }
 
 impl<T: Remote> Remote for Watched<'_, T> {

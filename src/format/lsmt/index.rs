@@ -337,6 +337,12 @@ impl Log {
         }
     }
 
+    /// Memory of the writes, in bytes, with what merging them takes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let segments: usize = self.0.iter().map(|Index(run)| run.capacity()).sum();
+        (2 * segments * size_of::<Segment>()) as u64
+    }
+
     /// The index after all writes.
     pub(super) fn finish(mut self) -> Index {
         self.settle(usize::MAX);

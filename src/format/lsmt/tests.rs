@@ -499,3 +499,20 @@ proptest! {
         prop_assert!(again.data(0, SIZE).eq(device.data(0, SIZE)));
     }
 }
+
+#[test]
+fn the_memory_of_a_layer_that_is_written_is_that_of_its_index() {
+    let mut layer = writer(64 << 30, &[]);
+    assert_eq!(layer.memory_bytes(), 0);
+    // Nothing continues anything, neither on the device nor in the target.
+    for n in 0..10_000_u64 {
+        layer.map_target(n * 4096, 512, n * 1024).unwrap();
+    }
+    let sorted = layer.memory_bytes();
+    assert!((10_000 * 16..10_000 * 70).contains(&sorted), "{sorted}");
+    // What overwrites it in another order is merged on the way.
+    for n in (0..10_000_u64).rev() {
+        layer.write_at(n * 4096, &[1; 512]).unwrap();
+    }
+    assert!(layer.memory_bytes() < 4 * sorted, "{} after {sorted}", layer.memory_bytes());
+}

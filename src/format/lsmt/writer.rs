@@ -122,6 +122,10 @@ impl<S: Sink> Sink for Writer<S> {
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         self.sectors(0, len).map(drop).map_err(packed)
     }
+
+    fn memory_bytes(&self) -> u64 {
+        self.log.memory_bytes()
+    }
 }
 
 impl<S: Sink> Remote for Writer<S> {

@@ -383,11 +383,17 @@ impl<S: Sink> Writer<S> {
         self.options.uuid = uuid;
     }
 
-    /// Memory held for names and other metadata, in bytes. Buffers for writing, below 4 MiB, are
+    /// Memory held for names and other metadata, and by the sink, in bytes. Buffers for writing, below 4 MiB, are
     /// not counted.
     pub fn metadata_bytes(&self) -> u64 {
         let chunked = self.chunked.capacity() * (size_of::<Slot>() + 1);
-        self.tree.memory_bytes() + self.metadata.memory_bytes() + self.shared.memory_bytes() + chunked as u64
+        let parts = [
+            self.tree.memory_bytes(),
+            self.metadata.memory_bytes(),
+            self.shared.memory_bytes(),
+            self.sink.memory_bytes(),
+        ];
+        parts.iter().sum::<u64>() + chunked as u64
     }
 
     /// Size of the image laid out so far, in bytes. Directories are added at the end.

@@ -26,6 +26,9 @@ pub enum Inserted {
     File(FileId),
     /// New whiteout, character device 0:0, that needs an inode. The entry's data has no meaning.
     Whiteout(FileId),
+    /// New name of a file that the layers below have under the hard link's target. Its type is not known here. Only
+    /// after [`Tree::allow_links_below`].
+    Borrowed(FileId),
     /// No new inode. The entry's data has no meaning.
     Nothing,
 }
@@ -89,10 +92,18 @@ impl<P: Copy + Default> Tree<P> {
             }
             (Marker::Ordinary, Body::HardLink { target }) => {
                 // Looked up first: only entries before this one count.
-                let file = self.link_target(target)?;
+                let file = match self.link_target(target) {
+                    Err(TreeError::LinkMissing(_)) if self.is_left_to_below(target)? => None,
+                    found => Some(found?),
+                };
                 let parent = parent.resolve(self, freed)?;
-                self.link(parent, name, file, freed)?;
-                return Ok(Inserted::Nothing);
+                if let Some(file) = file {
+                    self.link(parent, name, file, freed)?;
+                    return Ok(Inserted::Nothing);
+                }
+                let file = self.new_file(FileType::Regular, false);
+                self.name(parent, name, Target::File(file), freed)?;
+                return Ok(Inserted::Borrowed(FileId(file)));
             }
             (Marker::Ordinary, Body::Symlink { target }) => {
                 if !is_link_target(target) {
@@ -228,6 +239,27 @@ impl<P: Copy + Default> Tree<P> {
             Target::File(file) if self.files.get(file).whiteout => Err(wrong("whiteout")),
             Target::File(file) => Ok(file),
         }
+    }
+
+    /// Whether hard links may name a path of the layers below: they are allowed to, and this layer neither replaces nor
+    /// deletes anything on the way.
+    fn is_left_to_below(&self, path: &[u8]) -> Result<bool, TreeError> {
+        let components = path::clean(path)?;
+        if !self.links_below || components.iter().any(|component| whiteout::is_reserved(component)) {
+            return Ok(false);
+        }
+        let mut at = DirectoryId::ROOT;
+        for component in components {
+            if self.is_opaque(at) {
+                return Ok(false);
+            }
+            match self.names.find(at.0, component).map(|name| self.names.get(name).target()) {
+                None => return Ok(true),
+                Some(Target::Directory(directory)) => at = DirectoryId(directory),
+                Some(Target::File(_)) => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     /// Adds the name `name` to `file`.

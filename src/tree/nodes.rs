@@ -120,6 +120,8 @@ pub struct Tree<P> {
     pub(super) root_is_described: bool,
     /// Bytes of link targets that may still be followed. Each entry adds some.
     pub(super) link_steps: u64,
+    /// True when hard links may name files of the layers below.
+    pub(super) links_below: bool,
 }
 
 /// Parent of the last entry. Entries of one directory mostly follow each other.
@@ -160,7 +162,13 @@ impl<P: Copy + Default> Tree<P> {
             last_parent: LastParent::default(),
             root_is_described: false,
             link_steps: LINK_STEPS,
+            links_below: false,
         }
+    }
+
+    /// Lets hard links name files that only the layers below have, see [`super::Inserted::Borrowed`].
+    pub fn allow_links_below(&mut self) {
+        self.links_below = true;
     }
 
     /// Stores the payload of a file, for the writer of the image.
@@ -183,15 +191,16 @@ impl<P: Copy + Default> Tree<P> {
         self.files.get(file.0).whiteout
     }
 
-    /// Payload and link count of every file with several names.
-    pub fn hard_linked(&self) -> impl Iterator<Item = (P, u32)> {
-        self.files.slots().filter(|(_, file)| file.nlink > 1).map(|(_, file)| (file.payload, file.nlink))
+    /// Payload and link count of every file.
+    pub fn link_counts(&self) -> impl Iterator<Item = (P, u32)> {
+        let live = self.files.slots().filter(|(_, file)| file.nlink > 0);
+        live.map(|(_, file)| (file.payload, file.nlink))
     }
 
-    /// Type of every file, each once, and true for a whiteout.
-    pub fn files(&self) -> impl Iterator<Item = (FileType, bool)> {
+    /// Payload and type of every file, each once, and true for a whiteout.
+    pub fn files(&self) -> impl Iterator<Item = (P, FileType, bool)> {
         let live = self.files.slots().filter(|(_, file)| file.nlink > 0);
-        live.map(|(_, file)| (file.file_type, file.whiteout))
+        live.map(|(_, file)| (file.payload, file.file_type, file.whiteout))
     }
 
     /// Number of files in the tree, each counted once.

@@ -7,6 +7,7 @@ use libtest_mimic::Failed;
 use plywood::{
     call::{Cancel, Progress, Work},
     digest::{Algorithm, Hasher},
+    error::{Error, Kind},
     format::{
         ReadAt,
         erofs::{
@@ -44,6 +45,9 @@ pub fn add(suite: &mut Suite) {
     suite.test("threads_and_compression_do_not_change_a_layer", &[], same_bytes);
     suite.test("directory_file_and_directory_replace_each_other", &[], replaced_types);
     suite.test("a_small_layer_above_many_files_is_small", &[], small_above_many);
+    suite.test("a_hard_link_to_a_file_below_is_one_more_name_of_it", &[], links_below);
+    suite.test("needs_kernel_a_hard_link_to_a_file_below_counts_in_the_kernel", &kernel, links_below_mount);
+    suite.test("a_hard_link_to_nothing_below_is_refused", &[], links_to_nothing);
 }
 
 const PLACES: [DataPlace; 2] = [DataPlace::Layer, DataPlace::Target];
@@ -70,8 +74,12 @@ fn stack(layers: &[Made], place: DataPlace) -> Device<Blob<&[u8]>> {
     Device::new(opened).unwrap()
 }
 
-/// Builds the layer of `blob`, a layer's archive in any compression, above `below`.
 fn build(blob: &[u8], below: &[Made], place: DataPlace, threads: usize) -> Vec<u8> {
+    try_build(blob, below, place, threads).unwrap()
+}
+
+/// Builds the layer of `blob`, a layer's archive in any compression, above `below`.
+fn try_build(blob: &[u8], below: &[Made], place: DataPlace, threads: usize) -> Result<Vec<u8>, Error> {
     // The disk of a test may be nearly full.
     let limits = Limits { reserve_percent: 0, reserve_bytes: 0, ..Limits::default() };
     let resources = Resources::new(limits, threads - 1);
@@ -88,11 +96,11 @@ fn build(blob: &[u8], below: &[Made], place: DataPlace, threads: usize) -> Vec<u
     let scratch = NewFile::scratch(dir.path(), &resources.limits).unwrap();
     let writer = LayerWriter::new(scratch, &base, place, plan).unwrap();
     let source = Source { reader: &mut &blob[..], size_bytes: None, digest: None };
-    let ran = Pipeline::new(source, plan).run(Unpack::new(writer, u64::MAX)).unwrap();
-    let layer = ran.output.writer.finish(&base, plan).unwrap();
+    let ran = Pipeline::new(source, plan).run(Unpack::new(writer, u64::MAX))?;
+    let layer = ran.output.writer.finish(&base, plan)?;
     let mut out = Vec::new();
-    layer.write(Options::default(), &resources.helpers, &mut out).unwrap();
-    out
+    layer.write(Options::default(), &resources.helpers, &mut out)?;
+    Ok(out)
 }
 
 /// Builds layers of these archives, each above those before it.
@@ -124,7 +132,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Compares with a tree of the vectors, which lists everything but the root.
-fn compare(found: &Listing, want: &Value) {
+pub fn compare(found: &Listing, want: &Value) {
     let want = want.as_array().unwrap();
     let names = want.iter().map(|node| node["path"].as_str().unwrap().as_bytes().to_vec());
     let found_names = found.keys().filter(|name| !name.is_empty()).cloned();
@@ -158,7 +166,7 @@ fn compare(found: &Listing, want: &Value) {
 
 /// The tree of both layers. The one time that differs is that of a file with a hard link: overlaybd's ext4 unpacker takes
 /// it from the link's entry, whose attributes mean nothing to containerd, to its EROFS one and to us.
-fn wanted() -> Value {
+pub fn wanted() -> Value {
     let mut want: Value = serde_json::from_slice(&fixture("turbo/expected-tree.ext4.json")).unwrap();
     for node in want.as_array_mut().unwrap() {
         if node["path"] == "app/lib/libx.so" {
@@ -265,4 +273,127 @@ fn small_above_many() {
     let listing = listing::by_our_reader(&flatten(&stack(&made, DataPlace::Target)));
     assert_eq!(listing.len(), 1 + 200 + 20_000 - 1);
     assert_eq!(listing[&b"d007/file-00007"[..]].data, b"new");
+}
+
+/// A file, or a hard link where there is a target.
+fn linked_archive(entries: &[(&str, Option<&str>)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, target) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o600);
+        let data = if target.is_some() || path.contains(".wh.") { "" } else { *path };
+        header.set_size(data.len() as u64);
+        match target {
+            Some(target) => {
+                header.set_entry_type(tar::EntryType::Link);
+                builder.append_link(&mut header, path, target).unwrap();
+            }
+            None => builder.append_data(&mut header, path, data.as_bytes()).unwrap(),
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Layers whose hard links name files of the layers below: `(layers, name, its data, its link count)`.
+fn linked_layers() -> (Vec<Vec<u8>>, Vec<(&'static str, &'static str, u32)>) {
+    let layers = [
+        linked_archive(&[
+            ("d/one", None),
+            ("d/two", None),
+            ("d/both", None),
+            ("d/same", Some("d/both")),
+            ("e/f", None),
+        ]),
+        linked_archive(&[
+            // The target stays.
+            ("x/one", Some("d/one")),
+            // One more way to spell it, and a link to the link.
+            ("x/again", Some("./x/../d/one")),
+            ("x/third", Some("x/one")),
+            // The target goes, also with the directory that it is in.
+            ("two", Some("d/two")),
+            ("d/.wh.two", None),
+            ("f", Some("e/f")),
+            (".wh.e", None),
+            // The name is that of a name of the target.
+            ("d/same", Some("d/both")),
+            // A link that is replaced.
+            ("x/gone", Some("d/both")),
+            ("x/gone", None),
+        ]),
+        // Through two layers.
+        linked_archive(&[("y/one", Some("x/third")), ("d/.wh.one", None), ("f", None)]),
+    ];
+    let after = vec![
+        ("d/both", "d/both", 2),
+        ("d/same", "d/both", 2),
+        ("f", "f", 1),
+        ("two", "d/two", 1),
+        ("x/again", "d/one", 4),
+        ("x/gone", "x/gone", 1),
+        ("x/one", "d/one", 4),
+        ("x/third", "d/one", 4),
+        ("y/one", "d/one", 4),
+    ];
+    (layers.to_vec(), after)
+}
+
+fn files_of(listing: &Listing) -> Vec<(String, String, u32)> {
+    let files = listing.iter().filter(|(_, listed)| listed.file_type == FileType::Regular);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    files.map(|(name, listed)| (text(name), text(&listed.data), listed.nlink)).collect()
+}
+
+fn links_below() {
+    let (layers, want) = linked_layers();
+    let want: Vec<_> =
+        want.iter().map(|(name, data, nlink)| ((*name).into(), (*data).into(), *nlink)).collect();
+    for place in PLACES {
+        let flat = flatten(&stack(&build_all(&layers, place), place));
+        let report = verify(flat.as_slice(), &Policy::layer()).unwrap();
+        assert!(report.lints.is_empty(), "{:?}", report.lints);
+        assert_eq!(report.inodes, Image::open(flat.as_slice()).unwrap().superblock().inos, "{place:?}");
+        assert_eq!(files_of(&listing::by_our_reader(&flat)), want, "{place:?}");
+        assert_eq!(files_of(&listing::by_erofs_rs(&flat)), want, "{place:?}");
+    }
+}
+
+fn links_below_mount() -> Result<(), Failed> {
+    let (layers, want) = linked_layers();
+    let want: Vec<_> =
+        want.iter().map(|(name, data, nlink)| ((*name).into(), (*data).into(), *nlink)).collect();
+    for place in PLACES {
+        let flat = flatten(&stack(&build_all(&layers, place), place));
+        assert_eq!(files_of(&listing::by_kernel(&MountPoint::image(&flat)?.at())), want, "{place:?}");
+    }
+    Ok(())
+}
+
+fn links_to_nothing() {
+    let bottom = linked_archive(&[("d/f", None), ("g", None)]);
+    for place in PLACES {
+        let below = build_all(std::slice::from_ref(&bottom), place);
+        for (what, entries, reason) in [
+            ("nothing", &[("x", Some("none"))][..], "tree.hardlink.target"),
+            ("nothing in a directory", &[("x", Some("d/none"))], "tree.hardlink.target"),
+            ("something below a file", &[("x", Some("g/f"))], "tree.hardlink.target"),
+            ("a directory", &[("x", Some("d"))], "tree.hardlink.target"),
+            ("what the layer has deleted", &[(".wh.g", None), ("x", Some("g"))], "tree.hardlink.target"),
+            (
+                "what it has deleted with a directory",
+                &[(".wh.d", None), ("x", Some("d/f"))],
+                "tree.hardlink.target",
+            ),
+            ("what it has hidden", &[("d/.wh..wh..opq", None), ("x", Some("d/f"))], "tree.hardlink.target"),
+            ("what it has replaced by a file", &[("d", None), ("x", Some("d/f"))], "tree.parent"),
+            ("nothing, and is replaced later", &[("x", Some("none")), ("x", None)], "tree.hardlink.target"),
+        ] {
+            let error = try_build(&linked_archive(entries), &below, place, 1).unwrap_err();
+            assert_eq!((error.kind(), error.reason()), (Kind::Malformed, reason), "{what}");
+            assert!(error.to_string().contains("entry \"x\": "), "{what}: {error}");
+        }
+        // Without a layer below there is nothing to name.
+        let alone = try_build(&linked_archive(&[("x", Some("g"))]), &[], place, 1).unwrap_err();
+        assert_eq!(alone.reason(), "tree.hardlink.target");
+    }
 }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::WriterError;
 use crate::{
+    error::Quoted,
     format::{
         ReadAt, Sink,
         erofs::{
@@ -19,7 +20,7 @@ use crate::{
             reader::{Directory, Image, Node, Place, ReadError},
         },
     },
-    tree::{self, FileType, TreeError},
+    tree::{self, Body, Entry as LayerEntry, FileType, TreeError, path},
 };
 
 /// Unit in which changes are written, in bytes: that of a device.
@@ -64,14 +65,83 @@ pub(super) fn merge<'a, R: ReadAt>(
     layer.try_for_each(|(name, node)| each(name, own(node)))
 }
 
+/// Hard links of the layer to files that only the file system below has. Their targets are looked up at the end: until
+/// then, nothing of the file system below is read.
+#[derive(Debug, Default)]
+pub(super) struct Borrowed {
+    links: Vec<Link>,
+    path_bytes: usize,
+}
+
+/// A hard link to a file below.
+#[derive(Debug)]
+struct Link {
+    path: Box<[u8]>,
+    target: Box<[u8]>,
+    /// Inode of the target and its type, once it was looked up.
+    file: Option<(Nid, FileType)>,
+}
+
+impl Borrowed {
+    /// Adds a hard link. Returns its number.
+    pub fn add(&mut self, entry: &LayerEntry) -> Result<u32, WriterError> {
+        let Body::HardLink { target } = &entry.body else {
+            return Err(WriterError::Order("only hard links name files below"));
+        };
+        let number = u32::try_from(self.links.len()).map_err(WriterError::internal)?;
+        self.links.push(Link {
+            path: entry.path.as_slice().into(),
+            target: target.as_slice().into(),
+            file: None,
+        });
+        self.path_bytes += entry.path.len() + target.len();
+        Ok(number)
+    }
+
+    /// Looks up the targets. All must be there, also those of links that a later entry has replaced: they were made
+    /// before that.
+    pub fn find<R: ReadAt>(&mut self, image: &Image<R>) -> Result<(), WriterError> {
+        for Link { path, target, file } in &mut self.links {
+            let refused = |source| WriterError::Tree { path: Quoted(path).to_string(), source };
+            let named = || Quoted(target).to_string();
+            let components = path::clean(target).map_err(|error| refused(error.into()))?;
+            let found = image.find(&components.join(&b'/'))?;
+            let node = found.ok_or_else(|| refused(TreeError::LinkMissing(named())))?;
+            if node.inode.file_type == FileType::Directory {
+                return Err(refused(TreeError::LinkType(named(), "directory")));
+            }
+            *file = Some((node.nid, node.inode.file_type));
+        }
+        Ok(())
+    }
+
+    /// Inode and type of the file of a link that was looked up.
+    pub fn file(&self, link: usize) -> Result<(Nid, FileType), WriterError> {
+        let found = self.links.get(link).and_then(|link| link.file);
+        found.ok_or(WriterError::Order("a hard link has no file"))
+    }
+
+    /// Memory that the links hold, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.links.capacity() * size_of::<Link>() + self.path_bytes) as u64
+    }
+}
+
+/// Names that an inode of the file system below loses, and gains.
+#[derive(Clone, Copy, Debug, Default)]
+struct Names {
+    removed: u32,
+    added: u32,
+}
+
 /// The file system below, and what changes in it.
 #[derive(Debug)]
 pub(super) struct Lower<'i, R> {
     pub image: &'i Image<R>,
     /// Changed sectors, by number.
     patches: BTreeMap<u64, Box<[u8; SECTOR]>>,
-    /// Names removed from inodes that have several.
-    unlinked: BTreeMap<Nid, u32>,
+    /// Changes of link counts: of inodes that have several names, or get some.
+    names: BTreeMap<Nid, Names>,
     /// Inodes without a name now.
     pub gone: u64,
     /// Names that may still be removed, so that directories in a circle end.
@@ -85,7 +155,7 @@ impl<'i, R: ReadAt> Lower<'i, R> {
         Self {
             image,
             patches: BTreeMap::new(),
-            unlinked: BTreeMap::new(),
+            names: BTreeMap::new(),
             gone: 0,
             names_left: max_names,
             max_names,
@@ -97,9 +167,9 @@ impl<'i, R: ReadAt> Lower<'i, R> {
     fn check_memory(&self, open: usize) -> Result<(), WriterError> {
         // A map's node is about half empty.
         let patches = self.patches.len() * (SECTOR + 48);
-        let unlinked = self.unlinked.len() * 2 * size_of::<(Nid, u32)>();
+        let names = self.names.len() * 2 * size_of::<(Nid, Names)>();
         let limit = self.max_memory_bytes;
-        if (patches + unlinked + open) as u64 > limit { Err(WriterError::Memory { limit }) } else { Ok(()) }
+        if (patches + names + open) as u64 > limit { Err(WriterError::Memory { limit }) } else { Ok(()) }
     }
 
     /// Removes the name of an inode, and of a directory all that is in it.
@@ -137,31 +207,39 @@ impl<'i, R: ReadAt> Lower<'i, R> {
         Ok(())
     }
 
+    /// Counts further names of a file. Before any is removed.
+    pub fn link(&mut self, nid: Nid, names: u32) -> Result<(), WriterError> {
+        let added = &mut self.names.entry(nid).or_default().added;
+        *added = added.saturating_add(names);
+        self.check_memory(0)
+    }
+
     fn unlink(&mut self, nid: Nid) -> Result<(), WriterError> {
         self.count_name()?;
-        let nlink = self.image.node(nid)?.inode.nlink;
-        let removed = if nlink > 1 {
-            let removed = self.unlinked.entry(nid).or_default();
-            *removed += 1;
-            *removed
-        } else {
-            1
-        };
-        self.gone += u64::from(removed == nlink.max(1));
+        let nlink = self.image.node(nid)?.inode.nlink.max(1);
+        if nlink == 1 && !self.names.contains_key(&nid) {
+            self.gone += 1;
+            return Ok(());
+        }
+        let names = self.names.entry(nid).or_default();
+        names.removed = names.removed.saturating_add(1);
+        self.gone += u64::from(names.removed == nlink && names.added == 0);
         Ok(())
     }
 
-    /// Lowers the link counts of inodes that lost some of their names.
+    /// Changes the link counts of inodes that lost some of their names, or got others.
     pub fn patch_link_counts(&mut self) -> Result<(), WriterError> {
-        for (nid, removed) in std::mem::take(&mut self.unlinked) {
+        for (nid, Names { removed, added }) in std::mem::take(&mut self.names) {
             let node = self.image.node(nid)?;
-            let Some(nlink) = node.inode.nlink.checked_sub(removed).filter(|nlink| *nlink > 0) else {
+            let nlink = node.inode.nlink.saturating_sub(removed).saturating_add(added);
+            if nlink == 0 || nlink == node.inode.nlink {
                 continue;
-            };
+            }
             match node.form {
                 Form::Extended => self.patch(node.position + NLINK_AT, &nlink.to_le_bytes())?,
                 Form::Compact => {
-                    let nlink = u16::try_from(nlink).map_err(WriterError::internal)?;
+                    let what = "an inode that counts no more names";
+                    let nlink = u16::try_from(nlink).map_err(|_too_many| WriterError::Below { what })?;
                     self.patch(node.position + COMPACT_NLINK_AT, &nlink.to_le_bytes())?;
                 }
             }

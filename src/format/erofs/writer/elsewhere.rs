@@ -59,6 +59,7 @@ impl<S: Sink> Writer<S> {
             let inos = below.blocks.wrapping_mul(bits.size() / SLOT_LEN);
             writer.next_ino = u32::try_from(inos & u64::from(u32::MAX)).map_err(WriterError::internal)?;
             writer.below = Some(*below);
+            writer.tree.allow_links_below();
         }
         // Ids of shared attributes count from one block, which is that of the first layer.
         let area = writer.stream.allocate(bits.blocks_for(SHARED_AREA))?;

@@ -154,6 +154,7 @@ impl<S: Sink> Writer<S> {
         let mut summary = Summary::default();
         let memory = self.options.max_metadata_bytes.saturating_sub(self.metadata_bytes());
         let mut lower = below.map(|image| Lower::new(image, self.options.max_nodes, memory));
+        let borrowed = lower.as_mut().map_or(Ok(0), |lower| self.borrow(lower))?;
         let mut directories = self.walk(&mut lower, &mut summary)?;
         match &lower {
             Some(lower) => self.settle(lower, &mut directories)?,
@@ -175,7 +176,7 @@ impl<S: Sink> Writer<S> {
 
         let bits = self.bits();
         let new_directories = directories.order.iter().filter(|at| directories.get(**at).below.is_none());
-        summary.nodes = self.tree.file_count() + new_directories.count() as u64;
+        summary.nodes = self.tree.file_count() + new_directories.count() as u64 - borrowed;
         summary.directories = self.tree.directory_count();
         if self.role == Role::Device {
             summary.nodes -= std::mem::take(&mut summary.whiteouts);
@@ -193,6 +194,20 @@ impl<S: Sink> Writer<S> {
             None => self.write_first_block(&mut superblock, &root)?,
         }
         Ok((self.sink, summary))
+    }
+
+    /// Finds the files below that hard links of the layer name, and counts these names. Returns the number of files in
+    /// the tree that are none of the layer's.
+    fn borrow<R: ReadAt>(&mut self, lower: &mut Lower<'_, R>) -> Result<u64, WriterError> {
+        self.borrowed.find(lower.image)?;
+        let mut files = 0;
+        for (place, names) in self.tree.link_counts() {
+            if let Some(link) = place.link() {
+                lower.link(self.borrowed.file(link)?.0, names)?;
+                files += 1;
+            }
+        }
+        Ok(files)
     }
 
     /// Superblock of the image but for its sizes.
@@ -245,8 +260,8 @@ impl<S: Sink> Writer<S> {
 
     fn patch_link_counts(&mut self) -> Result<(), WriterError> {
         let Self { tree, metadata, stream, sink, .. } = self;
-        let mut linked: Vec<(Slot, u32)> =
-            tree.hard_linked().map(|(place, nlink)| (place.slot, nlink)).collect();
+        let own = tree.link_counts().filter(|(place, nlink)| *nlink > 1 && place.link().is_none());
+        let mut linked: Vec<(Slot, u32)> = own.map(|(place, nlink)| (place.slot, nlink)).collect();
         // In the order of the disk.
         linked.sort_unstable_by_key(|(slot, _)| slot.0);
         for (slot, nlink) in linked {
@@ -291,8 +306,9 @@ impl<S: Sink> Writer<S> {
                 self.shared.note_all(directories.xattrs(&self.tree, directory), false)?;
             }
         }
-        for (file_type, is_whiteout) in self.tree.files() {
+        for (place, file_type, is_whiteout) in self.tree.files() {
             match file_type {
+                _ if place.link().is_some() => {}
                 FileType::Regular => summary.regular_files += 1,
                 FileType::Symlink => summary.symlinks += 1,
                 _ if is_whiteout => summary.whiteouts += 1,
@@ -626,7 +642,7 @@ impl<S: Sink> Writer<S> {
         let walk = node.as_ref().map(|(image, node)| image.directory(node)).transpose()?;
         let mut blocks = Blocks::new(bits);
         let mut offset = start << bits.get();
-        let Self { tree, metadata, sink, .. } = self;
+        let Self { tree, borrowed, metadata, sink, .. } = self;
         let mut write = |lower: &Option<Lower<'_, R>>, data: &mut Vec<u8>| {
             match lower {
                 Some(lower) if planned.change.same_blocks => lower.write_changed(sink, offset, data)?,
@@ -661,8 +677,13 @@ impl<S: Sink> Writer<S> {
                     if tree.is_whiteout(file) && !directories.is_layer {
                         return Ok(());
                     }
-                    let nid = metadata.nid(tree.payload(file).slot);
-                    (nid.ok_or(WriterError::Order("a file has no place"))?, tree.file_type(file))
+                    let place = tree.payload(file);
+                    if let Some(link) = place.link() {
+                        borrowed.file(link)?
+                    } else {
+                        let nid = metadata.nid(place.slot);
+                        (nid.ok_or(WriterError::Order("a file has no place"))?, tree.file_type(file))
+                    }
                 }
             };
             blocks.add(name, nid, file_type, tail);

@@ -25,6 +25,7 @@ use std::collections::HashSet;
 
 use self::{
     attributes::Shared,
+    below::Borrowed,
     metadata::{Metadata, Slot},
     sparse::Chunks,
     stream::{GAP, Stream},
@@ -144,6 +145,21 @@ struct Place {
     data_blocks: u32,
 }
 
+impl Place {
+    /// First block of files that the file system below has: no data begins there.
+    const BELOW: u32 = u32::MAX;
+
+    /// A file of the file system below: that of the hard link `number`.
+    fn borrowed(number: u32) -> Self {
+        Self { slot: Slot(number), data_start: Self::BELOW, ..Self::default() }
+    }
+
+    /// Number of the hard link whose file it is, for a file of the file system below.
+    fn link(self) -> Option<usize> {
+        (self.data_start == Self::BELOW).then(|| usize::try_from(self.slot.0).unwrap_or(usize::MAX))
+    }
+}
+
 /// Regular file whose data is being written.
 #[derive(Debug)]
 struct OpenFile {
@@ -202,6 +218,8 @@ pub struct Writer<S> {
     /// Block from which on room is set aside for shared attributes.
     reserved_area: Option<u32>,
     tree: Tree<Place>,
+    /// Hard links to files of the file system below.
+    borrowed: Borrowed,
     stream: Stream,
     metadata: Metadata,
     shared: Shared,
@@ -240,6 +258,7 @@ impl<S: Sink> Writer<S> {
             metadata: Metadata::new(bits),
             shared: Shared::unlimited(),
             below: None,
+            borrowed: Borrowed::default(),
             reserved_area: None,
             open: Open::Nothing,
             head: Vec::new(),
@@ -286,6 +305,10 @@ impl<S: Sink> Writer<S> {
                     &[],
                     Data::Device(Device::WHITEOUT),
                 )?;
+                self.open = Open::Ignored;
+            }
+            Inserted::Borrowed(id) => {
+                self.tree.set_payload(id, Place::borrowed(self.borrowed.add(entry)?));
                 self.open = Open::Ignored;
             }
             Inserted::File(id) => self.file(id, entry, source)?,
@@ -391,6 +414,7 @@ impl<S: Sink> Writer<S> {
             self.tree.memory_bytes(),
             self.metadata.memory_bytes(),
             self.shared.memory_bytes(),
+            self.borrowed.memory_bytes(),
             self.sink.memory_bytes(),
         ];
         parts.iter().sum::<u64>() + chunked as u64
@@ -418,7 +442,7 @@ impl<S: Sink> Writer<S> {
 
     /// Removes a file's record and data from the image.
     fn discard(&mut self, place: Place) -> Result<(), WriterError> {
-        // A whiteout on a device has no record.
+        // A whiteout on a device has no record, nor has a file of the file system below.
         if place.record_len == 0 {
             return Ok(());
         }

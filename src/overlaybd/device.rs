@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     call::Work,
+    codec::Coding,
     error::{Classify, Error, Kind, Result},
     format::{
         ReadAt, Sink,
@@ -42,6 +43,14 @@ pub(super) enum DeviceError {
         /// End of what the layer maps, in bytes.
         mapped: u64,
     },
+    /// A target is compressed, and nothing says how to read it in pieces.
+    #[error("{name} is compressed with {}, and no index says how to read it in pieces", coding.as_str())]
+    TargetCoding {
+        /// Name of the target.
+        name: String,
+        /// Compression of its first bytes.
+        coding: Coding,
+    },
     /// No layer says how large the device is.
     #[error("no layer of the device has a size")]
     NoSize,
@@ -50,7 +59,7 @@ pub(super) enum DeviceError {
 impl Classify for DeviceError {
     fn kind(&self) -> Kind {
         match self {
-            Self::TargetSize { .. } => Kind::DataLoss,
+            Self::TargetSize { .. } | Self::TargetCoding { .. } => Kind::DataLoss,
             Self::NoSize => Kind::Malformed,
         }
     }
@@ -58,6 +67,7 @@ impl Classify for DeviceError {
     fn reason(&self) -> &'static str {
         match self {
             Self::TargetSize { .. } => "overlaybd.target.size",
+            Self::TargetCoding { .. } => "overlaybd.target.coding",
             Self::NoSize => "overlaybd.device.size",
         }
     }
@@ -105,9 +115,20 @@ fn target_of(files: TargetFiles) -> Result<Box<dyn DeviceFile>> {
     let TargetFiles { name, file, gzip_index } = files;
     let opened = match gzip_index {
         Some(index) => Blob::gzip_target(file, index),
-        None => Blob::target(file),
+        None => match coding_of(&file).map_err(|error| damaged(error, &name))? {
+            Coding::Plain => Blob::target(file),
+            coding => return Err(DeviceError::TargetCoding { name, coding }.into()),
+        },
     };
     Ok(Box::new(opened.map_err(|error| damaged(error, &name))?.named(name)))
+}
+
+/// Compression that the first bytes of a file show.
+fn coding_of(file: &File) -> Result<Coding> {
+    let len = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX).min(Coding::PREFIX_LEN);
+    let mut prefix = vec![0; len];
+    file.read_exact_at(0, &mut prefix).map_err(Error::disk)?;
+    Ok(Coding::detect(&prefix))
 }
 
 /// Opens a writable layer for reading.

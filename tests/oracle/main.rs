@@ -17,6 +17,7 @@ mod layer_model;
 mod listing;
 mod lsmt;
 mod overlaybd_build;
+mod overlaybd_vectors;
 mod tar_reader;
 mod tar_writer;
 mod tree;
@@ -36,6 +37,7 @@ fn main() {
     suite.room("erofs_mutants", erofs_mutants::add);
     suite.room("overlaybd_build", overlaybd_build::add);
     suite.room("ext4", ext4::add);
+    suite.room("overlaybd_vectors", overlaybd_vectors::add);
     suite.room("foreign", foreign::add);
     suite.room("lsmt", lsmt::add);
     suite.room("tree", tree::add);

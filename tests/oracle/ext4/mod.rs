@@ -131,7 +131,7 @@ fn same(ours: &Listing, theirs: &Listing) -> Result<(), Failed> {
 }
 
 /// Our reading.
-fn of_image(image: &Image<File>) -> Listing {
+pub fn of_image(image: &Image<File>) -> Listing {
     let mut listing = Listing::new();
     let mut inodes = BTreeMap::new();
     let mut open: Vec<(Vec<u8>, InodeNumber)> = vec![(Vec::new(), InodeNumber::ROOT)];

@@ -21,6 +21,7 @@ mod overlaybd_vectors;
 mod tar_reader;
 mod tar_writer;
 mod tree;
+mod turbo_over_gzip;
 mod zfile;
 
 use testkit::{Suite, namespace};
@@ -36,11 +37,12 @@ fn main() {
     suite.room("erofs_golden", erofs_golden::add);
     suite.room("erofs_mutants", erofs_mutants::add);
     suite.room("overlaybd_build", overlaybd_build::add);
-    suite.room("ext4", ext4::add);
     suite.room("overlaybd_vectors", overlaybd_vectors::add);
+    suite.room("ext4", ext4::add);
     suite.room("foreign", foreign::add);
     suite.room("lsmt", lsmt::add);
     suite.room("tree", tree::add);
+    suite.room("turbo_over_gzip", turbo_over_gzip::add);
     suite.room("zfile", zfile::add);
     suite.run()
 }

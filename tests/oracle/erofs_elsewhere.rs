@@ -25,7 +25,7 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 use testkit::{Need, Suite, host::program};
 
 use super::{
-    erofs_writer::{Item, MountPoint, accepted, assert_same, check, layers, modelled, stacks},
+    erofs_writer::{Item, MountPoint, accepted, assert_same, check, deletions, layers, modelled, stacks},
     layer_model::Listing,
     listing,
 };
@@ -35,6 +35,8 @@ pub fn add(suite: &mut Suite) {
     suite.test("an_index_beside_its_archive_reads_as_the_model_says", &[], indexes_in_memory);
     let name = "needs_kernel_erofs_an_index_mounts_with_its_archive_as_a_device_and_in_one_file";
     suite.test(name, &kernel, indexes_in_the_kernel);
+    let overlay = [Need::Root, Need::FileSystem("erofs"), Need::FileSystem("overlay")];
+    suite.test("needs_kernel_overlay_deletions_in_an_index_hide_what_lies_below", &overlay, deletions_hide);
     suite.test("needs_fsck_erofs_an_index_passes", &[Need::Tool("fsck.erofs")], indexes_pass_fsck);
     suite.test("a_device_with_mapped_files_reads_as_the_model_says", &[], devices_in_memory);
     suite.test("needs_kernel_erofs_a_device_with_mapped_files_mounts", &kernel, devices_in_the_kernel);
@@ -122,6 +124,17 @@ fn indexes_in_the_kernel() -> Result<(), Failed> {
         assert_same(listing::by_kernel(&beside.at()), &want, "the kernel, two files")?;
         let within = MountPoint::image(&[image, archive.bytes].concat()).map_err(failed)?;
         assert_same(listing::by_kernel(&within.at()), &want, "the kernel, one file")
+    })
+}
+
+fn deletions_hide() -> Result<(), Failed> {
+    deletions(|items| {
+        let archive = Archive::of(items);
+        let dir = tempfile::tempdir()?;
+        let [tar, image] = ["layer.tar", "image"].map(|name| dir.path().join(name));
+        fs::write(&tar, &archive.bytes)?;
+        fs::write(&image, index(items, &archive, Options::default())?)?;
+        MountPoint::new("erofs", &image, dir, &format!("device={}", tar.display()))
     })
 }
 

@@ -452,34 +452,47 @@ fn random_layers_in_dump() -> Result<(), Failed> {
 }
 
 fn deletions_hide() -> Result<(), Failed> {
-    let file = |path: &str| {
-        let body = Body::Regular { size_bytes: 0, extents: None };
-        (
-            Entry {
-                path: path.into(),
-                attributes: Attributes { mode: 0o644, ..Attributes::default() },
-                xattrs: Vec::new(),
-                body,
-            },
-            Vec::new(),
-        )
+    deletions(|items| MountPoint::image(&write(items, &Options::default()).unwrap().0))
+}
+
+/// Lays two layers over each other with overlayfs, each mounted by `mount`: what the upper one deletes must be gone, and
+/// the rest be there with its data.
+pub fn deletions(mount: impl Fn(&[Item]) -> Result<MountPoint, Failed>) -> Result<(), Failed> {
+    let file = |path: &str, data: &str| {
+        let body = Body::Regular { size_bytes: data.len() as u64, extents: None };
+        let attributes = Attributes { mode: 0o644, ..Attributes::default() };
+        (Entry { path: path.into(), attributes, xattrs: Vec::new(), body }, data.as_bytes().to_vec())
     };
-    let lower: Vec<Item> = ["a", "b/gone", "b/kept", "c/x", "c/y/z", "d/x", "e/x"].map(file).into();
-    let upper: Vec<Item> =
-        [".wh.a", "b/.wh.gone", "c/.wh..wh..opq", "c/new", ".wh.d", "d/new", "f/.wh.nothing", "f/file"]
-            .map(file)
-            .into();
-    let lower = MountPoint::image(&write(&lower, &Options::default()).unwrap().0)?;
-    let upper = MountPoint::image(&write(&upper, &Options::default()).unwrap().0)?;
+    let lower: Vec<Item> =
+        ["a", "b/gone", "b/kept", "c/x", "c/y/z", "d/x", "e/x"].map(|path| file(path, "below")).into();
+    let mut upper: Vec<Item> =
+        [".wh.a", "b/.wh.gone", "c/.wh..wh..opq", ".wh.d", "f/.wh.nothing"].map(|path| file(path, "")).into();
+    upper.extend(["c/new", "d/new", "f/file"].map(|path| file(path, "above")));
+    let (lower, upper) = (mount(&lower)?, mount(&upper)?);
     let options = format!("lowerdir={}:{}", upper.at().display(), lower.at().display());
     let merged = MountPoint::new("overlay", Path::new("overlay"), tempfile::tempdir()?, &options)?;
-    let names: Vec<String> = listing::by_kernel(&merged.at())
-        .keys()
-        .map(|name| String::from_utf8_lossy(name).into_owned())
+    let found = listing::by_kernel(&merged.at());
+    let found: Vec<(&str, &str)> = found
+        .iter()
+        .map(|(name, listed)| {
+            (std::str::from_utf8(name).unwrap(), std::str::from_utf8(&listed.data).unwrap())
+        })
         .collect();
-    let want = ["", "b", "b/kept", "c", "c/new", "d", "d/new", "e", "e/x", "f", "f/file"];
-    if names != want {
-        return Err(format!("{names:?} instead of {want:?}").into());
+    let want = [
+        ("", ""),
+        ("b", ""),
+        ("b/kept", "below"),
+        ("c", ""),
+        ("c/new", "above"),
+        ("d", ""),
+        ("d/new", "above"),
+        ("e", ""),
+        ("e/x", "below"),
+        ("f", ""),
+        ("f/file", "above"),
+    ];
+    if found != want {
+        return Err(format!("{found:?} instead of {want:?}").into());
     }
     Ok(())
 }

@@ -58,3 +58,7 @@ fn stacked(dir: &DeviceDir, config: &ImageConfig) -> Result<LayeredDevice> {
     let files = config.open(&|path, _mode| Ok(dir.open(path)?), Mode::Read);
     files.and_then(device::open).map_err(|error| error.context(dir.path()))
 }
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

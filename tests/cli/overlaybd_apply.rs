@@ -105,7 +105,7 @@ fn an_archive_applied_and_committed_is_the_layer_that_convert_writes() {
     }
     bench.succeed("overlaybd-create data index 0 --turboOCI");
     bench.config("top.json", BELOW, "fake");
-    bench.succeed("turboOCI-apply top.tar top.json");
+    bench.succeed("turboOCI-apply top.tar top.json --fstype erofs");
     bench.succeed("overlaybd-commit -z --turboOCI data index applied2");
     assert!(bench.read("applied2") == bench.read("top.layer"));
 
@@ -174,6 +174,9 @@ fn ext4_is_refused_before_anything_is_written() {
     let before = testkit::tree::names(bench.0.path());
     let index = bench.read("index");
     assert!(bench.fail("turboOCI-apply base.tar.gz config.json --fstype ext4").contains("overlaybd.ext4"));
+    // It is what the upstream tool makes unless it is told otherwise.
+    let said = bench.fail("turboOCI-apply base.tar.gz config.json");
+    assert!(said.contains("overlaybd.ext4") && said.contains("pass --fstype erofs"), "{said}");
     let output = bench.run("plywood overlaybd convert base.tar out --fstype ext4 --workdir w");
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(testkit::tree::names(bench.0.path()), before);

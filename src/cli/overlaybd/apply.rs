@@ -95,7 +95,7 @@ pub struct TurboArguments {
     /// Configuration of the device, whose upper takes the layer: config.v1.json. With --export, the file to write
     #[arg(value_name = "CONFIG")]
     pub config: PathBuf,
-    /// File system of the device. EROFS unless it is given
+    /// File system of the device: erofs. It must be given where the program is called turboOCI-apply
     #[arg(long, value_name = "TYPE")]
     pub fstype: Option<Flavour>,
     /// Fail unless the device is empty. An empty device gets a file system in any case
@@ -147,6 +147,16 @@ pub fn run_turbo(arguments: &TurboArguments) -> Result<()> {
         output::result(&format!("{path}: {size}, {} points\n", index.points))?;
     }
     shown(tar, &applied)
+}
+
+/// Runs the command as the upstream tool, whose device has an ext4 file system unless `--fstype` says otherwise. Errors:
+/// also that no such file system is made.
+pub fn run_turbo_tool(arguments: &TurboArguments) -> Result<()> {
+    if arguments.fstype.is_none() && !arguments.export {
+        let message = "an ext4 file system is asked for, which cannot be made; pass --fstype erofs";
+        return Err(Error::new(Kind::NotImplemented, "overlaybd.ext4", message));
+    }
+    run_turbo(arguments)
 }
 
 /// Arguments of `plywood overlaybd convert`.

@@ -113,7 +113,7 @@ const TOOLS: &[Tool] = &[
     Tool {
         name: "turboOCI-apply",
         arguments: apply::TurboArguments::augment_args,
-        run: |matches| apply::run_turbo(&parsed(matches)?),
+        run: |matches| apply::run_turbo_tool(&parsed(matches)?),
     },
     Tool {
         name: "overlaybd-merge",

@@ -111,14 +111,9 @@ pub fn to_upper<'a>(
 ) -> Result<Applied> {
     let options = DeviceOptions { flavour: how.flavour, virtual_bytes: DeviceOptions::NATIVE_BYTES };
     options.check()?;
-    let files = config.open(&anywhere, Mode::Write)?;
-    let found = files.upper.as_ref().ok_or(ApplyError::NoUpper)?;
-    let is_turbo = found.target.is_some();
-    let again = |file: &File| file.try_clone().map_err(Error::disk);
-    let (data, records) = (again(&found.data)?, again(&found.index)?);
-    let lowers = u8::try_from(files.lowers.len()).unwrap_or(u8::MAX);
-    let mut upper = Upper::open(data, records, is_turbo, lowers)?;
-    let device = device::open(files)?;
+    let opened = open(config);
+    config.report(&opened)?;
+    let Opened { mut upper, is_turbo, device } = opened?;
     let base = Base::open(&device, &options)?;
     if how.mkfs && base.has_file_system() {
         return Err(ApplyError::NotEmpty.into());
@@ -152,6 +147,24 @@ pub fn to_upper<'a>(
         upper.write(&layer)?;
     }
     Ok(Applied { facts, nodes, index })
+}
+
+/// A device, and its writable layer.
+struct Opened {
+    upper: Upper<File, File>,
+    is_turbo: bool,
+    device: LayeredDevice,
+}
+
+fn open(config: &ImageConfig) -> Result<Opened> {
+    let files = config.open(&anywhere, Mode::Write)?;
+    let found = files.upper.as_ref().ok_or(ApplyError::NoUpper)?;
+    let is_turbo = found.target.is_some();
+    let again = |file: &File| file.try_clone().map_err(Error::disk);
+    let (data, records) = (again(&found.data)?, again(&found.index)?);
+    let lowers = u8::try_from(files.lowers.len()).unwrap_or(u8::MAX);
+    let upper = Upper::open(data, records, is_turbo, lowers)?;
+    Ok(Opened { upper, is_turbo, device: device::open(files)? })
 }
 
 /// A conversion of an archive to a turboOCI layer.

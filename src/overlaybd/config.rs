@@ -6,7 +6,7 @@
 //! Described in `docs/formats/overlaybd.md`, "Configuration files".
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt as _,
 };
@@ -21,6 +21,10 @@ use crate::{
 
 /// Most read-only layers of a device.
 const LOWERS_MAX: usize = 255;
+/// What a result file holds once the device was opened.
+const SUCCESS: &str = "success";
+/// How it begins when the device could not be opened.
+const FAILED: &str = "failed:";
 /// Longest configuration file in bytes. 255 lowers with paths of a few hundred bytes take a tenth of it.
 const CONFIG_BYTES: u64 = 4 << 20;
 
@@ -293,6 +297,36 @@ impl ImageConfig {
             opened.check_result(&self.result_file)?;
         }
         Ok(Files { lowers, upper })
+    }
+}
+
+impl ImageConfig {
+    /// Writes to the result file, if one is named, whether a tool could open the device, as upstream's tools do.
+    ///
+    /// Errors: the file cannot be written, and the device was opened.
+    pub fn report<T>(&self, opened: &Result<T>) -> Result<()> {
+        let path = &self.result_file;
+        if path.is_empty() {
+            return Ok(());
+        }
+        match opened {
+            Ok(_) => fs::write(path, SUCCESS).map_err(|error| Error::disk(error).context(path)),
+            // The configuration may name a file of the device, which was not noticed: something else failed first.
+            Err(error) if holds_result(path) => {
+                let _the_device_matters_more = fs::write(path, format!("{FAILED}{error}"));
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether there is no file of this name, or an empty one, or one that [`ImageConfig::report`] has written.
+fn holds_result(path: &str) -> bool {
+    let mut head = Vec::new();
+    match File::open(path).and_then(|file| file.take(FAILED.len() as u64).read_to_end(&mut head)) {
+        Ok(_) => head.is_empty() || head == SUCCESS.as_bytes() || head == FAILED.as_bytes(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
@@ -607,6 +641,29 @@ mod tests {
         ] {
             assert_eq!(open(&["a", "t", "i"], json).unwrap_err().reason(), want, "{json}");
         }
+    }
+
+    #[test]
+    fn a_result_file_says_whether_the_device_was_opened_and_nothing_else_is_overwritten() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("result");
+        let config = ImageConfig { result_file: path.to_str().unwrap().to_owned(), ..ImageConfig::default() };
+        let failed = || Err::<(), _>(Error::new(Kind::NotFound, "test.gone", "lower 1 is gone"));
+        let found = || fs::read_to_string(&path).unwrap();
+        config.report(&failed()).unwrap();
+        assert_eq!(found(), "failed:lower 1 is gone");
+        config.report(&Ok(())).unwrap();
+        assert_eq!(found(), "success");
+        config.report(&failed()).unwrap();
+        assert_eq!(found(), "failed:lower 1 is gone");
+        for (before, after) in [("", "failed:lower 1 is gone"), ("ZFile, perhaps", "ZFile, perhaps")] {
+            fs::write(&path, before).unwrap();
+            config.report(&failed()).unwrap();
+            assert_eq!(found(), after);
+        }
+        fs::remove_file(&path).unwrap();
+        ImageConfig::default().report(&Ok(())).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

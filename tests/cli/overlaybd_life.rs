@@ -20,6 +20,7 @@ pub fn add(suite: &mut Suite) {
         a_sealed_file_and_its_pair_are_committed_to_the_same_bytes,
         what_cannot_be_committed_leaves_nothing,
         a_stack_is_flattened_and_merged_to_the_expected_device,
+        a_result_file_says_whether_the_tool_could_open_the_device,
         directories_get_the_files_of_the_upstream_wrapper,
     ];
 }
@@ -236,7 +237,7 @@ fn a_stack_is_flattened_and_merged_to_the_expected_device() {
     assert_eq!(sha256(&dir.join("merged")), merged, "a failure leaves the older one");
     fails(&layer(dir, &["flatten", "none", "-o", "device"]), 1, "none: ");
     fails(&layer(dir, &["flatten", "-o", "device"]), 2, "");
-    assert_eq!(names(dir), set(&["config.v1.json", "data", "device", "merged"]));
+    assert_eq!(names(dir), set(&["config.v1.json", "data", "device", "merged", "result"]));
 }
 
 fn directories_get_the_files_of_the_upstream_wrapper() {
@@ -259,4 +260,32 @@ fn directories_get_the_files_of_the_upstream_wrapper() {
     assert_eq!(names(&dir.join("t")), set(&["overlaybd.commit"]));
     fails(&layer(dir, &["commit", "d", "t"]), 1, "writable_data");
     fails(&layer(dir, &["seal", "t", "t"]), 1, "writable_data");
+}
+
+fn a_result_file_says_whether_the_tool_could_open_the_device() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    copy(dir, "lsmt/ops2.commit", "lower");
+    let config = |lower: &str| {
+        let json = format!(r#"{{"lowers":[{{"file":"{lower}"}}],"resultFile":"result"}}"#);
+        fs::write(dir.join("config.json"), json).unwrap();
+    };
+    let result = || fs::read_to_string(dir.join("result")).unwrap();
+    config("gone");
+    fails(&tool(dir, "overlaybd-merge", &["config.json", "out"]), 255, "overlaybd.lower.missing");
+    assert!(result().starts_with("failed:lower 1 is not here: gone"), "{}", result());
+    config("lower");
+    succeeds(&tool(dir, "overlaybd-merge", &["config.json", "out"]));
+    assert_eq!(result(), "success");
+    // Nothing but a result is overwritten when the device cannot be opened: it might be one of its files.
+    fs::write(dir.join("result"), "ZFile").unwrap();
+    config("gone");
+    fails(&tool(dir, "overlaybd-merge", &["config.json", "out"]), 255, "overlaybd.lower.missing");
+    assert_eq!(result(), "ZFile");
+    // Applying opens a device too.
+    config("lower");
+    fs::remove_file(dir.join("result")).unwrap();
+    fs::write(dir.join("archive"), [0; 1024]).unwrap();
+    fails(&tool(dir, "overlaybd-apply", &["archive", "config.json"]), 255, "overlaybd.config.upper");
+    assert!(result().starts_with("failed:the configuration has no upper"), "{}", result());
 }

@@ -60,7 +60,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(path) = &arguments.service_config {
         ServiceConfig::read(open(path)?).map_err(|error| named(error, path))?;
     }
-    let device = configured(&arguments.config)?;
+    let path = &arguments.config;
+    let config = read_config(path)?;
+    let device = opened(&config);
+    config.report(&device)?;
+    let device = device.map_err(|error| named(error, path))?;
     let helpers = Helpers::new(Helpers::default_threads());
     let zfile = arguments.compress.then(Options::default);
     let how = Commit {
@@ -116,8 +120,15 @@ pub fn run_flatten(arguments: &FlattenArguments) -> Result<()> {
 
 /// Opens the device that a configuration describes.
 pub(super) fn configured(path: &Path) -> Result<LayeredDevice> {
-    let config = ImageConfig::read(open(path)?).map_err(|error| named(error, path))?;
-    config.open(&anywhere, Mode::Read).and_then(device::open).map_err(|error| named(error, path))
+    opened(&read_config(path)?).map_err(|error| named(error, path))
+}
+
+fn read_config(path: &Path) -> Result<ImageConfig> {
+    ImageConfig::read(open(path)?).map_err(|error| named(error, path))
+}
+
+fn opened(config: &ImageConfig) -> Result<LayeredDevice> {
+    config.open(&anywhere, Mode::Read).and_then(device::open)
 }
 
 /// Runs work on a device behind a progress bar.

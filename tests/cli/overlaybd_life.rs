@@ -20,6 +20,7 @@ pub fn add(suite: &mut Suite) {
         a_sealed_file_and_its_pair_are_committed_to_the_same_bytes,
         what_cannot_be_committed_leaves_nothing,
         a_stack_is_flattened_and_merged_to_the_expected_device,
+        a_stack_over_archives_is_flattened_from_its_files_alone,
         a_result_file_says_whether_the_tool_could_open_the_device,
         directories_get_the_files_of_the_upstream_wrapper,
     ];
@@ -260,6 +261,47 @@ fn directories_get_the_files_of_the_upstream_wrapper() {
     assert_eq!(names(&dir.join("t")), set(&["overlaybd.commit"]));
     fails(&layer(dir, &["commit", "d", "t"]), 1, "writable_data");
     fails(&layer(dir, &["seal", "t", "t"]), 1, "writable_data");
+}
+
+fn a_stack_over_archives_is_flattened_from_its_files_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    for (from, to) in [
+        ("turbo/base.erofs.fs.meta", "base"),
+        ("turbo/top.erofs.fs.meta", "top"),
+        ("turbo/base.tar", "base.tar"),
+        ("turbo/top.tar.gz", "top.tar.gz"),
+        ("turbo/top.gzip.meta", "top.meta"),
+    ] {
+        copy(dir, from, to);
+    }
+    let flatten = |options: &str| {
+        layer(dir, &[vec!["flatten", "base", "top", "-o", "out"], options.split(' ').collect()].concat())
+    };
+    succeeds(&flatten("--target 1=base.tar --target 2=top.tar.gz --gzip-index 2=top.meta"));
+    let config = r#"{"lowers":[{"file":"base","targetFile":"base.tar"},{"file":"top","targetFile":"top.tar.gz","gzipIndex":"top.meta"}]}"#;
+    fs::write(dir.join("config.json"), config).unwrap();
+    succeeds(&layer(dir, &["flatten", "--config", "config.json", "-o", "same"]));
+    let head = |name: &str| {
+        let mut head = vec![0; 1 << 20];
+        std::io::Read::read_exact(&mut fs::File::open(dir.join(name)).unwrap(), &mut head).unwrap();
+        head
+    };
+    assert!(head("out") == head("same"));
+    fs::remove_file(dir.join("out")).unwrap();
+    for (options, code, said) in [
+        ("--target 1=base.tar", 1, "lsmt.entry.target"),
+        ("--target 1=base.tar --target 2=top.tar.gz", 1, "overlaybd.target.coding"),
+        ("--target 1=base.tar --target 3=top.tar.gz", 2, "there is no such lower"),
+        ("--target 0=base.tar", 2, "there is no such lower"),
+        ("--target 1=base.tar --gzip-index 2=top.meta", 2, "there is no such target"),
+        ("--target base.tar", 2, "not N=FILE"),
+        ("--target x=base.tar", 2, "not the number of a lower"),
+        ("--config config.json --target 1=base.tar", 2, "cannot be used with"),
+    ] {
+        fails(&flatten(options), code, said);
+        assert!(!dir.join("out").exists(), "{options}");
+    }
 }
 
 fn a_result_file_says_whether_the_tool_could_open_the_device() {

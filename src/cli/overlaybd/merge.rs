@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
     format::{ReadAt as _, lsmt::CommitOptions, zfile::writer::Options},
     overlaybd::{
-        config::{Files, ImageConfig, LowerFiles, Mode, ServiceConfig, anywhere},
+        config::{Files, ImageConfig, LowerFiles, Mode, ServiceConfig, TargetFiles, anywhere},
         device,
         life::Commit,
         wrap::Wrapping,
@@ -87,15 +87,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 Examples:
   The device of two layers as a file, to be mounted through a loop device:
     plywood overlaybd flatten bottom.tar top.tar -o device.img
+  The same of turboOCI layers, whose data is in the layers that they were made of:
+    plywood overlaybd flatten erofs.fs.meta --target 1=layer.tar.gz --gzip-index 1=gzip.meta -o device.img
   The device of a snapshot, with its targets and its writable layer:
     plywood overlaybd flatten --config config.v1.json -o device.img")]
 pub struct FlattenArguments {
     /// Read-only layers, the bottom one first, whatever is around them
     #[arg(value_name = "LOWER", required_unless_present = "config", conflicts_with = "config")]
     pub lowers: Vec<PathBuf>,
-    /// Configuration of the device: config.v1.json. Layers with data in a target need one
+    /// Configuration of the device: config.v1.json
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Layer that the data of the Nth LOWER is in, counted from 1: a plain tar archive, or a gzip blob with --gzip-index
+    #[arg(long, value_name = "N=FILE", value_parser = numbered, conflicts_with = "config")]
+    pub target: Vec<(usize, PathBuf)>,
+    /// Index of the Nth target, gzip.meta, if that is a gzip blob
+    #[arg(long, value_name = "N=FILE", value_parser = numbered, conflicts_with = "config")]
+    pub gzip_index: Vec<(usize, PathBuf)>,
     /// File to write, with holes. An existing one is replaced once the new one is complete
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
@@ -105,17 +113,46 @@ pub struct FlattenArguments {
 pub fn run_flatten(arguments: &FlattenArguments) -> Result<()> {
     let device = match &arguments.config {
         Some(config) => configured(config)?,
-        None => {
-            let lowers = arguments.lowers.iter().enumerate().map(|(number, path)| {
-                let name = format!("lower {}, {}", number + 1, path.display());
-                Ok(LowerFiles { name, layer: open(path)?, target: None })
-            });
-            device::open(Files { lowers: lowers.collect::<Result<_>>()?, upper: None })?
-        }
+        None => device::open(lowers(arguments)?)?,
     };
     shown(&device, |work| produce(&arguments.output, true, |file| device::flatten(&device, file, work)))?;
     let (path, data) = (arguments.output.display(), HumanBytes(device::data_bytes(&device)));
     output::result(&format!("{path}: {}, {data} of it mapped\n", HumanBytes(device.size_bytes())))
+}
+
+/// Opens the lowers of the command line, with their targets.
+fn lowers(arguments: &FlattenArguments) -> Result<Files> {
+    let FlattenArguments { lowers, target: targets, gzip_index: indexes, .. } = arguments;
+    let of = |files: &[(usize, PathBuf)], number| {
+        files.iter().rfind(|(of, _)| *of == number).map(|(_, path)| path.clone())
+    };
+    for (number, path) in targets.iter().chain(indexes) {
+        let what = match number {
+            0 => "lower",
+            number if *number > lowers.len() => "lower",
+            number if of(targets, *number).is_none() => "target",
+            _ => continue,
+        };
+        return Err(output::usage(format!("{number}={}: there is no such {what}", path.display())));
+    }
+    let lowers = (1..).zip(lowers).map(|(number, path)| {
+        let target = of(targets, number).map(|path| {
+            let name = format!("target of lower {number}, {}", path.display());
+            let gzip_index = of(indexes, number).map(|path| open(&path)).transpose()?;
+            Ok::<_, Error>(TargetFiles { name, file: open(&path)?, gzip_index })
+        });
+        let name = format!("lower {number}, {}", path.display());
+        Ok(LowerFiles { name, layer: open(path)?, target: target.transpose()? })
+    });
+    Ok(Files { lowers: lowers.collect::<Result<_>>()?, upper: None })
+}
+
+/// Reads `N=FILE`.
+fn numbered(text: &str) -> std::result::Result<(usize, PathBuf), String> {
+    let (number, path) = text.split_once('=').ok_or("not N=FILE")?;
+    let number =
+        number.parse().map_err(|_not_a_number| format!("{number:?} is not the number of a lower"))?;
+    Ok((number, path.into()))
 }
 
 /// Opens the device that a configuration describes.

@@ -79,7 +79,7 @@ pub struct Arguments {
     /// Only root can read the usual trusted.overlay.*
     #[arg(long, requires = "parents")]
     pub user_xattr: bool,
-    /// Whether threads that use idle processors decode a large gzip layer ahead. The image is the same either way
+    /// Whether threads that use idle processors decode a large gzip or zstd layer ahead. The image is the same either way
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub decode_ahead: DecodeAhead,
     /// Write the image through to the disk before the command ends

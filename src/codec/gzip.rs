@@ -25,13 +25,13 @@ const FLAG_COMMENT: u8 = 1 << 4;
 const FLAGS_RESERVED: u8 = 0b1110_0000;
 
 /// Bytes of a member's header that [`member_bytes`] looks at.
-pub const SIZED_HEADER_BYTES: usize = 76;
+pub(super) const SIZED_HEADER_BYTES: usize = 76;
 
 /// Length of the member whose header starts `bytes`, if that says so: as BGZF does, in a subfield `BC` of the extra field.
 /// It may be a lie.
 ///
 /// Source: SAM/BAM format specification, section 4.1.
-pub fn member_bytes(bytes: &[u8]) -> Option<u64> {
+pub(super) fn member_bytes(bytes: &[u8]) -> Option<u64> {
     let (head, rest) = bytes.split_first_chunk::<12>()?;
     let [id1, id2, METHOD_DEFLATE, flags, .., len0, len1] = *head else { return None };
     if [id1, id2] != MAGIC || flags & FLAG_EXTRA == 0 {

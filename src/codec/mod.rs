@@ -15,6 +15,7 @@ pub mod encode;
 mod error;
 pub mod foreign;
 mod gzip;
+mod starts;
 pub(crate) mod zlib;
 mod zstd;
 
@@ -23,7 +24,8 @@ pub use self::{
     coding::Coding,
     decoder::{BlockStart, Decoder},
     error::CodecError,
-    gzip::{Cut, Gzip, SIZED_HEADER_BYTES, member_bytes},
+    gzip::{Cut, Gzip},
+    starts::Starts,
     zstd::Zstd,
 };
 use crate::error::Classify as _;

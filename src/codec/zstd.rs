@@ -6,7 +6,7 @@
 //!
 //! Source: RFC 8878, sections 3.1.1 (frames) and 3.1.2 (skippable frames).
 
-use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
 use super::{decoder::Decoder, error::CodecError};
 
@@ -96,6 +96,80 @@ fn little_endian(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
+/// Goes from frame to frame without decoding them: every block says how long it is.
+#[derive(Default)]
+pub(super) struct FrameWalk {
+    /// Bytes that were walked over.
+    at: u64,
+    /// Bytes to pass over before the next field.
+    skip: u64,
+    field: [u8; HEADER_MAX],
+    gathered: usize,
+    /// Inside a frame, whether a checksum comes behind its last block.
+    blocks: Option<bool>,
+    /// No frame is where one should be.
+    is_lost: bool,
+}
+
+impl FrameWalk {
+    /// Walks over the next bytes; `found` gets the offset of each frame, skippable or not, as soon as its first byte is
+    /// there.
+    pub(super) fn push(&mut self, mut bytes: &[u8], found: &mut dyn FnMut(u64)) {
+        while !bytes.is_empty() && !self.is_lost {
+            if self.skip > 0 {
+                let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                bytes = bytes.get(step..).unwrap_or_default();
+                self.skip -= step as u64;
+                self.at += step as u64;
+                continue;
+            }
+            if self.gathered == 0 && self.blocks.is_none() {
+                found(self.at);
+            }
+            // No field is whole before all of its bytes are there, and few bytes are gathered at all.
+            let Some((byte, rest)) = bytes.split_first() else { return };
+            if let Some(slot) = self.field.get_mut(self.gathered) {
+                *slot = *byte;
+            }
+            self.gathered += 1;
+            self.at += 1;
+            bytes = rest;
+            self.step();
+        }
+    }
+
+    /// Goes on behind the field, if it is whole.
+    fn step(&mut self) {
+        let field = self.field.get(..self.gathered).unwrap_or_default();
+        if let Some(has_checksum) = self.blocks {
+            let Some([b0, b1, b2]) = field.first_chunk() else { return };
+            let header = u32::from_le_bytes([*b0, *b1, *b2, 0]);
+            let (is_last, kind, size) = (header & 1 == 1, header >> 1 & 3, u64::from(header >> 3));
+            // A block of one byte repeated holds that byte.
+            self.skip = if kind == 1 { 1 } else { size };
+            self.is_lost = kind == 3;
+            if is_last {
+                self.skip += if has_checksum { 4 } else { 0 };
+                self.blocks = None;
+            }
+            self.gathered = 0;
+            return;
+        }
+        let Some(magic) = field.first_chunk().map(|magic| u32::from_le_bytes(*magic)) else { return };
+        if magic == MAGIC {
+            if self.gathered > 4 && self.gathered == FrameHeader::len(field) {
+                self.blocks = field.get(4).map(|descriptor| descriptor & 4 != 0);
+                self.gathered = 0;
+            }
+        } else if !is_magic(magic) {
+            self.is_lost = true;
+        } else if let Some(len) = field.get(4..).and_then(<[u8]>::first_chunk) {
+            self.skip = u32::from_le_bytes(*len).into();
+            self.gathered = 0;
+        }
+    }
+}
+
 /// Decoder of zstd streams.
 pub struct Zstd {
     context: DCtx<'static>,
@@ -148,6 +222,31 @@ impl Zstd {
             taken: 0,
             frame: 0,
         })
+    }
+
+    /// Starts over at a frame that is not the first one: after it the stream may end.
+    pub fn restart(&mut self) {
+        // A session alone can always be reset.
+        let _ = self.context.reset(ResetDirective::SessionOnly);
+        self.state = State::Header;
+        self.gathered = 0;
+        self.go_on_at(0);
+    }
+
+    /// Compressed bytes taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Whether the decoder stands between two frames.
+    pub fn is_between_frames(&self) -> bool {
+        self.state == State::Header && self.gathered == 0
+    }
+
+    /// Goes on at another frame, when this decoder stands between two. All between them was decoded by another one.
+    pub fn go_on_at(&mut self, byte: u64) {
+        self.taken = byte;
+        self.frames = true;
     }
 
     fn take<'a>(&mut self, input: &mut &'a [u8], len: usize) -> &'a [u8] {
@@ -247,12 +346,22 @@ impl Zstd {
             }
         }
     }
-}
 
-impl Decoder for Zstd {
-    fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
+    /// Like [`decode`](Decoder::decode), but stops at the first frame that starts at byte `stop` or behind:
+    /// [`taken`](Self::taken) is where. It has stopped for that if output is not full and input is left.
+    pub fn decode_to(
+        &mut self,
+        stop: Option<u64>,
+        input: &mut &[u8],
+        output: &mut [u8],
+    ) -> Result<usize, CodecError> {
         let mut filled: usize = 0;
+        let (began, began_between) = (self.taken, self.is_between_frames());
         loop {
+            let has_come = self.is_between_frames() && (self.taken > began || !began_between);
+            if has_come && stop.is_some_and(|stop| self.taken >= stop) {
+                return Ok(filled);
+            }
             match self.state {
                 State::Header => {
                     if input.is_empty() {
@@ -307,6 +416,12 @@ impl Decoder for Zstd {
                 }
             }
         }
+    }
+}
+
+impl Decoder for Zstd {
+    fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
+        self.decode_to(None, input, output)
     }
 
     fn finish(&mut self) -> Result<(), CodecError> {

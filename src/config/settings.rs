@@ -273,7 +273,7 @@ pub enum Timestamps {
     Nanoseconds,
 }
 
-/// Whether helpers decode large gzip layers ahead.
+/// Whether helpers decode large layers ahead.
 // Its doc lines are the help of `plywood apply --decode-ahead` as well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -134,8 +134,8 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
         let is_stream = chain.is_none() && source.algorithm() == Algorithm::Sha256;
         let whole = is_stream.then_some(&spare);
-        let ahead = plan.resources.ahead.take(source.size_bytes);
-        let manner = Manner { plan, is_small: source.is_small(), ahead, coding, whole };
+        let size_bytes = source.size_bytes;
+        let manner = Manner { plan, is_small: source.is_small(), size_bytes, coding, whole };
         let _at_work = plan.resources.helpers.begin_layer();
         let feed = Feed::new(source, plan)?;
         let index = index.filter(|_| chain.is_none());

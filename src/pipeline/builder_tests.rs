@@ -186,7 +186,7 @@ fn the_coding_is_that_of_the_bytes_that_reach_the_detection() {
                 let work = Work { cancel: &cancel, progress: &Progress::default() };
                 let plan = Plan { resources: &resources, lease: &lease, work };
                 let source = Source { reader: &mut &blob[..], size_bytes, digest };
-                let manner = Manner { plan, is_small: false, ahead: false, coding: None, whole: None };
+                let manner = Manner { plan, is_small: false, size_bytes: None, coding: None, whole: None };
                 let fed = thread::scope(|scope| {
                     let detect = Detect::new(scope, manner, Collect::default());
                     Feed::new(source, plan)?.drive(scope, &Spare::default(), Flip(detect))

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    ahead::{Ahead, AheadFacts, Hired},
+    ahead::{Ahead, AheadFacts, AheadPlan, Hired},
     buffer::{Chunk, Pool},
     decode::{Decode, Decoded, Meter},
     hash::{Hash, Hashed},
@@ -55,8 +55,8 @@ pub(super) struct Manner<'env> {
     pub(super) plan: Plan<'env>,
     /// The blob is so short that starting a thread is not worth it.
     pub(super) is_small: bool,
-    /// Helpers may decode ahead, if the stream is one that they can.
-    pub(super) ahead: bool,
+    /// Size of the blob in bytes, if it is known. It decides whether helpers decode ahead.
+    pub(super) size_bytes: Option<u64>,
     /// The compression; `None` detects it.
     pub(super) coding: Option<Coding>,
     /// Set when the bytes are a whole blob whose SHA-256 is computed before this stage: a plain stream is not hashed
@@ -88,7 +88,7 @@ enum Way<'scope, 'env, S: Stage + 'scope> {
     Plain(Metered<Placed<'scope, S>>),
     /// Everything else; uncompressed bytes go through a decoder that changes nothing.
     Decoded(Box<Placed<'scope, Decode<'scope, 'env, Placed<'scope, Hashing<'scope, S>>>>>),
-    /// gzip, with helpers that decode ahead.
+    /// gzip or zstd, with helpers that decode ahead.
     Ahead(Box<Ahead<'scope, (Hashed, S::Output)>>),
 }
 
@@ -138,14 +138,21 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
                 head.iter().flat_map(|chunk| chunk.iter()).copied().take(Coding::PREFIX_LEN).collect();
             Coding::detect(&prefix)
         });
-        let way = self.set_up(coding, consumer)?;
+        let Manner { plan, size_bytes, .. } = self.manner;
+        let ahead = plan.resources.ahead.plan(size_bytes, coding, head.iter().map(|chunk| &**chunk));
+        let way = self.set_up(coding, ahead, consumer)?;
         let rest = self.rest.insert(Rest { coding, way });
         head.into_iter().try_for_each(|chunk| rest.push(chunk))?;
         Ok(rest)
     }
 
-    fn set_up(&mut self, coding: Coding, consumer: S) -> Result<Way<'scope, 'env, S>> {
-        let (scope, Manner { plan, is_small, ahead, whole, .. }) = (self.scope, self.manner);
+    fn set_up(
+        &mut self,
+        coding: Coding,
+        ahead: Option<AheadPlan>,
+        consumer: S,
+    ) -> Result<Way<'scope, 'env, S>> {
+        let (scope, Manner { plan, is_small, whole, .. }) = (self.scope, self.manner);
         let limits = &plan.resources.limits;
         let permits = |wanted| plan.resources.helpers.take_up_to(if is_small { 0 } else { wanted });
         if let (Coding::Plain, Some(spare)) = (coding, whole) {
@@ -168,17 +175,17 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
         let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
         let pool = Pool::new(stream);
-        let decoding = match decoding {
+        let decoding = match (decoding, ahead) {
             // An index lists every block, and helpers give out pieces of many.
-            Some(permit) if ahead && index.is_none() && coding == Coding::Gzip => {
+            (Some(permit), Some(ahead)) if index.is_none() => {
                 let hired = Hired::as_many_as_there_are(plan);
                 if !hired.is_empty() {
-                    let ahead = Ahead::new(scope, permit, hired, pool, plan, consume)?;
+                    let ahead = Ahead::new(scope, ahead, permit, hired, pool, plan, consume)?;
                     return Ok(Way::Ahead(Box::new(ahead)));
                 }
                 Some(permit)
             }
-            decoding => decoding,
+            (decoding, _) => decoding,
         };
         let decoder = coding.decoder(limits.zstd_window_bytes)?;
         let mut decode = Decode::new(decoder, pool, plan, consume);

@@ -38,7 +38,7 @@ mod ordered;
 mod resources;
 mod source;
 
-pub use ahead::{AheadFacts, AheadOptions, fuzz_ahead};
+pub use ahead::{AheadFacts, AheadOptions, fuzz_ahead, fuzz_ahead_zstd};
 pub use builder::{Facts, Pipeline, Ran, StageTimes};
 pub use decode::StreamLimit;
 pub use resources::{Plan, Resources};

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Makes the layers that the benchmarks and the tree oracle run on.
 
-    tests/benches/corpora.py [--out DIR] [--force] [NAME ...]
+    tests/benches/corpora.py [--out DIR] [--force] [--indexed] [NAME ...]
 
 Every corpus is NAME.tar: PAX, members sorted, numeric owners, build times clamped to one
-fixed moment. Package corpora also come as NAME.tar.gz (gzip -6 -n) and NAME.tar.zst (zstd -3);
-synth-N and wide-N, which measure the image builder alone, stay plain.
+fixed moment. Package corpora also come as NAME.tar.gz (gzip -6 -n) and NAME.tar.zst (zstd -3), as
+NAME.esgz (eStargz: a gzip member for each file and each 4 MiB of one, level 9, a table of contents)
+and as NAME.frames.zst (zstd -3, a frame for each MiB); synth-N and wide-N, which measure the image
+builder alone, stay plain.
 
   minbase      Debian bookworm's smallest root plus ping (a file with a capability)   needs root, debootstrap
   node         a node_modules tree of about 100 000 files                             needs npm
@@ -26,6 +28,8 @@ Python's standard library, GNU tar, gzip and zstd. Up to 10 GB of disk while it 
 """
 
 import argparse
+import collections
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -34,8 +38,10 @@ import random
 import re
 import shutil
 import subprocess
+import struct
 import sys
 import tarfile
+import zlib
 
 # The moment all times are clamped to: 2025-06-01T00:00:00Z.
 EPOCH = 1748736000
@@ -286,7 +292,7 @@ def measure(tar):
                 counts["files"] += 1
             archive.members = []  # a million TarInfo are a gigabyte
     forms = {}
-    for form in ("tar", "tar.gz", "tar.zst"):
+    for form in ("tar", "tar.gz", "tar.zst", "esgz", "frames.zst"):
         file = tar.with_suffix("." + form)
         if file.exists():
             with open(file, "rb") as stream:
@@ -302,12 +308,93 @@ def compress(tar):
         with open(tar, "rb") as source, open(part, "wb") as sink:
             run(*command, stdin=source, stdout=sink)
         part.rename(part.with_suffix(""))
+    if not plain:
+        add_indexed(tar)
+
+
+def add_indexed(tar):
+    for suffix, write in [(".esgz", estargz), (".frames.zst", frames)]:
+        out = tar.with_suffix(suffix)
+        if not out.exists():
+            part = tar.with_suffix(suffix + ".part")
+            write(tar, part)
+            part.rename(out)
+
+
+# --- forms with many members or frames --------------------------------------------------------
+
+CHUNK = 4 << 20
+FRAME = 1 << 20
+
+
+def in_order(work, items):
+    """The results of `work` in the order of `items`, of which few are under way at a time."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        under_way = collections.deque()
+        for item in items:
+            under_way.append(pool.submit(work, item))
+            if len(under_way) > 2 * (os.cpu_count() or 1):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def pieces(tar):
+    """Cuts an archive where the data of a file begins, and every CHUNK of it: (bytes, file, offset in the file)."""
+    with tarfile.open(tar) as archive, open(tar, "rb") as stream:
+        begun = (None, 0)
+        for info in archive:
+            archive.members = []
+            for offset in range(0, info.size if info.isreg() else 0, CHUNK):
+                yield stream.read(info.offset_data + offset - stream.tell()), *begun
+                begun = (info, offset)
+        # The zero blocks come behind the table of contents.
+        yield stream.read(archive.offset - stream.tell()), *begun
+
+
+def member(data):
+    """What Go's compress/gzip makes of it at level 9, at which eStargz is written."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = deflate.compress(data) + deflate.flush()
+    return b"\x1f\x8b\x08\0\0\0\0\0\2\xff" + body + struct.pack("<II", zlib.crc32(data), len(data) % (1 << 32))
+
+
+def estargz(tar, out):
+    """Writes an archive as eStargz. The table has what a reader of chunks needs, and no landmark is in the archive."""
+    def work(piece):
+        data, info, offset = piece
+        size = min(info.size - offset, CHUNK) if info else 0
+        return member(data), info, offset, hashlib.sha256(data[:size]).hexdigest()
+
+    entries, at = [], 0
+    with open(out, "wb") as sink:
+        for packed, info, offset, digest in in_order(work, pieces(tar)):
+            if info:
+                own = {"type": "reg", "size": info.size, "mode": info.mode} if offset == 0 else {"type": "chunk"}
+                entries.append({"name": info.name, **own, "offset": at, "chunkOffset": offset,
+                                "chunkSize": min(info.size - offset, CHUNK), "chunkDigest": "sha256:" + digest})
+            at += sink.write(packed)
+        table = json.dumps({"version": 1, "entries": entries}).encode()
+        header = ustar_header(b"stargz.index.json", len(table), 0o444, ord("0"))
+        sink.write(member(header + table + bytes(-len(table) % 512) + bytes(1024)))
+        sink.write(b"\x1f\x8b\x08\4\0\0\0\0\0\xff\x1a\0SG\x16\0%016xSTARGZ\1\0\0\xff\xff" % at + bytes(8))
+
+
+def frames(tar, out):
+    """Writes an archive as zstd with a frame for each MiB."""
+    def work(data):
+        return subprocess.run(["zstd", "-3", "-q", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+    with open(tar, "rb") as source, open(out, "wb") as sink:
+        for frame in in_order(work, iter(lambda: source.read(FRAME), b"")):
+            sink.write(frame)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/corpora"))
     parser.add_argument("--force", action="store_true", help="make corpora again that are there already")
+    parser.add_argument("--indexed", action="store_true", help="add NAME.esgz and NAME.frames.zst to corpora that lack them")
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: " + " ".join(DEFAULT))
     arguments = parser.parse_args()
     need("tar", "gzip", "zstd")
@@ -320,6 +407,10 @@ def main():
     for name in arguments.names or DEFAULT:
         tar = out / f"{name}.tar"
         if name in known and tar.exists() and not arguments.force:
+            if arguments.indexed and "tar.gz" in known[name]["forms"]:
+                add_indexed(tar)
+                known[name] = measure(tar)
+                manifest.write_text(json.dumps(known, indent=1) + "\n")
             continue
         work = out / f".work-{name}"
         shutil.rmtree(work, ignore_errors=True)

@@ -20,6 +20,7 @@ Figures are medians with min..max; a ratio is ours / peer, below 1 is faster or 
   native  an image of ours cp IMAGE OUT, and zstd -dc IMAGE.zst > OUT
   igzip   NAME.tar.gz      igzip -dc NAME.tar.gz > /dev/null: decoding alone
   ahead   NAME.tar.gz      ours with --decode-ahead=off
+  members NAME.esgz        the same, and in order on one processor: NAME:1. Also NAME.frames.zst
 
 The options of mkfs.erofs are the ones containerd's differ passes (its fixed ones, then the
 mkfs_options that its documentation recommends): --tar=f --aufs --quiet -Enoinline_data -b4096
@@ -51,9 +52,9 @@ import uuid
 
 BIG = ["minbase", "pydata", "node", "cuda", "tf"]
 SMALL = ["whiteout", "tiny"]
-SUITES = ["gzip", "off", "zstd", "plain", "wide", "growth", "stream", "native", "igzip", "ahead"]
+SUITES = ["gzip", "off", "zstd", "plain", "wide", "growth", "stream", "native", "igzip", "ahead", "members"]
 # Where helpers decode ahead, and have memory of their own.
-AHEAD = ["gzip", "igzip", "ahead"]
+AHEAD = ["gzip", "zstd", "igzip", "ahead", "members"]
 MIB = 1 << 20
 # Above this many names in one directory mkfs.erofs takes minutes.
 WIDEST_PEER = 200_000
@@ -186,7 +187,7 @@ class Bench:
 
     def add(self, suite, corpus, ours, peer, files):
         # A run of milliseconds needs more pairs for a steady median, and costs nothing.
-        pairs = self.arguments.pairs * (4 if corpus == "tiny" else 1)
+        pairs = self.arguments.pairs * (4 if corpus.partition(".")[0] == "tiny" else 1)
         row = {"suite": suite, "corpus": corpus, "entries": self.manifest.get(corpus, {}).get("entries"),
                "bytes_in": sum(os.path.getsize(f) for f in files), "pairs": pairs,
                **pair(ours, peer, pairs, files)}
@@ -225,6 +226,18 @@ class Bench:
         file, out = self.corpora / f"{corpus}.tar.gz", self.work / "a.erofs"
         ours = Side([self.apply(file, out)], out)
         self.add("ahead", corpus, ours, Side([self.apply(file, out, "--decode-ahead=off")], out), [file])
+
+    def members(self, corpus):
+        out = self.work / "a.erofs"
+        for form in ("esgz", "frames.zst"):
+            file = self.corpora / f"{corpus}.{form}"
+            if not file.exists():
+                raise LookupError(f"no {file.name} (tests/benches/corpora.py --indexed makes it)")
+            in_order = self.apply(file, out, "--decode-ahead=off")
+            self.add("members", f"{corpus}.{form}", Side([self.apply(file, out)], out), Side([in_order], out), [file])
+            if shutil.which("taskset"):
+                one = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *in_order]
+                self.add("members", f"{corpus}.{form}:1", Side([self.apply(file, out)], out), Side([one], out), [file])
 
     def stream(self):
         """Layers that are never a file: one member of N GiB, produced while it is read."""
@@ -275,7 +288,8 @@ class Bench:
                 try:
                     if name not in self.manifest:
                         raise LookupError("no such corpus (tests/benches/corpora.py makes it)")
-                    own = {"native": self.native, "igzip": self.igzip, "ahead": self.ahead}.get(suite)
+                    own = {"native": self.native, "igzip": self.igzip, "ahead": self.ahead,
+                           "members": self.members}.get(suite)
                     own(name) if own else self.layer(suite, name)
                 except (LookupError, Failed, OSError) as error:
                     self.skip(f"{suite} {name}", error)
@@ -286,6 +300,8 @@ class Bench:
                 each(suite, BIG + SMALL)
             elif suite in ("off", "igzip", "ahead"):
                 each(suite, BIG)
+            elif suite == "members":
+                each(suite, BIG + SMALL)
             elif suite == "wide":
                 each(suite, [name for name in known if name.startswith("wide-")])
             elif suite == "growth":
@@ -329,6 +345,13 @@ def bars(rows):
     yield "P2", "tar.gz, CPU, geomean of the five, decode-ahead off", geomean(ratios("off", BIG, "cpu_s")), 0.33
     yield "P2", "the same, decode-ahead on", geomean(ratios("gzip", BIG, "cpu_s")), 0.60
     yield "P16", "tar.gz, wall against igzip -dc, geomean of the five", geomean(ratios("igzip", BIG, "wall_s")), 1.20
+    members = {row["corpus"]: row["ratio"]["wall_s"] for row in rows if row["suite"] == "members"}
+    in_order = [members.get(f"{name}.esgz") for name in ("pydata", "cuda")]
+    yield "P19", "eStargz of 500 MB, wall against decode-ahead off, worst", max(in_order) if all(in_order) else None, 0.75
+    one = [members.get(f"{name}.esgz:1") for name in ("pydata", "cuda")]
+    yield "P19", "eStargz of 500 MB, wall against one processor, worst", max(one) if all(one) else None, 0.75
+    small = [ratio for name, ratio in members.items() if name.split(".")[0] in ("minbase", *SMALL) and ":" not in name]
+    yield "P20", "small layers of members or frames, wall against decode-ahead off", max(small, default=None), 1.05
     # 64 MiB and 24 MiB for each helper, of which there is one less than there are processors, and four at most.
     ahead = [row["ours"]["peak_bytes"] for row in rows if row["suite"] in AHEAD]
     most = 64 + 24 * min(4, len(os.sched_getaffinity(0)) - 1)

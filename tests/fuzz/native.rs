@@ -100,6 +100,25 @@ fn damage(lots: &mut Fuzzer, pool: &[Vec<u8>], stream: &mut Vec<u8>) {
     }
 }
 
+/// A zstd stream of a few frames, whole or damaged.
+fn frames(lots: &mut Fuzzer, pool: &[Vec<u8>]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    for _ in 0..1 + lots.below(9) {
+        let level = i32::try_from(1 + lots.below(5)).unwrap_or(1);
+        let plain = plain(lots);
+        stream.extend(zstd::bulk::compress(&plain, level).expect("any bytes can be compressed"));
+        if lots.below(3) == 0 {
+            let len = u8::try_from(lots.below(200)).unwrap_or_default();
+            stream.extend([0x50, 0x2a, 0x4d, 0x18, len, 0, 0, 0]);
+            stream.extend(vec![len; len.into()]);
+        }
+    }
+    if lots.below(2) == 0 {
+        damage(lots, pool, &mut stream);
+    }
+    stream
+}
+
 fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64, joined: &AtomicU64) -> Result<(), u64> {
     for round in 0.. {
         let seed = seed.wrapping_add(round).wrapping_mul(0x2545_f491_4f6c_dd1d);
@@ -114,6 +133,9 @@ fn work(seed: u64, until: Instant, most: u64, done: &AtomicU64, joined: &AtomicU
                     let (helpers, distance) = (1 + lots.below(7), 64 + lots.below(4000));
                     let chunk = (1 + lots.below(5000)).max(data.len() / 500);
                     plywood::pipeline::fuzz_ahead(&data, helpers, distance as u64, chunk);
+                    let frames = frames(&mut lots, &pool);
+                    let chunk = chunk.max(frames.len() / 500);
+                    plywood::pipeline::fuzz_ahead_zstd(&frames, helpers, distance as u64, chunk);
                 }
             }
         }));

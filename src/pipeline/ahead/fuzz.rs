@@ -2,11 +2,14 @@
 
 use std::thread;
 
-use super::{Ahead, Hired, options::AheadOptions};
+use super::{
+    Ahead, Hired,
+    options::{AheadOptions, AheadPlan},
+};
 use crate::{
     call::{Cancel, Progress, Work},
     codec::{
-        Decoder as _, Gzip,
+        Coding,
         deflate::{Inflate, Pause},
     },
     error::{Error, Kind, Result},
@@ -29,9 +32,21 @@ const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
 ///
 /// When the bytes or the refusals differ.
 pub fn fuzz_ahead(deflate: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) {
-    let blob = member(deflate);
-    let want = in_order(&blob, chunk_bytes);
-    let got = ahead(&blob, helpers, distance, chunk_bytes);
+    compare(Coding::Gzip, &member(deflate), helpers, distance, chunk_bytes);
+}
+
+/// Fuzz entry: decodes a zstd stream like [`fuzz_ahead`] one of gzip.
+///
+/// # Panics
+///
+/// When the bytes or the refusals differ.
+pub fn fuzz_ahead_zstd(stream: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) {
+    compare(Coding::Zstd, stream, helpers, distance, chunk_bytes);
+}
+
+pub(super) fn compare(coding: Coding, blob: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) {
+    let want = in_order(coding, blob, chunk_bytes);
+    let got = ahead(AheadPlan { coding, distance }, blob, helpers, chunk_bytes);
     match (&want, &got) {
         (Ok(want), Ok(got)) => assert!(want == got, "other bytes with {helpers} helpers"),
         (Err(want), Err(got)) => {
@@ -70,23 +85,25 @@ fn member(deflate: &[u8]) -> Vec<u8> {
     [&HEADER[..], body, &trailer, input].concat()
 }
 
-fn in_order(blob: &[u8], chunk_bytes: usize) -> Result<Vec<u8>> {
-    let (mut gzip, mut plain, mut output) = (Gzip::new(), Collect::default(), vec![0; 1 << 16]);
+fn in_order(coding: Coding, blob: &[u8], chunk_bytes: usize) -> Result<Vec<u8>> {
+    let mut decoder = coding.decoder(Limits::default().zstd_window_bytes)?;
+    let (mut plain, mut output) = (Collect::default(), vec![0; 1 << 16]);
     for mut input in blob.chunks(chunk_bytes) {
         loop {
-            let filled = gzip.decode(&mut input, &mut output)?;
+            let filled = decoder.decode(&mut input, &mut output)?;
             plain.add(output.get(..filled).unwrap_or_default())?;
-            if filled < output.len() {
+            // A decoder stops for its window, too.
+            if filled < output.len() && input.is_empty() {
                 break;
             }
         }
     }
-    gzip.finish()?;
+    decoder.finish()?;
     Ok(plain.0)
 }
 
-fn ahead(blob: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) -> Result<Vec<u8>> {
-    let options = AheadOptions { from_bytes: Some(0), distance, yields: false };
+fn ahead(how: AheadPlan, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Result<Vec<u8>> {
+    let options = AheadOptions { yields: false, ..AheadOptions::AUTO };
     let resources = Resources::with_ahead(Limits::default(), helpers + 2, options);
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let lease = resources.budget.lease(&cancel)?;
@@ -96,7 +113,7 @@ fn ahead(blob: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) -> Resu
         let permit = resources.helpers.take();
         let permit = permit.ok_or_else(|| Error::new(Kind::Internal, "fuzz.permit", "no permit"))?;
         let hired = Hired::up_to(helpers, plan);
-        let mut ahead = Ahead::new(scope, permit, hired, Pool::new(1 << 16), plan, Collect::default())?;
+        let mut ahead = Ahead::new(scope, how, permit, hired, Pool::new(1 << 16), plan, Collect::default())?;
         for bytes in blob.chunks(chunk_bytes) {
             ahead.push(Chunk::copy_of(bytes))?;
         }

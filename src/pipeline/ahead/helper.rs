@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use super::shared::{Begins, Input, Job, Next, Part, Shared};
+use super::{
+    shared::{Begins, Input, Job, Next, Part, Shared},
+    stream::{HELPER_WINDOW_BYTES, Stream},
+};
 use crate::{
     codec::{
-        Cut, Gzip,
+        Cut,
         deflate::{Finder, HEADER_BYTES, Inflate, Pause, Unit, WINDOW_BYTES, known_at_end},
     },
+    error::Result,
     pipeline::{
         buffer::{Chunk, Pool},
         resources::Plan,
@@ -38,6 +42,8 @@ pub(super) struct Helper<'env> {
     finder: Finder,
     marked: Inflate<u16>,
     plain: Inflate<u8>,
+    /// Made when it is first needed.
+    members: Option<Stream>,
 }
 
 /// How a piece ended.
@@ -52,21 +58,22 @@ enum Outcome {
 impl<'env> Helper<'env> {
     pub(super) fn new(shared: Arc<Shared>, pool: Arc<Pool>, plan: Plan<'env>, index: usize) -> Self {
         let (finder, marked, plain) = (Finder::new(), Inflate::new(), Inflate::new());
-        Self { shared, pool, plan, index, finder, marked, plain }
+        Self { shared, pool, plan, index, finder, marked, plain, members: None }
     }
 
-    /// Works on pieces until there is nothing more to do.
-    pub(super) fn work(mut self) {
+    /// Works on pieces until there is nothing more to do. Errors: there is no memory for a decoder.
+    pub(super) fn work(mut self) -> Result<()> {
         let (helpers, index) = (&self.plan.resources.helpers, self.index);
         while let Some(job) = self.shared.job(SEARCH_BYTES, || helpers.idle_processors() > index) {
             if self.plan.work.cancel.check().is_err() {
-                return;
+                return Ok(());
             }
             match job {
                 Job::Search(from) => self.search(from),
-                Job::Members(from) => self.members(from),
+                Job::Members(from) => self.members(from)?,
             }
         }
+        Ok(())
     }
 
     /// Looks for a piece from bit `from` on, and decodes it.
@@ -122,12 +129,19 @@ impl<'env> Helper<'env> {
         piece.finish()
     }
 
-    /// Decodes members from byte `from` on.
-    fn members(&mut self, from: u64) {
-        if let Some(mut piece) = Progress::announce(&self.shared, Cut(8 * from), Begins::Member) {
-            piece.decode_members(&self.pool);
-            piece.finish();
-        }
+    /// Decodes members or frames from byte `from` on.
+    fn members(&mut self, from: u64) -> Result<()> {
+        let Some(mut piece) = Progress::announce(&self.shared, Cut(8 * from), Begins::Member) else {
+            return Ok(());
+        };
+        let members = match &mut self.members {
+            Some(members) => members,
+            none => none.insert(Stream::new(self.shared.coding(), HELPER_WINDOW_BYTES)?),
+        };
+        members.restart();
+        piece.decode_members(members, &self.pool);
+        piece.finish();
+        Ok(())
     }
 }
 
@@ -195,15 +209,14 @@ impl<'a> Progress<'a> {
         if self.is_false { Outcome::Miss } else { Outcome::Done }
     }
 
-    /// Decodes members.
-    fn decode_members(&mut self, pool: &Arc<Pool>) {
-        let mut gzip = Gzip::at_member();
+    /// Decodes members or frames.
+    fn decode_members(&mut self, members: &mut Stream, pool: &Arc<Pool>) {
         while self.shared.plain().is_some() {
             let mut buffer = pool.take();
             let mut filled = 0;
             let step = loop {
                 let room = buffer.space().get_mut(filled..).unwrap_or_default();
-                let (now, step) = self.member_step(&mut gzip, room);
+                let (now, step) = self.member_step(members, room);
                 filled += now;
                 match step {
                     Step::Block if filled < buffer.space().len() / 2 => {}
@@ -218,7 +231,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Like [`step`](Self::step), for members.
-    fn member_step(&mut self, gzip: &mut Gzip, output: &mut [u8]) -> (usize, Step) {
+    fn member_step(&mut self, members: &mut Stream, output: &mut [u8]) -> (usize, Step) {
         let mut filled = 0;
         loop {
             if !self.refill() {
@@ -231,7 +244,7 @@ impl<'a> Progress<'a> {
             let room = output.get_mut(filled..).unwrap_or_default();
             let all = room.len();
             // Stops at the end of every member, and of its blocks.
-            let outcome = gzip.decode_to(Some(Cut(0)), &mut rest, room);
+            let outcome = members.decode_to(Some(Cut(0)), &mut rest, room);
             self.at += (had - rest.len()) as u64;
             let Ok(now) = outcome else {
                 self.is_false = true;
@@ -239,7 +252,7 @@ impl<'a> Progress<'a> {
             };
             filled += now;
             self.produced += now;
-            if gzip.is_between_members() {
+            if members.is_between_members() {
                 let end = Cut(8 * self.at);
                 self.end = Some((end, self.produced));
                 let until = self.until.map_or(self.longest, |until| until.min(self.longest));

@@ -1,9 +1,13 @@
-//! Decodes gzip on a thread of its own, with helpers that work ahead of it.
+//! Decodes gzip or zstd on a thread of its own, with helpers that work ahead of it.
 //!
-//! The decoder takes the stream in order. Meanwhile each helper looks for a block further on, decodes from there with the
-//! window unknown, and hands over what it has at every few ends of blocks. When the decoder comes to exactly the first bit of
+//! The decoder takes the stream in order. Meanwhile each helper decodes from the start of a member or frame further on. In a
+//! gzip stream where none are known it looks for a block, and decodes from there with the window unknown. It hands over
+//! what it has at every few ends of members, frames or blocks. When the decoder comes to exactly the first bit of
 //! such a piece, it takes what is ready of it and goes on behind. So it never waits for a helper, what comes out is what
 //! decoding in order gives, and every error is one that the decoder itself met.
+//!
+//! Members of gzip and frames of zstd are found in the stream itself ([`Starts`]). So the table of contents of an indexed
+//! layer, which lists the same places, is not needed, and cannot do harm.
 //!
 //! Helpers run when a processor has nothing else to do. They read the buffers that the digest of the blob was computed of,
 //! never the blob itself: a blob that changes meanwhile cannot give other bytes than those that were hashed.
@@ -12,6 +16,7 @@ mod fuzz;
 mod helper;
 mod options;
 mod shared;
+mod stream;
 
 use std::{
     sync::Arc,
@@ -19,16 +24,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use self::options::AheadPlan;
 pub use self::{
-    fuzz::fuzz_ahead,
+    fuzz::{fuzz_ahead, fuzz_ahead_zstd},
     options::{AheadFacts, AheadOptions},
 };
 use self::{
     helper::Helper,
     shared::{Begins, Part, Shared, Taken, abandoned},
+    stream::Stream,
 };
 use super::{
-    budget::Share,
+    budget::{Share, Use},
     buffer::{Chunk, Pool},
     decode::{Decoded, Outlet},
     helpers::{IdlePermit, Permit},
@@ -36,7 +43,7 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    codec::{Decoder as _, Gzip, deflate::Window},
+    codec::{Cut, Gzip, Starts, deflate::Window},
     error::Result,
     sys::thread::{Scoped, catch, lower_priority, spawn_scoped},
 };
@@ -67,6 +74,7 @@ impl Hired {
 /// The near end of a decoder with helpers.
 pub(super) struct Ahead<'scope, T> {
     shared: Arc<Shared>,
+    starts: Starts,
     /// Taken when it is joined.
     decoder: Option<Scoped<'scope, Decoded<T>>>,
 }
@@ -75,15 +83,18 @@ impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
     /// Starts the decoder, whose output goes to `next` in buffers of `pool`, and its helpers.
     pub(super) fn new<'env, S: Stage<Output = T> + 'scope>(
         scope: &'scope Scope<'scope, 'env>,
+        ahead: AheadPlan,
         permit: Permit,
         hired: Vec<Hired>,
         pool: Arc<Pool>,
         plan: Plan<'env>,
         next: S,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared::new(plan.resources.ahead.distance, hired.len()));
+        let stream = Stream::new(ahead.coding, plan.resources.limits.zstd_window_bytes)?;
+        let shared = Arc::new(Shared::new(ahead, hired.len()));
         // From here on an error ends the threads that were started.
-        let mut ahead = Self { shared: Arc::clone(&shared), decoder: None };
+        let starts = Starts::of(ahead.coding);
+        let mut ahead = Self { shared: Arc::clone(&shared), starts, decoder: None };
         for (index, Hired { permit, share }) in hired.into_iter().enumerate() {
             let helper = Helper::new(Arc::clone(&shared), Arc::clone(&pool), plan, index);
             let shared = Arc::clone(&shared);
@@ -101,7 +112,8 @@ impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
                 break;
             }
         }
-        let near = Near { shared: Arc::clone(&shared), outlet: Outlet::new(pool, plan, next) };
+        let outlet = Outlet::new(pool, plan, next);
+        let near = Near { shared: Arc::clone(&shared), stream, outlet, plan };
         ahead.decoder = Some(spawn_scoped(scope, "decode", move || {
             let _held = permit;
             near.run()
@@ -119,7 +131,7 @@ impl<'scope, T: Send + 'scope> Stage for Ahead<'scope, T> {
     type Output = Decoded<T>;
 
     fn push(&mut self, chunk: Chunk) -> Result<()> {
-        if self.shared.add(chunk) {
+        if self.shared.add(chunk, &mut self.starts) {
             return Ok(());
         }
         self.join()?;
@@ -139,12 +151,8 @@ impl<T> Drop for Ahead<'_, T> {
 }
 
 /// Does a helper's work. A panic fails the whole request, as everywhere else.
-fn help(shared: &Shared, work: impl FnOnce()) {
-    let outcome = catch(|| {
-        work();
-        Ok(())
-    });
-    if let Err(error) = outcome {
+fn help(shared: &Shared, work: impl FnOnce() -> Result<()>) {
+    if let Err(error) = catch(work) {
         shared.fail(error);
     }
 }
@@ -152,7 +160,9 @@ fn help(shared: &Shared, work: impl FnOnce()) {
 /// The decoder, on its thread.
 struct Near<'env, S> {
     shared: Arc<Shared>,
+    stream: Stream,
     outlet: Outlet<'env, S>,
+    plan: Plan<'env>,
 }
 
 /// Ends the helpers when the decoder ends, however it does.
@@ -166,20 +176,20 @@ impl Drop for Closing<'_> {
 
 impl<S: Stage> Near<'_, S> {
     fn run(self) -> Result<Decoded<S::Output>> {
-        let Self { shared, mut outlet } = self;
+        let Self { shared, mut stream, mut outlet, plan } = self;
         let closing = Closing(&shared);
-        let mut gzip = Gzip::new();
+        let mut memory = 0;
         let mut busy = Duration::ZERO;
-        while let Some((offset, chunk)) = shared.input(gzip.taken())? {
-            let skipped = usize::try_from(gzip.taken() - offset).unwrap_or(usize::MAX);
+        while let Some((offset, chunk)) = shared.input(stream.taken())? {
+            let skipped = usize::try_from(stream.taken() - offset).unwrap_or(usize::MAX);
             let mut input = chunk.get(skipped..).unwrap_or_default();
             loop {
                 let cut = shared.next_piece(offset + chunk.len() as u64);
-                if let Some(at) = gzip.cut().filter(|at| cut.is_some_and(|cut| *at >= cut)) {
+                if let Some(at) = stream.cut().filter(|at| cut.is_some_and(|cut| *at >= cut)) {
                     let started = Instant::now();
-                    let begins = if gzip.is_between_members() { Begins::Member } else { Begins::Block };
+                    let begins = if stream.is_between_members() { Begins::Member } else { Begins::Block };
                     let is_taken = match shared.take(at, begins) {
-                        Some(taken) => splice(&shared, &mut gzip, &mut outlet, taken)?,
+                        Some(taken) => splice(&shared, &mut stream, &mut outlet, taken)?,
                         None => false,
                     };
                     busy += started.elapsed();
@@ -191,16 +201,21 @@ impl<S: Stage> Near<'_, S> {
                 let started = Instant::now();
                 let space = outlet.space();
                 let (room, had) = (space.len(), input.len());
-                let outcome = gzip.decode_to(cut, &mut input, space);
+                let outcome = stream.decode_to(cut, &mut input, space);
                 busy += started.elapsed();
                 let filled = outcome?;
                 outlet.fill(had - input.len(), filled)?;
+                if stream.memory_bytes() > memory {
+                    memory = stream.memory_bytes();
+                    plan.lease.charge(Use::Window, memory, plan.work.cancel)?;
+                    continue;
+                }
                 if filled < room && input.is_empty() {
                     break;
                 }
             }
         }
-        gzip.finish()?;
+        stream.finish()?;
         drop(closing);
         Ok(Decoded { output: outlet.finish()?, busy, ahead: shared.facts(), index: None })
     }
@@ -210,19 +225,60 @@ impl<S: Stage> Near<'_, S> {
 /// start of the stream.
 fn splice<S: Stage>(
     shared: &Shared,
+    stream: &mut Stream,
+    outlet: &mut Outlet<'_, S>,
+    taken: Taken,
+) -> Result<bool> {
+    match (taken.begins, stream) {
+        (Begins::Block, Stream::Gzip(gzip)) => splice_blocks(shared, gzip, outlet, taken),
+        (_, stream) => {
+            splice_members(shared, stream, outlet, taken)?;
+            Ok(true)
+        }
+    }
+}
+
+fn compressed_bytes(end: Cut, taken: u64) -> usize {
+    usize::try_from((end.0 / 8).saturating_sub(taken)).unwrap_or(usize::MAX)
+}
+
+/// [`splice`] for members or frames, which refer to nothing before them and have checked their sums themselves.
+fn splice_members<S: Stage>(
+    shared: &Shared,
+    stream: &mut Stream,
+    outlet: &mut Outlet<'_, S>,
+    taken: Taken,
+) -> Result<()> {
+    let Taken { parts, end, .. } = taken;
+    outlet.fill(compressed_bytes(end, stream.taken()), 0)?;
+    for part in parts {
+        match part {
+            Part::Marked(units) => shared.give_back_units(units),
+            Part::Plain(chunk) => {
+                shared.give_back_plain();
+                outlet.pass(0, chunk)?;
+            }
+        }
+    }
+    stream.go_on_at_member(end.0 / 8);
+    Ok(())
+}
+
+/// [`splice`] for blocks of one member.
+fn splice_blocks<S: Stage>(
+    shared: &Shared,
     gzip: &mut Gzip,
     outlet: &mut Outlet<'_, S>,
     taken: Taken,
 ) -> Result<bool> {
     let window = Window::new(&gzip.window());
-    let Taken { parts, end, begins } = taken;
+    let Taken { parts, end, .. } = taken;
     let is_known = parts.iter().all(|part| match part {
         Part::Marked(units) => window.knows(units.units()),
         Part::Plain(_) => true,
     });
-    let compressed = usize::try_from((end.0 / 8).saturating_sub(gzip.taken())).unwrap_or(usize::MAX);
     if is_known {
-        outlet.fill(compressed, 0)?;
+        outlet.fill(compressed_bytes(end, gzip.taken()), 0)?;
     }
     for part in parts {
         match part {
@@ -240,19 +296,14 @@ fn splice<S: Stage>(
             Part::Plain(chunk) => {
                 shared.give_back_plain();
                 if is_known {
-                    // Members have checked their sums themselves.
-                    if begins == Begins::Block {
-                        gzip.add(&chunk);
-                    }
+                    gzip.add(&chunk);
                     outlet.pass(0, chunk)?;
                 }
             }
         }
     }
-    match begins {
-        Begins::Block if is_known => gzip.go_on_at(end),
-        Begins::Block => {}
-        Begins::Member => gzip.go_on_at_member(end.0 / 8),
+    if is_known {
+        gzip.go_on_at(end);
     }
     Ok(is_known)
 }

@@ -1,12 +1,18 @@
 //! When streams are decoded ahead, and what came of it.
 
+use crate::codec::{Coding, Starts};
+
 /// When streams are decoded ahead, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AheadOptions {
-    /// Shortest blob that helpers work on, in bytes; `None`: they never do.
+    /// Shortest blob in whose blocks helpers look for a start, in bytes; `None`: there are no helpers at all.
     pub from_bytes: Option<u64>,
+    /// Shortest blob of many members or frames that helpers work on, in bytes.
+    pub members_from_bytes: u64,
     /// Compressed bytes between the decoder and the first piece, and from each piece to the next one.
     pub distance: u64,
+    /// The same where pieces begin at members or frames.
+    pub members_distance: u64,
     /// Helpers run only when a processor has nothing else to do.
     pub yields: bool,
 }
@@ -14,14 +20,53 @@ pub struct AheadOptions {
 impl AheadOptions {
     /// Helpers work on large blobs.
     // A shorter blob is decoded in a quarter of a second, of which looking for blocks and the first wait would take a part.
-    pub const AUTO: Self = Self { from_bytes: Some(64 << 20), distance: 4 << 20, yields: true };
+    // Where members begin takes no looking, and what a helper decodes costs no more than it does in order.
+    pub const AUTO: Self = Self {
+        from_bytes: Some(64 << 20),
+        members_from_bytes: 8 << 20,
+        distance: 4 << 20,
+        members_distance: 1 << 20,
+        yields: true,
+    };
     /// Helpers never work.
     pub const OFF: Self = Self { from_bytes: None, ..Self::AUTO };
 
-    /// Whether helpers may work on a blob of `size_bytes`.
-    pub(in crate::pipeline) fn take(&self, size_bytes: Option<u64>) -> bool {
-        matches!((self.from_bytes, size_bytes), (Some(from), Some(size)) if size >= from)
+    /// How helpers may work on a blob of `size_bytes` whose first bytes are `head`, if they may.
+    pub(in crate::pipeline) fn plan<'a>(
+        &self,
+        size_bytes: Option<u64>,
+        coding: Coding,
+        head: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Option<AheadPlan> {
+        let (from_bytes, size_bytes) = (self.from_bytes?, size_bytes?);
+        if size_bytes < from_bytes.min(self.members_from_bytes) {
+            return None;
+        }
+        let is_known = match coding {
+            Coding::Plain => return None,
+            Coding::Gzip => {
+                let (mut starts, mut found) = (Starts::of(coding), 0);
+                head.into_iter().for_each(|bytes| starts.push(bytes, &mut |_| found += 1));
+                found > 1
+            }
+            // Frames lead to each other, however long the first one is.
+            Coding::Zstd => true,
+        };
+        let (from, distance) = match is_known {
+            true => (self.members_from_bytes, self.members_distance),
+            false => (from_bytes, self.distance),
+        };
+        (size_bytes >= from).then_some(AheadPlan { coding, distance })
     }
+}
+
+/// How helpers work on one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pipeline) struct AheadPlan {
+    /// Compression of the stream.
+    pub(in crate::pipeline) coding: Coding,
+    /// Compressed bytes from piece to piece.
+    pub(in crate::pipeline) distance: u64,
 }
 
 /// Work of helpers on one stream.

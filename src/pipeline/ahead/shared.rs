@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
-use super::options::AheadFacts;
+use super::{
+    options::{AheadFacts, AheadPlan},
+    stream::HELPER_WINDOW_BYTES,
+};
 use crate::{
-    codec::{Cut, SIZED_HEADER_BYTES, member_bytes},
+    codec::{Coding, Cut, Starts},
     error::{Error, Kind, Result},
     pipeline::{budget::SHARE_BYTES, buffer::Chunk},
 };
@@ -19,6 +22,9 @@ pub(super) const PART_UNITS: usize = 256 << 10;
 const NEAR_BYTES: u64 = 768 << 10;
 /// Misses in a row after which no more pieces are looked for.
 const MISSES_MAX: u32 = 3;
+/// Bytes of input without the start of a member after which helpers look for blocks instead. The files of indexed layers
+/// begin every few MiB at least.
+const KNOWN_REACH: u64 = 16 << 20;
 /// Longest time that a helper waits before it looks whether it may work again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -27,6 +33,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Wakes everybody: input has come or was taken, memory has come back, or this is the end.
     changed: Condvar,
+    coding: Coding,
     distance: u64,
     /// Most bytes of input from the decoder on.
     window: u64,
@@ -49,10 +56,10 @@ struct State {
     decoder_until: u64,
     /// Pieces in the order of the stream.
     pieces: VecDeque<Piece>,
-    /// Members that are known to come, sparsely, and where the next one starts that is looked at. `None` after a member
-    /// that does not say how long it is.
+    /// Members or frames that are known to come, sparsely; how many were found, and the last one.
     members: VecDeque<u64>,
-    next_member: Option<u64>,
+    members_found: u64,
+    last_member: u64,
     /// No piece is looked for before this bit.
     search_from: u64,
     misses: u32,
@@ -70,7 +77,7 @@ struct State {
 pub(super) enum Begins {
     /// A block, before which the window is not known.
     Block,
-    /// A member.
+    /// A member or a frame.
     Member,
 }
 
@@ -79,7 +86,7 @@ pub(super) enum Begins {
 pub(super) enum Job {
     /// Look for a block from this bit on.
     Search(u64),
-    /// Decode members from this byte on.
+    /// Decode members or frames from this byte on.
     Members(u64),
 }
 
@@ -156,17 +163,24 @@ pub(super) const PLAIN_BYTES: u64 = 512 << 10;
 const UNITS_BYTES: u64 = 2 * PART_UNITS as u64;
 
 impl Shared {
-    pub(super) fn new(distance: u64, helpers: usize) -> Self {
+    pub(super) fn new(plan: AheadPlan, helpers: usize) -> Self {
+        let AheadPlan { coding, distance } = plan;
         let helpers = helpers as u64;
         let window = (helpers + 1) * distance;
-        let memory = (helpers * SHARE_BYTES).saturating_sub(window).max(4 * UNITS_BYTES);
+        let decoders = if coding == Coding::Zstd { helpers * HELPER_WINDOW_BYTES } else { 0 };
+        let memory = (helpers * SHARE_BYTES).saturating_sub(window + decoders).max(4 * UNITS_BYTES);
         let (state, changed) = (Mutex::new(State::new()), Condvar::new());
-        Self { state, changed, distance, window, memory }
+        Self { state, changed, coding, distance, window, memory }
     }
 
     #[cfg(test)]
     pub(super) fn set_window(&mut self, bytes: u64) {
         self.window = bytes;
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_memory(&mut self, bytes: u64) {
+        self.memory = bytes;
     }
 
     #[cfg(test)]
@@ -182,6 +196,11 @@ impl Shared {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Compression of the stream.
+    pub(super) fn coding(&self) -> Coding {
+        self.coding
+    }
+
     /// Compressed bytes from piece to piece.
     pub(super) fn distance(&self) -> u64 {
         self.distance
@@ -189,8 +208,10 @@ impl Shared {
 
     // --- the thread that feeds the decoder
 
-    /// Adds input, once there is room; `false` when the decoder has ended.
-    pub(super) fn add(&self, chunk: Chunk) -> bool {
+    /// Adds input, once there is room; `false` when the decoder has ended. `starts` has seen all input before.
+    pub(super) fn add(&self, chunk: Chunk, starts: &mut Starts) -> bool {
+        let mut members = Vec::new();
+        starts.push(&chunk, &mut |start| members.push(start));
         let mut state = self.lock();
         loop {
             let window = if state.is_off() { NEAR_BYTES } else { self.window };
@@ -202,7 +223,7 @@ impl Shared {
         let end = state.end;
         state.end += chunk.len() as u64;
         state.input.push_back((end, chunk));
-        state.note_members(self.distance / 8);
+        state.note_members(&members, self.distance / 8);
         let goes_on = !state.is_closed;
         drop(state);
         self.changed.notify_all();
@@ -338,18 +359,22 @@ impl Shared {
             if state.has_ended && from / 8 >= state.end {
                 return None;
             }
-            let is_here = state.has_ended || from / 8 + bytes <= state.end;
-            if is_here && state.memory + 2 * UNITS_BYTES <= self.memory && may_work() {
-                if state.next_member.is_none() {
+            let (is_known, may_search) = (state.is_known(), self.coding == Coding::Gzip);
+            if state.has_ended && !is_known && !may_search {
+                return None;
+            }
+            if state.memory + 2 * UNITS_BYTES <= self.memory && may_work() {
+                if is_known {
+                    if let Some(member) = state.members.iter().copied().find(|member| 8 * member >= from) {
+                        state.search_from = 8 * (member + self.distance);
+                        return Some(Job::Members(member));
+                    }
+                    if state.has_ended {
+                        return None;
+                    }
+                } else if may_search && (state.has_ended || from / 8 + bytes <= state.end) {
                     state.search_from = from + 8 * self.distance;
                     return Some(Job::Search(from));
-                }
-                if let Some(member) = state.members.iter().copied().find(|member| 8 * member >= from) {
-                    state.search_from = 8 * (member + self.distance);
-                    return Some(Job::Members(member));
-                }
-                if state.has_ended {
-                    return None;
                 }
             }
             state = self.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
@@ -493,7 +518,8 @@ impl State {
             decoder_until: 0,
             pieces: VecDeque::new(),
             members: VecDeque::new(),
-            next_member: Some(0),
+            members_found: 0,
+            last_member: 0,
             search_from: 0,
             misses: 0,
             failed: None,
@@ -507,19 +533,22 @@ impl State {
         self.misses >= MISSES_MAX
     }
 
-    /// Goes from member to member, as far as input has come and each says how long it is. Keeps those that are `apart` bytes
-    /// from each other.
-    fn note_members(&mut self, apart: u64) {
-        while let Some(member) = self.next_member.filter(|at| at + SIZED_HEADER_BYTES as u64 <= self.end) {
-            let mut header = [0; SIZED_HEADER_BYTES];
-            copy(&self.input, member, &mut header);
-            if self.members.back().is_none_or(|last| member >= last + apart) {
-                self.members.push_back(member);
+    /// Takes note of the starts of members. Keeps those that are `apart` bytes from each other.
+    fn note_members(&mut self, starts: &[u64], apart: u64) {
+        for start in starts {
+            self.members_found += 1;
+            self.last_member = *start;
+            if self.members.back().is_none_or(|last| *start >= last + apart) {
+                self.members.push_back(*start);
             }
-            self.next_member = member_bytes(&header).map(|bytes| member + bytes);
         }
-        let (decoder, is_over) = (self.decoder, self.next_member.is_none());
-        while pop_if(&mut self.members, |member| is_over || *member < decoder).is_some() {}
+        let decoder = self.decoder;
+        while pop_if(&mut self.members, |member| *member < decoder).is_some() {}
+    }
+
+    /// Whether helpers know where members begin, and have no need to look for blocks.
+    fn is_known(&self) -> bool {
+        self.members_found > 1 && self.end.saturating_sub(self.last_member) <= KNOWN_REACH
     }
 
     fn miss(&mut self) {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     call::{Cancel, Progress, Work},
+    codec::{Coding, Decoder as _},
     digest::Digest,
     error::Kind,
     limits::Limits,
@@ -31,7 +32,13 @@ impl Stage for Collect {
     }
 }
 
-const SMALL: AheadOptions = AheadOptions { from_bytes: Some(0), distance: 128 << 10, yields: false };
+const SMALL: AheadOptions = AheadOptions {
+    from_bytes: Some(0),
+    members_from_bytes: 0,
+    distance: 128 << 10,
+    members_distance: 32 << 10,
+    yields: false,
+};
 
 fn run(blob: &[u8], helpers: usize, ahead: AheadOptions) -> Result<Ran<Vec<u8>>> {
     run_as(blob, Some(Digest::sha256(blob)), helpers, ahead)
@@ -118,13 +125,19 @@ impl Bench {
 
     /// All of `blob`, in chunks, for `helpers` helpers.
     fn shared(blob: &[u8], distance: u64, helpers: usize, chunk_bytes: usize) -> Arc<Shared> {
-        let mut shared = Shared::new(distance, helpers);
+        Arc::new(Self::filled(blob, distance, helpers, chunk_bytes))
+    }
+
+    fn filled(blob: &[u8], distance: u64, helpers: usize, chunk_bytes: usize) -> Shared {
+        let coding = Coding::detect(blob);
+        let mut shared = Shared::new(AheadPlan { coding, distance }, helpers);
+        let mut starts = Starts::of(coding);
         shared.set_window(u64::MAX);
         for bytes in blob.chunks(chunk_bytes) {
-            assert!(shared.add(Chunk::copy_of(bytes)));
+            assert!(shared.add(Chunk::copy_of(bytes), &mut starts));
         }
         shared.end_input();
-        Arc::new(shared)
+        shared
     }
 
     /// Runs `helpers` helpers one after the other over the whole input, and then the decoder: nothing depends on who is
@@ -134,17 +147,21 @@ impl Bench {
         let work = Work { cancel: &self.cancel, progress: &self.progress };
         let plan = Plan { resources: &self.resources, lease: &lease, work };
         for _ in 0..helpers {
-            Helper::new(Arc::clone(shared), Arc::clone(&self.pool), plan, 0).work();
+            Helper::new(Arc::clone(shared), Arc::clone(&self.pool), plan, 0).work()?;
         }
         let outlet = Outlet::new(Arc::clone(&self.pool), plan, Collect::default());
-        let decoded = Near { shared: Arc::clone(shared), outlet }.run();
+        let stream = Stream::new(shared.coding(), Limits::default().zstd_window_bytes)?;
+        let decoded = Near { shared: Arc::clone(shared), stream, outlet, plan }.run();
         assert!(decoded.is_err() || shared.memory_in_use() == 0, "memory of parts comes back");
         decoded.map(|decoded| (decoded.output, decoded.ahead))
     }
 }
 
 fn in_turn(blob: &[u8], distance: u64, chunk_bytes: usize) -> Result<(Vec<u8>, AheadFacts)> {
-    Bench::new().in_turn(&Bench::shared(blob, distance, 1, chunk_bytes), 1)
+    let mut shared = Bench::filled(blob, distance, 1, chunk_bytes);
+    // The helper comes before the decoder, which gives no memory back meanwhile.
+    shared.set_memory(u64::MAX / 2);
+    Bench::new().in_turn(&Arc::new(shared), 1)
 }
 
 #[test]
@@ -197,13 +214,86 @@ fn sized_members(plain: &[u8], lie: u16) -> Vec<u8> {
     blob
 }
 
+/// Members as eStargz has them: one for each file, with the headers of others between them.
+fn members(plain: &[u8], bytes: usize) -> Vec<u8> {
+    plain.chunks(bytes).flat_map(|bytes| gzip(bytes, 6)).collect()
+}
+
+fn frames(plain: &[u8], bytes: usize) -> Vec<u8> {
+    let frame = |(n, bytes): (usize, &[u8])| {
+        let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"xyz"].concat();
+        [if n % 3 == 1 { skippable } else { Vec::new() }, zstd::bulk::compress(bytes, 1).unwrap()].concat()
+    };
+    plain.chunks(bytes).enumerate().flat_map(frame).collect()
+}
+
 #[test]
-fn members_that_do_not_say_how_long_they_are_are_decoded_ahead_too() {
+fn members_and_frames_are_decoded_ahead_without_a_search() {
     let plain = mixed(4 << 20);
-    let blob: Vec<u8> = plain.chunks(900_000).flat_map(|bytes| gzip(bytes, 6)).collect();
+    for bytes in [700, 9000, 900_000] {
+        for blob in [members(&plain, bytes), frames(&plain, bytes)] {
+            for chunk_bytes in [256 << 10, 70_001] {
+                let (output, ahead) = in_turn(&blob, 100 << 10, chunk_bytes).unwrap();
+                assert!(output == plain);
+                assert_eq!((ahead.missed, ahead.late), (0, 0), "{bytes}: {ahead:?}");
+                assert!(ahead.used > 3 && ahead.bytes > plain.len() as u64 / 2, "{bytes}: {ahead:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_real_run_decodes_members_and_frames_ahead() {
+    let plain = mixed(6 << 20);
+    for blob in [members(&plain, 50_000), frames(&plain, 50_000)] {
+        for helpers in [3, 6] {
+            let Ran { output, facts, index: _ } = run(&blob, helpers, SMALL).unwrap();
+            assert!(output == plain);
+            assert_eq!((facts.diff_id, facts.blob), (Digest::sha256(&plain), Digest::sha256(&blob)));
+            assert_eq!(facts.ahead.missed, 0, "{:?}", facts.ahead);
+        }
+    }
+}
+
+#[test]
+fn a_member_behind_a_long_one_is_found_by_its_header_and_the_blocks_of_the_long_one_by_a_search() {
+    let plain = mixed(40 << 20);
+    let (long, short) = plain.split_at(36 << 20);
+    let blob =
+        [members(&short[..1 << 20], 100_000), gzip(long, 1), members(&short[1 << 20..], 100_000)].concat();
+    let (output, ahead) = in_turn(&blob, 400 << 10, 256 << 10).unwrap();
+    assert!(output == [&short[..1 << 20], long, &short[1 << 20..]].concat());
+    assert!(ahead.bytes > plain.len() as u64 / 2 && ahead.missed < 3, "{ahead:?}");
+}
+
+#[test]
+fn members_inside_of_stored_members_are_not_taken_for_those_of_the_stream() {
+    let inner = members(&mixed(2 << 20), 50_000);
+    let blob: Vec<u8> = inner.chunks(300_000).flat_map(|bytes| gzip(bytes, 0)).collect();
+    let (output, _) = in_turn(&blob, 100 << 10, 256 << 10).unwrap();
+    assert!(output == inner);
+    let blob: Vec<u8> = frames(&mixed(2 << 20), 50_000)
+        .chunks(300_000)
+        .flat_map(|bytes| zstd::bulk::compress(bytes, 1).unwrap())
+        .collect();
     let (output, ahead) = in_turn(&blob, 100 << 10, 256 << 10).unwrap();
-    assert!(output == plain);
-    assert!(ahead.used > 5 && ahead.bytes > plain.len() as u64 / 2, "{ahead:?}");
+    assert!(output == frames(&mixed(2 << 20), 50_000));
+    assert_eq!(ahead.missed, 0, "blocks say how long they are");
+}
+
+#[test]
+fn a_damaged_member_or_frame_is_refused_as_in_order() {
+    let plain = mixed(1 << 20);
+    for blob in [members(&plain, 30_000), frames(&plain, 30_000)] {
+        let coding = Coding::detect(&blob);
+        for at in (40..blob.len()).step_by(blob.len() / 40) {
+            let mut damaged = blob.clone();
+            damaged[at] ^= 0x11;
+            for blob in [&damaged, &blob[..at]] {
+                fuzz::compare(coding, blob, 2, 20_000, 64 << 10);
+            }
+        }
+    }
 }
 
 #[test]
@@ -253,7 +343,7 @@ fn pieces_hold_no_more_memory_than_the_shares_of_their_helpers() {
     thread::scope(|scope| {
         // It stops for want of memory, until the decoder takes pieces or everything ends.
         let helper = Helper::new(Arc::clone(&shared), Arc::clone(&bench.pool), plan, 0);
-        let helping = scope.spawn(|| helper.work());
+        let helping = scope.spawn(|| helper.work().unwrap());
         let mut before = 0;
         loop {
             thread::sleep(Duration::from_millis(300));
@@ -314,7 +404,7 @@ fn a_blob_that_is_not_the_one_asked_for_is_data_loss_however_it_is_decoded() {
 fn a_panic_of_a_helper_is_an_internal_error() {
     let blob = gzip(&mixed(1 << 20), 6);
     let shared = Bench::shared(&blob, 100 << 10, 1, 64 << 10);
-    help(&shared, || panic!("at work"));
+    help(&shared, || -> Result<()> { panic!("at work") });
     let error = Bench::new().in_turn(&shared, 1).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Internal, "internal.panic"));
 }
@@ -364,10 +454,26 @@ fn helpers_pause_while_another_layer_is_at_work() {
 }
 
 #[test]
-fn small_blobs_and_those_of_unknown_size_are_decoded_in_order() {
-    for (size, want) in [(None, false), (Some((64 << 20) - 1), false), (Some(64 << 20), true)] {
-        assert_eq!(AheadOptions::AUTO.take(size), want);
-        assert!(!AheadOptions::OFF.take(size));
+fn size_and_first_bytes_decide_whether_a_blob_is_decoded_ahead() {
+    let plain = mixed(100_000);
+    let (one, many) = (gzip(&plain, 6), members(&plain, 10_000));
+    let frame = zstd::bulk::compress(&plain, 1).unwrap();
+    const MIB: u64 = 1 << 20;
+    for (head, size, want) in [
+        (&one, None, None),
+        (&one, Some(64 * MIB - 1), None),
+        (&one, Some(64 * MIB), Some(4 * MIB)),
+        (&many, None, None),
+        (&many, Some(8 * MIB - 1), None),
+        (&many, Some(8 * MIB), Some(MIB)),
+        (&frame, Some(8 * MIB - 1), None),
+        (&frame, Some(8 * MIB), Some(MIB)),
+        (&plain, Some(64 * MIB), None),
+    ] {
+        let coding = Coding::detect(head);
+        let plan = |options: AheadOptions| options.plan(size, coding, [head.as_slice()]);
+        assert_eq!(plan(AheadOptions::AUTO).map(|plan| plan.distance), want, "{coding:?} {size:?}");
+        assert_eq!(plan(AheadOptions::OFF), None);
     }
 }
 
@@ -385,5 +491,21 @@ proptest! {
         let mut damaged = deflate.to_vec();
         damaged[at.index(deflate.len())] ^= value;
         fuzz_ahead(&damaged, helpers, distance, chunk_bytes.max(deflate.len() / 2000));
+    }
+
+    #[test]
+    fn helpers_make_no_difference_to_members_and_frames(
+        len in 1_usize..300_000, bytes in 200_usize..60_000, at in any::<prop::sample::Index>(), value in any::<u8>(),
+        helpers in 1_usize..8, distance in 16_u64..60_000, chunk_bytes in 1000_usize..40_000,
+    ) {
+        for blob in [members(&mixed(len), bytes), frames(&mixed(len), bytes)] {
+            let coding = Coding::detect(&blob);
+            fuzz::compare(coding, &blob, helpers, distance, chunk_bytes);
+            let mut damaged = blob.clone();
+            // The magic number says which decoder gets it.
+            let at = 4 + at.index(blob.len() - 4);
+            damaged[at] ^= value;
+            fuzz::compare(coding, &damaged, helpers, distance, chunk_bytes);
+        }
     }
 }

@@ -71,6 +71,11 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The SHA-256 with these bytes.
+    pub fn of_sha256(bytes: [u8; 32]) -> Self {
+        Self { algorithm: Algorithm::Sha256, hex: to_hex(&bytes) }
+    }
+
     /// Algorithm, as named before the colon.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -149,9 +154,12 @@ impl Hasher {
             State::Sha384(state) => (Algorithm::Sha384, state.finalize().to_vec()),
             State::Sha512(state) => (Algorithm::Sha512, state.finalize().to_vec()),
         };
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Digest { algorithm, hex: hex.into() }
+        Digest { algorithm, hex: to_hex(&bytes) }
     }
+}
+
+fn to_hex(bytes: &[u8]) -> Box<str> {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ pub const SYMLINK_HOPS: u32 = 40;
 pub const GZIP_HEADER_BYTES: u64 = 1 << 20;
 /// Most points of a gzip index, at 40 bytes each: a stream of 4 TiB with one every MiB.
 pub const GZIP_INDEX_POINTS: u64 = 4 << 20;
+/// Largest table of contents of an indexed layer, in bytes, compressed or not. Those of layers with 300 000 files have
+/// about 100 MB.
+pub const STARGZ_TOC_BYTES: u64 = 150 << 20;
+/// Most entries and chunks of such a table, at about 250 bytes each.
+pub const STARGZ_ENTRIES: usize = 2 << 20;
 /// Largest device major that EROFS and the kernel encode.
 pub const DEVICE_MAJOR: u32 = (1 << 12) - 1;
 /// Largest device minor that EROFS and the kernel encode.

@@ -8,7 +8,7 @@ use plywood::{
     format::{
         ReadAt,
         erofs::check::{Policy, verify},
-        gzindex, lsmt,
+        gzindex, lsmt, stargz,
         tar::{Parser, TarError, metadata, wrapper},
         turbo, zfile,
     },
@@ -31,6 +31,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("overlaybd_config", overlaybd::config::fuzz),
     ("tar_metadata", metadata::fuzz),
     ("turbo_archive", turbo::fuzz),
+    ("stargz", stargz::fuzz),
 ];
 
 type Entry = fn(&[u8]);
@@ -158,6 +159,53 @@ fn every_reason_in_the_rules_of_tar_has_an_archive() {
         .filter(|reason| reason != "ok")
         .collect();
     assert_eq!(reasons, shown);
+}
+
+fn read_stargz(data: &[u8]) -> Result<&'static str, Error> {
+    if data.first() == Some(&b'{') {
+        stargz::Toc::read(data, 1 << 20)?;
+        return Ok("ok");
+    }
+    let declared = stargz::Declared::default();
+    let Some(layout) = stargz::Layout::find(&data, &declared)? else { return Ok("none") };
+    if let Some(json) = layout.read_toc(&data, &declared)? {
+        let toc = stargz::Toc::read(&json, layout.payload_end)?;
+        stargz::verify(&data, &layout, &toc, &mut |_| Ok(()))?;
+    }
+    Ok("ok")
+}
+
+#[test]
+fn tables_of_contents_are_refused_for_the_reason_in_their_name() {
+    for (name, data) in corpus("stargz") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_stargz(&data);
+        let reason = found.as_ref().map_or_else(Error::reason, |reason| reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_indexed_layers_has_an_input() {
+    let rules = include_str!("../docs/formats/stargz.md");
+    let ids = rules.split('`').filter(|word| word.starts_with("stargz.") && *word != "stargz.index.json");
+    // These are about descriptors.
+    let others = ["stargz.annotation", "stargz.toc.digest"];
+    let rules: BTreeSet<_> = ids.filter(|id| !others.contains(id)).map(str::to_owned).collect();
+    let found = reasons("stargz").into_iter().filter(|id| id.starts_with("stargz.")).collect();
+    assert_eq!(rules, found);
+}
+
+#[test]
+fn indexed_layers_of_other_tools_and_damaged_ones_pass_the_target_too() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stargz");
+    for part in ["estargz", "zstdchunked", "other", "bad"] {
+        for entry in fs::read_dir(directory.join(part)).expect("there are fixtures") {
+            stargz::fuzz(
+                &fs::read(entry.expect("the fixtures are readable").path()).expect("fixtures are readable"),
+            );
+        }
+    }
 }
 
 /// The reasons of a target's named inputs, without `ok` and `none`.

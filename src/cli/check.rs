@@ -1,4 +1,4 @@
-//! `plywood check`: checks that images are sound, by the daemon's rules for layers or by those for every image.
+//! `plywood check`: checks that images and indexed layers are sound, by the daemon's rules for layers or by those for every image.
 
 use std::{
     fmt::Write as _,
@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{image, layer, output, report::Bar};
+use super::{image, indexed::Indexed, layer, output, report::Bar};
 use crate::{
     call::{Cancel, Progress, Work},
     error::{Error, Kind, Result},
@@ -31,15 +31,18 @@ Examples:
   Is an image with extra devices sound?
     plywood check --rules any --device data.blob image.erofs
   Is an overlaybd layer sound, each block of it?
-    plywood check overlaybd.commit")]
+    plywood check overlaybd.commit
+  Has each chunk of an eStargz or zstd:chunked layer the digest in its table?
+    plywood check layer.esgz")]
 pub struct Arguments {
-    /// EROFS images, or files of overlaybd devices: files or block devices
+    /// EROFS images, files of overlaybd devices, or indexed layers: files or block devices
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
     /// Set of rules to check EROFS images against
     #[arg(long, value_enum, default_value_t = Rules::Layer)]
     pub rules: Rules,
-    /// Check only the superblock and its tables, or the headers and indexes of an overlaybd layer
+    /// Check only the superblock and its tables, the headers and indexes of an overlaybd layer, or the table of contents of
+    /// an indexed layer
     #[arg(long)]
     pub superblock_only: bool,
     /// Extra device of the image. Repeat it for further ones, in the order of the device slots
@@ -48,6 +51,9 @@ pub struct Arguments {
     /// IMAGE is the data file of a writable overlaybd layer, and this its index
     #[arg(long, value_name = "FILE", conflicts_with = "devices")]
     pub index: Option<PathBuf>,
+    /// IMAGE is an indexed layer, and this its table of contents: stargz.index.json, or the layer that holds it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["devices", "index"])]
+    pub toc: Option<PathBuf>,
     /// Print the results as a JSON array
     #[arg(long)]
     pub json: bool,
@@ -74,9 +80,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.index.is_some() && arguments.images.len() > 1 {
         return Err(output::usage("--index belongs to one writable layer"));
     }
-    let (devices, index) = (&arguments.devices, arguments.index.as_deref());
+    if arguments.toc.is_some() && arguments.images.len() > 1 {
+        return Err(output::usage("--toc belongs to one layer"));
+    }
     let checks = arguments.images.iter();
-    let checks = checks.map(|path| (path.as_path(), check(path, devices, index, &policy)));
+    let checks = checks.map(|path| (path.as_path(), check(path, arguments, &policy)));
     let mut refused = 0;
     let mut values = Vec::new();
     for (path, result) in checks {
@@ -108,26 +116,37 @@ enum Sound {
     Image(Report),
     /// A file of an overlaybd device, and its size in bytes.
     Layer(Inspected, u64),
+    Indexed(Indexed),
 }
 
-fn check(path: &Path, devices: &[PathBuf], index: Option<&Path>, policy: &Policy) -> Result<Sound> {
-    if let Some(index) = index {
+fn check(path: &Path, arguments: &Arguments, policy: &Policy) -> Result<Sound> {
+    if let Some(index) = &arguments.index {
         let (inspected, bytes) = layer::writable(path, index)?;
         return Ok(Sound::Layer(inspected, bytes));
     }
     let file = image::open_file(path)?;
+    let (cancel, progress) = (Cancel::new(), Progress::default());
+    let work = Work { cancel: &cancel, progress: &progress };
     if let Some(kind) = Overlaybd::of(&file) {
         let depth = match policy.level {
             Level::Superblock => Depth::Records,
             _ => Depth::Contents,
         };
-        let (cancel, progress) = (Cancel::new(), Progress::default());
         let _bar = Bar::show(&progress);
-        let work = Work { cancel: &cancel, progress: &progress };
         let inspected = Inspected::of(kind, &|| layer::open(path), depth, work)?;
         return Ok(Sound::Layer(inspected, file.size_bytes()));
     }
-    let image = image::open(path, devices)?;
+    if let Some(indexed) = Indexed::of(&file, arguments.toc.as_deref())? {
+        let _bar = Bar::show(&progress);
+        return Ok(Sound::Indexed(match policy.level {
+            Level::Superblock => indexed,
+            _ => indexed.verify(&file, work)?,
+        }));
+    }
+    if arguments.toc.is_some() {
+        return Err(output::usage("--toc: this is no indexed layer"));
+    }
+    let image = image::open(path, &arguments.devices)?;
     if let Some((stored, computed)) = image.checksum()?
         && stored != computed
     {
@@ -144,6 +163,7 @@ fn for_people(path: &Path, result: &Result<Sound>) -> String {
             let formats: Vec<_> = inspected.parts.iter().map(|part| part.format).collect();
             return format!("{path}: sound, {}, {bytes} bytes\n", formats.join(" > "));
         }
+        Ok(Sound::Indexed(indexed)) => return format!("{path}: {}", indexed.for_people()),
         Ok(Sound::Image(report)) => report,
     };
     let mut text = match report.inodes {
@@ -171,6 +191,13 @@ fn as_json(path: &Path, result: &Result<Sound>) -> Value {
             "image_bytes": bytes,
             "parts": layer::parts_as_json(&inspected.parts),
         }),
+        Ok(Sound::Indexed(indexed)) => {
+            let mut value = indexed.as_json();
+            if let Some(object) = value.as_object_mut() {
+                object.insert("image".to_owned(), json!(path));
+            }
+            value
+        }
         Ok(Sound::Image(report)) => json!({
             "image": path,
             "sound": true,

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{image, layer, output};
+use super::{image, indexed::Indexed, layer, output};
 use crate::{
     error::{Error, Kind, Result},
     format::erofs::{
@@ -30,13 +30,15 @@ Examples:
   What differs between two images:
     diff <(plywood dump --tree a.erofs) <(plywood dump --tree b.erofs)
   An overlaybd layer, and which ranges of its device have data:
-    plywood dump --tree overlaybd.commit")]
+    plywood dump --tree overlaybd.commit
+  The table of contents of an eStargz or zstd:chunked layer:
+    plywood dump --tree layer.esgz")]
 pub struct Arguments {
-    /// The EROFS image, or a file of an overlaybd device: a file or a block device
+    /// The EROFS image, a file of an overlaybd device, an indexed layer or its table of contents: a file or a block device
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     /// Show every file as well: type, owner, time, attributes, and where its data lies. Of an overlaybd layer, the
-    /// ranges with data; of a gzip index, its points
+    /// ranges with data; of a gzip index, its points; of an indexed layer, its entries and chunks
     #[arg(long)]
     pub tree: bool,
     /// Show this file instead of the superblock. With --tree, show everything below it as well
@@ -72,6 +74,14 @@ fn show(arguments: &Arguments) -> Result<()> {
             return Err(output::usage(message));
         }
         return layer::show(layer::inspect(&arguments.image, kind)?, style);
+    }
+    if let Some(indexed) = Indexed::of(&file, None)? {
+        if arguments.path.is_some() || !arguments.devices.is_empty() {
+            return Err(output::usage(
+                "--path and --device are for EROFS images, and this is an indexed layer",
+            ));
+        }
+        return indexed.show(style);
     }
     let image = image::open(&arguments.image, &arguments.devices)?;
     let mut text = match (&arguments.path, arguments.json) {

@@ -13,6 +13,7 @@ mod drop_in;
 pub mod dump;
 pub mod generate;
 mod image;
+mod indexed;
 pub mod inspect;
 mod layer;
 pub mod load;

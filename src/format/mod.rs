@@ -10,6 +10,7 @@ pub mod gzindex;
 pub mod lsmt;
 pub mod magic;
 mod record;
+pub mod stargz;
 pub mod tar;
 pub mod turbo;
 pub mod zfile;

@@ -5,6 +5,9 @@ Every input is made by hand here, so that no other program's idea of a format is
 """
 
 import bz2
+import gzip
+import hashlib
+import json
 import lzma
 import pathlib
 import struct
@@ -722,7 +725,95 @@ FOREIGN = {
     "codec.foreign.dictionary@lz4": b"\1" + LZ4[:4] + b"\x61\x40" + bytes(5),
 }
 
-for target, inputs in {"foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+SUM = "sha256:" + hashlib.sha256(b"data").hexdigest()
+
+
+def entry(kind="fifo", name="a", **members):
+    return {"name": name, "type": kind} | members
+
+
+def data_at(offset=0, inner=512, size=4, digest=SUM, **members):
+    return entry("reg", size=size, offset=offset, innerOffset=inner, chunkDigest=digest, **members)
+
+
+def toc(*entries, **members):
+    return json.dumps({"version": 1, "entries": entries} | members).encode()
+
+
+def indexed_layer(*entries, tables=toc, place=None, footer=None, name=b"stargz.index.json"):
+    """An archive with one file in one member, and the table in another."""
+    payload = gzip.compress(file(), mtime=0)
+    table = gzip.compress(file(name, tables(*entries)) + bytes(2 * BLOCK), mtime=0)
+    offset = len(payload) if place is None else place
+    end = footer or b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x1a\0SG\x16\0%016xSTARGZ\1\0\0\xff\xff" % offset + bytes(8)
+    return payload + table + end
+
+
+def chunked_layer(*entries, kind=1, magic=b"GnUlInUx", length=None, claimed=None):
+    """The same in frames of zstd."""
+    payload = frame(0xA0, struct.pack("<I", 1024), file())
+    table = toc(*entries)
+    packed = frame(0xA0, struct.pack("<I", len(table)), table)
+    size = len(table) if claimed is None else claimed
+    fields = struct.pack("<QQQQ", len(payload) + 8, len(packed) if length is None else length, size, kind)
+    return payload + skippable(packed) + skippable(fields + magic)
+
+
+STARGZ = {
+    "ok@every-type": toc(entry("dir", "d/", mode=0o755), entry("reg", "d/empty", size=0), data_at(), entry("fifo", "p"),
+                         entry("char", "c", devMajor=1, devMinor=70000), entry("block", "b", devMajor=7),
+                         entry("symlink", "s", linkName="x", modtime="2023-07-22T06:26:40.75+02:00"),
+                         entry("hardlink", "h", linkName="a", NumLink=2), entry(name="x", xattrs={"user.a": "gAB/"}),
+                         tarSplitDigest=SUM),
+    "ok@chunks-out-of-order": toc(data_at(size=8, chunkSize=4),
+                                  entry("chunk", offset=9, chunkOffset=4, chunkDigest=SUM)),
+    "ok@layer": indexed_layer(data_at()),
+    "ok@zstd": chunked_layer(data_at()),
+    "ok@external": indexed_layer(footer=b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x15\0SG\x11\0STARGZEXTERNALTOC\1\0\0\xff\xff" + bytes(8)),
+    "none@no-footer": indexed_layer(data_at())[:-1],
+    "none@capital-offset": indexed_layer(footer=b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x1a\0SG\x16\0" + b"0" * 15 + b"ASTARGZ\1\0\0\xff\xff" + bytes(8)),
+    "none@zstd-other-table": chunked_layer(data_at(), kind=2),
+    "stargz.toc.place@zero": indexed_layer(data_at(), place=0),
+    "stargz.toc.place@behind": indexed_layer(data_at(), place=1 << 63),
+    "stargz.toc.place@inside": indexed_layer(data_at(), place=5),
+    "stargz.toc.place@other-entry": indexed_layer(data_at(), name=b"stargz.index"),
+    "stargz.toc.place@zstd-length": chunked_layer(data_at(), length=5),
+    "limit.stargz.toc@zstd-length": chunked_layer(data_at(), length=1 << 62),
+    "limit.stargz.toc@zstd-claim": chunked_layer(data_at(), claimed=3),
+    "stargz.toc.json@cut": toc(entry())[:-1],
+    "stargz.toc.json@twice": b'{"version":1,"entries":[],"entries":[]}',
+    "stargz.toc.json@number": toc(entry(size=1.5)),
+    "stargz.toc.version@none": b'{"entries":[{"name":"a","type":"fifo"}]}',
+    "stargz.toc.version@2": toc(entry(), version=2),
+    "stargz.toc.empty@": toc(),
+    "stargz.entry.type@socket": toc(entry("socket")),
+    "stargz.entry.name@256": toc(entry(name="a" * 256)),
+    "stargz.entry.name@nul": toc(entry(name="a\0")),
+    "stargz.entry.name@root": toc(entry(name="./")),
+    "stargz.entry.number@negative": toc(entry(uid=-1)),
+    "stargz.entry.number@device": toc(entry("char", devMajor=4096)),
+    "stargz.entry.time@leap": toc(entry(modtime="2016-12-31T23:59:60Z")),
+    "stargz.entry.link@dangling": toc(entry("hardlink", linkName="b")),
+    "stargz.entry.link@loop": toc(entry("hardlink", linkName="b"), entry("hardlink", "b", linkName="a")),
+    "stargz.entry.link@directory": toc(entry("dir", "d"), entry("hardlink", linkName="d")),
+    "stargz.entry.link@empty": toc(entry("symlink")),
+    "stargz.entry.xattr@base64": toc(entry(xattrs={"user.a": "?"})),
+    "stargz.entry.xattr@namespace": toc(entry(xattrs={"btrfs.a": ""})),
+    "stargz.entry.digest@none": toc(entry("reg", size=4)),
+    "stargz.entry.digest@md5": toc(data_at(digest="md5:00")),
+    "stargz.entry.chunks@stray": toc(entry("chunk", chunkDigest=SUM)),
+    "stargz.entry.chunks@hole": toc(data_at(size=9, chunkSize=4), entry("chunk", chunkOffset=5, chunkDigest=SUM)),
+    "stargz.entry.chunks@twice": toc(data_at(), entry("chunk", chunkSize=4, chunkDigest=SUM)),
+    "stargz.entry.chunks@huge": toc(data_at(chunkSize=(1 << 63) - 1, chunkOffset=1)),
+    "stargz.entry.offset@behind": toc(data_at(offset=1 << 20)),
+    "stargz.entry.parent@file": toc(entry(), entry(name="a/b")),
+    "stargz.chunk.digest@other": indexed_layer(data_at(inner=511)),
+    "stargz.chunk.place@short": indexed_layer(data_at(inner=5000)),
+    "stargz.chunk.place@overlap": indexed_layer(data_at(), entry("reg", "b", size=5, offset=0, innerOffset=514, digest=SUM)),
+    "stargz.chunk.data@no-member": indexed_layer(data_at(offset=1)),
+}
+
+for target, inputs in {"stargz": STARGZ, "foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

@@ -32,6 +32,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("format/ext4/fuzz.rs", "read_all"),
     ("format/gzindex/fuzz.rs", "fuzz"),
     ("format/tar/wrapper.rs", "fuzz"),
+    ("format/stargz/fuzz.rs", "fuzz"),
     ("format/zfile/fuzz.rs", "fuzz"),
     ("overlaybd/config.rs", "fuzz"),
     ("format/lsmt/fuzz.rs", "fuzz"),

@@ -10,6 +10,7 @@ use super::{
     objects::{Manner, Shown},
     output,
     store::{self, Address, Inputs},
+    unpacking::Unpacking,
 };
 use crate::{
     call::Cancel,
@@ -30,6 +31,8 @@ Examples:
     plywood load image.tar && ctr run --rm docker.io/library/app:1 c1
   Carry only what is new to a machine that has the base already:
     plywood load delta.tar --dry-run && plywood load delta.tar
+  Load an image and unpack it, so that its first container starts at once:
+    plywood load image.tar --unpack
   An image of a separated set, whose base is elsewhere:
     plywood load --set DIR host/app:1 --base base.tar.gz
   Convert an archive to an OCI layout, without containerd:
@@ -44,6 +47,12 @@ pub struct Arguments {
     /// Only say for every layer whether it is there, which file has it, or that it is missing
     #[arg(long)]
     pub dry_run: bool,
+    /// Make snapshots of the layers as well
+    #[arg(long)]
+    pub unpack: bool,
+    /// How that is done.
+    #[command(flatten)]
+    pub unpacking: Unpacking,
     /// Show progress on standard error
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Manner::Auto)]
     pub progress: Manner,
@@ -82,6 +91,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if inputs.files.is_empty() && inputs.set.is_none() {
         return Err(output::usage("neither a file nor --set is given"));
     }
+    if arguments.unpack && arguments.to != To::Containerd {
+        return Err(output::usage("--unpack is for containerd, not for --to oci:DIR"));
+    }
     let cancel = Cancel::new();
     let runtime = store::runtime(&cancel)?;
     let pool = inputs.open(&cancel)?;
@@ -96,8 +108,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             }
             let key = load::key(&pool, &options)?;
             let directory = arguments.containerd.directory();
+            let board = Board::default();
+            let unpacker = arguments.unpack.then(|| arguments.unpacking.unpacker(&connection, &board));
+            let unpacker = unpacker.transpose()?;
             let store = Store::load(connection.client, connection.call, &key, directory)?;
-            let done = moved(arguments, &pool, &store);
+            let store = match unpacker {
+                Some(unpacker) => store.unpacking(unpacker),
+                None => store,
+            };
+            let done = moved(arguments, &pool, &store, &board);
             ended(done, |failed| store.end(failed), arguments)
         }
         To::Directory(path) if arguments.dry_run && !path.exists() => {
@@ -110,17 +129,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 let plan = load::plan(&pool, Some(&directory), &options)?;
                 return inspect::print(&plan, &pool, None, arguments.json);
             }
-            let done = moved(arguments, &pool, &directory);
+            let done = moved(arguments, &pool, &directory, &Board::default());
             ended(done, |failed| directory.end(failed), arguments)
         }
     }
 }
 
-fn moved(arguments: &Arguments, pool: &Pool, target: &dyn Target) -> Result<Done> {
+fn moved(arguments: &Arguments, pool: &Pool, target: &dyn Target, board: &Board) -> Result<Done> {
     let resources = Resources::new(arguments.inputs.limits(), Helpers::default_threads());
-    let board = Board::default();
-    let _shown = Shown::new(&board, arguments.progress);
-    load::load(pool, target, &resources, &arguments.inputs.options(), &board)
+    let _shown = Shown::new(board, arguments.progress);
+    load::load(pool, target, &resources, &arguments.inputs.options(), board)
 }
 
 /// Ends the load, and reports it. The error that ended it comes before one of the clean-up.

@@ -26,6 +26,8 @@ pub mod serve;
 mod stack;
 mod store;
 pub mod stream;
+pub mod unpack;
+mod unpacking;
 
 use std::process::ExitCode;
 
@@ -72,6 +74,8 @@ pub enum Command {
     Overlaybd(overlaybd::Arguments),
     /// Bring images from archives, OCI layouts and separated sets into containerd
     Load(load::Arguments),
+    /// Make snapshots of the layers of an image that containerd has
+    Unpack(unpack::Arguments),
     /// Show the images in archives, OCI layouts, separated sets or containerd, layer by layer
     Inspect(inspect::Arguments),
     /// Print or check a configuration, or set up containerd for Plywood
@@ -92,6 +96,7 @@ impl Command {
             Self::Apply(apply::Arguments { json: true, .. })
             | Self::Dump(dump::Arguments { json: true, .. })
             | Self::Load(load::Arguments { json: true, .. })
+            | Self::Unpack(unpack::Arguments { json: true, .. })
             | Self::Inspect(inspect::Arguments { json: true, .. }) => Json::Result,
             Self::Diff(arguments) if arguments.json && diff::is_standard_output(&arguments.output) => {
                 Json::Note
@@ -126,6 +131,7 @@ fn run(arguments: Arguments) -> ExitCode {
         Command::Overlaybd(arguments) => overlaybd::run(&arguments),
         Command::Broker => broker::run(),
         Command::Load(arguments) => load::run(&arguments),
+        Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),

@@ -1,4 +1,4 @@
-//! Progress of a load, object by object: lines that are redrawn on a terminal, JSON lines elsewhere.
+//! Progress of a load and of an unpacking, object by object: lines that are redrawn on a terminal, JSON lines elsewhere.
 
 use std::{
     collections::HashMap,
@@ -72,8 +72,8 @@ impl Drop for Shown {
 
 fn done_bytes(row: &Row) -> u64 {
     match row.state {
-        State::Complete | State::AlreadyExists | State::Saved => row.total_bytes,
-        State::Waiting | State::Downloading => row.progress.look().done_bytes,
+        State::Complete | State::AlreadyExists | State::Extracted | State::Saved => row.total_bytes,
+        State::Waiting | State::Downloading | State::Extracting => row.progress.look().done_bytes,
     }
 }
 
@@ -114,7 +114,8 @@ fn drawn() -> Show {
             if let Some(bar) = bars.get(number) {
                 bar.set_message(row.state.as_str());
                 bar.set_position(done_bytes(row));
-                if !matches!(row.state, State::Waiting | State::Downloading) && !bar.is_finished() {
+                let is_open = matches!(row.state, State::Waiting | State::Downloading | State::Extracting);
+                if !is_open && !bar.is_finished() {
                     // Stays on the screen.
                     bar.abandon();
                 }

@@ -119,7 +119,7 @@ pub(super) struct Connection {
     pub(super) client: Arc<Containerd>,
     pub(super) call: Call,
     /// Dropped last, and by itself: nothing is waited for.
-    _runtime: Arc<Runtime>,
+    pub(super) runtime: Arc<Runtime>,
 }
 
 impl Address {
@@ -128,7 +128,7 @@ impl Address {
         let stall = Limits::default().stall;
         let client = Containerd::new(&self.address, runtime.handle().clone(), Direct::Introspect, stall);
         let call = Call { cancel: cancel.clone(), ..Call::new(self.namespace.clone()) };
-        Connection { client: Arc::new(client), call, _runtime: Arc::clone(runtime) }
+        Connection { client: Arc::new(client), call, runtime: Arc::clone(runtime) }
     }
 
     /// The directory of the socket.

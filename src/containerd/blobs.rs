@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    AddResourceRequest, DeleteRequest, ListContentRequest, ListRequest, ListResourcesRequest,
-    leases_client::LeasesClient,
+    AddResourceRequest, DeleteRequest, Info, ListContentRequest, ListRequest, ListResourcesRequest, Resource,
+    UpdateRequest, leases_client::LeasesClient,
 };
+use prost_types::FieldMask;
 use tonic::Code;
 
 use super::{
@@ -19,7 +20,8 @@ use super::{
 use crate::{
     call::Call,
     digest::Digest,
-    error::{Kind, Result},
+    error::{Error, Kind, Quoted, Result},
+    store::reason,
 };
 
 /// Label with the diffID of a layer.
@@ -92,12 +94,50 @@ impl Containerd {
 
     /// Adds a blob to the lease of the call, whether it is there or not.
     pub fn hold(&self, call: &Call, digest: &Digest) -> Result<()> {
+        self.add_to_lease(call, lease::CONTENT, &digest.to_string())
+    }
+
+    /// Adds something to the lease of the call, whether it is there or not.
+    pub(super) fn add_to_lease(&self, call: &Call, kind: &str, name: &str) -> Result<()> {
         let Some(id) = &call.lease else { return Ok(()) };
-        self.client.retried(call, "lease of a blob", |_channel| {
-            let (client, call) = (self.client.clone(), call.clone());
-            let (id, digest) = (id.clone(), digest.clone());
-            async move { lease::add(&client, &call, &id, &digest).await.map_err(from_status) }
+        self.client.retried(call, "lease of a resource", |channel| {
+            let resource = Resource { id: name.to_owned(), r#type: kind.to_owned() };
+            let message = AddResourceRequest { id: id.clone(), resource: Some(resource) };
+            let message = request(call, message);
+            async move { LeasesClient::new(channel).add_resource(message?).await.map(drop).map_err(from_status) }
         })
+    }
+
+    /// Lists what the lease `id` holds: type and name of each.
+    pub(super) fn resources(&self, call: &Call, id: &str) -> Result<Vec<(String, String)>> {
+        let response = self.client.retried(call, "resources of a lease", |channel| {
+            let message = request(call, ListResourcesRequest { id: id.to_owned() });
+            let mut leases = LeasesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+            async move { leases.list_resources(message?).await.map_err(from_status) }
+        })?;
+        let resources = response.into_inner().resources.into_iter();
+        Ok(resources.map(|resource| (resource.r#type, resource.id)).collect())
+    }
+
+    /// Sets a label of a blob.
+    pub fn set_label(&self, call: &Call, digest: &Digest, key: &str, value: &str) -> Result<()> {
+        let response = self.client.retried(call, "content update", |_channel| {
+            let labels = [(key.to_owned(), value.to_owned())].into();
+            let info = Info { digest: digest.to_string(), labels, ..Info::default() };
+            let paths = vec![format!("labels.{key}")];
+            let update = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
+            let update = request(call, update);
+            let mut content = self.client.content();
+            async move { content.update(update?).await.map_err(from_status) }
+        })?;
+        let after = response.into_inner().info.unwrap_or_default();
+        match after.labels.get(key) {
+            Some(found) if found == value => Ok(()),
+            _ => {
+                let message = format!("the store did not take label {}", Quoted(key.as_bytes()));
+                Err(Error::new(Kind::DataLoss, reason::LABEL, message))
+            }
+        }
     }
 
     /// Lists the leases whose names begin with `prefix`.
@@ -112,20 +152,14 @@ impl Containerd {
     }
 
     /// Adds everything that the lease `from` holds to the lease of the call, half-written blobs included, and then
-    /// deletes `from`.
+    /// deletes `from`. Snapshots into which layers were being unpacked are removed before.
     pub fn adopt_lease(&self, call: &Call, from: &str) -> Result<()> {
-        let Some(id) = &call.lease else { return Ok(()) };
-        let response = self.client.retried(call, "resources of a lease", |channel| {
-            let message = request(call, ListResourcesRequest { id: from.to_owned() });
-            let mut leases = LeasesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
-            async move { leases.list_resources(message?).await.map_err(from_status) }
-        })?;
-        for resource in response.into_inner().resources {
-            self.client.retried(call, "lease of a resource", |channel| {
-                let message = AddResourceRequest { id: id.clone(), resource: Some(resource.clone()) };
-                let message = request(call, message);
-                async move { LeasesClient::new(channel).add_resource(message?).await.map_err(from_status) }
-            })?;
+        if call.lease.is_none() {
+            return Ok(());
+        }
+        self.remove_extractions(call, from)?;
+        for (kind, name) in self.resources(call, from)? {
+            self.add_to_lease(call, &kind, &name)?;
         }
         self.delete_lease(call, from, false)
     }

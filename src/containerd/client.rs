@@ -115,12 +115,24 @@ impl Client {
                     if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Unavailable) {
                         self.contact.doubt();
                     }
-                    return outcome.map_err(|error| {
-                        error.context(format!("{what} from containerd at {}", self.address.display()))
-                    });
+                    return outcome.map_err(|error| self.name(error, what));
                 }
             }
         }
+    }
+
+    /// Like [`Client::retried`], for a call that must not be repeated.
+    pub(super) fn once<T, F>(&self, call: &Call, what: &str, make: impl FnOnce(Channel) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let outcome = self.wait(&call.cancel, make(self.channel.clone()));
+        outcome.map_err(|error| self.name(error, what))
+    }
+
+    fn name(&self, error: Error, what: &str) -> Error {
+        error.context(format!("{what} from containerd at {}", self.address.display()))
     }
 
     /// Runs `future` on the runtime and blocks until it is done, cancelled or stalled.

@@ -18,6 +18,7 @@ use tonic::Code;
 use super::{
     client::{from_status, request},
     content::Containerd,
+    layers::SNAPSHOTTER_PLUGIN,
 };
 use crate::{
     call::Call,
@@ -27,8 +28,6 @@ use crate::{
     store::reason,
 };
 
-/// Plugin type of snapshotters.
-const SNAPSHOTTER_PLUGIN: &str = "io.containerd.snapshotter.v1";
 /// Most times that another client may make and remove an image while it is recorded.
 const RACES: u32 = 3;
 

@@ -22,7 +22,7 @@ use crate::{call::Call, digest::Digest};
 const EXPIRE: &str = "containerd.io/gc.expire";
 
 /// Type of the resources of a lease that are blobs.
-const CONTENT: &str = "content";
+pub(super) const CONTENT: &str = "content";
 
 /// Creates the lease `id`, which expires after `lifetime`. Returns containerd's time of its creation.
 pub(super) async fn create(

@@ -11,8 +11,10 @@ mod blobs;
 mod client;
 mod contact;
 mod content;
+mod differ;
 mod images;
 mod ingest;
+mod layers;
 mod lease;
 mod name;
 mod read;
@@ -25,6 +27,8 @@ mod write;
 pub use self::{
     blobs::UNCOMPRESSED,
     content::{Containerd, Direct},
+    differ::{Applying, Differ},
+    layers::{EXTRACT, Place, Prepared},
     snapshots::Snapshots,
     sweep::Swept,
 };

@@ -93,7 +93,7 @@ impl Snapshots {
     }
 }
 
-fn mount(mount: types::Mount) -> Mount {
+pub(super) fn mount(mount: types::Mount) -> Mount {
     let types::Mount { r#type, source, target, options } = mount;
     Mount { kind: r#type, source, target, options }
 }

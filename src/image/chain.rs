@@ -15,13 +15,17 @@ use crate::digest::Digest;
 pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
-        let next = match chain.last() {
-            None => diff_id.clone(),
-            Some(below) => Digest::sha256(format!("{below} {diff_id}").as_bytes()),
-        };
-        chain.push(next);
+        chain.push(chain_id(chain.last(), diff_id));
     }
     chain
+}
+
+/// Returns the chainID of the layer `diff_id` on top of `below`.
+pub fn chain_id(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    match below {
+        None => diff_id.clone(),
+        Some(below) => Digest::sha256(format!("{below} {diff_id}").as_bytes()),
+    }
 }
 
 #[cfg(test)]

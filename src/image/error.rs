@@ -35,6 +35,14 @@ pub enum ImageError {
     /// A file, a member or a blob is not there.
     #[error("{0} is missing")]
     Missing(String),
+    /// A layer that is to be unpacked is not in the content store.
+    #[error("{digest} is not in the content store{}", fetched_by(.fetch.as_deref()))]
+    NotFetched {
+        /// Digest of its blob.
+        digest: Digest,
+        /// Command that brings it.
+        fetch: Option<String>,
+    },
     /// A file of a set has another SHA-256 than the set's manifest says.
     #[error("the file's SHA-256 is {found}, the set's manifest says {}", Quoted(.expected.as_bytes()))]
     Hash {
@@ -113,10 +121,16 @@ fn listed(keys: &[String]) -> String {
     shown.chain(rest).collect::<Vec<_>>().join(", ")
 }
 
+fn fetched_by(command: Option<&str>) -> String {
+    command.map(|command| format!("; this brings it: {command}")).unwrap_or_default()
+}
+
 impl Classify for ImageError {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotInSet { .. } | Self::Missing(_) | Self::Nothing(_) => Kind::NotFound,
+            Self::NotInSet { .. } | Self::Missing(_) | Self::NotFetched { .. } | Self::Nothing(_) => {
+                Kind::NotFound
+            }
             Self::Hash { .. } | Self::Digest { .. } => Kind::DataLoss,
             Self::Limit { .. } => Kind::Exhausted,
             _ => Kind::Malformed,
@@ -128,7 +142,7 @@ impl Classify for ImageError {
             Self::SetManifest(_) => "image.manifest",
             Self::NotInSet { .. } => "image.not-found",
             Self::FileName { .. } => "image.name",
-            Self::Missing(_) => "image.missing",
+            Self::Missing(_) | Self::NotFetched { .. } => "image.missing",
             Self::Hash { .. } => "image.hash",
             Self::Format { .. } => "image.format",
             Self::Member { .. } => "image.member",

@@ -1,7 +1,7 @@
 //! Loading: images of the inputs become images of the target.
 //!
 //! The order is that of containerd's own clients, with the record of the image last: layers, configurations, manifests
-//! with the labels that keep their children, names. A load that ends anywhere leaves either no image or a whole one.
+//! with the labels that keep their children, snapshots if they are asked for, names. A load that ends anywhere leaves either no image or a whole one.
 //!
 //! Source: docs/formats/archives.md, "Into containerd".
 
@@ -17,6 +17,7 @@ use super::{
     progress::{Board, State},
     resolve::{self, Blob, From, Image, Manifest, Node, Plan, length},
     transfer::{self, object},
+    unpack::{Layer, layers_of},
 };
 use crate::{
     descriptor::Descriptor,
@@ -105,7 +106,14 @@ pub fn load(
     let Plan { images, blobs, mut documents } = plan;
     let mut done = Done { moved, ..Done::default() };
     let mut records: Vec<(String, Descriptor)> = Vec::new();
+    let mut chains: Vec<(Digest, Vec<Layer>)> = Vec::new();
     for image in images {
+        for manifest in &image.manifests {
+            let is_known = chains.iter().any(|(config, _)| *config == manifest.config.digest);
+            if manifest.platform.as_ref() == Some(&options.platform) && !is_known {
+                chains.push((manifest.config.digest.clone(), layers_of(manifest, &blobs)?));
+            }
+        }
         let root = match &image.root {
             Some(root) => root.clone(),
             None => written_manifest(&image, &blobs, &mut documents)?,
@@ -133,6 +141,9 @@ pub fn load(
             board.add(object(kind, Some(&descriptor.digest)), State::Downloading, descriptor.size_bytes);
         write_document(target, kind, descriptor, bytes, labels)?;
         board.set(row, State::Complete).set_done(descriptor.size_bytes);
+    }
+    for (config, layers) in &chains {
+        target.unpack(config, layers).map_err(|error| error.context(format!("image {config}")))?;
     }
     pool.cancel.check()?;
     target.record(&records)?;

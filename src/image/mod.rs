@@ -26,3 +26,4 @@ mod set;
 mod source;
 mod target;
 mod transfer;
+pub mod unpack;

@@ -18,6 +18,7 @@ use super::{
     error::ImageError,
     source::unreadable,
     target::Target,
+    unpack::{Layer, Unpacker, unpack_layers},
 };
 use crate::{
     call::{Call, Cancel},
@@ -41,6 +42,7 @@ const KEY_DIGITS: usize = 16;
 pub struct Store {
     client: Arc<Containerd>,
     call: Call,
+    unpacker: Option<Unpacker>,
     /// Held for as long as the load runs, so that others know that its lease is in use.
     _running: Option<Dir>,
 }
@@ -48,7 +50,7 @@ pub struct Store {
 impl Store {
     /// A store that is only looked at.
     pub fn look(client: Arc<Containerd>, call: Call) -> Self {
-        Self { client, call, _running: None }
+        Self { client, call, unpacker: None, _running: None }
     }
 
     /// A store to load into, under a new lease. Takes over what a killed load of the same `key` has left.
@@ -73,7 +75,7 @@ impl Store {
         }
         client.create_lease(&call, &id, LIFETIME)?;
         call.lease = Some(id);
-        let mut store = Self { client, call, _running: None };
+        let mut store = Self { client, call, unpacker: None, _running: None };
         if alone && let Err(error) = store.adopt(&prefix).and_then(|()| share()) {
             store.end(true)?;
             return Err(error);
@@ -90,6 +92,12 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Lets the load make snapshots of the layers before it records an image.
+    #[must_use]
+    pub fn unpacking(self, unpacker: Unpacker) -> Self {
+        Self { unpacker: Some(unpacker), ..self }
     }
 
     /// Ends the load. After a failure everything that it wrote is gone when this returns.
@@ -155,6 +163,13 @@ impl Target for Store {
             self.client.resume(&self.call, reference)
         } else {
             self.client.ingest(&self.call, reference)
+        }
+    }
+
+    fn unpack(&self, config: &Digest, layers: &[Layer]) -> Result<()> {
+        match &self.unpacker {
+            Some(unpacker) => unpack_layers(unpacker, &self.call, config, layers).map(drop),
+            None => Ok(()),
         }
     }
 
@@ -241,6 +256,11 @@ impl Target for Directory {
         let ingest = self.layout.ingest(&self.cancel)?;
         let (layout, written) = (Arc::clone(&self.layout), Arc::clone(&self.written));
         Ok(Box::new(Noted { ingest, layout, written }))
+    }
+
+    /// A layout has no snapshots.
+    fn unpack(&self, _: &Digest, _: &[Layer]) -> Result<()> {
+        Ok(())
     }
 
     fn record(&self, images: &[(String, Descriptor)]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Progress of loading, object by object, in the words of containerd's transfer service.
+//! Progress of loading and unpacking, object by object, in the words of containerd's transfer service.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,10 @@ pub enum State {
     Complete,
     /// It was in the target before.
     AlreadyExists,
+    /// A layer is being unpacked.
+    Extracting,
+    /// A layer is unpacked.
+    Extracted,
     /// The image is recorded.
     Saved,
 }
@@ -27,6 +31,8 @@ impl State {
             Self::Downloading => "downloading",
             Self::Complete => "complete",
             Self::AlreadyExists => "already exists",
+            Self::Extracting => "extracting",
+            Self::Extracted => "extracted",
             Self::Saved => "saved",
         }
     }
@@ -59,6 +65,12 @@ impl Board {
         let mut rows = self.rows();
         rows.push(Row { name, state, progress: Progress::default(), total_bytes });
         rows.len() - 1
+    }
+
+    /// Returns the number of the row called `name`, which is added where there is none.
+    pub(super) fn row(&self, name: String, state: State, total_bytes: u64) -> usize {
+        let found = self.rows().iter().position(|row| row.name == name);
+        found.unwrap_or_else(|| self.add(name, state, total_bytes))
     }
 
     /// Sets the state of a row. Returns its counter.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read};
 
+use super::unpack::Layer;
 use crate::{descriptor::Descriptor, digest::Digest, error::Result, store::Ingest};
 
 /// A store of blobs and of names of images.
@@ -17,6 +18,9 @@ pub trait Target {
 
     /// Begins a blob. With `resume`, goes on where an earlier attempt under the same reference ended.
     fn begin(&self, reference: &str, resume: bool) -> Result<Box<dyn Ingest>>;
+
+    /// Makes snapshots of the layers of an image, if that was asked for. Everything that the image needs is there.
+    fn unpack(&self, config: &Digest, layers: &[Layer]) -> Result<()>;
 
     /// Records the images under their names; the last step.
     fn record(&self, images: &[(String, Descriptor)]) -> Result<()>;

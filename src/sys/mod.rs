@@ -10,6 +10,7 @@ pub mod dir;
 pub mod file;
 pub mod inherited;
 pub mod inode;
+pub mod lock_file;
 pub mod loop_device;
 pub mod messages;
 pub mod pipe;

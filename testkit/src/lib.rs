@@ -11,6 +11,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod grpc;
 pub mod host;
+pub mod image;
 pub mod images;
 pub mod mkfs;
 pub mod mounts;

@@ -1,4 +1,4 @@
-//! The server side of containerd's snapshots service, for a stand-in of a snapshotter.
+//! containerd's snapshots service: its messages as they are since 2.2, and its server side, for a stand-in of a snapshotter.
 
 #![allow(clippy::all, missing_docs, unused_qualifications, reason = "generated")]
 

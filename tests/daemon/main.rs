@@ -23,6 +23,7 @@ mod server;
 mod store;
 mod surroundings;
 mod unit_filter;
+mod unpack;
 
 use testkit::{Need, Suite, namespace, unit_filter::NEEDS};
 
@@ -36,6 +37,7 @@ fn main() {
     suite.room("surroundings", |suite| suite.table(root, surroundings::TESTS));
     suite.room("load", |suite| suite.table(root, load::TESTS));
     suite.room("restart", |suite| suite.table(root, restart::TESTS));
+    suite.room("unpack", |suite| suite.table(root, unpack::TESTS));
     let mounts = &[Need::Root, Need::FileSystem("erofs"), Need::Tool("mkfs.ext4"), Need::MountNamespace][..];
     suite.room("diff", |suite| suite.table(mounts, &diff::tests()));
     let filter = [mounts, &NEEDS].concat();

@@ -1,11 +1,15 @@
 //! A content store that answers like containerd's, and misbehaves on request.
 //!
-//! It serves the content, leases, namespaces and introspection services on a unix socket from a thread of the test.
+//! It serves the content, leases, namespaces and introspection services on a unix socket from a thread of the test, and
+//! images, snapshots and a differ for clients that unpack.
 //! Blobs belong to namespaces. What came with each call is recorded, except
 //! for the lists, which the daemon asks for on its own account.
 
+mod differ;
+mod images;
 mod leases;
 mod namespaces;
+mod snapshotter;
 mod writes;
 
 use std::{
@@ -36,6 +40,7 @@ use crate::archive;
 use content::content_server::{Content, ContentServer};
 use introspection::introspection_server::{Introspection, IntrospectionServer};
 pub use leases::LeaseView;
+pub use snapshotter::{Snapshotter, View};
 pub use writes::{Message, WriteFault};
 
 /// Bytes of one message that is sent; containerd's own.
@@ -99,6 +104,9 @@ struct State {
     leases: leases::Leases,
     fault: Option<Fault>,
     plugins: Vec<Plugin>,
+    images: images::Images,
+    snapshots: snapshotter::Snapshots,
+    differ: differ::Differ,
     seen: Vec<Seen>,
     connections: Vec<std::os::unix::net::UnixStream>,
     active_reads: usize,
@@ -271,6 +279,10 @@ impl FakeContainerd {
                 .add_service(ContentServer::new(service.clone()).max_decoding_message_size(LARGEST))
                 .add_service(leases::service(service.clone()))
                 .add_service(namespaces::service(service.clone()))
+                .add_service(images::service(service.clone()))
+                .add_service(snapshotter::service(service.clone()))
+                .add_service(snapshotter::version(service.clone()))
+                .add_service(differ::service(service.clone()))
                 .add_service(IntrospectionServer::new(service))
                 .serve_with_incoming(incoming),
         );

@@ -1,6 +1,6 @@
 //! Services of containerd and of Plywood called directly, as clients other than `ctr` would.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -8,7 +8,8 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+    CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
+    RemoveSnapshotRequest, ViewSnapshotRequest,
 };
 use containerd_client::services::v1::{
     ApplyRequest, ApplyResponse, DiffRequest, DiffResponse, WriteAction, WriteContentRequest,
@@ -53,6 +54,17 @@ pub enum Differ {
     Plywood,
     /// containerd's diff service, which asks the differs of its list.
     Service,
+}
+
+/// A snapshot as containerd lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether it is committed, and neither active nor a view.
+    pub is_committed: bool,
+    /// Name of the snapshot below it.
+    pub parent: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A Diff under way. Dropping it cancels the call.
@@ -194,6 +206,29 @@ impl Caller {
         let mut client = SnapshotsClient::new(self.containerd.clone());
         self.runtime.block_on(client.commit(request))?;
         Ok(())
+    }
+
+    /// All snapshots of a snapshotter, by name.
+    pub fn snapshots(&self, snapshotter: &str) -> anyhow::Result<BTreeMap<String, Snapshot>> {
+        let message = ListSnapshotsRequest { snapshotter: snapshotter.into(), filters: Vec::new() };
+        let request = in_namespace(message, Some(&self.namespace))?;
+        let mut client = SnapshotsClient::new(self.containerd.clone());
+        let infos: Vec<Info> = self.runtime.block_on(async {
+            let mut answers = client.list(request).await?.into_inner();
+            let mut infos = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                infos.extend(answer.info);
+            }
+            Ok::<_, Status>(infos)
+        })?;
+        let each = infos.into_iter().map(|info| {
+            let is_committed = info.kind() == Kind::Committed;
+            (
+                info.name,
+                Snapshot { is_committed, parent: info.parent, labels: info.labels.into_iter().collect() },
+            )
+        });
+        Ok(each.collect())
     }
 
     /// Removes a snapshot.

@@ -12,15 +12,15 @@ use std::{
     time::SystemTime,
 };
 
-use containerd_client::services::v1::snapshots::{
+use containerd_client::types::Mount;
+use serde_json::{Value, json};
+use testkit::snapshots::snapshots_server::{Snapshots, SnapshotsServer};
+use testkit::snapshots::{
     CleanupRequest, CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, ListSnapshotsResponse,
     MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest,
     StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest,
     UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
 };
-use containerd_client::types::Mount;
-use serde_json::{Value, json};
-use testkit::snapshots::snapshots_server::{Snapshots, SnapshotsServer};
 use tokio::{net::UnixListener, runtime::Runtime};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};

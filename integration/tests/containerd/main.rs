@@ -22,6 +22,7 @@ mod reset;
 mod restart;
 mod store;
 mod unit_filter;
+mod unpack;
 mod wires;
 
 use plywood_integration::disk::SmallDisk;
@@ -112,6 +113,7 @@ fn main() -> anyhow::Result<()> {
     pull::add(&mut suite);
     native::add(&mut suite);
     load::add(&mut suite);
+    unpack::add(&mut suite);
     fallback::add(&mut suite);
     parallel::add(&mut suite);
     parents::add(&mut suite);

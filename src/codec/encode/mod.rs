@@ -53,8 +53,8 @@ impl Compression {
     /// gzip at the level whose output is as small as that of Go's level 6, and not slower: 0.99 to
     /// 1.002 of its size.
     pub const GZIP: Self = Self { coding: Coding::Gzip, level: 4 };
-    /// gzip for what is compressed already: half the time of [`Self::GZIP`], for a blob that is 0.1 % larger.
-    pub const GZIP_AGAIN: Self = Self { coding: Coding::Gzip, level: 2 };
+    /// gzip that stores its bytes, for what is compressed already.
+    pub const GZIP_STORED: Self = Self { coding: Coding::Gzip, level: 0 };
     /// zstd at the level that other tools write layers with.
     pub const ZSTD: Self = Self { coding: Coding::Zstd, level: 3 };
 

@@ -1,9 +1,10 @@
 //! One Apply: from a request to a published layer.
 
-use std::{fs::File, sync::Arc};
+use std::{collections::BTreeMap, fs::File, sync::Arc};
 
 use super::{
     below::{Decision, Found, Snapshotter},
+    choose::Strategy,
     converter::Converter,
     flight::Flights,
     job::Layer,
@@ -14,8 +15,9 @@ use super::{
 use crate::{
     call::Call,
     descriptor::Descriptor,
+    digest::Digest,
     error::{Error, Result},
-    kind::LayerType,
+    kind::{LayerType, overlaybd::TURBO_TARGETS},
     pipeline::{BlobError, processor::Chain},
     snapshot::{MountError, Roots, SnapshotDir},
     store::ContentStore,
@@ -51,6 +53,12 @@ impl Applier {
         Self { snapshotter: Some(snapshotter), ..self }
     }
 
+    /// Size of the original layer of a turboOCI layer, if the store happens to have it.
+    fn target_bytes(&self, call: &Call, annotations: &BTreeMap<String, String>) -> Result<Option<u64>> {
+        let digest = TURBO_TARGETS.iter().find_map(|name| annotations.get(*name)?.parse().ok());
+        digest.map_or(Ok(None), |digest: Digest| self.store.size_bytes(call, &digest))
+    }
+
     fn apply_to(
         &self,
         call: &Call,
@@ -65,6 +73,10 @@ impl Applier {
         if size_bytes > limit {
             return Err(BlobError::Limit { size_bytes, limit }.into());
         }
+        let target_bytes = match strategy {
+            Strategy::Turbo => self.target_bytes(call, &request.diff.annotations)?,
+            _ => None,
+        };
         let mut blob = self.store.open(call, &request.diff)?;
         let copies = strategy.copies_the_blob() && chain.is_none();
         let file = blob.file().filter(|_| copies).map(File::try_clone).transpose();
@@ -81,6 +93,7 @@ impl Applier {
             chain,
             parents: Some(Parents { open: &open, required: false }),
             device,
+            target_bytes,
         };
         let sync_fs = request.sync_fs;
         self.converter.convert(call.work(), strategy, layer, publication, sync_fs)

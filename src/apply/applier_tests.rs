@@ -272,6 +272,9 @@ fn an_unknown_type_or_foreign_mounts_are_left_to_other_differs_untouched() {
         fn open(&self, _: &Call, _: &Descriptor) -> Result<Box<dyn Blob>> {
             panic!("opened a blob")
         }
+        fn size_bytes(&self, _: &Call, _: &Digest) -> Result<Option<u64>> {
+            panic!("asked for a blob")
+        }
     }
     let fixture = fixture();
     let applier = fixture.applier_of(Arc::new(NeverOpened));
@@ -425,6 +428,9 @@ impl ContentStore for Files {
         let file = File::open(self.0.path().join(descriptor.digest.hex())).unwrap();
         Ok(Box::new(FileBlob::new(file, call.cancel.clone())?))
     }
+    fn size_bytes(&self, _: &Call, _: &Digest) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 #[test]
@@ -481,6 +487,10 @@ impl<F: Fn(&mut [u8]) -> io::Result<usize> + Clone + Send + Sync + 'static> Cont
         }
         Ok(Box::new(OddBlob(self.0.clone(), descriptor.size_bytes)))
     }
+
+    fn size_bytes(&self, _: &Call, _: &Digest) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 #[test]
@@ -533,6 +543,9 @@ fn the_same_layer_asked_for_many_times_is_converted_once() {
             std::thread::sleep(Duration::from_millis(200));
             self.0.open(call, descriptor)
         }
+        fn size_bytes(&self, call: &Call, digest: &Digest) -> Result<Option<u64>> {
+            self.0.size_bytes(call, digest)
+        }
     }
     let fixture = fixture();
     let blob = gzip(&archive(10_000));
@@ -577,6 +590,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             chain: None,
             parents: Some(Parents { open: &open, required }),
             device: None,
+            target_bytes: None,
             annotations: &BTreeMap::new(),
         };
         let publication = Publication::beside(&out).unwrap();

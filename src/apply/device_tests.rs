@@ -15,7 +15,7 @@ use crate::{
     apply::{Options, OrdinaryLayers, Overlaybd},
     digest::Digest,
     error::Kind,
-    kind::overlaybd::{BLOB_DIGEST, CONVERT, TURBO_TARGET_TYPES},
+    kind::overlaybd::{BLOB_DIGEST, CONVERT, TURBO_TARGETS, TURBO_TARGET_TYPES},
     limits::Limits,
     pipeline::{Resources, helpers::Helpers},
     snapshot::{Durability, Mount, Record, Records},
@@ -294,6 +294,31 @@ fn what_is_no_turbo_layer_is_refused_and_leaves_nothing() {
         let error = fixture.lowest(GZIP, &annotations, &gzip(&archive(files))).unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Malformed, reason), "{error}");
         assert!(fixture.names("1").is_empty(), "{reason}");
+    }
+}
+
+/// The store seldom has the original: that it need not be fetched is what the format is for.
+#[test]
+fn a_turbo_layer_is_for_an_original_of_its_size() {
+    let members = members();
+    let original = include_bytes!("../../tests/fixtures/gzindex/base.tar.gz");
+    let plain = include_bytes!("../../tests/fixtures/overlaybd/turbo/base.tar");
+    let only = archive(&[("erofs.fs.meta", &members["erofs.fs.meta"])]);
+    for (blob, target_type, target, reason) in [
+        (TURBO, GZIP, &original[..], None),
+        (TURBO, GZIP, &original[..original.len() - 1], Some("turbo.target-size")),
+        (&gzip(&only), PLAIN, &plain[..], None),
+        (&gzip(&only), PLAIN, &plain[..4096], Some("turbo.end")),
+    ] {
+        let fixture = fixture();
+        let digest = fixture.store.insert(target).to_string();
+        for name in TURBO_TARGETS {
+            let annotations = [(name, digest.as_str()), (TURBO_TARGET_TYPES[0], target_type)];
+            let outcome = fixture.lowest(GZIP, &annotations, blob);
+            let refused = outcome.as_ref().err().map(|error| (error.kind(), error.reason()));
+            assert_eq!(refused, reason.map(|reason| (Kind::Malformed, reason)), "{outcome:?}");
+            assert_eq!(fixture.names("1").is_empty(), reason.is_some());
+        }
     }
 }
 

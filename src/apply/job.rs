@@ -37,6 +37,8 @@ pub struct Layer<'a> {
     pub parents: Option<Parents<'a>>,
     /// The device of the layers below, for a layer of a device; `None` for the lowest one.
     pub device: Option<DeviceDir>,
+    /// Size in bytes of the original layer of a turboOCI layer, when it is known.
+    pub target_bytes: Option<u64>,
 }
 
 impl<'a> Layer<'a> {

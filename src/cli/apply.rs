@@ -177,6 +177,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         chain: chain.as_ref(),
         parents: Some(Parents { open: &parents, required: true }),
         device: None,
+        target_bytes: None,
     };
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let work = Work { cancel: &cancel, progress: &progress };

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     call::Call,
     descriptor::Descriptor,
+    digest::Digest,
     error::{Error, Kind, Result},
     store::{
         Blob, ContentStore,
@@ -135,6 +136,14 @@ impl ContentStore for Containerd {
             }
         }
         self.stream(call, descriptor)
+    }
+
+    fn size_bytes(&self, call: &Call, digest: &Digest) -> Result<Option<u64>> {
+        match self.client.info(call, digest) {
+            Ok((_, size_bytes)) => Ok(Some(size_bytes)),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

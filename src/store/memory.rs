@@ -88,6 +88,11 @@ impl ContentStore for Memory {
         check_size(descriptor, bytes.len() as u64)?;
         Ok(in_memory(bytes, call.cancel.clone()))
     }
+
+    fn size_bytes(&self, call: &Call, digest: &Digest) -> Result<Option<u64>> {
+        call.cancel.check()?;
+        Ok(self.bytes(digest).map(|bytes| bytes.len() as u64))
+    }
 }
 
 impl BlobSink for Memory {

@@ -26,6 +26,11 @@ pub trait ContentStore: Send + Sync {
     /// Errors: `NotFound` when that namespace has no such blob; `DataLoss` when its size is not the
     /// descriptor's; `Unavailable` when the store does not answer.
     fn open(&self, call: &Call, descriptor: &Descriptor) -> Result<Box<dyn Blob>>;
+
+    /// Returns the size in bytes of a blob that nobody has to have. `None`: `call`'s namespace does not have it.
+    ///
+    /// Errors: `Unavailable` when the store does not answer.
+    fn size_bytes(&self, call: &Call, digest: &Digest) -> Result<Option<u64>>;
 }
 
 /// Destination of blobs, such as containerd's content store.

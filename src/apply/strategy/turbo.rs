@@ -46,6 +46,14 @@ enum TargetError {
     /// The original is compressed, and nothing says how to read it.
     #[error("the original layer is compressed, and the archive has no gzip.meta")]
     Index,
+    /// The index was made of another blob.
+    #[error("gzip.meta is the index of a blob of {found} bytes, and the original layer has {expected}")]
+    Size {
+        /// Size of the blob that the index is for.
+        found: u64,
+        /// Size of the original layer in the store.
+        expected: u64,
+    },
     /// The metadata needs more of the original than there is.
     #[error("{name} maps the original layer up to byte {found}, but it has {plain_bytes} bytes uncompressed")]
     End {
@@ -67,6 +75,7 @@ impl Classify for TargetError {
         match self {
             Self::Type { .. } => "turbo.target",
             Self::Index => "turbo.index",
+            Self::Size { .. } => "turbo.target-size",
             Self::End { .. } => "turbo.end",
         }
     }
@@ -86,6 +95,7 @@ fn declared(member: Member) -> &'static str {
 pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     let is_compressed = is_compressed(job.layer.annotations)?;
     let Job { layer, publication, plan, .. } = job;
+    let target = Target { is_compressed, size_bytes: layer.target_bytes };
     let stage = Unpack {
         reader: Reader::new(),
         publication,
@@ -96,7 +106,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     let ran = layer.pipeline(plan).run(stage)?;
     let ((mut files, busy), mut facts) = (ran.output, ran.facts);
     facts.times.build = busy;
-    facts.times.verify = verified(plan, || check(&files, is_compressed, plan.work.cancel))?;
+    facts.times.verify = verified(plan, || check(&files, target, plan.work.cancel))?;
     // The set ends with the marker, whose name has changed over time.
     if let Entry::Vacant(place) = files.entry(Member::Marker) {
         place.insert(publication.file(TURBO_MARKER_NAME)?);
@@ -117,16 +127,27 @@ fn is_compressed(annotations: &BTreeMap<String, String>) -> Result<bool, TargetE
     }
 }
 
+/// The original layer, as far as it is known.
+#[derive(Clone, Copy)]
+struct Target {
+    is_compressed: bool,
+    size_bytes: Option<u64>,
+}
+
 /// Checks the index, and the metadata of each file system from end to end.
-fn check(files: &BTreeMap<Member, NewFile>, is_compressed: bool, cancel: &Cancel) -> Result<()> {
-    let index = match files.get(&Member::GzipIndex) {
+fn check(files: &BTreeMap<Member, NewFile>, target: Target, cancel: &Cancel) -> Result<()> {
+    let plain_bytes = match files.get(&Member::GzipIndex) {
         Some(file) => {
             let index = Index::read(file)?;
             index.verify(file)?;
-            Some(index)
+            let found = index.header().blob_bytes;
+            if let Some(expected) = target.size_bytes.filter(|expected| *expected != found) {
+                return Err(TargetError::Size { found, expected }.into());
+            }
+            Some(index.header().plain_bytes)
         }
-        None if is_compressed => return Err(TargetError::Index.into()),
-        None => None,
+        None if target.is_compressed => return Err(TargetError::Index.into()),
+        None => target.size_bytes,
     };
     for member in [Member::Ext4, Member::Erofs] {
         let Some(file) = files.get(&member) else { continue };
@@ -134,11 +155,8 @@ fn check(files: &BTreeMap<Member, NewFile>, is_compressed: bool, cancel: &Cancel
         // Only where the layer points is looked at, not what is there: the original is not at hand.
         let (metadata, original): (&dyn ReadAt, &dyn ReadAt) = (&contents, &NOTHING);
         let end = Layer::open_turbo(metadata, original)?.target_end();
-        if let Some(index) = &index {
-            let plain_bytes = index.header().plain_bytes;
-            if end > plain_bytes.next_multiple_of(SECTOR) {
-                return Err(TargetError::End { name: member.name(), found: end, plain_bytes }.into());
-            }
+        if let Some(plain_bytes) = plain_bytes.filter(|bytes| end > bytes.next_multiple_of(SECTOR)) {
+            return Err(TargetError::End { name: member.name(), found: end, plain_bytes }.into());
         }
         read_all(&contents, cancel)?;
     }

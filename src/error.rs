@@ -232,8 +232,11 @@ impl fmt::Display for Size {
 }
 
 /// Classifies an I/O error of the local disk: a full disk and a quota are limits, other errors may
-/// pass.
+/// pass. One that carries an error of ours, of a reader below for example, is of that one's kind.
 pub fn disk_kind(error: &io::Error) -> Kind {
+    if let Some(carried) = carried(error) {
+        return carried.kind();
+    }
     use std::io::ErrorKind;
     /// "Too many open files", of this process and of the system. The numbers are those of Linux on
     /// every architecture.
@@ -248,6 +251,15 @@ pub fn disk_kind(error: &io::Error) -> Kind {
         ErrorKind::PermissionDenied => Kind::Denied,
         _ => Kind::Unavailable,
     }
+}
+
+/// Reason id of an I/O error: that of the error of ours that it carries, or `otherwise`.
+pub fn disk_reason(error: &io::Error, otherwise: &'static str) -> &'static str {
+    carried(error).map_or(otherwise, Error::reason)
+}
+
+fn carried(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 #[cfg(test)]
@@ -265,6 +277,17 @@ mod tests {
         fn reason(&self) -> &'static str {
             "tar.checksum"
         }
+    }
+
+    #[test]
+    fn an_io_error_that_carries_one_of_ours_is_of_its_kind() {
+        let carried = Error::new(Kind::DataLoss, "zfile.block.checksum", "damaged").into_io();
+        assert_eq!(
+            (disk_kind(&carried), disk_reason(&carried, "disk.read")),
+            (Kind::DataLoss, "zfile.block.checksum")
+        );
+        let own = io::Error::from(io::ErrorKind::StorageFull);
+        assert_eq!((disk_kind(&own), disk_reason(&own, "disk.read")), (Kind::Exhausted, "disk.read"));
     }
 
     #[test]

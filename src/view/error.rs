@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::error::{Classify, Kind, Quoted, disk_kind};
+use crate::error::{Classify, Kind, Quoted, disk_kind, disk_reason};
 
 /// Why a view cannot be read. `view` is the view's name, paths begin at its root.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ impl Classify for ViewError {
             Self::Privilege { .. } => "compare.privilege",
             Self::Proc { .. } => "compare.proc",
             Self::FileSystem { .. } => "compare.file-system",
-            Self::Io { .. } => "disk.io",
+            Self::Io { source, .. } => disk_reason(source, "disk.io"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::{
     codec::{CodecError, deflate::Fault, zlib::ZlibError},
-    error::{Classify, Kind, Quoted, disk_kind},
+    error::{Classify, Kind, Quoted, disk_kind, disk_reason},
 };
 
 /// Refusal of a gzip index or of its blob.
@@ -202,7 +202,7 @@ impl Classify for GzindexError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "disk.io",
+            Self::Io { source, .. } => disk_reason(source, "disk.io"),
             Self::Truncated { .. } => "gzindex.truncated",
             Self::Magic { .. } => "gzindex.magic",
             Self::Version { .. } => "gzindex.version",

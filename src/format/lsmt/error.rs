@@ -6,7 +6,7 @@ use std::io;
 
 use super::{Uuid, form::Form, header::Header};
 use crate::{
-    error::{Classify, Error, Kind, disk_kind},
+    error::{Classify, Kind, disk_kind, disk_reason},
     limits::{LSMT_DEVICE_BYTES, LSMT_ENTRIES, LSMT_LAYERS, LSMT_STACK_ENTRIES},
 };
 
@@ -223,17 +223,10 @@ impl LsmtError {
     }
 }
 
-/// Classified error that a reader or writer of another format packed into an I/O error.
-fn packed(source: &io::Error) -> Option<&Error> {
-    source.get_ref()?.downcast_ref()
-}
-
 impl Classify for LsmtError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Read { source, .. } | Self::Write { source } => {
-                packed(source).map_or_else(|| disk_kind(source), Error::kind)
-            }
+            Self::Read { source, .. } | Self::Write { source } => disk_kind(source),
             Self::IndexCount { .. }
             | Self::StackCount { .. }
             | Self::TooManyEntries { .. }
@@ -244,8 +237,8 @@ impl Classify for LsmtError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Read { source, .. } => packed(source).map_or("disk.read", Error::reason),
-            Self::Write { source } => packed(source).map_or("disk.io", Error::reason),
+            Self::Read { source, .. } => disk_reason(source, "disk.read"),
+            Self::Write { source } => disk_reason(source, "disk.io"),
             Self::Short { .. } => "lsmt.short",
             Self::Magic { .. } => "lsmt.magic",
             Self::Flags { .. } => "lsmt.flags",

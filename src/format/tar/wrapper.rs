@@ -13,7 +13,7 @@ use super::{
     parser::{Event, Parser},
 };
 use crate::{
-    error::{Classify, Kind, Quoted, disk_kind},
+    error::{Classify, Kind, Quoted, disk_kind, disk_reason},
     format::ReadAt,
     tree::Body,
 };
@@ -87,7 +87,7 @@ impl Classify for WrapperError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "disk.read",
+            Self::Io { source, .. } => disk_reason(source, "disk.read"),
             Self::Tar(error) => error.reason(),
             Self::NotFile { .. } => "overlaybd.wrapper.type",
             Self::NoFile { .. } => "overlaybd.wrapper.empty",

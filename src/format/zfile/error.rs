@@ -5,7 +5,7 @@
 use std::io;
 
 use super::{block::BlockFault, header::HeaderFault};
-use crate::error::{Classify, Kind, disk_kind};
+use crate::error::{Classify, Kind, disk_kind, disk_reason};
 
 /// Failure to read a ZFile or a part of it.
 #[derive(Debug, thiserror::Error)]
@@ -182,7 +182,7 @@ impl Classify for ZfileError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "disk.read",
+            Self::Io { source, .. } => disk_reason(source, "disk.read"),
             Self::Truncated { .. } => "zfile.truncated",
             Self::Header { fault, .. } => match fault {
                 HeaderFault::Magic { .. } => "zfile.magic",

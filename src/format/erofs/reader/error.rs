@@ -5,7 +5,7 @@
 use std::io;
 
 use crate::{
-    error::{Classify, Kind, disk_kind},
+    error::{Classify, Kind, disk_kind, disk_reason},
     format::erofs::{Nid, compression::Algorithm, inode::InodeError, superblock::SuperblockError},
 };
 
@@ -364,7 +364,7 @@ impl Classify for ReadError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "disk.read",
+            Self::Io { source, .. } => disk_reason(source, "disk.read"),
             Self::Truncated { .. } => "erofs.superblock.truncated",
             Self::Superblock(error) => error.reason(),
             Self::Checksum { .. } => "erofs.superblock.checksum",

@@ -5,7 +5,7 @@
 use std::io;
 
 use crate::{
-    error::{Classify, Kind, disk_kind},
+    error::{Classify, Kind, disk_kind, disk_reason},
     format::ext4::{
         Block, InodeNumber, dirent::DirentFault, extent::ExtentFault, group::GroupChecksum,
         inode::InodeError, journal::JournalError, superblock::SuperblockError, xattr::XattrFault,
@@ -187,7 +187,7 @@ impl Classify for ReadError {
 
     fn reason(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "disk.read",
+            Self::Io { source, .. } => disk_reason(source, "disk.read"),
             Self::Truncated { .. } => "ext4.truncated",
             Self::Superblock(error) => error.reason(),
             Self::Journal(error) => error.reason(),

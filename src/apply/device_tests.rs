@@ -15,9 +15,9 @@ use crate::{
     apply::{Options, OrdinaryLayers, Overlaybd},
     digest::Digest,
     error::Kind,
-    kind::overlaybd::{BLOB_DIGEST, CONVERT, TURBO_TARGETS, TURBO_TARGET_TYPES},
+    kind::overlaybd::{BLOB_DIGEST, CONVERT, TURBO_TARGET_TYPES, TURBO_TARGETS},
     limits::Limits,
-    pipeline::{Resources, helpers::Helpers},
+    pipeline::{Resources, budget::SHARE_BYTES, helpers::Helpers},
     snapshot::{Durability, Mount, Record, Records},
     store::Memory,
 };
@@ -33,6 +33,7 @@ struct Fixture {
     scratch: tempfile::TempDir,
     store: Memory,
     overlaybd: Overlaybd,
+    limits: Limits,
     known: Arc<Known>,
 }
 
@@ -62,7 +63,8 @@ fn fixture() -> Fixture {
         }
     }
     let overlaybd = Overlaybd { virtual_bytes: 1 << 30, ..Overlaybd::default() };
-    Fixture { scratch, store: Memory::new(), overlaybd, known: Arc::default() }
+    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
+    Fixture { scratch, store: Memory::new(), overlaybd, limits, known: Arc::default() }
 }
 
 fn mount(kind: &str, source: &Path, options: &[String]) -> Mount {
@@ -96,8 +98,7 @@ impl Fixture {
         annotations: &[(&str, &str)],
         blob: &[u8],
     ) -> Result<Applied> {
-        let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-        let resources = Resources::new(limits, Helpers::default_threads());
+        let resources = Resources::new(self.limits.clone(), Helpers::default_threads());
         let overlaybd = self.overlaybd.clone();
         let options = Options { durability: Durability::Never, overlaybd, ..Options::default() };
         let roots = Roots::open(&[]).unwrap().with_overlaybd(&[self.scratch.path().to_owned()]).unwrap();
@@ -364,12 +365,13 @@ fn a_layer_whose_place_in_its_device_is_not_known_is_refused_before_it_is_read()
 mod converted {
     use super::*;
     use crate::{
-        call::Cancel,
+        call::{Cancel, Progress, Work},
         format::{
             ReadAt as _,
             erofs::{check, reader::Image},
         },
         overlaybd::snapshot,
+        pipeline::Plan,
         snapshot::DeviceDir,
         view::LayeredDevice,
     };
@@ -408,7 +410,11 @@ mod converted {
         }
 
         fn device(&self, id: &str) -> LayeredDevice {
-            snapshot::open(&self.dir(id)).unwrap()
+            let resources = Resources::new(self.limits.clone(), 0);
+            let (cancel, progress) = (Cancel::new(), Progress::default());
+            let lease = resources.budget.lease(&cancel).unwrap();
+            let work = Work { cancel: &cancel, progress: &progress };
+            snapshot::open(&self.dir(id), Plan { resources: &resources, lease: &lease, work }).unwrap()
         }
     }
 
@@ -504,6 +510,27 @@ mod converted {
         let policy = check::Policy { devices: true, ..check::Policy::layer() };
         check::verify(&whole[..], &policy).unwrap();
         assert!(tar == &layer);
+    }
+
+    /// Layers of strangers say how long the index of a device is.
+    #[test]
+    fn the_indexes_of_the_layers_below_count_against_the_memory_of_the_request() {
+        let layer = archive(&[("a", b"x")]);
+        let mut fixture = Fixture::with(OrdinaryLayers::Native);
+        fixture.limits.metadata_bytes = SHARE_BYTES;
+        fixture.lowest(PLAIN, &[], &layer).unwrap();
+        fixture.commit("1", None);
+        fixture.apply(fixture.over("2", "1"), PLAIN, &[], &layer).unwrap();
+        fs::remove_file(fixture.snapshot("2").join("fs/overlaybd.commit")).unwrap();
+        // Each of them takes a megabyte while it is open.
+        let path = fixture.snapshot("1").join("block/config.v1.json");
+        let config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let lowers = vec![config["lowers"][0].clone(); 30];
+        fs::write(&path, serde_json::json!({ "lowers": lowers }).to_string()).unwrap();
+        let error = fixture.apply(fixture.over("2", "1"), PLAIN, &[], &layer).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.metadata"), "{error}");
+        fixture.limits.metadata_bytes = 4 * SHARE_BYTES;
+        fixture.apply(fixture.over("2", "1"), PLAIN, &[], &layer).unwrap();
     }
 
     #[test]

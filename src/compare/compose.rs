@@ -28,7 +28,7 @@ use crate::{
     snapshot::{DeviceDir, Stack, Watch},
     tree::Timestamp,
     view::{
-        LayeredDevice, Volume,
+        Volume,
         open::{self, reading, references},
     },
 };
@@ -77,9 +77,11 @@ pub enum Form<'a> {
     /// An archive or an image of the changes.
     Of(&'a LayerType),
     /// A layer of a device, with the changes on top of this device, which the older side is.
-    Changed(LayeredDevice),
-    /// A layer of a device: that which these layers are. The sides are not compared.
-    Written(LayeredDevice),
+    Changed(Arc<DeviceDir>),
+    /// The layer that a container has written to this device. The sides are not compared.
+    Written(Arc<DeviceDir>),
+    /// The topmost layer of this device. The sides are not compared.
+    Top(Arc<DeviceDir>),
 }
 
 /// A layer whose bytes have been delivered.
@@ -95,6 +97,8 @@ pub struct Composed {
     pub uncompressed_bytes: u64,
     /// Numbers of the layer's entries.
     pub contents: Contents,
+    /// File system on the device of which it is a layer, if the layer has its superblock.
+    pub file_system: Option<&'static str>,
     /// Work time of each step. `commit` is zero here: the caller commits.
     pub times: Times,
 }
@@ -130,15 +134,22 @@ impl Composer {
         let limits = &self.resources.limits;
         let started = Instant::now();
         let lease = self.resources.budget.lease(cancel)?;
-        if let Form::Written(device) = form {
-            let plan = Plan { resources: &self.resources, lease: &lease, work };
-            let facts = overlaybd::written(plan, device, &image.work_directory, deliver)?;
-            return Ok(Composed::new(facts, Contents::default(), Duration::ZERO));
+        let plan = Plan { resources: &self.resources, lease: &lease, work };
+        let own = match form {
+            Form::Written(dir) => Some(snapshot::written_layer(dir, plan)?),
+            Form::Top(dir) => Some(snapshot::top_layer(dir, plan)?),
+            Form::Of(_) | Form::Changed(_) => None,
+        };
+        if let Some(own) = own {
+            let opened = started.elapsed();
+            let facts = overlaybd::written(plan, &own, &image.work_directory, deliver)?;
+            let composed = Composed::new(facts, Contents::default(), opened);
+            return Ok(Composed { file_system: overlaybd::file_system(&own), ..composed });
         }
         // Beside what the writer of an image uses.
         let mut charge = |bytes| lease.charge(Use::Window, bytes, cancel);
         let watches = [sides.lower.watch()?, sides.upper.watch()?];
-        let devices = |dir: &DeviceDir| Ok(Volume::from(snapshot::open(dir)?));
+        let devices = |dir: &DeviceDir| Ok(Volume::from(snapshot::open(dir, plan)?));
         let open = || {
             let open = |stack| open::layers(stack, &devices, cancel);
             Ok([open(sides.lower)?, open(sides.upper)?])
@@ -147,12 +158,12 @@ impl Composer {
         let [lower, upper] = [&lower, &upper].map(|layers| references(layers));
         let opened = started.elapsed();
 
-        let plan = Plan { resources: &self.resources, lease: &lease, work };
         let mut compare = |root, output: &mut dyn Output| {
             let options = changes::Options { xattrs: xattrs.clone(), epoch, root, limits: limits.clone() };
             reading(|| changes::write(&lower, &upper, &options, cancel, &mut charge, output))
         };
         // All that depends on the container is decided here: how it is written, and what of both sides it needs.
+        let mut file_system = None;
         let (counts, facts) = match form {
             Form::Of(layer_type) => {
                 let compression = match layer_type.coding {
@@ -172,16 +183,18 @@ impl Composer {
                     }
                 }
             }
-            Form::Changed(below) | Form::Written(below) => {
+            Form::Changed(dir) | Form::Written(dir) | Form::Top(dir) => {
+                let below = snapshot::open(dir, plan)?;
+                file_system = overlaybd::file_system(&below);
                 let directory = &image.work_directory;
-                overlaybd::changed(plan, below, directory, deliver, |output| {
+                overlaybd::changed(plan, &below, directory, deliver, |output| {
                     compare(RootEntry::WhenChanged, output)
                 })?
             }
         };
         // A container that was started meanwhile has its image mounted: what has been read may be a mixture.
         watches.iter().try_for_each(Watch::check)?;
-        Ok(Composed::new(facts, contents(counts), opened))
+        Ok(Composed { file_system, ..Composed::new(facts, contents(counts), opened) })
     }
 }
 
@@ -198,7 +211,8 @@ impl Composed {
             store: times.deliver,
             ..Times::default()
         };
-        Self { blob, blob_bytes, diff_id, uncompressed_bytes: stream_bytes, contents, times }
+        let uncompressed_bytes = stream_bytes;
+        Self { blob, blob_bytes, diff_id, uncompressed_bytes, contents, file_system: None, times }
     }
 }
 

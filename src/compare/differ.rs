@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use super::{Compare, Compared, Composer, Form, Request, Sides, Stats, Times, overlaybd};
+use super::{Compare, Compared, Composer, Form, Request, Sides, Stats, Times};
 use crate::{
     call::{Call, Phase},
     descriptor::Descriptor,
@@ -13,7 +13,7 @@ use crate::{
         overlaybd::{BLOB_DIGEST, BLOB_SIZE, FS_TYPE, NATIVE_VERSION, VERSION},
     },
     overlaybd::snapshot,
-    snapshot::{LayerSource, Roots, Stack, StackLayer},
+    snapshot::{DeviceDir, DeviceState, LayerSource, Roots, Stack, StackLayer},
     store::{BlobSink, Stored, check_labels},
     sys::thread::catch,
 };
@@ -76,38 +76,33 @@ impl Differ {
     ///
     /// Only a plain tar can be a layer of a device: clients take every other type by its name for what it is.
     fn form<'l>(&self, request: &Request, layer_type: &'l LayerType, sides: &Sides) -> Result<Form<'l>> {
-        if layer_type.media_type != OCI_LAYER_TAR {
-            return Ok(Form::Of(layer_type));
-        }
         let is_asked = self.device_layers || request.labels.contains_key(VERSION);
-        let below = match sides.lower.layers.as_slice() {
-            [] => None,
-            [StackLayer { source: LayerSource::Device { dir, .. }, .. }] => Some(dir),
-            _ => None,
-        };
-        match sides.upper.layers.first().map(|layer| &layer.source) {
-            Some(LayerSource::Device { dir, is_writable: true }) => {
-                Ok(Form::Written(snapshot::own_layer(dir)?))
+        let ordinary = Ok(Form::Of(layer_type));
+        if layer_type.media_type != OCI_LAYER_TAR {
+            return ordinary;
+        }
+        match sides.upper.layers.as_slice() {
+            [StackLayer { source: LayerSource::Device { dir, state: DeviceState::Writable }, .. }] => {
+                // Other snapshotters may not describe a device before it is committed.
+                if dir.is_described() {
+                    check_next(&sides.lower, dir)?;
+                }
+                Ok(Form::Written(Arc::clone(dir)))
             }
-            Some(LayerSource::Device { dir, .. }) if is_asked => match snapshot::is_next(below, dir)? {
-                true => Ok(Form::Written(snapshot::own_layer(dir)?)),
-                false => Err(CompareError::NotBelow.into()),
-            },
-            Some(LayerSource::Directory { .. }) if is_asked => {
-                let found = self.roots.device_below(&request.right)?;
-                let Some(device) = found.filter(|device| device.is_described()) else {
-                    return Ok(Form::Of(layer_type));
-                };
-                let is_below = match sides.lower.layers.as_slice() {
-                    [older] => sides.upper.layers.get(1).is_some_and(|layer| layer.key == older.key),
-                    _ => false,
-                };
-                match is_below && sides.upper.layers.len() == 2 {
-                    true => Ok(Form::Changed(snapshot::open(&device)?)),
-                    false => Err(CompareError::NotBelow.into()),
+            _ if !is_asked => ordinary,
+            [StackLayer { source: LayerSource::Device { dir, .. }, .. }] if dir.is_described() => {
+                check_next(&sides.lower, dir)?;
+                Ok(Form::Top(Arc::clone(dir)))
+            }
+            [upper, StackLayer { source: LayerSource::Device { dir, .. }, key, .. }]
+                if matches!(upper.source, LayerSource::Directory { .. }) && dir.is_described() =>
+            {
+                match sides.lower.layers.as_slice() {
+                    [older] if older.key == *key => Ok(Form::Changed(Arc::clone(dir))),
+                    _ => Err(CompareError::NotBelow.into()),
                 }
             }
-            _ => Ok(Form::Of(layer_type)),
+            _ => ordinary,
         }
     }
 
@@ -141,7 +136,10 @@ impl Differ {
             times: Times { commit: committing.elapsed(), ..composed.times },
             total: started.elapsed(),
         };
-        let annotations = annotations(form, &digest, size_bytes);
+        let annotations = match form {
+            Form::Of(_) => BTreeMap::new(),
+            _ => annotations(composed.file_system, &digest, size_bytes),
+        };
         let descriptor =
             Descriptor { annotations, ..Descriptor::of(layer_type.media_type, digest, size_bytes) };
         Ok(Compared { descriptor, stats })
@@ -170,10 +168,26 @@ impl Compare for Differ {
     }
 }
 
-/// The annotations by which snapshotters know a layer of a device; none for other layers.
-fn annotations(form: &Form<'_>, digest: &Digest, size_bytes: u64) -> BTreeMap<String, String> {
-    let (Form::Changed(device) | Form::Written(device)) = form else { return BTreeMap::new() };
-    let flavour = overlaybd::flavour(device).map(|flavour| (FS_TYPE, flavour.to_owned()));
+/// Checks that the layers of the device `newer` are those of the older side and one on top.
+fn check_next(older: &Stack, newer: &DeviceDir) -> Result<()> {
+    let below = match older.layers.as_slice() {
+        [] => None,
+        [StackLayer { source: LayerSource::Device { dir, .. }, .. }] if dir.is_described() => Some(&**dir),
+        _ => return Err(CompareError::NotBelow.into()),
+    };
+    match snapshot::is_next(below, newer)? {
+        true => Ok(()),
+        false => Err(CompareError::NotBelow.into()),
+    }
+}
+
+/// The annotations by which snapshotters know a layer of a device.
+fn annotations(
+    file_system: Option<&'static str>,
+    digest: &Digest,
+    size_bytes: u64,
+) -> BTreeMap<String, String> {
+    let flavour = file_system.map(|name| (FS_TYPE, name.to_owned()));
     let all = [
         (VERSION, NATIVE_VERSION.to_owned()),
         (BLOB_DIGEST, digest.to_string()),
@@ -191,6 +205,9 @@ fn top(stack: &Stack) -> String {
     }
 }
 
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod device_tests;
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -93,7 +93,7 @@ fn deliver_layer(
 }
 
 /// Returns the file system that the layers of `device` have begun, if they have its superblock.
-pub(super) fn flavour(device: &LayeredDevice) -> Option<&'static str> {
+pub(super) fn file_system(device: &LayeredDevice) -> Option<&'static str> {
     let starts = |offset: u64, magic: &[u8]| {
         let mut found = vec![0; magic.len()];
         device.read_exact_at(offset, &mut found).is_ok() && found == magic

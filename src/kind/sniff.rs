@@ -3,6 +3,8 @@
 //! Used by the command line, whose users name files. The daemon trusts the media type of a request, and detects
 //! only the compression of tar layers.
 
+use std::io;
+
 use super::{LayerType, OCI_LAYER_TAR};
 use crate::{
     codec::Coding,
@@ -31,6 +33,9 @@ pub enum Image {
 }
 
 impl Image {
+    /// Byte behind the last magic number.
+    const MAGIC_END: usize = 2048;
+
     /// Returns the file system whose magic number a file has. `starts` reports whether the bytes at an offset are
     /// those given.
     pub fn of(starts: impl Fn(u64, &[u8]) -> bool) -> Option<Self> {
@@ -38,6 +43,17 @@ impl Image {
             return Some(Self::Erofs);
         }
         starts(Ext4::OFFSET + Ext4::MAGIC_OFFSET, &Ext4::MAGIC.to_le_bytes()).then_some(Self::Ext4)
+    }
+
+    /// Reads the start of `file` for that. Errors: those of reading.
+    pub fn on(file: &impl ReadAt) -> io::Result<Option<Self>> {
+        let len = usize::try_from(file.size_bytes()).unwrap_or(usize::MAX).min(Self::MAGIC_END);
+        let mut head = vec![0; len];
+        file.read_exact_at(0, &mut head)?;
+        Ok(Self::of(|offset, magic| {
+            let at = usize::try_from(offset).ok().and_then(|offset| head.get(offset..));
+            at.is_some_and(|bytes| bytes.starts_with(magic))
+        }))
     }
 }
 

@@ -131,6 +131,22 @@ impl<'d> Base<'d> {
         }
     }
 
+    /// Checks the whole file system on the device with `layer` on top.
+    ///
+    /// Errors: a broken rule is a fault of this program, or damage of the device below, of kind `DataLoss`.
+    pub fn check<R: ReadAt>(&self, layer: &lsmt::Device<R>, plan: Plan<'_>) -> Result<()> {
+        let whole = Whole { layer, below: self.device };
+        let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
+        image::verify_own(&whole, limits, lease, cancel).map_err(|error| {
+            // What is wrong may lie in parts of the device that the layer leaves as they are.
+            let below = self.device.filter(|_| self.image.is_some());
+            let below = below.and_then(|below| {
+                image::verify(&below, Level::Strict, limits, lease, cancel).map_err(damaged).err()
+            });
+            below.unwrap_or(error)
+        })
+    }
+
     /// Whether the device has a file system already.
     pub fn has_file_system(&self) -> bool {
         self.image.is_some()
@@ -205,6 +221,16 @@ impl<'a, S: Sink> LayerWriter<'a, S> {
     where
         S: ReadAt,
     {
+        let layer = self.finish_unchecked(base)?;
+        base.check(&layer.device, plan)?;
+        Ok(layer)
+    }
+
+    /// Completes the layer, which the caller checks in its last form: see [`Base::check`].
+    pub fn finish_unchecked(self, base: &Base<'_>) -> Result<NewLayer<S>>
+    where
+        S: ReadAt,
+    {
         let (sink, summary) =
             self.image.finish_above(base.image.as_ref()).map_err(|error| match error.reason() {
                 // The reader of images has no other reasons, and this one reads what is below.
@@ -212,18 +238,6 @@ impl<'a, S: Sink> LayerWriter<'a, S> {
                 _ => error,
             })?;
         let device = lsmt::Device::new(vec![sink.inner.finish()?])?;
-        let whole = Whole { layer: &device, below: base.device };
-        let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
-        if let Err(error) = image::verify_own(&whole, limits, lease, cancel) {
-            // What is wrong may lie in parts of the device that the layer leaves as they are.
-            return Err(match base.device.filter(|_| base.image.is_some()) {
-                Some(below) => image::verify(&below, Level::Strict, limits, lease, cancel)
-                    .map_err(damaged)
-                    .err()
-                    .unwrap_or(error),
-                None => error,
-            });
-        }
         Ok(NewLayer { device, place: self.place, summary })
     }
 }

@@ -277,7 +277,7 @@ impl ImageConfig {
     }
 
     /// Whether there is a writable layer.
-    fn has_upper(&self) -> bool {
+    pub(super) fn has_upper(&self) -> bool {
         !self.upper.data.is_empty() || !self.upper.index.is_empty()
     }
 

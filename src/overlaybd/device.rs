@@ -23,6 +23,10 @@ use crate::{
 const PIECE: usize = 1 << 20;
 /// Zeros of this length stay holes when a device is written to a file.
 const HOLE: usize = 64 << 10;
+/// Bytes of contents that the reader of a layer keeps.
+const READER_BYTES: u64 = 1 << 20;
+/// Bytes of an entry of an index. While indexes are merged there are two of each.
+const ENTRY_BYTES: u64 = 16;
 /// Bytes of a sector: mappings of a target are in these.
 const SECTOR: u64 = 512;
 
@@ -77,15 +81,28 @@ impl Classify for DeviceError {
 ///
 /// Errors: those of the files, with their names; a lower that breaks a rule is `DataLoss`.
 pub fn open(files: Files) -> Result<LayeredDevice> {
-    let mut layers = files.lowers.into_iter().map(lower).collect::<Result<Vec<_>>>()?;
-    if let Some(files) = files.upper {
-        layers.push(upper(files)?);
+    open_within(files, &mut |_bytes| Ok(()))
+}
+
+/// Like [`open`]. `charge` gets the number of bytes of memory that each layer takes, and refuses what is too much.
+pub fn open_within(files: Files, charge: &mut dyn FnMut(u64) -> Result<()>) -> Result<LayeredDevice> {
+    let mut layers = Vec::with_capacity(files.lowers.len() + 1);
+    let lowers = files.lowers.into_iter().map(lower);
+    for layer in lowers.chain(files.upper.map(upper)) {
+        let layer = layer?;
+        charge(layer_bytes(&layer))?;
+        layers.push(layer);
     }
     let device = LayeredDevice::new(layers)?;
     match device.size_bytes() {
         0 => Err(DeviceError::NoSize.into()),
         _ => Ok(device),
     }
+}
+
+/// Memory that a layer takes while it is open, in bytes.
+pub fn layer_bytes<R>(layer: &Layer<R>) -> u64 {
+    READER_BYTES.saturating_add(layer.entries().saturating_mul(2 * ENTRY_BYTES))
 }
 
 /// Opens a read-only layer.

@@ -2,11 +2,14 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::{
+    call::{Cancel, Progress, Work},
     error::Kind,
     format::{
         ReadAt as _, Sink as _,
         lsmt::{CommitOptions, Device, Layer, NewUpper, Upper, Uuid, Writable as Form, Writer},
     },
+    limits::Limits,
+    pipeline::Resources,
     snapshot::{Mount, Roots},
 };
 
@@ -69,6 +72,17 @@ impl Fixture {
     }
 }
 
+fn planned<T>(work: impl FnOnce(Plan<'_>) -> T) -> T {
+    let (resources, cancel, progress) = (Resources::new(Limits::default(), 0), Cancel::new(), Progress::default());
+    let lease = resources.budget.lease(&cancel).unwrap();
+    let plan = Work { cancel: &cancel, progress: &progress };
+    work(Plan { resources: &resources, lease: &lease, work: plan })
+}
+
+fn written(dir: &DeviceDir) -> Result<LayeredDevice> {
+    planned(|plan| written_layer(dir, plan))
+}
+
 fn layer_of(byte: u8) -> Layer<Vec<u8>> {
     let mut writer = Writer::new(Vec::new(), SIZE);
     writer.write_at(u64::from(byte) * 512, &[byte; 512]).unwrap();
@@ -120,11 +134,11 @@ fn the_own_layer_of_a_snapshot_is_the_writable_one_sealed_or_not_or_the_topmost(
     let fixture = Fixture::new();
     fixture.committed("1", 1, &["1"]);
     fixture.committed("2", 2, &["1", "2"]);
-    assert_eq!(sectors(&open(&fixture.dir("2")).unwrap()), [1, 2]);
-    assert_eq!(sectors(&own_layer(&fixture.dir("2")).unwrap()), [2]);
+    assert_eq!(sectors(&planned(|plan| open(&fixture.dir("2"), plan)).unwrap()), [1, 2]);
+    assert_eq!(sectors(&planned(|plan| top_layer(&fixture.dir("2"), plan)).unwrap()), [2]);
     fixture.writable("3", 3);
     fixture.describe("3", &["1", "2"]);
-    assert_eq!(sectors(&own_layer(&fixture.dir("3")).unwrap()), [3]);
+    assert_eq!(sectors(&written(&fixture.dir("3")).unwrap()), [3]);
     // Sealing leaves the data behind for a moment, which counts no more.
     let pair = crate::overlaybd::life::Pair {
         data: fixture.path("3", "block/writable_data"),
@@ -134,17 +148,17 @@ fn the_own_layer_of_a_snapshot_is_the_writable_one_sealed_or_not_or_the_topmost(
     fs::rename(&pair.data, fixture.path("3", "fs/overlaybd.sealed")).unwrap();
     for index in [true, false] {
         assert_eq!(pair.index.exists(), index);
-        assert_eq!(sectors(&own_layer(&fixture.dir("3")).unwrap()), [3]);
+        assert_eq!(sectors(&written(&fixture.dir("3")).unwrap()), [3]);
         let _may_be_gone = fs::remove_file(&pair.index);
     }
     // A sealed layer that is cut is damaged, and named.
     let sealed = fixture.path("3", "fs/overlaybd.sealed");
     let bytes = fs::read(&sealed).unwrap();
     fs::write(&sealed, &bytes[..bytes.len() - 1]).unwrap();
-    let error = own_layer(&fixture.dir("3")).unwrap_err();
+    let error = written(&fixture.dir("3")).unwrap_err();
     assert_eq!(error.kind(), Kind::DataLoss, "{error}");
     assert!(error.to_string().contains("snapshots/3"), "{error}");
     // Half of a pair is no layer.
     fixture.write("4", "block/writable_data", &bytes);
-    assert_eq!(own_layer(&fixture.dir("4")).unwrap_err().reason(), "mount.missing");
+    assert_eq!(written(&fixture.dir("4")).unwrap_err().reason(), "mount.missing");
 }

@@ -76,6 +76,8 @@ struct Hold {
 #[derive(Debug)]
 struct Held {
     metadata: u64,
+    index: u64,
+    device: u64,
     window: u64,
     large: bool,
     /// Set while the request waits for its blob: the bytes of its small share that it used when the wait began, and
@@ -85,7 +87,16 @@ struct Held {
 
 impl Held {
     fn used(&self) -> u64 {
-        self.metadata.saturating_add(self.window)
+        [self.metadata, self.index, self.device, self.window].into_iter().fold(0, u64::saturating_add)
+    }
+
+    fn part(&mut self, purpose: Use) -> &mut u64 {
+        match purpose {
+            Use::Metadata => &mut self.metadata,
+            Use::Index => &mut self.index,
+            Use::Device => &mut self.device,
+            Use::Window => &mut self.window,
+        }
     }
 }
 
@@ -94,6 +105,10 @@ impl Held {
 pub enum Use {
     /// The tree of a layer.
     Metadata,
+    /// The tree of an archive's index, which is made beside the layer.
+    Index,
+    /// The indexes of devices that are open, and what their readers keep.
+    Device,
     /// The window of a decoder, or what a comparison remembers on its walk.
     Window,
 }
@@ -115,7 +130,7 @@ impl Budget {
     /// Takes a small share, and waits for one when all are in use. Errors: cancelled while waiting.
     pub fn lease(self: &Arc<Self>, cancel: &Cancel) -> Result<Lease> {
         self.reserve(cancel, 0)?;
-        let held = Mutex::new(Held { metadata: 0, window: 0, large: false, kept: None });
+        let held = Mutex::new(Held { metadata: 0, index: 0, device: 0, window: 0, large: false, kept: None });
         let hold = Arc::new(Hold { budget: Arc::clone(self), held });
         let place = cancel.place().cloned();
         if let Some(place) = &place {
@@ -164,11 +179,9 @@ impl Lease {
     pub fn charge(&self, purpose: Use, bytes: u64, cancel: &Cancel) -> Result<()> {
         let budget = &self.hold.budget;
         let (mut held, needed) = loop {
-            let held = self.hold.lock();
-            let needed = match purpose {
-                Use::Metadata => held.window.saturating_add(bytes),
-                Use::Window => held.metadata.saturating_add(bytes),
-            };
+            let mut held = self.hold.lock();
+            let others = held.used().saturating_sub(*held.part(purpose));
+            let needed = others.saturating_add(bytes);
             if held.kept.is_none_or(|kept| needed <= kept) {
                 break (held, needed);
             }
@@ -188,13 +201,20 @@ impl Lease {
             held.large = true;
         }
         let before = held.used();
-        match purpose {
-            Use::Metadata => held.metadata = bytes,
-            Use::Window => held.window = bytes,
-        }
+        *held.part(purpose) = bytes;
         let mut state = budget.lock();
         state.charged = state.charged.saturating_add(needed).saturating_sub(before);
         Ok(())
+    }
+
+    /// Adds `bytes` to those used for `purpose`. Errors: as for [`Self::charge`].
+    pub fn add(&self, purpose: Use, bytes: u64, cancel: &Cancel) -> Result<()> {
+        self.charge(purpose, self.used(purpose).saturating_add(bytes), cancel)
+    }
+
+    /// Bytes that are used for `purpose`.
+    pub fn used(&self, purpose: Use) -> u64 {
+        *self.hold.lock().part(purpose)
     }
 
     /// A further small share, for a helper that the request can do without: nobody waits for one, and one is left for the

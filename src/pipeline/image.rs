@@ -27,6 +27,8 @@ const CHARGE_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct ImageWriter<'a, S = NewFile> {
     writer: Writer<Watched<'a, S>>,
+    /// Purpose of its metadata memory.
+    purpose: Use,
     /// Metadata memory charged so far, in bytes.
     charged: u64,
     lease: &'a Lease,
@@ -36,12 +38,12 @@ pub struct ImageWriter<'a, S = NewFile> {
 impl<'a, S: Sink> ImageWriter<'a, S> {
     /// A writer into `file`, which is empty.
     pub fn new(file: S, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
-        Self { writer: Writer::new(Watched { file, cancel }, options), charged: 0, lease, cancel }
+        Self::with(Writer::new(Watched { file, cancel }, options), Use::Metadata, lease, cancel)
     }
 
-    /// [`Writer::index`].
+    /// [`Writer::index`]. Its memory is charged beside that of another image.
     pub fn index(file: S, options: Options, lease: &'a Lease, cancel: &'a Cancel) -> Self {
-        Self { writer: Writer::index(Watched { file, cancel }, options), charged: 0, lease, cancel }
+        Self::with(Writer::index(Watched { file, cancel }, options), Use::Index, lease, cancel)
     }
 
     /// [`Writer::device`].
@@ -53,7 +55,11 @@ impl<'a, S: Sink> ImageWriter<'a, S> {
         cancel: &'a Cancel,
     ) -> Result<Self> {
         let writer = Writer::device(Watched { file, cancel }, options, below).map_err(writer_error)?;
-        Ok(Self { writer, charged: 0, lease, cancel })
+        Ok(Self::with(writer, Use::Metadata, lease, cancel))
+    }
+
+    fn with(writer: Writer<Watched<'a, S>>, purpose: Use, lease: &'a Lease, cancel: &'a Cancel) -> Self {
+        Self { writer, purpose, charged: 0, lease, cancel }
     }
 
     /// [`Writer::entry`]. Errors: also when the request gets no more memory, or was cancelled.
@@ -89,7 +95,7 @@ impl<'a, S: Sink> ImageWriter<'a, S> {
         let used = self.writer.metadata_bytes();
         if used > self.charged {
             let charged = used.next_multiple_of(CHARGE_BYTES);
-            self.lease.charge(Use::Metadata, charged, self.cancel)?;
+            self.lease.charge(self.purpose, charged, self.cancel)?;
             self.charged = charged;
         }
         Ok(())
@@ -200,7 +206,7 @@ impl<T: ReadAt> ReadAt for Watched<'_, T> {
     }
 }
 
-/// Checks a finished image, on the bytes in the file. The decoder and the writer that used `lease` must be gone: the
+/// Checks a finished image, on the bytes in the file. The decoder and the writers that used `lease` must be gone: the
 /// check uses all of it. Errors: the first rule that the image breaks; `Cancelled`.
 pub fn verify(
     image: &impl ReadAt,
@@ -221,9 +227,12 @@ fn verify_by(
 ) -> Result<()> {
     let image = Watched { file: image, cancel };
     lease.charge(Use::Window, 0, cancel)?;
+    lease.charge(Use::Index, 0, cancel)?;
     // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
     // has, and is repeated with the most there is if that was too little.
-    let mut max_memory_bytes = if lease.is_large() { limits.metadata_bytes } else { SHARE_BYTES };
+    let devices = lease.used(Use::Device);
+    let [small, large] = [SHARE_BYTES, limits.metadata_bytes].map(|share| share.saturating_sub(devices));
+    let mut max_memory_bytes = if lease.is_large() { large } else { small };
     loop {
         lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
         let policy = Policy { max_nodes: limits.nodes, max_memory_bytes, ..policy.clone() };
@@ -233,9 +242,7 @@ fn verify_by(
         };
         cancel.check()?;
         match error {
-            CheckError::Memory { .. } if max_memory_bytes < limits.metadata_bytes => {
-                max_memory_bytes = limits.metadata_bytes;
-            }
+            CheckError::Memory { .. } if max_memory_bytes < large => max_memory_bytes = large,
             error => return Err(error.into()),
         }
     }
@@ -299,6 +306,26 @@ mod tests {
     fn the_memory_of_an_image_is_charged_while_it_grows() {
         // The names alone have two megabytes.
         assert!(outcome(10_000, &Limits::default()).unwrap() >= 2 << 20);
+    }
+
+    #[test]
+    fn an_image_and_the_index_beside_it_are_charged_together() {
+        let limits = Limits { metadata_bytes: SHARE_BYTES, ..Limits::default() };
+        let (budget, cancel) = (Budget::new(&limits), Cancel::new());
+        let lease = budget.lease(&cancel).unwrap();
+        let file = || tempfile::tempfile().unwrap();
+        let mut image = ImageWriter::new(file(), Options::default(), &lease, &cancel);
+        let mut index = ImageWriter::index(file(), Options::default(), &lease, &cancel);
+        let mut both = |number| {
+            image.entry(&symlink(number))?;
+            index.entry(&symlink(number))
+        };
+        (0..10_000).try_for_each(&mut both).unwrap();
+        assert!(budget.charged_bytes() >= 4 << 20, "{}", budget.charged_bytes());
+        // Neither of them is over the limit by itself.
+        let error = (10_000..70_000).try_for_each(both).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.metadata"), "{error}");
+        assert!(image.charged < 16 << 20 && index.charged < 16 << 20);
     }
 
     #[test]

@@ -48,6 +48,6 @@ pub use publication::{Durability, Publication};
 pub use records::{Record, Records};
 pub use resolve::Access;
 pub use roots::{Roots, RootsError, check_root};
-pub use stack::{LayerSource, Stack, StackLayer};
+pub use stack::{DeviceState, LayerSource, Stack, StackLayer};
 pub use sweep::{Sweep, Swept};
 pub use watch::Watch;

@@ -2,7 +2,7 @@
 //!
 //! Source: docs/formats/containerd.md, "From a list to a stack".
 
-use std::{fs::File, io, path::PathBuf};
+use std::{fs::File, io, path::PathBuf, sync::Arc};
 
 use rustix::{fs::FileType, thread::CapabilitySet};
 
@@ -60,9 +60,9 @@ pub enum LayerSource {
     /// A device of the overlaybd snapshotter, which holds the layers below as well.
     Device {
         /// The snapshot.
-        dir: DeviceDir,
-        /// The mount is that of a writable device: the layer is the one that a container has written.
-        is_writable: bool,
+        dir: Arc<DeviceDir>,
+        /// What can be read of it.
+        state: DeviceState,
     },
     /// An EROFS image and the further devices it names.
     Erofs {
@@ -80,6 +80,17 @@ pub enum LayerSource {
         /// As for a directory.
         user_xattr: bool,
     },
+}
+
+/// The state of a device of the overlaybd snapshotter.
+#[derive(Debug)]
+pub enum DeviceState {
+    /// Its layers are committed, and it is not mounted.
+    Committed,
+    /// The same, but it is mounted, and this is the root of its tree. Its layers may be in a registry.
+    Mounted(Dir),
+    /// A container has written to it: the layer is the one that it has written.
+    Writable,
 }
 
 impl LayerSource {
@@ -291,8 +302,12 @@ impl<'a> Reading<'a> {
         if is_writable {
             // Also refuses a device that is in use.
             dir.writable()?;
-        } else if let Some(mounted) = dir.mounted()? {
-            return self.mounted(mounted, item).map(Some);
+        } else if let Some((root, path)) = dir.mounted()? {
+            if matches!(item, Item::Upper(_)) {
+                return Err(MountError::DeviceMounted(path));
+            }
+            let Status { device, inode, .. } = root.status().map_err(|source| refusal(&path, source))?;
+            return Ok(Some(of_device(dir, path, (device, inode), DeviceState::Mounted(root))));
         } else if dir.config()?.is_none() {
             return match home.is_device() {
                 true => Err(MountError::NoDevice(dir.path().to_owned(), DeviceDir::CONFIG)),
@@ -303,19 +318,9 @@ impl<'a> Reading<'a> {
         if !is_writable && matches!(item, Item::Upper(_)) {
             return Ok(None);
         }
-        let (path, key) = (dir.path().into(), dir.key());
-        let source = LayerSource::Device { dir, is_writable };
-        Ok(Some(StackLayer { path, key, ids: IdMaps::default(), source }))
-    }
-
-    /// The layer of a device that is mounted, which nobody can write to.
-    fn mounted(&self, (dir, path): (Dir, String), item: &Item<'_>) -> Result<StackLayer, MountError> {
-        if matches!(item, Item::Upper(_)) {
-            return Err(MountError::DeviceMounted(path));
-        }
-        let Status { device, inode, .. } = dir.status().map_err(|source| refusal(&path, source))?;
-        let source = LayerSource::Directory { dir, user_xattr: false };
-        Ok(StackLayer { path: path.into(), key: (device, inode), ids: IdMaps::default(), source })
+        let (path, key) = (dir.path().to_owned(), dir.key());
+        let state = if is_writable { DeviceState::Writable } else { DeviceState::Committed };
+        Ok(Some(of_device(dir, path, key, state)))
     }
 
     /// Opens a layer; `None` when there is nothing in it.
@@ -459,6 +464,11 @@ impl<'a> Reading<'a> {
         }
         root.dir.open_file_beneath(below).map_err(|source| refusal(path, source))
     }
+}
+
+fn of_device(dir: DeviceDir, path: String, key: (u64, u64), state: DeviceState) -> StackLayer {
+    let source = LayerSource::Device { dir: Arc::new(dir), state };
+    StackLayer { path: path.into(), key, ids: IdMaps::default(), source }
 }
 
 #[cfg(test)]

@@ -4,9 +4,8 @@ use super::{Control, DirectoryView, ErofsView, Ext4View, View, ViewError, Volume
 use crate::{
     call::Cancel,
     error::{Error, Result},
-    format::ReadAt as _,
     kind::sniff::Image,
-    snapshot::{DeviceDir, LayerSource, Stack, StackLayer},
+    snapshot::{DeviceDir, DeviceState, LayerSource, Stack, StackLayer},
     sys::capabilities,
 };
 
@@ -30,13 +29,12 @@ fn open(layer: StackLayer, devices: Devices<'_>, cancel: &Cancel) -> Result<Opti
             let devices = devices.into_iter().map(Volume::from).collect();
             Box::new(ErofsView::open(Volume::from(image), devices, key, name, cancel)?)
         }
+        LayerSource::Device { state: DeviceState::Mounted(root), .. } => {
+            Box::new(DirectoryView::new(root, name, control(false), cancel)?)
+        }
         LayerSource::Device { dir, .. } => {
             let device = devices(&dir)?;
-            let starts = |offset, magic: &[u8]| {
-                let mut found = vec![0; magic.len()];
-                device.read_exact_at(offset, &mut found).is_ok() && found == magic
-            };
-            match Image::of(starts) {
+            match Image::on(&device).map_err(Error::disk)? {
                 Some(Image::Erofs) => Box::new(ErofsView::open(device, Vec::new(), key, name, cancel)?),
                 Some(Image::Ext4) => {
                     match Ext4View::open(device, b"", key, name, Control::Trusted, cancel)? {

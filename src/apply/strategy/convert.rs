@@ -20,7 +20,7 @@ use crate::{
     format::{
         ReadAt, Sink as _,
         erofs::writer,
-        lsmt::Layer,
+        lsmt::{Device, Layer},
         zfile::{self, reader::Reader},
     },
     overlaybd::{
@@ -49,7 +49,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
     let Job { mut layer, publication, plan, options } = job;
     let device =
         DeviceOptions { flavour: conversion.flavour, virtual_bytes: options.overlaybd.virtual_bytes };
-    let below = layer.device.take().map(|below| snapshot::open(&below)).transpose()?;
+    let below = layer.device.take().map(|below| snapshot::open(&below, plan)).transpose()?;
     let base = match &below {
         Some(below) => Base::open(below, &device)?,
         None => Base::new(&device)?,
@@ -73,26 +73,26 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
 
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();
-    let layer = writer.finish(&base, plan)?;
+    let index = index.map(|mut index| {
+        index.set_archive_bytes(facts.stream_bytes);
+        index.finish([0; 16])
+    });
+    let index = index.transpose()?.map(|(file, _)| file);
+    let layer = writer.finish_unchecked(&base)?;
     let mut file = publication.file(OVERLAYBD_NAME)?;
     layer.write(zfile::writer::Options::default(), &plan.resources.helpers, &mut file)?;
-    let mut files: Vec<_> = tar.into_iter().collect();
-    let mut made = None;
-    if let Some(mut index) = index {
-        index.set_archive_bytes(facts.stream_bytes);
-        made = Some(index.finish([0; 16])?.0);
-    }
     facts.times.finish = started.elapsed();
     let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
     facts.times.verify = verified(plan, || {
         let contents = Reader::open(&file)?;
         let (layer, archive): (&dyn ReadAt, &dyn ReadAt) = (&contents, &NOTHING);
-        match place {
+        let layer = match place {
             DataPlace::Layer => Layer::open(layer)?,
             DataPlace::Target => Layer::open_turbo(layer, archive)?,
         };
+        base.check(&Device::new(vec![layer])?, plan)?;
         read_all(&contents, cancel)?;
-        match (&made, files.first()) {
+        match (&index, &tar) {
             (Some(index), Some(archive)) => {
                 image::verify_index(&Joined { index, archive }, limits, lease, cancel)
             }
@@ -106,8 +106,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
         ..Contents::default()
     };
     let image_bytes = file.size_bytes();
-    files.extend(made);
-    files.push(file);
+    let files = [tar, index, Some(file)].into_iter().flatten().collect();
     Ok(Built { files, image_bytes, contents, facts })
 }
 

@@ -1,10 +1,13 @@
 //! The records of a snapshotter, over containerd's snapshots service.
 //!
-//! A request to apply a layer brings the mounts of a snapshot and not its name. The name is found by comparing the mounts
-//! with those of the active snapshots; layers that are being unpacked come first, and there are few of them.
+//! A request to apply a layer brings the mounts of a snapshot and not its name. Those of a snapshot without parents can be
+//! compared with what the snapshotter returns for each name. With parents they cannot: the snapshotter then attaches the
+//! parent's device and returns the mounts of a container. So it is asked only where several snapshots are possible.
 //!
-//! Source: containerd `api/services/snapshots/v1/snapshots.proto`, `core/metadata/snapshot.go`; docs/formats/containerd.md,
-//! "Snapshots of devices".
+//! Source: containerd `api/services/snapshots/v1/snapshots.proto`, `core/metadata/snapshot.go`; accelerated-container-image
+//! `pkg/snapshot/overlay.go`, `Mounts` and `createMountPoint`; docs/formats/containerd.md, "Snapshots of devices".
+
+use std::error::Error as _;
 
 use containerd_client::{
     services::v1::snapshots::{
@@ -13,22 +16,23 @@ use containerd_client::{
     },
     types,
 };
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    client::{Client, MESSAGE_BYTES, from_status, request},
+    client::{Client, MESSAGE_BYTES, from_status, request, text_of},
     content::Containerd,
     name::random,
 };
 use crate::{
     call::Call,
     error::{Error, Kind, Result},
+    kind::overlaybd::CONVERT,
     snapshot::{Mount, Record, Records},
     store::reason,
 };
 
-/// Label of a snapshot into which a layer is being unpacked.
-const UNPACKED: &str = "containerd.io/snapshot.ref";
+/// Label of a snapshot, and its value, for which the snapshotter attaches no device.
+const FOR_IMAGE: (&str, &str) = ("containerd.io/snapshot/type", "image");
 /// Most active snapshots whose mounts are asked for.
 const CANDIDATES: usize = 4096;
 /// Most snapshots in a list.
@@ -52,18 +56,18 @@ impl Snapshots {
         SnapshotsClient::new(self.client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
-    /// Lists the active snapshots of the call's namespace, those with a layer that is being unpacked first.
+    /// Lists the active snapshots of the call's namespace.
     fn active(&self, call: &Call) -> Result<Vec<Info>> {
-        let mut found = self.client.retried(call, "list of active snapshots", |_channel| {
+        self.client.retried(call, "list of active snapshots", |_channel| {
             let message = ListSnapshotsRequest {
                 snapshotter: self.name.clone(),
                 filters: vec!["kind==active".to_owned()],
             };
             let (request, mut service) = (request(call, message), self.service());
             async move {
-                let mut stream = service.list(request?).await.map_err(from_status)?.into_inner();
+                let mut stream = service.list(request?).await.map_err(failed)?.into_inner();
                 let mut found = Vec::new();
-                while let Some(message) = stream.message().await.map_err(from_status)? {
+                while let Some(message) = stream.message().await.map_err(failed)? {
                     found.extend(message.info);
                     if found.len() > LISTED {
                         let message = format!("more than {LISTED} active snapshots");
@@ -72,9 +76,16 @@ impl Snapshots {
                 }
                 Ok(found)
             }
-        })?;
-        found.sort_by_key(|info| !info.labels.contains_key(UNPACKED));
-        Ok(found)
+        })
+    }
+
+    /// Whether `mounts` are of the active snapshot `key`: they bind the directory that is the source of its bind, or its
+    /// upper directory.
+    fn is_of(&self, call: &Call, key: &str, mounts: &[Mount]) -> Result<bool> {
+        let [Mount { source, .. }] = mounts else { return Ok(false) };
+        let found = self.mounts(call, key)?.unwrap_or_default();
+        let upper = |option: &String| option.strip_prefix("upperdir=") == Some(source);
+        Ok(found.iter().any(|found| found.source == *source || found.options.iter().any(upper)))
     }
 
     /// Returns the mounts of the active snapshot `key`. `None` when there is none.
@@ -82,7 +93,7 @@ impl Snapshots {
         let outcome = self.client.retried(call, "mounts of a snapshot", |_channel| {
             let message = MountsRequest { snapshotter: self.name.clone(), key: key.to_owned() };
             let (request, mut service) = (request(call, message), self.service());
-            async move { service.mounts(request?).await.map_err(from_status) }
+            async move { service.mounts(request?).await.map_err(failed) }
         });
         match outcome {
             Ok(found) => Ok(Some(found.into_inner().mounts.into_iter().map(mount).collect())),
@@ -93,17 +104,55 @@ impl Snapshots {
     }
 }
 
+/// The error of a call. A snapshotter that fails, for one because it cannot attach a device, says so without a code.
+fn failed(status: Status) -> Error {
+    let is_answer = status.source().is_none();
+    match status.code() {
+        Code::Unknown | Code::Internal if is_answer => {
+            Error::new(Kind::Unavailable, reason::REFUSED, text_of(&status))
+        }
+        _ => from_status(status),
+    }
+}
+
 pub(super) fn mount(mount: types::Mount) -> Mount {
     let types::Mount { r#type, source, target, options } = mount;
     Mount { kind: r#type, source, target, options }
 }
 
+fn record(Info { parent, labels, .. }: Info) -> Record {
+    Record { parent: (!parent.is_empty()).then_some(parent), labels: labels.into_iter().collect() }
+}
+
 impl Records for Snapshots {
     fn find(&self, call: &Call, mounts: &[Mount]) -> Result<Option<Record>> {
-        for Info { name, parent, labels, .. } in self.active(call)?.into_iter().take(CANDIDATES) {
-            if self.mounts(call, &name)?.is_some_and(|found| found == mounts) {
-                let parent = (!parent.is_empty()).then_some(parent);
-                return Ok(Some(Record { parent, labels: labels.into_iter().collect() }));
+        let (mut lowest, mut hidden) = (Vec::new(), Vec::new());
+        for info in self.active(call)? {
+            if info.parent.is_empty() {
+                lowest.push(info);
+            } else if info.labels.contains_key(CONVERT) {
+                hidden.push(info);
+            }
+        }
+        for info in lowest.into_iter().take(CANDIDATES) {
+            if self.is_of(call, &info.name, mounts)? {
+                return Ok(Some(record(info)));
+            }
+        }
+        if hidden.len() == 1 {
+            return Ok(hidden.pop().map(record));
+        }
+        for info in hidden.into_iter().take(CANDIDATES) {
+            match self.is_of(call, &info.name, mounts) {
+                Ok(true) => return Ok(Some(record(info))),
+                Ok(false) => {}
+                Err(error) if matches!(error.kind(), Kind::Cancelled | Kind::DeadlineExceeded) => {
+                    return Err(error);
+                }
+                // The device of its parent cannot be attached.
+                Err(error) => {
+                    tracing::debug!(key = info.name, %error, "the mounts of a snapshot are not known")
+                }
             }
         }
         Ok(None)
@@ -117,15 +166,15 @@ impl Records for Snapshots {
                 snapshotter: self.name.clone(),
                 key: key.clone(),
                 parent: name.to_owned(),
-                ..ViewSnapshotRequest::default()
+                labels: [FOR_IMAGE].map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             };
             let (request, mut service) = (request(call, message), self.service());
-            async move { service.view(request?).await.map_err(from_status) }
+            async move { service.view(request?).await.map_err(failed) }
         })?;
         let removed = self.client.retried(call, "removal of a view", |_channel| {
             let message = RemoveSnapshotRequest { snapshotter: self.name.clone(), key: key.clone() };
             let (request, mut service) = (request(call, message), self.service());
-            async move { service.remove(request?).await.map_err(from_status) }
+            async move { service.remove(request?).await.map_err(failed) }
         });
         if let Err(error) = removed {
             tracing::warn!(key, %error, "a view of ours stays until containerd collects it");

@@ -9,6 +9,7 @@
 pub mod archive;
 pub mod containerd;
 pub mod daemon;
+pub mod devices;
 pub mod grpc;
 pub mod host;
 pub mod image;

@@ -54,9 +54,11 @@ impl Node {
         let runtime = Runtime::new().unwrap();
         let node = Self { scratch, store, runtime, extra: extra.to_owned() };
         fs::create_dir_all(node.root().join("snapshots")).unwrap();
-        // Where containerd keeps its mounts, and the other snapshotter its directories.
+        // Where containerd keeps its mounts, and the other snapshotters their directories.
         fs::create_dir(node.scratch.path().join("state")).unwrap();
-        fs::create_dir_all(node.scratch.path().join("overlayfs/snapshots")).unwrap();
+        for other in ["overlayfs", "overlaybd"] {
+            fs::create_dir_all(node.scratch.path().join(other).join("snapshots")).unwrap();
+        }
         fs::write(node.config(), node.settings()).unwrap();
         node
     }
@@ -64,12 +66,13 @@ impl Node {
     fn settings(&self) -> String {
         let at = |name: &str| self.scratch.path().join(name).display().to_string();
         format!(
-            "[containerd]\naddress = {:?}\nstate_dir = {:?}\n[snapshots]\nroots = [{:?}]\noverlayfs_roots = [{:?}]\n[limits]\nreserve_bytes = 0\n\
+            "[containerd]\naddress = {:?}\nstate_dir = {:?}\n[snapshots]\nroots = [{:?}]\noverlayfs_roots = [{:?}]\noverlaybd_roots = [{:?}]\n[limits]\nreserve_bytes = 0\n\
              reserve_percent = 0\n[server]\nsocket = {:?}\nmetrics_socket = {:?}\n{}\n",
             at("containerd.sock"),
             at("state"),
             self.root().display().to_string(),
             at("overlayfs"),
+            at("overlaybd"),
             at("plywood.sock"),
             at("metrics.sock"),
             self.extra

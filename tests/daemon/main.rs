@@ -15,6 +15,7 @@ mod faults;
 mod harness;
 mod lifecycle;
 mod load;
+mod overlaybd;
 mod processors;
 mod requests;
 mod restart;
@@ -40,6 +41,10 @@ fn main() {
     suite.room("unpack", |suite| suite.table(root, unpack::TESTS));
     let mounts = &[Need::Root, Need::FileSystem("erofs"), Need::Tool("mkfs.ext4"), Need::MountNamespace][..];
     suite.room("diff", |suite| suite.table(mounts, &diff::tests()));
+    suite.room("overlaybd", |suite| {
+        suite.table(root, overlaybd::TESTS);
+        suite.table(mounts, overlaybd::MOUNTED);
+    });
     let filter = [mounts, &NEEDS].concat();
     suite.room("unit_filter", |suite| suite.table(&filter, unit_filter::TESTS));
     suite.room("broker", broker::add);

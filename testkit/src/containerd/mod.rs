@@ -8,6 +8,7 @@
 mod differ;
 mod images;
 mod leases;
+mod made_up;
 mod namespaces;
 mod snapshotter;
 mod writes;
@@ -40,6 +41,7 @@ use crate::archive;
 use content::content_server::{Content, ContentServer};
 use introspection::introspection_server::{Introspection, IntrospectionServer};
 pub use leases::LeaseView;
+pub use made_up::Snapshot;
 pub use snapshotter::{Snapshotter, View};
 pub use writes::{Message, WriteFault};
 
@@ -106,6 +108,7 @@ struct State {
     plugins: Vec<Plugin>,
     images: images::Images,
     snapshots: snapshotter::Snapshots,
+    made_up: made_up::Snapshots,
     differ: differ::Differ,
     seen: Vec<Seen>,
     connections: Vec<std::os::unix::net::UnixStream>,

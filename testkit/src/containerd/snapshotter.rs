@@ -251,12 +251,22 @@ impl snapshots_server::Snapshots for Service {
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
 
-    async fn view(&self, _: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
-        Err(Status::unimplemented("view"))
+    async fn view(
+        &self,
+        request: Request<ViewSnapshotRequest>,
+    ) -> Result<Response<ViewSnapshotResponse>, Status> {
+        self.record("snapshots.view", &request);
+        let mounts = self.state.lock().unwrap().made_up.view(request.into_inner())?;
+        Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
         let namespace = namespace(&request)?;
+        let made_up = self.state.lock().unwrap().made_up.mounts(&request.get_ref().key);
+        if let Some(made_up) = made_up {
+            self.record("snapshots.mounts", &request);
+            return Ok(Response::new(MountsResponse { mounts: made_up? }));
+        }
         let MountsRequest { snapshotter, key } = request.into_inner();
         let key = (namespace, snapshotter, key);
         let state = self.state.lock().unwrap();
@@ -287,6 +297,11 @@ impl snapshots_server::Snapshots for Service {
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        let is_made_up = self.state.lock().unwrap().made_up.remove(&request.get_ref().key);
+        if is_made_up {
+            self.record("snapshots.remove", &request);
+            return Ok(Response::new(()));
+        }
         self.record("remove", &request);
         let namespace = namespace(&request)?;
         let RemoveSnapshotRequest { snapshotter, key } = request.into_inner();
@@ -326,8 +341,14 @@ impl snapshots_server::Snapshots for Service {
 
     type ListStream = tokio_stream::Iter<std::vec::IntoIter<Result<ListSnapshotsResponse, Status>>>;
 
-    async fn list(&self, _: Request<ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Err(Status::unimplemented("list"))
+    async fn list(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        self.record("snapshots.list", &request);
+        assert_eq!(request.get_ref().filters, ["kind==active"]);
+        let info = self.state.lock().unwrap().made_up.active();
+        Ok(Response::new(tokio_stream::iter(vec![Ok(ListSnapshotsResponse { info })])))
     }
 
     async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {

@@ -3,7 +3,6 @@
 //!
 //! The tests are in `tests/containerd.rs`; they need root and the programs that `setup/tools.sh` unpacks.
 
-pub mod archive;
 pub mod calls;
 pub mod commands;
 pub mod content;
@@ -17,3 +16,5 @@ pub mod node;
 pub mod overlaybd;
 pub mod tree;
 pub mod ttrpc;
+
+pub use testkit::layers as archive;

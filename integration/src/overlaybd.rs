@@ -1,10 +1,10 @@
 //! A stand-in for the overlaybd snapshotter: a proxy plugin that makes its directories, labels and mounts, and decides at
-//! commit what a snapshot is, as the real one does. It attaches no device.
+//! commit what a snapshot is, as the real one does. It attaches no device, but notes when the real one would.
 //!
 //! Source: accelerated-container-image `pkg/snapshot/overlay.go`, `pkg/snapshot/storage.go`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -29,6 +29,10 @@ use tonic::{Request, Response, Status};
 pub const CONVERT: &str = "containerd.io/snapshot/overlaybd/convert2turbo-oci";
 /// A writable device: `dir` for one that is mounted.
 pub const WRITABLE: &str = "containerd.io/snapshot/overlaybd.writable";
+/// `image`: the snapshot is for an image, and its device is not attached.
+const KIND: &str = "containerd.io/snapshot/type";
+/// The snapshot is for a layer that is being unpacked, and will have this name.
+pub const UNPACKED: &str = "containerd.io/snapshot.ref";
 const TARGET: &str = "containerd.io/snapshot/overlaybd/turbo-oci/target-digest";
 const TARGET_TYPE: &str = "containerd.io/snapshot/overlaybd/turbo-oci/target-media-type";
 
@@ -59,6 +63,8 @@ struct Snapshot {
 struct State {
     last: u64,
     snapshots: BTreeMap<String, Snapshot>,
+    /// Snapshots whose devices would be attached.
+    attached: BTreeSet<u64>,
 }
 
 /// The snapshotter; it stops when it is dropped.
@@ -115,6 +121,11 @@ impl Snapshotter {
         found.iter().filter_map(each).collect()
     }
 
+    /// Number of snapshots whose devices the real one would have attached.
+    pub fn attached(&self) -> usize {
+        self.service.lock().attached.len()
+    }
+
     /// The directory of the snapshot whose key ends in `/key`, as containerd's own names do.
     pub fn directory(&self, key: &str) -> Option<PathBuf> {
         let state = self.service.lock();
@@ -156,9 +167,30 @@ impl Service {
         fs::write(directory.join("block/init-debug.log"), "").map_err(io)?;
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
         let snapshot = Snapshot { id, kind, parent, labels, created: SystemTime::now(), class: None };
-        let mounts = self.mounts_of(&state, &snapshot);
+        if snapshot.is_writable() {
+            self.describe(&state, &snapshot, None)?;
+        }
+        let mounts = match snapshot.is_for_image() {
+            true => self.mounts_of(&state, &snapshot),
+            false => self.attached_or(&mut state, &snapshot),
+        };
         state.snapshots.insert(key, snapshot);
         Ok(mounts)
+    }
+
+    /// The mounts of a snapshot for a container: on a device, that is attached for it.
+    fn attached_or(&self, state: &mut State, snapshot: &Snapshot) -> Vec<Mount> {
+        let parent = state.snapshots.get(&snapshot.parent);
+        let device = parent.filter(|parent| !matches!(parent.class, None | Some(Class::Normal)));
+        let Some(device) = device.filter(|_| !snapshot.is_writable()).map(|device| device.id) else {
+            return self.mounts_of(state, snapshot);
+        };
+        state.attached.insert(device);
+        let point = text(&self.directory(device).join("block/mountpoint"));
+        match snapshot.kind {
+            Kind::Active => overlay(Some(&self.directory(snapshot.id)), &[point]),
+            _ => bind(Path::new(&point), ["ro", "rbind"]),
+        }
     }
 
     /// The directories of the snapshots below, the nearest first.
@@ -172,21 +204,13 @@ impl Service {
         found
     }
 
+    /// The mounts of a snapshot for a layer, or on layers that are directories.
     fn mounts_of(&self, state: &State, snapshot: &Snapshot) -> Vec<Mount> {
         let directory = self.directory(snapshot.id);
         let below = self.below(state, snapshot);
-        let text = |path: &Path| path.display().to_string();
-        let bind = |source: &Path, options: [&str; 2]| {
-            vec![Mount {
-                r#type: "bind".into(),
-                source: text(source),
-                target: String::new(),
-                options: options.map(str::to_owned).into(),
-            }]
-        };
         let is_active = snapshot.kind == Kind::Active;
-        if snapshot.labels.get(WRITABLE).is_some_and(|value| value == "dir") {
-            return bind(&directory.join("block/mountpoint"), ["rw", "nodev"]);
+        if snapshot.is_writable() {
+            return bind(&directory.join("block/mountpoint"), ["rw", "rbind"]);
         }
         let lower: Vec<_> = below.iter().map(|directory| text(&directory.join("fs"))).collect();
         match below.as_slice() {
@@ -195,20 +219,7 @@ impl Service {
             }
             [] => bind(&directory.join("fs"), [if is_active { "rw" } else { "ro" }, "rbind"]),
             [only] if !is_active => bind(&only.join("fs"), ["ro", "rbind"]),
-            _ => {
-                let mut options = Vec::new();
-                if is_active {
-                    options.push(format!("workdir={}", text(&directory.join("work"))));
-                    options.push(format!("upperdir={}", text(&directory.join("fs"))));
-                }
-                options.push(format!("lowerdir={}", lower.join(":")));
-                vec![Mount {
-                    r#type: "overlay".into(),
-                    source: "overlay".into(),
-                    target: String::new(),
-                    options,
-                }]
-            }
+            _ => overlay(is_active.then_some(&directory), &lower),
         }
     }
 
@@ -244,7 +255,7 @@ impl Service {
                 false => (Class::Normal, None),
             });
         }
-        if is_block("fs/overlaybd.sealed") {
+        if is_block("fs/overlaybd.sealed") || is_block("block/writable_data") {
             return Ok((Class::LocalBlock, Some(json!({"dir": at("fs")}))));
         }
         if directory.join("layer.tar").exists() {
@@ -253,8 +264,9 @@ impl Service {
         Ok((Class::Normal, None))
     }
 
-    /// Writes the description of a committed device: the lowers of the one below, and its own.
-    fn describe(&self, state: &State, snapshot: &Snapshot, lower: Value) -> Answer<()> {
+    /// Writes the description of a device: the lowers of the one below, and its own, which is a writable layer if none is
+    /// given.
+    fn describe(&self, state: &State, snapshot: &Snapshot, lower: Option<Value>) -> Answer<()> {
         let mut config = match state.snapshots.get(&snapshot.parent) {
             Some(parent) => {
                 let text = fs::read(self.directory(parent.id).join("block/config.v1.json")).map_err(io)?;
@@ -264,11 +276,46 @@ impl Service {
         };
         let directory = self.directory(snapshot.id);
         config["resultFile"] = json!(directory.join("block/init-debug.log").display().to_string());
-        if let Some(lowers) = config["lowers"].as_array_mut() {
-            lowers.push(lower);
+        match (lower, config["lowers"].as_array_mut()) {
+            (Some(lower), Some(lowers)) => lowers.push(lower),
+            _ => {
+                let at = |name: &str| directory.join("block").join(name).display().to_string();
+                config["upper"] =
+                    json!({"data": at("writable_data"), "index": at("writable_index"), "vsize": 1});
+            }
         }
         fs::write(directory.join("block/config.v1.json"), config.to_string()).map_err(io)
     }
+}
+
+impl Snapshot {
+    fn is_for_image(&self) -> bool {
+        self.labels.contains_key(UNPACKED) || self.labels.get(KIND).is_some_and(|kind| kind == "image")
+    }
+
+    fn is_writable(&self) -> bool {
+        self.labels.get(WRITABLE).is_some_and(|value| value == "dir")
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn bind(source: &Path, options: [&str; 2]) -> Vec<Mount> {
+    let options = options.map(str::to_owned).into();
+    vec![Mount { r#type: "bind".into(), source: text(source), target: String::new(), options }]
+}
+
+/// An overlay of `lower` directories, with the upper one of the snapshot in `active`.
+fn overlay(active: Option<&PathBuf>, lower: &[String]) -> Vec<Mount> {
+    let own = active.map(|directory| {
+        [("workdir", "work"), ("upperdir", "fs")]
+            .map(|(option, name)| format!("{option}={}", text(&directory.join(name))))
+    });
+    let lower = format!("lowerdir={}", lower.join(":"));
+    let options = own.into_iter().flatten().chain([lower]).collect();
+    vec![Mount { r#type: "overlay".into(), source: "overlay".into(), target: String::new(), options }]
 }
 
 type Answer<T> = Result<T, Status>;
@@ -311,12 +358,13 @@ impl Snapshots for Service {
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<Response<MountsResponse>> {
-        let state = self.lock();
-        let snapshot = found(&state, &request.get_ref().key)?;
+        let mut state = self.lock();
+        let snapshot = found(&state, &request.get_ref().key)?.clone();
         if snapshot.kind == Kind::Committed {
             return Err(Status::failed_precondition("committed"));
         }
-        Ok(Response::new(MountsResponse { mounts: self.mounts_of(&state, snapshot) }))
+        // Whatever it was prepared for.
+        Ok(Response::new(MountsResponse { mounts: self.attached_or(&mut state, &snapshot) }))
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<Response<()>> {
@@ -329,7 +377,7 @@ impl Snapshots for Service {
         snapshot.labels.extend(labels);
         let (class, lower) = self.classify(&snapshot)?;
         if let Some(lower) = lower {
-            self.describe(&state, &snapshot, lower)?;
+            self.describe(&state, &snapshot, Some(lower))?;
         }
         (snapshot.kind, snapshot.class) = (Kind::Committed, Some(class));
         state.snapshots.remove(&key);

@@ -14,6 +14,7 @@ pub mod grpc;
 pub mod host;
 pub mod image;
 pub mod images;
+pub mod layers;
 pub mod mkfs;
 pub mod mounts;
 pub mod namespace;

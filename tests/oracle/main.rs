@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the figures of some tests are their result")]
 
+mod devices;
 mod erofs_elsewhere;
 mod erofs_golden;
 mod erofs_mutants;
@@ -38,6 +39,7 @@ fn main() {
     suite.room("erofs_mutants", erofs_mutants::add);
     suite.room("overlaybd_build", overlaybd_build::add);
     suite.room("overlaybd_vectors", overlaybd_vectors::add);
+    suite.room("devices", devices::add);
     suite.room("ext4", ext4::add);
     suite.room("foreign", foreign::add);
     suite.room("lsmt", lsmt::add);

@@ -1,6 +1,8 @@
 //! Images under the overlaybd snapshotter, or a stand-in for it: what becomes of their layers, and that the device they make
 //! holds the tree that the layers describe.
 
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,7 +14,7 @@ use plywood_integration::calls::Differ;
 use plywood_integration::env::{Env, Setup};
 use plywood_integration::host;
 use plywood_integration::image::{Coding, Image, Layer, digest};
-use plywood_integration::overlaybd::{CONVERT, Class, WRITABLE};
+use plywood_integration::overlaybd::{CONVERT, Class, UNPACKED, WRITABLE};
 use plywood_integration::tree;
 
 use crate::Suite;
@@ -36,7 +38,13 @@ pub fn add(suite: &mut Suite) {
     suite.with_env("ordinary_layers_are_unpacked_unless_they_are_asked_for", setup(""), unpacked);
     suite.with_env("a_label_asks_for_the_conversion_of_one_layer", setup(""), labelled);
     suite.with_env("a_turbo_image_is_unpacked_and_its_device_is_right", setup(""), turbo_image);
+    suite.with_env("a_published_turbo_image_of_three_layers_has_their_tree", setup(""), published_turbo);
     suite.with_env("a_writable_device_becomes_a_layer_that_pulls_again", setup(""), writable_device);
+    suite.with_env(
+        "a_writable_device_above_an_image_becomes_a_layer_with_its_tree",
+        setup("layers = \"native\""),
+        writable_above,
+    );
     suite.with_env("a_container_above_a_device_becomes_a_layer", setup("layers = \"native\""), container);
 }
 
@@ -203,7 +211,9 @@ fn labelled(env: &mut Env) -> anyhow::Result<()> {
         let layer = Layer::oci(tar, Coding::Gzip)?;
         caller.ingest(&layer)?;
         let key = format!("active-{number}");
-        let mounts = caller.prepare_labelled("overlaybd", &key, &parent, &[(CONVERT, "")])?;
+        let target = format!("layer-{number}");
+        let labels = [(CONVERT, ""), (UNPACKED, &target)];
+        let mounts = caller.prepare_labelled("overlaybd", &key, &parent, &labels)?;
         anyhow::ensure!(mounts.len() == 1 && mounts[0].r#type == "bind", "{mounts:?}");
         let applied = caller.apply(&layer, &mounts)?;
         anyhow::ensure!(applied.digest == layer.diff_id, "{applied:?}");
@@ -220,6 +230,8 @@ fn labelled(env: &mut Env) -> anyhow::Result<()> {
     // No view of ours is left.
     let listed = host::run(&mut env.ctr(&["snapshots", "--snapshotter", "overlaybd", "list"]))?;
     anyhow::ensure!(!listed.contains("plywood-view"), "{listed}");
+    let attached = env.overlaybd()?.attached();
+    anyhow::ensure!(attached == 0, "{attached} devices were attached to find the layers below");
     Ok(())
 }
 
@@ -268,6 +280,94 @@ fn turbo_image(env: &mut Env) -> anyhow::Result<()> {
     let found = digest(&flat).replace("sha256:", "");
     anyhow::ensure!(text.contains(&found), "device {found} is none of {text}");
     Ok(())
+}
+
+/// The layers that `plywood overlaybd turbo-export` makes of an image, each above the ones before it.
+fn published_turbo(env: &mut Env) -> anyhow::Result<()> {
+    let (scratch, files, tars) = layers()?;
+    let (mut layers, mut lowers) = (Vec::new(), Vec::new());
+    for (number, tar) in tars.iter().enumerate() {
+        let at = |name: &str| scratch.path().join(format!("{name}-{number}"));
+        let original = Layer::oci(tar, Coding::Gzip)?;
+        let target = env.overlaybd_targets().join(original.digest().replace(':', "-"));
+        std::fs::write(&target, &original.blob)?;
+        let config = at("config");
+        std::fs::write(&config, serde_json::json!({ "lowers": lowers }).to_string())?;
+        let mut export = Command::new(host::plywood_binary().context("no plywood binary")?);
+        export.args(["overlaybd", "turbo-export", "--vsize", "1"]).arg(&target).arg("-o").arg(at("layer"));
+        if number > 0 {
+            export.arg("--config").arg(&config);
+        }
+        let printed: serde_json::Value = serde_json::from_str(&host::run(&mut export)?)?;
+        let blob = std::fs::read(at("layer"))?;
+        let mut layer = Layer {
+            media_type: GZIP.to_owned(),
+            diff_id: printed["diffID"].as_str().context("no diffID")?.to_owned(),
+            blob,
+            annotations: BTreeMap::new(),
+        };
+        let annotations = printed["descriptor"]["annotations"].as_object().context("no annotations")?;
+        for (name, value) in annotations {
+            layer = layer.annotated(name, value.as_str().unwrap_or_default());
+        }
+        layers.push(layer);
+        let members = at("members");
+        std::fs::create_dir(&members)?;
+        host::run(Command::new("tar").arg("-C").arg(&members).arg("-xzf").arg(at("layer")))?;
+        lowers.push(serde_json::json!({
+            "file": members.join("erofs.fs.meta"),
+            "targetFile": target,
+            "gzipIndex": members.join("gzip.meta"),
+        }));
+    }
+    let reference = env.push("turbo", &Image::oci(layers))?;
+    env.pull(&reference, "overlaybd", &[])?;
+    let committed = env.overlaybd()?.committed();
+    let classes: Vec<_> = committed.iter().map(|(_, class)| *class).collect();
+    anyhow::ensure!(classes == [Class::Turbo; 3], "{committed:?}");
+    let (top, _) = committed.last().context("no layers")?;
+    let want = scratch.path().join("want");
+    tree::stack(&files, &want)?;
+    let mounted = mount(env, top)?;
+    tree::ensure_equal(&tree::scan(&want)?, &tree::scan(mounted.path())?)
+}
+
+/// What a container wrote to the device of an image: here an archive, that overlaybd's own tools apply.
+fn writable_above(env: &mut Env) -> anyhow::Result<()> {
+    let (scratch, mut files, tars) = layers()?;
+    let mut image = image_of(&tars)?;
+    let reference = env.push("features", &image)?;
+    env.pull(&reference, "overlaybd", &[])?;
+    let caller = env.caller()?;
+    let chain_id = image.chain_id();
+    let left = caller.view("overlaybd", "below", &chain_id)?;
+    let right = caller.prepare_labelled("overlaybd", "writable", &chain_id, &[(WRITABLE, "dir")])?;
+    let block = env.overlaybd()?.directory("writable").context("no snapshot")?.join("block");
+    let written = archive::one_file("etc/written/by-the-container", &archive::noise(300_000, 9))?;
+    let tar = scratch.path().join("written.tar");
+    std::fs::write(&tar, written)?;
+    let tool = |name: &str| -> anyhow::Result<Command> {
+        let mut command = Command::new(host::plywood_binary().context("no plywood binary")?);
+        command.arg0(name).current_dir(&block);
+        Ok(command)
+    };
+    host::run(tool("overlaybd-create")?.args(["writable_data", "writable_index", "0"]))?;
+    host::run(tool("overlaybd-apply")?.arg(&tar).arg("config.v1.json"))?;
+    // From nothing, and from what is not right below it, leads another layer.
+    let error = caller.diff(Differ::Plywood, request(&[], &right), None).err().context("a wrong layer")?;
+    anyhow::ensure!(error.code() == tonic::Code::FailedPrecondition, "{error:?}");
+    image.layers.push(exported(env, &left, &right)?);
+    let reference = env.push("written", &image)?;
+    env.pull(&reference, "overlaybd", &[])?;
+    let committed = env.overlaybd()?.committed();
+    anyhow::ensure!(committed.len() == 4, "{committed:?}");
+    let (top, class) = committed.last().context("no layers")?;
+    anyhow::ensure!(*class == Class::LocalBlock, "{class:?}");
+    files.push(tar);
+    let want = scratch.path().join("want");
+    tree::stack(&files, &want)?;
+    let mounted = mount(env, top)?;
+    tree::ensure_equal(&tree::scan(&want)?, &tree::scan(mounted.path())?)
 }
 
 /// The writable pair that containers left, as a layer, and its device after a pull.

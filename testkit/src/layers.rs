@@ -1,17 +1,26 @@
-//! Layers packed by GNU tar from trees made here, which together use everything a layer can hold.
+//! Layers packed by GNU tar from trees made here, which together use everything a layer can hold, and the tree that a
+//! stack of layers must give.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs::{self, File},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
-pub use testkit::random::noise;
-
-use crate::host;
+pub use crate::random::noise;
+use crate::{
+    host,
+    tree::{clean, split},
+};
 
 /// How GNU tar spells what the plain header cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +40,8 @@ pub struct Tree {
 impl Tree {
     /// An empty tree at `root`, which must not exist.
     pub fn create(root: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir(root)?;
-        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755))?;
+        fs::create_dir(root)?;
+        fs::set_permissions(root, fs::Permissions::from_mode(0o755))?;
         Ok(Self { root: root.to_owned() })
     }
 
@@ -42,15 +51,15 @@ impl Tree {
 
     /// A directory of mode 0755 and its missing parents.
     pub fn dir(&self, name: &str) -> anyhow::Result<()> {
-        std::fs::create_dir_all(self.at(name)).with_context(|| name.to_owned())
+        fs::create_dir_all(self.at(name)).with_context(|| name.to_owned())
     }
 
     /// A file with these contents, in a directory that is made when missing.
     pub fn file(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
         if let Some(parent) = Path::new(name).parent() {
-            std::fs::create_dir_all(self.at(parent))?;
+            fs::create_dir_all(self.at(parent))?;
         }
-        std::fs::write(self.at(name), contents).with_context(|| name.to_owned())
+        fs::write(self.at(name), contents).with_context(|| name.to_owned())
     }
 
     /// A file that is executable; otherwise as [`Self::file`].
@@ -61,7 +70,7 @@ impl Tree {
 
     /// Another name of a file.
     pub fn hard_link(&self, name: &str, of: &str) -> anyhow::Result<()> {
-        std::fs::hard_link(self.at(of), self.at(name)).with_context(|| name.to_owned())
+        fs::hard_link(self.at(of), self.at(name)).with_context(|| name.to_owned())
     }
 
     /// A symbolic link.
@@ -71,7 +80,7 @@ impl Tree {
 
     /// Permission bits, the upper three included.
     pub fn mode(&self, name: &str, mode: u32) -> anyhow::Result<()> {
-        std::fs::set_permissions(self.at(name), std::fs::Permissions::from_mode(mode))?;
+        fs::set_permissions(self.at(name), fs::Permissions::from_mode(mode))?;
         Ok(())
     }
 
@@ -102,7 +111,7 @@ impl Tree {
         while let Some(name) = names.get(next).cloned() {
             next += 1;
             if name.is_dir() && !name.is_symlink() {
-                for entry in std::fs::read_dir(&name)? {
+                for entry in fs::read_dir(&name)? {
                     names.push(entry?.path());
                 }
             }
@@ -119,8 +128,8 @@ impl Tree {
             Spelling::Pax => tar.args(["--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"]),
             Spelling::Gnu => tar.args(["--format=gnu", "--no-xattrs"]),
         };
-        host::run(tar.arg("-cf").arg(out).arg("."))?;
-        std::fs::remove_dir_all(&self.root)?;
+        run(tar.arg("-cf").arg(out).arg("."))?;
+        fs::remove_dir_all(&self.root)?;
         Ok(())
     }
 }
@@ -146,7 +155,7 @@ pub fn one_file(name: &str, contents: &[u8]) -> anyhow::Result<Vec<u8>> {
     tree.file(name, contents)?;
     let out = scratch.path().join("layer.tar");
     tree.pack(Spelling::Pax, &out)?;
-    Ok(std::fs::read(out)?)
+    Ok(fs::read(out)?)
 }
 
 /// Whether [`feature_layers`] include a sparse file, which mkfs.erofs does not understand.
@@ -182,7 +191,7 @@ fn base(tree: &Tree, sparse: Sparse) -> anyhow::Result<()> {
         tree.dir(dir)?;
     }
     let busybox = host::program("busybox").context("busybox is missing")?;
-    tree.program("bin/busybox", &std::fs::read(busybox)?)?;
+    tree.program("bin/busybox", &fs::read(busybox)?)?;
     for applet in ["sh", "cat", "ls", "stat", "test", "find"] {
         tree.hard_link(&format!("bin/{applet}"), "bin/busybox")?;
     }
@@ -191,7 +200,7 @@ fn base(tree: &Tree, sparse: Sparse) -> anyhow::Result<()> {
         tree.file(&format!("sizes/{len}"), &noise(len, 7))?;
     }
     if sparse == Sparse::With {
-        let file = std::fs::File::create(tree.root.join("sizes/sparse"))?;
+        let file = fs::File::create(tree.root.join("sizes/sparse"))?;
         std::os::unix::fs::FileExt::write_all_at(&file, b"at one mebibyte", 1 << 20)?;
         file.set_len((3 << 20) + 5)?;
     }
@@ -242,7 +251,7 @@ fn base(tree: &Tree, sparse: Sparse) -> anyhow::Result<()> {
     tree.file(&format!("names/{}deep", "a-directory-of-thirty-characters/".repeat(20)), b"a long path")?;
     tree.file("names/Grüße, 世界 \u{1F600}", "UTF-8".as_bytes())?;
     let latin = Path::new(OsStr::from_bytes(b"names/caf\xe9"));
-    std::fs::write(tree.root.join(latin), b"not UTF-8")?;
+    fs::write(tree.root.join(latin), b"not UTF-8")?;
     tree.file("names/new\nline \\ \"quoted\" and spaces", b"")?;
     for number in 0..500 {
         tree.file(&format!("many/file-{number:03}"), format!("number {number}\n").as_bytes())?;
@@ -293,4 +302,99 @@ fn top(tree: &Tree) -> anyhow::Result<()> {
           test -p /nodes/fifo\ntest -c /nodes/null\ntest -u /modes/setuid\necho proven\n",
     )?;
     Ok(())
+}
+
+/// Makes the tree that a stack of tar layers must give in `target`, with GNU tar and the whiteout rules.
+///
+/// Deletions act on the layers below, whatever their place in the archive, so they are carried out before the
+/// layer is extracted. Something that replaces a directory, or a directory that replaces something, removes it first.
+/// A directory that a layer does not list keeps what it has; a new one is root's, of mode 0755 and time 0.
+pub fn stack(layers: &[PathBuf], target: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(target)?;
+    let mut is_new = true;
+    for layer in layers {
+        let at = |name: &[u8]| {
+            if name.is_empty() { target.to_owned() } else { target.join(OsStr::from_bytes(name)) }
+        };
+        let (mut listed, mut above) = (BTreeSet::new(), BTreeSet::from([Vec::new()]));
+        for entry in tar::Archive::new(File::open(layer)?).entries()? {
+            let entry = entry?;
+            let name = clean(&entry.path_bytes());
+            let (mut rest, last) = split(&name);
+            while !rest.is_empty() {
+                above.insert(rest.to_vec());
+                rest = split(rest).0;
+            }
+            if !last.starts_with(b".wh.") {
+                listed.insert((name, entry.header().entry_type().is_dir()));
+            }
+        }
+        let names: BTreeSet<_> = listed.iter().map(|(name, _)| name.clone()).collect();
+        // Their times change with what is made and removed in them.
+        let unlisted = above.difference(&names).map(|name| {
+            let found = fs::symlink_metadata(at(name)).ok().filter(fs::Metadata::is_dir);
+            (name.clone(), found.filter(|_| !(is_new && name.is_empty())))
+        });
+        let unlisted: Vec<_> = unlisted.collect();
+        for entry in tar::Archive::new(File::open(layer)?).entries()? {
+            let name = clean(&entry?.path_bytes());
+            let (directory, last) = split(&name);
+            if last == b".wh..wh..opq" {
+                for child in fs::read_dir(at(directory)).into_iter().flatten() {
+                    remove(&child?.path())?;
+                }
+            } else if let Some(hidden) = last.strip_prefix(b".wh.") {
+                remove(&at(directory).join(OsStr::from_bytes(hidden)))?;
+            }
+        }
+        for (name, is_directory) in &listed {
+            let is_there = fs::symlink_metadata(at(name));
+            if is_there.is_ok_and(|found| found.is_dir() != *is_directory) {
+                remove(&at(name))?;
+            }
+        }
+        for (name, _) in &unlisted {
+            // Something else than a directory is in the way of what is to be below it.
+            if fs::symlink_metadata(at(name)).is_ok_and(|found| !found.is_dir()) {
+                remove(&at(name))?;
+            }
+        }
+        run(Command::new("tar")
+            .arg("-C")
+            .arg(target)
+            .args(["--numeric-owner", "--same-owner", "--same-permissions", "--delay-directory-restore"])
+            .args(["--xattrs", "--xattrs-include=*", "--exclude=.wh.*", "-xf"])
+            .arg(layer))?;
+        for (name, before) in unlisted.iter().rev() {
+            let path = at(name);
+            // One that only whiteouts are in.
+            if !path.is_dir() {
+                continue;
+            }
+            let (mode, time) = match before {
+                Some(found) => (found.mode() & 0o7777, (found.mtime(), found.mtime_nsec())),
+                None => (0o755, (0, 0)),
+            };
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            let time = Timespec { tv_sec: time.0, tv_nsec: time.1 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        is_new = false;
+    }
+    Ok(())
+}
+
+fn remove(name: &Path) -> anyhow::Result<()> {
+    match fs::symlink_metadata(name) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(name)?,
+        Ok(_) => fs::remove_file(name)?,
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let failed = host::run(command).err();
+    failed.map_or(Ok(()), |failed| anyhow::bail!("{}", failed.message().unwrap_or("failed")))
 }

@@ -11,7 +11,7 @@
 //! | 2 formats | [`tree`], [`mod@format`] |
 //! | 3 kinds | [`kind`] |
 //! | 4 ports | [`sys`], [`store`], [`containerd`], [`snapshot`] |
-//! | 5 domain | [`pipeline`], [`view`], [`overlaybd`], [`apply`], [`compare`], [`image`] |
+//! | 5 domain | [`pipeline`], [`view`], [`overlaybd`], [`merge`], [`apply`], [`compare`], [`image`] |
 //! | 6 edges, in this order | [`config`], [`processor`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
 
 pub mod apply;
@@ -29,6 +29,7 @@ pub mod format;
 pub mod image;
 pub mod kind;
 pub mod limits;
+pub mod merge;
 pub mod observe;
 pub mod overlaybd;
 pub mod pipeline;

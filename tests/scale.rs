@@ -11,17 +11,23 @@ use std::{
     fs,
     io::{self, Write as _},
     os::unix::fs::MetadataExt,
+    time::Instant,
 };
 
 use libtest_mimic::Failed;
 use plywood::{
+    call::Cancel,
     format::{
-        ReadAt as _, Sink,
+        ReadAt, Sink,
         erofs::writer::{Options, Summary, Writer, WriterError},
         lsmt,
     },
+    limits::Limits,
+    merge,
+    pipeline::{budget::Budget, image},
     snapshot::{Durability, LAYER_NAME, Publication},
     tree::{Attributes, Body, Entry, Extent, Timestamp, Xattr},
+    view::ErofsView,
 };
 use testkit::{
     Need, Suite,
@@ -48,6 +54,10 @@ fn main() {
         ("replaced_names_take_no_disk", replaced_names_take_no_disk),
         ("links_that_keep_changing_are_refused_in_time", changing_links),
         ("a_device_of_ten_million_mappings_opens_in_400_mib", ten_million_mappings),
+        ("thirty_layers_merge_in_little_memory", || {
+            let (_, _, peak, _) = merge_layers(30, 1000)?;
+            if peak < 64 { Ok(()) } else { Err(format!("{peak} MiB").into()) }
+        }),
     ] {
         suite.test(name, &[], test);
     }
@@ -80,6 +90,13 @@ fn measurements(suite: &mut Suite) {
             println!(
                 "\na file of {} bytes occupies {once} bytes, as the last of 5000 {often}",
                 what.size_bytes
+            );
+            Ok(())
+        }),
+        ("measure_merge_30_layers_300k", || {
+            let (seconds, cpu, peak, size) = merge_layers(30, 10_000)?;
+            println!(
+                "\n30 layers of 10 000 files: {seconds:.3} s, {cpu:.3} s CPU, peak {peak} MiB, {size} MiB"
             );
             Ok(())
         }),
@@ -248,6 +265,57 @@ fn growth(layer: Build) -> Result<(), Failed> {
 }
 
 /// Layers of a device of 100 GiB: `LAYERS` of as many entries as a layer can have, each sector between those of others.
+/// Merges `layers` images of `files` files each, and checks the result. Every layer has files of its own in directories
+/// that all have, replaces some of the layer below, and deletes some. Returns seconds, seconds of CPU, the peak of the
+/// memory that it took, and the size of the metadata, both in MiB.
+fn merge_layers(layers: u32, files: u32) -> Result<(f64, f64, u64, u64), Failed> {
+    let scratch = tempfile::tempdir()?;
+    let mut opened = Vec::new();
+    for layer in 0..layers {
+        let path = scratch.path().join(format!("{layer}.erofs"));
+        let publication = Publication::beside(&path)?;
+        let mut writer = Writer::new(publication.file(LAYER_NAME)?, Options::default());
+        let mut add = |path: String, data: &[u8]| {
+            let body = Body::Regular { size_bytes: data.len() as u64, extents: None };
+            writer.entry(&entry(path, body))?;
+            writer.data(0, data)?;
+            writer.end_entry()
+        };
+        for number in 0..files {
+            let len = [300, 700, 5000, 4096, 100, 9000][usize::try_from(number % 6)?];
+            add(format!("usr/lib/package-{}/layer-{layer}-file-{number}", number / 50), &vec![b'x'; len])?;
+            if number % 100 == 0 {
+                add(format!("usr/lib/package-{}/common", number / 50), b"replaced")?;
+                if let Some(below) = layer.checked_sub(1) {
+                    add(format!("usr/lib/package-{}/.wh.layer-{below}-file-{number}", number / 50), b"")?;
+                }
+            }
+        }
+        publication.commit([writer.finish()?.0], Durability::Never, false)?;
+        opened.push(fs::File::open(&path)?);
+    }
+    let (limits, cancel) = (Limits::default(), Cancel::new());
+    let budget = Budget::new(&limits);
+    let lease = budget.lease(&cancel)?;
+    let publication = Publication::beside(&scratch.path().join("fsmeta.erofs"))?;
+    let file = publication.file(LAYER_NAME)?;
+    fs::write("/proc/self/clear_refs", "5")?;
+    let (before, started, cpu) = (status_kib("VmRSS"), Instant::now(), cpu_seconds());
+    let devices: Vec<&dyn ReadAt> = opened.iter().map(|file| file as &dyn ReadAt).collect();
+    let views = (0..).zip(&devices).map(|(number, file)| {
+        ErofsView::open(*file, Vec::new(), (0, number), format!("layer {number}"), &cancel)
+    });
+    let views = views.collect::<Result<Vec<_>, _>>()?;
+    let (file, summary) = merge::write(&views, file, &limits, &lease, &cancel)?;
+    drop(views);
+    image::verify_merged(&file, &devices, &limits, &lease, &cancel)?;
+    let figures = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let peak = status_kib("VmHWM").saturating_sub(before) >> 10;
+    publication.commit([file], Durability::Never, false)?;
+    assert_eq!(summary.regular_files, u64::from(layers * files - (layers - 1) * (files / 100) + files / 100));
+    Ok((figures.0, figures.1, peak, summary.size_bytes >> 20))
+}
+
 fn ten_million_mappings() -> Result<(), Failed> {
     const LAYERS: u64 = 11;
     const ENTRIES: u64 = 999_936;

@@ -17,6 +17,7 @@ mod indexed;
 pub mod inspect;
 mod layer;
 pub mod load;
+pub mod merge;
 mod node;
 mod objects;
 pub mod output;
@@ -70,6 +71,8 @@ pub enum Command {
     Dump(dump::Arguments),
     /// Turn a layer on standard input into a tar on standard output, as a stream processor of containerd
     Stream(stream::Arguments),
+    /// Merge the images of layers into one metadata image, which is mounted with them as devices
+    Merge(merge::Arguments),
     /// Work on the layers of an overlaybd device
     Overlaybd(overlaybd::Arguments),
     /// Bring images from archives, OCI layouts and separated sets into containerd
@@ -128,6 +131,7 @@ fn run(arguments: Arguments) -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments),
         Command::Overlaybd(arguments) => overlaybd::run(&arguments),
         Command::Broker => broker::run(),
         Command::Load(arguments) => load::run(&arguments),

@@ -9,10 +9,10 @@ use crate::{
     format::{
         ReadAt, Remote, Sink,
         erofs::{
-            check::{self, CheckError, Level, Policy},
+            check::{self, CheckError, Level, Policy, Report},
             reader::Image,
             superblock::Superblock,
-            writer::{Options, Summary, Writer, WriterError},
+            writer::{LayerDevice, Options, Referred, Summary, Writer, WriterError},
         },
     },
     limits::Limits,
@@ -60,6 +60,25 @@ impl<'a, S: Sink> ImageWriter<'a, S> {
 
     fn with(writer: Writer<Watched<'a, S>>, purpose: Use, lease: &'a Lease, cancel: &'a Cancel) -> Self {
         Self { writer, purpose, charged: 0, lease, cancel }
+    }
+
+    /// [`Writer::merged`].
+    pub fn merged(
+        file: S,
+        options: Options,
+        layers: &[LayerDevice],
+        lease: &'a Lease,
+        cancel: &'a Cancel,
+    ) -> Result<Self> {
+        let writer = Writer::merged(Watched { file, cancel }, options, layers).map_err(writer_error)?;
+        Ok(Self { writer, charged: 0, lease, cancel })
+    }
+
+    /// [`Writer::entry_referred`]. Errors: as for [`Self::entry`].
+    pub fn entry_referred(&mut self, entry: &Entry, data: Referred<'_>) -> Result<()> {
+        let taken = self.writer.entry_referred(entry, data);
+        self.charge()?;
+        taken.map_err(writer_error)
     }
 
     /// [`Writer::entry`]. Errors: also when the request gets no more memory, or was cancelled.
@@ -226,6 +245,16 @@ fn verify_by(
     cancel: &Cancel,
 ) -> Result<()> {
     let image = Watched { file: image, cancel };
+    verified(|policy| check::verify(&image, policy), policy, limits, lease, cancel)
+}
+
+fn verified(
+    check: impl Fn(&Policy) -> std::result::Result<Report, CheckError>,
+    policy: &Policy,
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
     lease.charge(Use::Window, 0, cancel)?;
     lease.charge(Use::Index, 0, cancel)?;
     // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
@@ -236,7 +265,7 @@ fn verify_by(
     loop {
         lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
         let policy = Policy { max_nodes: limits.nodes, max_memory_bytes, ..policy.clone() };
-        let error = match check::verify(&image, &policy) {
+        let error = match check(&policy) {
             Ok(_report) => return Ok(()),
             Err(error) => error,
         };
@@ -256,6 +285,23 @@ pub fn verify_own(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &
 /// Like [`verify_own`] for the index of an archive, with the archive, its extra device, behind it.
 pub fn verify_index(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
     own(verify_by(image, &Policy { devices: true, ..Policy::layer() }, limits, lease, cancel))
+}
+
+/// Like [`verify_own`] for a merged image with `layers`, its extra devices.
+pub fn verify_merged<'r>(
+    image: &'r dyn ReadAt,
+    layers: &[&'r dyn ReadAt],
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
+    let policy = Policy { devices: true, ..Policy::layer() };
+    let check = |policy: &Policy| {
+        let watched = |file| Watched { file, cancel };
+        let layers = layers.iter().copied().map(watched).collect();
+        check::verify_image(&Image::open_with_devices(watched(image), layers)?, policy)
+    };
+    own(verified(check, &policy, limits, lease, cancel))
 }
 
 fn own(verified: Result<()>) -> Result<()> {

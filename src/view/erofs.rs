@@ -37,7 +37,18 @@ impl<R: ReadAt> ErofsView<R> {
         }
     }
 
-    fn failed(&self, path: &[u8], error: ReadError) -> Error {
+    /// The image itself, for what a view does not show: inode numbers, and where data is stored.
+    pub fn image(&self) -> &Image<R> {
+        &self.image
+    }
+
+    /// The file with the inode number `nid`, found at `path`, as the view shows it.
+    pub fn file(&self, path: &[u8], nid: Nid) -> Result<Node> {
+        Ok(node(&self.image.node(nid).map_err(|error| self.failed(path, error))?))
+    }
+
+    /// The error of reading the file at `path`, with the names of file and image.
+    pub fn failed(&self, path: &[u8], error: ReadError) -> Error {
         Error::from(error).context(format!("{} in {}", Quoted(path), self.name))
     }
 

@@ -7,6 +7,7 @@ mod command_line;
 mod diff;
 mod image;
 mod load;
+mod merge;
 mod overlaybd;
 mod overlaybd_apply;
 mod overlaybd_export;
@@ -23,6 +24,7 @@ fn main() {
     suite.room("diff", diff::add);
     suite.room("image", image::add);
     suite.room("load", load::add);
+    suite.room("merge", merge::add);
     suite.room("overlaybd", overlaybd::add);
     suite.room("overlaybd_apply", overlaybd_apply::add);
     suite.room("overlaybd_export", overlaybd_export::add);

@@ -49,14 +49,14 @@ pub fn add(suite: &mut Suite) {
 
 /// Data of all files in the manner of an archive: one after the other, each from a multiple of 512 bytes on. Between
 /// them are bytes that no file has.
-struct Archive {
-    bytes: Vec<u8>,
+pub struct Archive {
+    pub bytes: Vec<u8>,
     /// Where the data of each item starts.
     starts: Vec<u64>,
 }
 
 impl Archive {
-    fn of(items: &[Item]) -> Self {
+    pub fn of(items: &[Item]) -> Self {
         let mut archive = Self { bytes: Vec::new(), starts: Vec::new() };
         for (entry, data) in items {
             archive.bytes.extend([0xEE; 512]);
@@ -77,7 +77,7 @@ fn piece(data: &[u8], extent: Extent) -> &[u8] {
     &data[start..start + usize::try_from(extent.len).unwrap()]
 }
 
-fn index(items: &[Item], archive: &Archive, options: Options) -> Result<Vec<u8>, WriterError> {
+pub fn index(items: &[Item], archive: &Archive, options: Options) -> Result<Vec<u8>, WriterError> {
     let mut writer = Writer::index(Vec::new(), options);
     for ((entry, data), start) in items.iter().zip(&archive.starts) {
         writer.entry_in_archive(entry, *start)?;

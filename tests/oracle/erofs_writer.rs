@@ -75,7 +75,7 @@ fn write_in_pieces(
     writer.finish()
 }
 
-fn write(items: &[Item], options: &Options) -> Result<(Vec<u8>, Summary), WriterError> {
+pub fn write(items: &[Item], options: &Options) -> Result<(Vec<u8>, Summary), WriterError> {
     write_in_pieces(items, options, usize::MAX)
 }
 

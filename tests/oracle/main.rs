@@ -17,6 +17,7 @@ mod foreign;
 mod layer_model;
 mod listing;
 mod lsmt;
+mod merge;
 mod overlaybd_build;
 mod overlaybd_vectors;
 mod tar_reader;
@@ -43,6 +44,7 @@ fn main() {
     suite.room("ext4", ext4::add);
     suite.room("foreign", foreign::add);
     suite.room("lsmt", lsmt::add);
+    suite.room("merge", merge::add);
     suite.room("tree", tree::add);
     suite.room("turbo_over_gzip", turbo_over_gzip::add);
     suite.room("zfile", zfile::add);

@@ -7,6 +7,7 @@ mod read;
 mod tree;
 
 pub(crate) use self::{
+    marks::{Marks, Metacopy},
     merged::{Found, Layers, Meaning, Merged, Place, common_tail, join},
     read::read_merged,
 };

@@ -106,12 +106,9 @@ impl<R: ReadAt> Image<R> {
         Ok(())
     }
 
-    /// Extent that starts at byte `offset` of the file; `None` at or after the end of the file.
-    pub(in crate::format::erofs) fn extent_at(
-        &self,
-        node: &Node,
-        offset: u64,
-    ) -> Result<Option<Extent>, ReadError> {
+    /// Extent that starts at byte `offset` of the file, not joined with those that follow it; `None` at or after the
+    /// end of the file.
+    pub fn extent_at(&self, node: &Node, offset: u64) -> Result<Option<Extent>, ReadError> {
         Self::uncompressed(node)?;
         let size = node.inode.size_bytes;
         if offset >= size {

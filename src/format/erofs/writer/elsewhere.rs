@@ -6,7 +6,8 @@
 //! Source: `docs/formats/erofs.md`, "Data that is elsewhere"; Linux `fs/erofs/erofs_fs.h`, `struct erofs_deviceslot`.
 
 use super::{
-    Open, Options, Place, Role, Source, Stored, Writer, WriterError, attributes::Shared, stream::Stream,
+    Open, Options, Place, Records, Role, Source, Stored, Writer, WriterError, attributes::Shared,
+    stream::Stream,
 };
 use crate::{
     format::{
@@ -27,6 +28,8 @@ use crate::{
 const SECTOR: u64 = 512;
 /// Room on a device for the shared attributes of one layer, in bytes. What is not used is never written.
 const SHARED_AREA: u64 = 1 << 20;
+/// Byte offset of the first block in an extended inode.
+const START_AT: u64 = 0x10;
 /// Number of the archive among the devices of an index.
 const ARCHIVE: u16 = 1;
 
@@ -35,7 +38,8 @@ impl<S: Sink> Writer<S> {
     /// the image's only extra device.
     pub fn index(sink: S, options: Options) -> Self {
         let image = super::WriteOptions { block_bits: BlockBits::SECTOR, ..options.image };
-        Self::for_role(sink, Options { image, ..options }, Role::Index { archive_bytes: 0 })
+        let archive = DeviceSlot { tag: [0; 64], blocks: 0, unified_start: 0 };
+        Self::for_role(sink, Options { image, ..options }, Role::Index, vec![archive])
     }
 
     /// Starts the file system of a device: of an empty one, or of one that has the file system `below` already, whose
@@ -45,7 +49,7 @@ impl<S: Sink> Writer<S> {
     /// addresses.
     pub fn device(sink: S, options: Options, below: Option<&Superblock>) -> Result<Self, WriterError> {
         let bits = options.image.block_bits;
-        let mut writer = Self::for_role(sink, options, Role::Device);
+        let mut writer = Self::for_role(sink, options, Role::Device, Vec::new());
         if let Some(below) = below {
             let refused = |what| Err(WriterError::Below { what });
             if below.block_bits != bits {
@@ -83,8 +87,9 @@ impl<S: Sink> Writer<S> {
 
     /// Length of the archive of an index, which has to be known before [`Writer::finish`].
     pub fn set_archive_bytes(&mut self, bytes: u64) {
-        if let Role::Index { archive_bytes } = &mut self.role {
-            *archive_bytes = bytes;
+        let blocks = self.bits().blocks_for(bytes);
+        if let (Role::Index, [archive]) = (self.role, self.devices.as_mut_slice()) {
+            archive.blocks = blocks;
         }
     }
 
@@ -101,7 +106,25 @@ impl<S: Sink> Writer<S> {
         if first.saturating_add(blocks) >= u64::from(u32::MAX) {
             return Err(WriterError::ImageBlocks { blocks: first.saturating_add(blocks) });
         }
-        let chunk_bits = (0..31).find(|log| 1 << log >= blocks).unwrap_or(31);
+        let chunk_bits = chunk_bits_for(blocks);
+        let starts = (first..first + blocks).step_by(1 << chunk_bits);
+        let mut records =
+            starts.map(|start| Ok(ChunkIndex { device_id: ARCHIVE, start: Some(Block(start)) }));
+        self.indexed(id, entry, size_bytes, chunk_bits, &mut records)
+    }
+
+    /// Writes the inode of a file whose chunks are at `records`.
+    pub(super) fn indexed(
+        &mut self,
+        id: FileId,
+        entry: &Entry,
+        size_bytes: u64,
+        chunk_bits: u8,
+        records: Records<'_>,
+    ) -> Result<(), WriterError> {
+        // Indexes that are written at a time: 64 KiB.
+        const PIECE: usize = (64 << 10) / ChunkIndex::LEN;
+        let bits = self.bits();
         let format = ChunkFormat::new(chunk_bits, true).ok_or(WriterError::Order("a chunk is too large"))?;
         let xattr_icount = self.begin_record(&entry.xattrs)?;
         let ino = self.take_ino();
@@ -116,27 +139,67 @@ impl<S: Sink> Writer<S> {
             data: Data::Chunks(format),
         });
         self.head.resize(self.head.len().next_multiple_of(ChunkIndex::LEN), 0);
-        let starts = (first..first + blocks).step_by(1 << chunk_bits);
-        let records = starts.map(|start| ChunkIndex { device_id: ARCHIVE, start: Some(Block(start)) });
-        self.head.extend(records.flat_map(|record| record.encode(false)));
-        let record_len = u32::try_from(self.head.len()).map_err(WriterError::internal)?;
-        let slot = self.add_record()?;
+        let chunks = bits.blocks_for(size_bytes).div_ceil(1 << chunk_bits);
+        let record_len = chunks.checked_mul(ChunkIndex::LEN as u64);
+        let record_len = record_len.and_then(|len| len.checked_add(self.head.len() as u64));
+        let record_len = record_len.ok_or(WriterError::Order("a file has too many chunks"))?;
+        let mut left = usize::try_from(chunks).map_err(WriterError::internal)?;
+        let mut add = |head: &mut Vec<u8>, count: usize| {
+            for _ in 0..count.min(left) {
+                let record = records.next().ok_or(WriterError::Order("a file has too few chunks"))?;
+                head.extend_from_slice(&record?.encode(false));
+                left -= 1;
+            }
+            Ok::<_, WriterError>(())
+        };
+        let slot = if record_len <= bits.size() {
+            add(&mut self.head, usize::MAX)?;
+            self.add_record()?
+        } else {
+            let block = self.stream.allocate(bits.blocks_for(record_len))?;
+            let mut offset = u64::from(block) << bits.get();
+            while !self.head.is_empty() {
+                self.stream.write(&mut self.sink, offset, &self.head)?;
+                offset += self.head.len() as u64;
+                self.head.clear();
+                add(&mut self.head, PIECE)?;
+            }
+            self.metadata.add_placed(block)?
+        };
         self.chunked.insert(slot);
+        let record_len = u32::try_from(record_len).map_err(WriterError::internal)?;
         self.tree.set_payload(id, Place { slot, record_len, ..Place::default() });
         self.open = Open::Elsewhere;
         Ok(())
     }
 
-    /// Slot of the archive in the device table of an index whose own blocks are `blocks`; `None` for other images.
-    pub(super) fn archive_slot(&self, blocks: u64) -> Result<Option<DeviceSlot>, WriterError> {
-        let Role::Index { archive_bytes } = self.role else { return Ok(None) };
-        let archive_blocks = self.bits().blocks_for(archive_bytes);
-        let end = blocks.saturating_add(archive_blocks);
-        if end > u64::from(u32::MAX) {
-            return Err(WriterError::ImageBlocks { blocks: end });
+    /// Places the devices on the unified line, one behind the other after the `blocks` of the image, and with them the
+    /// files that begin there.
+    pub(super) fn place_devices(&mut self, blocks: u64) -> Result<(), WriterError> {
+        let mut next = blocks;
+        for device in &mut self.devices {
+            device.unified_start = next;
+            next = next.saturating_add(device.blocks);
         }
-        Ok(Some(DeviceSlot { tag: [0; 64], blocks: archive_blocks, unified_start: blocks }))
+        if next > u64::from(u32::MAX) {
+            return Err(WriterError::ImageBlocks { blocks: next });
+        }
+        let line = u32::try_from(blocks).map_err(WriterError::internal)?;
+        let Self { metadata, stream, sink, on_line, .. } = self;
+        let mut files: Vec<_> = std::mem::take(on_line).into_iter().collect();
+        // In the order of the disk.
+        files.sort_unstable_by_key(|(slot, _)| slot.0);
+        for (slot, block) in files {
+            let start = line.checked_add(block).ok_or(WriterError::ImageBlocks { blocks: next })?;
+            metadata.patch(stream, sink, slot, START_AT, &start.to_le_bytes())?;
+        }
+        Ok(())
     }
+}
+
+/// log2 of the blocks in a chunk that holds `blocks` blocks, or in the largest there is.
+pub(super) fn chunk_bits_for(blocks: u64) -> u8 {
+    (0..31).find(|log| 1 << log >= blocks).unwrap_or(31)
 }
 
 impl<S: Remote> Writer<S> {

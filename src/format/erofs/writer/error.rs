@@ -41,6 +41,12 @@ pub enum WriterError {
         /// Blocks that the image would need.
         blocks: u64,
     },
+    /// A merged image has more layers than there is room for before its root.
+    #[error("{count} layers are more than one image can refer to")]
+    Devices {
+        /// Number of layers.
+        count: usize,
+    },
     /// A file is so large that the kernel cannot count its blocks.
     #[error("a file of {size_bytes} bytes is larger than {}", limits::FILE_BYTES)]
     FileSize {
@@ -105,6 +111,7 @@ impl Classify for WriterError {
             Self::Read(error) => error.kind(),
             Self::Below { .. } => Kind::NotImplemented,
             Self::ImageBlocks { .. }
+            | Self::Devices { .. }
             | Self::FileSize { .. }
             | Self::SparseOverhead { .. }
             | Self::Inodes
@@ -123,6 +130,7 @@ impl Classify for WriterError {
             Self::Read(error) => error.reason(),
             Self::Below { .. } => "erofs.below",
             Self::ImageBlocks { .. } => "limit.image-blocks",
+            Self::Devices { .. } => "limit.devices",
             Self::FileSize { .. } => "limit.file-size",
             Self::SparseOverhead { .. } => "limit.sparse-overhead",
             Self::Inodes => "limit.inodes",

@@ -10,10 +10,9 @@
 //! deletions work.
 
 use super::{
-    Place, Role, Summary, Writer, WriterError,
+    Place, Summary, Writer, WriterError,
     below::{Lower, Name, merge},
     directory::{Blocks, Extent, with_dots},
-    head_len,
     metadata::{Metadata, Slot},
     stream::Window,
 };
@@ -158,9 +157,10 @@ impl<S: Sink> Writer<S> {
         let mut directories = self.walk(&mut lower, &mut summary)?;
         match &lower {
             Some(lower) => self.settle(lower, &mut directories)?,
-            None => self.fit_root(&directories, head_len(self.bits()) - self.role.root_offset())?,
+            None => self.fit_root(&directories, self.head_len() - self.root_offset())?,
         }
         let (end, records_end) = self.lay_out(&lower, &mut directories)?;
+        self.place_devices(end)?;
         let (bodies_start, area_blocks) = (end - u64::from(directories.bodies), self.area_blocks());
         let root = self.write_directories(&mut lower, &directories, bodies_start)?;
         let Self { metadata, stream, sink, .. } = &mut self;
@@ -178,7 +178,7 @@ impl<S: Sink> Writer<S> {
         let new_directories = directories.order.iter().filter(|at| directories.get(**at).below.is_none());
         summary.nodes = self.tree.file_count() + new_directories.count() as u64 - borrowed;
         summary.directories = self.tree.directory_count();
-        if self.role == Role::Device {
+        if !self.role.is_layer() {
             summary.nodes -= std::mem::take(&mut summary.whiteouts);
         }
         if let Some(lower) = &lower {
@@ -218,7 +218,7 @@ impl<S: Sink> Writer<S> {
                 let mut superblock = Superblock::new(self.bits());
                 // Kernels that do not know these bits ignore them.
                 superblock.feature_compat = compat::SB_CHKSUM | compat::MTIME | compat::XATTR_FILTER;
-                superblock.root = self.role.root_nid()?;
+                superblock.root = self.root_nid()?;
                 superblock.uuid = self.options.uuid;
                 superblock
             }
@@ -285,7 +285,7 @@ impl<S: Sink> Writer<S> {
         }
         let overlay = |name: &[u8], value: &[u8]| Xattr { name: name.to_vec(), value: value.to_vec() };
         let mut directories = Directories {
-            is_layer: self.role != Role::Device,
+            is_layer: self.role.is_layer(),
             order: vec![DirectoryId::ROOT],
             planned: vec![Planned::default(); slots],
             bodies: 0,
@@ -486,7 +486,7 @@ impl<S: Sink> Writer<S> {
                         head_len + tail <= lower.room(node)? && has_room(node.position + head_len, tail, bits)
                     }
                     _ if directory == DirectoryId::ROOT => {
-                        has_room(self.role.root_offset() + head_len, tail, bits)
+                        has_room(self.root_offset() + head_len, tail, bits)
                     }
                     _ => head_len + tail <= bits.size(),
                 };
@@ -721,7 +721,7 @@ impl<S: Sink> Writer<S> {
 
     fn nid(&self, directories: &Directories, directory: DirectoryId) -> Result<Nid, WriterError> {
         match directory {
-            DirectoryId::ROOT if self.below.is_none() => self.role.root_nid(),
+            DirectoryId::ROOT if self.below.is_none() => self.root_nid(),
             _ => directories.nid(&self.metadata, directory),
         }
     }
@@ -729,21 +729,20 @@ impl<S: Sink> Writer<S> {
     /// Writes superblock and root directory. Without them the file is no image.
     fn write_first_block(&mut self, superblock: &mut Superblock, root: &[u8]) -> Result<(), WriterError> {
         let bits = self.bits();
-        let mut slot = Vec::new();
-        if let Some(archive) = self.archive_slot(superblock.blocks)? {
+        if !self.devices.is_empty() {
             superblock.feature_incompat |= incompat::DEVICE_TABLE;
-            superblock.extra_devices = 1;
+            superblock.extra_devices = u16::try_from(self.devices.len()).map_err(WriterError::internal)?;
             // Right after the superblock, in units of slots.
             let at = (Superblock::OFFSET + Superblock::LEN as u64) / DeviceSlot::LEN as u64;
             superblock.device_slot_offset = u16::try_from(at).map_err(WriterError::internal)?;
-            slot.extend_from_slice(&archive.encode());
         }
+        let slots = self.devices.iter().flat_map(DeviceSlot::encode);
         let start = usize::try_from(Superblock::OFFSET).map_err(WriterError::internal)?;
         let mut first = vec![0; start];
         first.extend_from_slice(&superblock.encode());
-        first.extend_from_slice(&slot);
+        first.extend(slots);
         first.extend_from_slice(root);
-        first.resize(usize::try_from(head_len(bits)).map_err(WriterError::internal)?, 0);
+        first.resize(usize::try_from(self.head_len()).map_err(WriterError::internal)?, 0);
         let covered =
             first.get_mut(start..).and_then(|rest| rest.get_mut(..Superblock::checksummed_len(bits)));
         seal(covered.ok_or(WriterError::Order("the first block is too short"))?);

@@ -15,13 +15,14 @@ mod elsewhere;
 mod error;
 mod finish;
 mod inodes;
+mod merged;
 mod metadata;
 mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use self::{
     attributes::Shared,
@@ -30,7 +31,11 @@ use self::{
     sparse::Chunks,
     stream::{GAP, Stream},
 };
-pub use self::{elsewhere::is_mappable, error::WriterError};
+pub use self::{
+    elsewhere::is_mappable,
+    error::WriterError,
+    merged::{LayerDevice, Records, Referred},
+};
 use super::{BlockBits, Nid, device::DeviceSlot, inode::Data, superblock::Superblock};
 use crate::{
     error::Quoted,
@@ -127,12 +132,11 @@ enum Role {
     /// A layer for overlayfs.
     Layer,
     /// A layer for overlayfs whose file data is in the layer's archive, the image's extra device.
-    Index {
-        /// Length of the archive in bytes, once it is known.
-        archive_bytes: u64,
-    },
+    Index,
     /// The file system of a block device: a whole tree, which nothing is laid over.
     Device,
+    /// The merged tree of layers, which are the image's extra devices and have all data of files.
+    Merged,
 }
 
 /// Place of a file in the image, kept in the tree.
@@ -234,27 +238,40 @@ pub struct Writer<S> {
     hole_bytes: u64,
     /// Slots of the chunk-based files: without any, the image does not need the feature bit.
     chunked: HashSet<Slot>,
+    /// Extra devices. Their places on the unified line follow from the size of the image.
+    devices: Vec<DeviceSlot>,
+    /// Files that begin in blocks of a device, with the first one: counted from the first block of the first device,
+    /// as if the devices lay one behind the other.
+    on_line: HashMap<Slot, u32>,
 }
 
-/// Length in bytes of the superblock with the root's inode behind it, which are written last. One
-/// block, or as many small ones as have the same room.
-fn head_len(bits: BlockBits) -> u64 {
-    bits.size().max(4096)
+/// Room in bytes that the root's inode has at least, with its attributes and its names.
+const ROOT_ROOM: u64 = 2816;
+
+/// Byte at which the root's inode lies: right after the superblock and the device slots.
+fn root_offset(devices: usize) -> u64 {
+    Superblock::OFFSET + (Superblock::LEN + devices * DeviceSlot::LEN) as u64
+}
+
+/// Length in bytes of the superblock with the device slots and the root's inode behind it, which are written last. One
+/// block, or as many small ones as have the same room; more for many slots.
+fn head_len(bits: BlockBits, devices: usize) -> u64 {
+    (root_offset(devices) + ROOT_ROOM).next_multiple_of(bits.size().max(4096))
 }
 
 impl<S: Sink> Writer<S> {
     /// Starts the image of a layer in `sink`, which has to read as zeros wherever nothing is written.
     pub fn new(sink: S, options: Options) -> Self {
-        Self::for_role(sink, options, Role::Layer)
+        Self::for_role(sink, options, Role::Layer, Vec::new())
     }
 
-    fn for_role(sink: S, options: Options, role: Role) -> Self {
+    fn for_role(sink: S, options: Options, role: Role, devices: Vec<DeviceSlot>) -> Self {
         let bits = options.image.block_bits;
         let limits = tree::Limits { nodes: options.max_nodes, memory_bytes: options.max_metadata_bytes };
         Self {
             sink,
             tree: Tree::new(limits),
-            stream: Stream::new(bits.blocks_for(head_len(bits)), role.gap(bits)),
+            stream: Stream::new(bits.blocks_for(head_len(bits, devices.len())), role.gap(bits)),
             metadata: Metadata::new(bits),
             shared: Shared::unlimited(),
             below: None,
@@ -267,6 +284,8 @@ impl<S: Sink> Writer<S> {
             next_ino: 1,
             hole_bytes: 0,
             chunked: HashSet::new(),
+            devices,
+            on_line: HashMap::new(),
             options,
             role,
         }
@@ -294,8 +313,8 @@ impl<S: Sink> Writer<S> {
         }
         match inserted {
             Inserted::Nothing => self.open = Open::Ignored,
-            // Nothing lies below a device's tree.
-            Inserted::Whiteout(_) if self.role == Role::Device => self.open = Open::Ignored,
+            // Nothing lies below a whole tree.
+            Inserted::Whiteout(_) if !self.role.is_layer() => self.open = Open::Ignored,
             Inserted::Whiteout(id) => {
                 // Overlayfs ignores attributes of whiteouts.
                 self.special(
@@ -410,6 +429,7 @@ impl<S: Sink> Writer<S> {
     /// not counted.
     pub fn metadata_bytes(&self) -> u64 {
         let chunked = self.chunked.capacity() * (size_of::<Slot>() + 1);
+        let on_line = self.on_line.capacity() * (size_of::<(Slot, u32)>() + 1);
         let parts = [
             self.tree.memory_bytes(),
             self.metadata.memory_bytes(),
@@ -417,7 +437,7 @@ impl<S: Sink> Writer<S> {
             self.borrowed.memory_bytes(),
             self.sink.memory_bytes(),
         ];
-        parts.iter().sum::<u64>() + chunked as u64
+        parts.iter().sum::<u64>() + (chunked + on_line) as u64
     }
 
     /// Size of the image laid out so far, in bytes. Directories are added at the end.
@@ -434,6 +454,18 @@ impl<S: Sink> Writer<S> {
         self.options.image.block_bits
     }
 
+    fn root_offset(&self) -> u64 {
+        root_offset(self.devices.len())
+    }
+
+    fn head_len(&self) -> u64 {
+        head_len(self.bits(), self.devices.len())
+    }
+
+    fn root_nid(&self) -> Result<Nid, WriterError> {
+        Nid::at_byte_offset(self.root_offset(), 0).ok_or(WriterError::Order("the root is off a slot"))
+    }
+
     fn take_ino(&mut self) -> u32 {
         let ino = self.next_ino;
         self.next_ino = self.next_ino.wrapping_add(1);
@@ -442,13 +474,14 @@ impl<S: Sink> Writer<S> {
 
     /// Removes a file's record and data from the image.
     fn discard(&mut self, place: Place) -> Result<(), WriterError> {
-        // A whiteout on a device has no record, nor has a file of the file system below.
+        // A whiteout in a whole tree has no record, nor has a file of the file system below.
         if place.record_len == 0 {
             return Ok(());
         }
         let Self { metadata, stream, sink, options, .. } = self;
         let bits = options.image.block_bits.get();
         self.chunked.remove(&place.slot);
+        self.on_line.remove(&place.slot);
         if place.data_blocks > 0 {
             let (start, blocks) = (u64::from(place.data_start), u64::from(place.data_blocks));
             stream.discard(sink, start << bits, blocks << bits)?;
@@ -458,19 +491,14 @@ impl<S: Sink> Writer<S> {
 }
 
 impl Role {
-    /// Byte at which the root's inode lies: right after the superblock and the device slot, if there is one.
-    fn root_offset(self) -> u64 {
-        let slot = if matches!(self, Self::Index { .. }) { DeviceSlot::LEN } else { 0 };
-        Superblock::OFFSET + (Superblock::LEN + slot) as u64
+    /// Whether overlayfs lays the tree over others, so that deletions are in it as overlayfs stores them.
+    fn is_layer(self) -> bool {
+        matches!(self, Self::Layer | Self::Index)
     }
 
     /// Longest gap between two writes that is filled with zeros, in bytes. On a device what was written counts, and
     /// gaps of a block or more may be mapped; shorter ones are filled, because runs are fewer then.
     fn gap(self, bits: BlockBits) -> u64 {
         if self == Self::Device { bits.size() - 1 } else { GAP }
-    }
-
-    fn root_nid(self) -> Result<Nid, WriterError> {
-        Nid::at_byte_offset(self.root_offset(), 0).ok_or(WriterError::Order("the root is off a slot"))
     }
 }

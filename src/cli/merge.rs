@@ -1,0 +1,150 @@
+//! `plywood merge`: one metadata image over the images of layers.
+
+use std::{
+    fs::File,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use indicatif::{HumanBytes, HumanCount};
+
+use super::output;
+use crate::{
+    call::Cancel,
+    error::{Error, Kind, Result},
+    format::{
+        ReadAt, Sink as _,
+        erofs::{reader::Image, writer::Summary},
+    },
+    limits::Limits,
+    merge,
+    pipeline::{budget::Budget, image},
+    snapshot::{Durability, LAYER_NAME, NewFile, Publication},
+    view::ErofsView,
+};
+
+/// Arguments of `plywood merge`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Mount an image of three layers as one file system, without overlayfs:
+    plywood merge 1.erofs 2.erofs 3.erofs -o fsmeta.erofs
+    mount -t erofs -o device=1.erofs,device=2.erofs,device=3.erofs \\
+      fsmeta.erofs /mnt
+  One read-only disk of all layers for a virtual machine:
+    plywood merge *.erofs -o fsmeta.erofs --disk image.vmdk
+    qemu-system-x86_64 -drive file=image.vmdk,format=vmdk,readonly=on ...")]
+pub struct Arguments {
+    /// Images of the layers, the bottom one first. They stay as they are, and are mounted as devices in this order
+    #[arg(required = true, value_name = "LAYER")]
+    pub layers: Vec<PathBuf>,
+    /// File for the merged metadata. An existing one is replaced once the new one is complete
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+    /// Also describe the flat disk of the merged metadata and all layers, one behind the other, as a VMDK descriptor. It
+    /// names the files by their whole paths, or by their names where they are beside it
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+}
+
+/// Forms of merged metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Of EROFS images that have their data: what containerd's EROFS snapshotter calls fsmeta.erofs
+    #[default]
+    Fsmeta,
+    /// Of RAFS metadata: what the nydus snapshotter calls image.boot. Not written yet
+    Rafs,
+}
+
+/// Runs the command. Errors: those of the layers, with their names, and of the output.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.format == Format::Rafs {
+        let message = "--format rafs: merged RAFS metadata cannot be written yet, only fsmeta";
+        return Err(Error::new(Kind::NotImplemented, "merge.format", message));
+    }
+    let files = arguments.layers.iter().map(|path| named(open(path), path)).collect::<Result<Vec<_>>>()?;
+    let (file, summary) = named(merged(arguments, &files), &arguments.output)?;
+    let description = arguments.disk.as_deref().map(|disk| {
+        let image = Image::open(&file).map_err(Error::from)?;
+        let beside = |path: &PathBuf| place(disk, path);
+        let layers = arguments.layers.iter().map(beside).collect::<Result<Vec<_>>>()?;
+        let layers: Vec<_> = layers.iter().map(PathBuf::as_path).collect();
+        Ok(merge::describe(&image, &place(disk, &arguments.output)?, &layers)?)
+    });
+    let described = description.transpose().and_then(|text| {
+        let (Some(text), Some(disk)) = (text, arguments.disk.as_deref()) else { return Ok(None) };
+        let publication = Publication::beside(disk)?;
+        let mut description = publication.file(LAYER_NAME)?;
+        description.write_at(0, text.as_bytes()).map_err(Error::disk)?;
+        Ok(Some((publication, description)))
+    });
+    let described = match &arguments.disk {
+        Some(disk) => named(described, disk)?,
+        None => None,
+    };
+    let size_bytes = file.size_bytes();
+    Publication::beside(&arguments.output)?.commit([file], Durability::Request, false)?;
+    if let Some((publication, description)) = described {
+        publication.commit([description], Durability::Request, false)?;
+    }
+    output::result(&format!(
+        "{}: {}, {} files and directories of {} layers\n",
+        arguments.output.display(),
+        HumanBytes(size_bytes),
+        HumanCount(summary.nodes),
+        files.len(),
+    ))
+}
+
+/// Merges the layers and checks the result.
+fn merged(arguments: &Arguments, files: &[File]) -> Result<(NewFile, Summary)> {
+    let (cancel, limits) = (Cancel::new(), Limits::default());
+    let budget = Budget::new(&limits);
+    let lease = budget.lease(&cancel)?;
+    let views = files.iter().zip(&arguments.layers).map(|(file, path)| {
+        let found = file.metadata().map_err(Error::disk)?;
+        let file: &dyn ReadAt = file;
+        let key = (found.dev(), found.ino());
+        ErofsView::open(file, Vec::new(), key, path.display().to_string(), &cancel)
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let file = Publication::beside(&arguments.output)?.file(LAYER_NAME)?;
+    let (file, summary) = merge::write(&views, file, &limits, &lease, &cancel)?;
+    drop(views);
+    let devices: Vec<&dyn ReadAt> = files.iter().map(|file| file as &dyn ReadAt).collect();
+    image::verify_merged(&file, &devices, &limits, &lease, &cancel)?;
+    Ok((file, summary))
+}
+
+/// The name of a file in a description at `disk`.
+fn place(disk: &Path, path: &Path) -> Result<PathBuf> {
+    let directory = |path: &Path| match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let resolved =
+        |path: &Path| path.canonicalize().map_err(|error| output::unreadable(&error, "merge.path"));
+    let (from, to) = (resolved(&directory(disk))?, resolved(&directory(path))?);
+    let name = path.file_name().unwrap_or_default();
+    Ok(if from == to { PathBuf::from(name) } else { to.join(name) })
+}
+
+fn open(path: &Path) -> Result<File> {
+    let opened = File::open(path).and_then(|file| {
+        let found = file.metadata()?;
+        if found.is_file() {
+            Ok(file)
+        } else {
+            Err(std::io::Error::other("a layer is a file, and this is none"))
+        }
+    });
+    opened.map_err(|error| output::unreadable(&error, "image.open"))
+}
+
+fn named<T>(outcome: Result<T>, path: &Path) -> Result<T> {
+    outcome.map_err(|error| error.context(path.display().to_string()))
+}

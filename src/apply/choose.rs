@@ -64,6 +64,11 @@ impl Strategy {
         }
     }
 
+    /// Whether the strategy makes one image that the kernel mounts.
+    pub(super) fn is_mountable(self) -> bool {
+        matches!(self, Self::Erofs | Self::Native { .. })
+    }
+
     /// Whether the strategy copies the blob's file, where the store has one.
     pub(super) fn copies_the_blob(self) -> bool {
         self == Self::Native { coding: Coding::Plain }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     choose::Strategy,
     job::{Built, Job, Layer},
+    merged,
     options::Options,
     request::{Applied, Stats},
     strategy::{convert, erofs, native, overlaybd, turbo},
@@ -57,8 +58,9 @@ impl Converter {
         let lease = self.resources.budget.lease(work.cancel)?;
         let plan = Plan { resources: &self.resources, lease: &lease, work };
         let applied = layer.layer_type.applied;
+        let parents = layer.parents;
         let job = Job { layer, publication: &publication, plan, options: &self.options };
-        let Built { files, image_bytes, contents, mut facts } = match strategy {
+        let Built { mut files, image_bytes, mut contents, mut facts } = match strategy {
             Strategy::Erofs => erofs::run(job)?,
             Strategy::Native { coding } => native::run(job, coding)?,
             Strategy::Overlaybd => overlaybd::run(job)?,
@@ -66,6 +68,15 @@ impl Converter {
             Strategy::Turbo => turbo::run(job)?,
             Strategy::Convert(conversion) => convert::run(job, conversion)?,
         };
+        if strategy.is_mountable()
+            && let Some(image) = files.first()
+        {
+            let max_unmerged = self.options.max_unmerged_layers;
+            if let Some(merged) = merged::beside(image, max_unmerged, parents, &publication, plan)? {
+                contents.merged_layers = merged.layers;
+                files.push(merged.file);
+            }
+        }
         work.cancel.check()?;
         work.progress.begin(Phase::Commit, None);
         let committing = Instant::now();

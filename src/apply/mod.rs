@@ -14,6 +14,7 @@ mod choose;
 mod converter;
 mod flight;
 mod job;
+mod merged;
 mod options;
 mod parents;
 mod processors;

@@ -15,6 +15,8 @@ pub struct Options {
     pub native_verify: NativeVerify,
     /// Attributes of directories that an archive uses but does not list.
     pub implied_directories: ImpliedDirectories,
+    /// Layers of a snapshot that may be mounted one by one before they get merged metadata; 0: any number.
+    pub max_unmerged_layers: u32,
     /// Layers in snapshots of devices.
     pub overlaybd: Overlaybd,
 }

@@ -11,8 +11,8 @@ use crate::{
 /// Access to the layers below a new one.
 #[derive(Clone, Copy)]
 pub struct Parents<'a> {
-    /// Opens the layers, the newest first. Returns an empty stack when they are not known. Called at most once, and
-    /// only for a layer that needs them.
+    /// Opens the layers, the newest first. Returns an empty stack when they are not known. Called only for
+    /// a layer that needs them.
     pub open: &'a dyn Fn() -> Result<Stack>,
     /// Fail when the layers below are needed and cannot be read, instead of making the image as if there were none.
     pub required: bool,

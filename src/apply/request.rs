@@ -107,6 +107,8 @@ pub struct Contents {
     pub implied_directories: u64,
     /// Implied directories that took owner, mode, time and attributes from the layers below.
     pub inherited_directories: u64,
+    /// Layers, this one included, that merged metadata was written of; 0 for none.
+    pub merged_layers: u64,
     /// There are implied directories, and the layers below were unknown, unreadable or not to be read.
     pub without_parents: bool,
 }

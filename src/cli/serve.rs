@@ -139,6 +139,7 @@ fn options(config: &Config) -> Result<Options> {
         durability: config.apply.durability,
         native_verify: config.apply.native_verify,
         implied_directories: config.apply.implied_directories,
+        max_unmerged_layers: config.apply.max_unmerged_layers,
         overlaybd: config.overlaybd(),
     })
 }

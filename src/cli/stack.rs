@@ -76,7 +76,7 @@ impl Spelled {
         let layer = |path: &PathBuf| {
             open(path, reading).map_err(|error| error.context(format!("layer {}", path.display())))
         };
-        Ok(Stack { layers: self.0.iter().map(layer).collect::<Result<_>>()? })
+        Ok(Stack { layers: self.0.iter().map(layer).collect::<Result<_>>()?, ..Stack::default() })
     }
 }
 

@@ -170,6 +170,11 @@ table! {
         /// time and attributes of the directory that they shadow, where the request shows the layers below;
         /// "default": root's, mode 0755, time 0, so that an image depends on nothing but its layer.
         implied_directories: ImpliedDirectories = ImpliedDirectories::default();
+        /// Write merged metadata (fsmeta.erofs) beside a layer when a container would have more than so many layers
+        /// mounted one by one otherwise. containerd 2.3.4 and later mounts it with all layers as its devices, as one
+        /// file system. Needs requests that show the layers below: max_concurrent_unpacks = 1. Never where dm-verity or
+        /// fs-verity protects layers. 0: never.
+        max_unmerged_layers: u32 = 0;
     }
 }
 
@@ -418,7 +423,10 @@ impl Config {
     /// Directories with images that snapshots share; empty when nothing reads the layers of a
     /// snapshot.
     pub fn shared_layers(&self) -> &[PathBuf] {
-        let reads = self.diff.enabled || self.apply.implied_directories == ImpliedDirectories::FromParents;
+        let apply = &self.apply;
+        let asks =
+            apply.implied_directories == ImpliedDirectories::FromParents || apply.max_unmerged_layers > 0;
+        let reads = self.diff.enabled || asks;
         if reads { &self.snapshots.shared_layers } else { &[] }
     }
 

@@ -69,6 +69,8 @@ pub struct Figures {
     /// Number of directories that the layer does not list, and of those among them that took their attributes from
     /// the layers below. For Apply; `None` without such directories.
     pub implied: Option<(u64, u64)>,
+    /// Layers that merged metadata was written of, if it was.
+    pub merged: Option<u64>,
     /// Number of sockets that were left out, for Diff.
     pub sockets: Option<u64>,
     /// Work of helpers that decoded ahead, for Apply; `None` when there was none.
@@ -119,6 +121,7 @@ impl Success for Applied {
                 Contents { implied_directories: 0, .. } => None,
                 contents => Some((contents.implied_directories, contents.inherited_directories)),
             },
+            merged: Some(self.stats.contents.merged_layers).filter(|layers| *layers > 0),
             sockets: None,
             ahead: Some(self.stats.ahead).filter(|ahead| *ahead != AheadFacts::default()),
         }
@@ -140,6 +143,7 @@ impl Success for Compared {
             image_bytes: None,
             nodes: self.stats.contents.entries,
             implied: None,
+            merged: None,
             sockets: Some(self.stats.contents.sockets),
             ahead: None,
         }
@@ -248,6 +252,7 @@ impl Record {
                     nodes = done.map(|done| done.nodes),
                     implied = done.and_then(|done| done.implied).map(|(implied, _)| implied),
                     inherited = done.and_then(|done| done.implied).map(|(_, inherited)| inherited),
+                    merged = done.and_then(|done| done.merged),
                     sockets = done.and_then(|done| done.sockets),
                     ahead_used = done.and_then(|done| done.ahead).map(|ahead| ahead.used),
                     ahead_missed = done.and_then(|done| done.ahead).map(|ahead| ahead.missed),

@@ -57,7 +57,7 @@ impl SnapshotDir {
     /// Errors: the mounts are read-only; another request has the lock.
     pub fn publish(&self, set: &'static FileSet, limits: &Limits) -> Result<Publication, PublishError> {
         debug_assert!(self.layout.publishes.contains(&set), "a set of another snapshotter");
-        let last = || self.path.join(set.names.last().copied().unwrap_or_default());
+        let last = || self.path.join(set.layer());
         if self.access == Access::View {
             return Err(PublishError::ReadOnly(last()));
         }

@@ -11,7 +11,7 @@ pub(super) const SNAPSHOTS: &str = "snapshots";
 /// The image of a layer in a snapshot of the EROFS snapshotter.
 pub const LAYER_NAME: &str = "layer.erofs";
 /// The image with the merged metadata of a layer and all layers below it.
-const MERGED_NAME: &str = "fsmeta.erofs";
+pub const MERGED_NAME: &str = "fsmeta.erofs";
 
 /// The upper directory at the root of the ext4 image in block mode.
 pub(super) const UPPER_IN_BLOCK: &str = "upper";
@@ -41,8 +41,9 @@ pub(super) const WRITABLE: [&str; 2] = ["block/writable_data", "block/writable_i
 /// The writable layer of a device once it is sealed.
 pub(super) const SEALED: &str = "fs/overlaybd.sealed";
 
-/// The set of a plain EROFS layer.
-pub static LAYER: FileSet = FileSet::of(&[LAYER_NAME]);
+/// The set of a plain EROFS layer, with merged metadata of it and all layers below on request. The metadata comes last:
+/// beside another layer it would show wrong data, and a layer without it is whole.
+pub static LAYER: FileSet = FileSet { names: &[LAYER_NAME, MERGED_NAME], optional: &[MERGED_NAME] };
 /// The set of a layer of an overlaybd snapshot's device. With the archive it is a turboOCI layer that points into it, and
 /// the snapshotter converts the archive itself where nothing else is there. Without it, a native layer.
 pub static DEVICE_LAYER: FileSet =
@@ -58,13 +59,14 @@ pub static TURBO: FileSet = FileSet {
 
 /// Files of one snapshot that are published together, by their paths below the snapshot's directory.
 ///
-/// The files get their names in this order. The last name commits the set: without that file, the snapshotter
-/// must take the directory for one without a layer, or for one whose layer it can complete itself. So after a
-/// crash at any point some first files of a set may be there, but never the last one without the others.
+/// The files get their names in this order. The last name that is not optional commits the set: without that file, the
+/// snapshotter must take the directory for one without a layer, or for one whose layer it can complete itself. So after
+/// a crash at any point some first files of a set may be there, but never a later one without them. Optional files
+/// behind that name complete a layer which is whole without them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FileSet {
     pub(super) names: &'static [&'static str],
-    /// Those of `names` that a layer may do without; older files of these names are then removed. The last one is not
+    /// Those of `names` that a layer may do without; older files of these names are then removed. At least one is not
     /// among them.
     pub(super) optional: &'static [&'static str],
 }
@@ -73,6 +75,12 @@ impl FileSet {
     /// A set of which every layer has all files.
     pub(super) const fn of(names: &'static [&'static str]) -> Self {
         Self { names, optional: &[] }
+    }
+
+    /// The name that commits the set.
+    pub(super) fn layer(&self) -> &'static str {
+        let required = self.names.iter().rev().find(|name| !self.optional.contains(name));
+        required.copied().unwrap_or_default()
     }
 }
 

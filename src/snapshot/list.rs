@@ -51,6 +51,8 @@ pub(super) struct Entry<'m> {
     pub(super) is_read_only: bool,
     /// `userxattr`: overlayfs keeps its attributes in `user.overlay.`.
     pub(super) user_xattr: bool,
+    /// `X-containerd.dmverity=`: the image is mounted through a device that checks it.
+    pub(super) is_verified: bool,
     /// The first option whose effect on the layers is not known.
     pub(super) unknown: Option<&'m str>,
 }
@@ -130,6 +132,7 @@ impl<'m> Entry<'m> {
             maps: Maps::default(),
             is_read_only: false,
             user_xattr: false,
+            is_verified: false,
             unknown: None,
         };
         for option in mount.each_option() {
@@ -140,6 +143,7 @@ impl<'m> Entry<'m> {
                 Some(("device", value)) => entry.devices.push(value),
                 Some(("uidmap", value)) => entry.maps.users.add(value),
                 Some(("gidmap", value)) => entry.maps.groups.add(value),
+                Some(("X-containerd.dmverity", _)) => entry.is_verified = true,
                 None if option == "ro" => entry.is_read_only = true,
                 None if option == "userxattr" => entry.user_xattr = true,
                 _ => {}

@@ -38,8 +38,8 @@ pub use directory::SnapshotDir;
 pub use error::{MountError, PublishError};
 pub use ids::{IdMap, IdMaps};
 pub use layout::{
-    DEVICE_LAYER, FileSet, LAYER, LAYER_NAME, OVERLAYBD_NAME, TAR_INDEX_NAME, TAR_NAME, TRACE, TRACE_NAME,
-    TURBO, TURBO_EROFS_NAME, TURBO_EXT4_NAME, TURBO_GZIP_NAME, TURBO_MARKER_NAME,
+    DEVICE_LAYER, FileSet, LAYER, LAYER_NAME, MERGED_NAME, OVERLAYBD_NAME, TAR_INDEX_NAME, TAR_NAME, TRACE,
+    TRACE_NAME, TURBO, TURBO_EROFS_NAME, TURBO_EXT4_NAME, TURBO_GZIP_NAME, TURBO_MARKER_NAME,
 };
 pub use list::snapshot_id;
 pub use mount::Mount;

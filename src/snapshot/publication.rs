@@ -3,9 +3,9 @@
 //! | step | a crash after it leaves |
 //! |---|---|
 //! | all files are written, checked by the caller, and synced | nothing |
-//! | a set of several files: the old file of the last name is removed, its directory synced | no layer |
+//! | a set of several files: the old file of the last name is removed, its directory synced | no layer; without merged metadata, the old layer |
 //! | old files that the new set does without are removed, their directory synced | no layer |
-//! | each file but the last gets its name, its directory is synced | no layer, and the first files of the set |
+//! | each file but the last gets its name, its directory is synced | no layer, and the first files of the set; before merged metadata, the new layer |
 //! | the last file gets its name | the new layer, or the state before if the directory is not on disk yet |
 //! | the directories are synced | the new layer |
 //!
@@ -89,7 +89,7 @@ impl Publication {
         set: &FileSet,
         limits: &Limits,
     ) -> Result<Self, PublishError> {
-        let last = path.join(set.names.last().copied().unwrap_or_default());
+        let last = path.join(set.layer());
         let io = |what| {
             let path = last.clone();
             move |source| PublishError::Io { what, path, source }
@@ -221,7 +221,7 @@ impl Publication {
         let mut given = Vec::new();
         let outcome = self.give_names(files, &absent, sync, sync_fs, &mut given);
         if outcome.is_err() {
-            // The last name goes first: the others alone are no layer.
+            // The last name goes first: a later file never stands without the earlier ones.
             for place in given.iter().rev() {
                 // A file whose directory could not be synced may not survive a power cut, and nobody knows of
                 // it yet.
@@ -248,9 +248,21 @@ impl Publication {
                 stale.push(*place);
             }
         }
+        let rank = |place: &Place| self.places.iter().position(|other| std::ptr::eq(other, place));
+        let (behind, stale): (Vec<_>, Vec<_>) = stale.into_iter().partition(|place| rank(place) > rank(last));
         let is_alone = first.is_empty() && stale.is_empty();
+        if !(is_alone && behind.is_empty()) {
+            // All names are looked at before anything is changed.
+            for place in &self.places {
+                place.check()?;
+            }
+        }
+        // A file that completed an older layer stands neither without it nor beside the new one.
+        for place in behind {
+            place.clear(sync)?;
+        }
         if !is_alone {
-            self.make_way(last, sync)?;
+            make_way(last, sync)?;
         }
         for place in stale {
             place.clear(sync)?;
@@ -274,18 +286,6 @@ impl Publication {
         Ok(())
     }
 
-    /// Makes an older set invalid before its first files are replaced: removes its last file.
-    fn make_way(&self, last: &Place, sync: bool) -> Result<(), PublishError> {
-        // All names are looked at before anything is changed.
-        for place in &self.places {
-            place.check()?;
-        }
-        if last.check()? == Occupant::Free {
-            return Ok(());
-        }
-        last.clear(sync)
-    }
-
     fn sync_directories(&self, last: &Place, sync_fs: bool) -> io::Result<()> {
         file::sync(&*last.dir)?;
         if !Arc::ptr_eq(&last.dir, &self.room) {
@@ -299,6 +299,14 @@ impl Publication {
         }
         Ok(())
     }
+}
+
+/// Makes an older set invalid before its first files are replaced: removes its last file.
+fn make_way(last: &Place, sync: bool) -> Result<(), PublishError> {
+    if last.check()? == Occupant::Free {
+        return Ok(());
+    }
+    last.clear(sync)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 
 use super::{
     super::{
-        DEVICE_LAYER, LAYER, OVERLAYBD_NAME, TAR_NAME,
+        DEVICE_LAYER, LAYER, MERGED_NAME, OVERLAYBD_NAME, TAR_NAME,
         scratch_tests::{limits, names, scratch},
     },
     *,
@@ -239,7 +239,7 @@ fn states(set: &FileSet) -> Vec<BTreeSet<String>> {
 /// Each state is what a crash at that moment leaves.
 #[test]
 fn a_layer_is_never_seen_beside_files_of_another_one() {
-    for set in [&TWO, &BESIDE] {
+    for set in [&TWO, &BESIDE, &LAYER] {
         let [first, last] = *set.names else { panic!("{set:?}") };
         let (new_first, new_last) = (format!("+{first}"), format!("+{last}"));
         let want = [vec![first, last], vec![first], vec![&new_first], vec![&new_first, &new_last]];
@@ -248,7 +248,25 @@ fn a_layer_is_never_seen_beside_files_of_another_one() {
     }
     // A single file is replaced at once.
     let state = |name: &str| BTreeSet::from([name.to_owned()]);
-    assert_eq!(states(&LAYER), [state(LAYER_NAME), state("+layer.erofs")]);
+    assert_eq!(states(&FileSet::of(&[LAYER_NAME])), [state(LAYER_NAME), state("+layer.erofs")]);
+}
+
+#[test]
+fn merged_metadata_of_an_older_layer_goes_before_that_is_replaced() {
+    let scratch = scratch();
+    for name in LAYER.names {
+        fs::write(scratch.path.join(name), "old").unwrap();
+    }
+    let (publication, layer) = scratch.begin().unwrap();
+    publication.commit([layer], Durability::Always, false).unwrap();
+    assert_eq!(scratch.names(), [LAYER_NAME]);
+    // With metadata in a place that cannot be had, the older layer stays whole.
+    fs::create_dir(scratch.path.join(MERGED_NAME)).unwrap();
+    fs::write(scratch.layer(), "old").unwrap();
+    let (publication, layer) = scratch.begin().unwrap();
+    let error = publication.commit([layer], Durability::Always, false).unwrap_err();
+    assert!(matches!(&error, PublishError::Occupied(path) if path.ends_with(MERGED_NAME)), "{error}");
+    assert_eq!(fs::read(scratch.layer()).unwrap(), b"old");
 }
 
 #[test]

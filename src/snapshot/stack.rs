@@ -23,6 +23,7 @@ use crate::{
     sys::{
         capabilities,
         dir::{Dir, Status, status},
+        file::has_verity,
     },
 };
 
@@ -31,6 +32,10 @@ use crate::{
 pub struct Stack {
     /// Newest first.
     pub layers: Vec<StackLayer>,
+    /// Number of the layers, from the bottom on, that merged metadata stands for.
+    pub merged: usize,
+    /// Whether dm-verity or fs-verity protects a layer.
+    pub is_verified: bool,
 }
 
 /// One layer of a stack.
@@ -171,7 +176,16 @@ impl Roots {
                 }
                 layers.extend(reading.open(item, place)?);
             }
-            Ok(Stack { layers })
+            let merged = plan.merged.first().map_or(0, |(_, top)| {
+                plan.items.iter().rev().position(|item| item.path() == *top).map_or(0, |below| below + 1)
+            });
+            let mut is_verified = list.entries().any(|entry| entry.is_verified);
+            for layer in &layers {
+                if let LayerSource::Erofs { image, .. } = &layer.source {
+                    is_verified |= has_verity(image).map_err(refused)?;
+                }
+            }
+            Ok(Stack { layers, merged, is_verified })
         };
         capabilities::reading(open).map_err(refused)?
     }

@@ -252,6 +252,13 @@ pub fn sync(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::fsync(fd)?)
 }
 
+/// Whether fs-verity protects a file.
+pub fn has_verity(fd: impl AsFd) -> io::Result<bool> {
+    use rustix::fs::{StatxAttributes, StatxFlags};
+    let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?;
+    Ok(found.stx_attributes.contains(StatxAttributes::VERITY))
+}
+
 /// Writes the whole file system that `fd` is on to disk.
 pub fn sync_file_system(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::syncfs(fd)?)

@@ -328,7 +328,7 @@ fn composed() {
     let composer = Composer::new(options, Resources::new(Limits::default(), 2));
     let call = Call::new("default".parse().unwrap());
     let compose = |meanwhile: &(dyn Fn() + Sync)| {
-        let upper = Stack { layers: node.upper().into_iter().collect() };
+        let upper = Stack { layers: node.upper().into_iter().collect(), ..Stack::default() };
         let sides = Sides { lower: Stack::default(), upper };
         let layer_type = LayerType::of("application/vnd.oci.image.layer.v1.tar").unwrap();
         let mut bytes = Vec::new();

@@ -14,7 +14,8 @@ use plywood::{
     format::Sink,
     limits::Limits,
     snapshot::{
-        DEVICE_LAYER, Durability, LAYER, LAYER_NAME, Mount, OVERLAYBD_NAME, Roots, TAR_INDEX_NAME, TAR_NAME,
+        DEVICE_LAYER, Durability, LAYER, LAYER_NAME, MERGED_NAME, Mount, OVERLAYBD_NAME, Roots,
+        TAR_INDEX_NAME, TAR_NAME,
     },
 };
 use testkit::strace::{self, Fault};
@@ -44,6 +45,10 @@ pub struct Library {
 enum Kind {
     /// One image.
     Image,
+    /// An image with merged metadata of it and all layers below.
+    Merged,
+    /// An image in the place of one with merged metadata.
+    Unmerged,
     /// A native layer of a device.
     Native,
     /// A layer of a device that points into the archive beside it.
@@ -54,7 +59,8 @@ impl Kind {
     /// The files, in the order in which they are published.
     fn files(self) -> &'static [&'static str] {
         match self {
-            Self::Image => &[LAYER_NAME],
+            Self::Image | Self::Unmerged => &[LAYER_NAME],
+            Self::Merged => &[LAYER_NAME, MERGED_NAME],
             Self::Native => &[OVERLAYBD_NAME],
             Self::Turbo => &[TAR_NAME, TAR_INDEX_NAME, OVERLAYBD_NAME],
         }
@@ -62,25 +68,37 @@ impl Kind {
 
     /// All files that layers of this snapshotter may have.
     fn all(self) -> &'static [&'static str] {
-        if self == Self::Image { &[LAYER_NAME] } else { Self::Turbo.files() }
+        match self {
+            Self::Image => &[LAYER_NAME],
+            Self::Merged | Self::Unmerged => Self::Merged.files(),
+            Self::Native | Self::Turbo => Self::Turbo.files(),
+        }
+    }
+
+    /// Whether it is a layer of the EROFS snapshotter.
+    fn is_image(self) -> bool {
+        matches!(self, Self::Image | Self::Merged | Self::Unmerged)
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Image => "image",
+            Self::Merged => "merged",
+            Self::Unmerged => "unmerged",
             Self::Native => "native",
             Self::Turbo => "turbo",
         }
     }
 
     fn of(name: &str) -> Self {
-        [Self::Image, Self::Native, Self::Turbo].into_iter().find(|kind| kind.name() == name).unwrap()
+        let all = [Self::Image, Self::Merged, Self::Unmerged, Self::Native, Self::Turbo];
+        all.into_iter().find(|kind| kind.name() == name).unwrap()
     }
 
     fn roots(self, root: &Path) -> Result<Roots, Error> {
         let roots = [root.to_owned()];
         Ok(match self {
-            Self::Image => Roots::open(&roots)?,
+            _ if self.is_image() => Roots::open(&roots)?,
             _ => Roots::open(&[])?.with_overlaybd(&roots)?,
         })
     }
@@ -88,12 +106,15 @@ impl Kind {
 
 const PLAIN: Library = Library { len: 1 << 20, existing: false, named: false, kind: Kind::Image };
 
-pub const SCENARIOS: [(&str, Library); 9] = [
+pub const SCENARIOS: [(&str, Library); 12] = [
     ("a tiny layer", Library { len: 10, ..PLAIN }),
     ("a small layer", PLAIN),
     ("a large layer", Library { len: 12 << 20, ..PLAIN }),
     ("a replaced layer", Library { existing: true, ..PLAIN }),
     ("a layer without unnamed files", Library { named: true, ..PLAIN }),
+    ("a layer with merged metadata", Library { kind: Kind::Merged, ..PLAIN }),
+    ("a layer with merged metadata replaced", Library { kind: Kind::Merged, existing: true, ..PLAIN }),
+    ("a layer with merged metadata replaced by one without", Library { kind: Kind::Unmerged, existing: true, ..PLAIN }),
     ("an archive and its layer", Library { kind: Kind::Turbo, ..PLAIN }),
     ("an archive and its layer replaced", Library { kind: Kind::Turbo, existing: true, ..PLAIN }),
     ("an archive and its layer without unnamed files", Library { kind: Kind::Turbo, named: true, ..PLAIN }),
@@ -139,7 +160,7 @@ fn publish(root: &Path, kind: Kind, len: usize) -> Result<(), Error> {
     let mount = Mount { kind: "bind".into(), source, ..Mount::default() };
     let snapshot = roots.resolve(&[mount])?;
     let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let set = if kind == Kind::Image { &LAYER } else { &DEVICE_LAYER };
+    let set = if kind.is_image() { &LAYER } else { &DEVICE_LAYER };
     let publication = snapshot.publish(set, &limits)?;
     let mut files = Vec::new();
     for name in kind.files() {
@@ -213,6 +234,15 @@ impl Library {
             || found.iter().map(|(name, bytes)| (*name, bytes.as_ref().map(Vec::len))).collect::<Vec<_>>();
         if found.iter().flat_map(|(_, bytes)| bytes).any(|bytes| *bytes != new && bytes != OLD) {
             return Err(format!("torn: {:?}", sizes()));
+        }
+        if let (true, [(_, layer), metadata @ ..]) = (self.kind.is_image(), found) {
+            // Merged metadata stands beside the very layer that it was made of, or not at all.
+            let belongs = metadata.iter().all(|(_, metadata)| metadata.is_none() || metadata == layer);
+            return match (belongs, layer) {
+                (false, _) => Err(format!("metadata beside another layer: {:?}", sizes())),
+                (true, Some(_)) => Ok(State::Layer),
+                (true, None) => Ok(State::Nothing),
+            };
         }
         let last = |name: &str| *self.kind.all().last().unwrap() == name;
         if !found.iter().any(|(name, bytes)| last(name) && bytes.is_some()) {

@@ -62,6 +62,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
         implied_directories: directories,
         inherited_directories: inherited,
         without_parents,
+        ..Contents::default()
     };
     facts.times.verify = verified(plan, || image::verify_own(&image, limits, lease, cancel))?;
     Ok(Built { image_bytes: image.size_bytes(), files: vec![image], contents, facts })

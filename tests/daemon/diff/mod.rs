@@ -4,6 +4,7 @@
 mod faults;
 mod forms;
 pub mod lists;
+mod merged;
 mod parents;
 pub mod shop;
 mod store;
@@ -11,5 +12,5 @@ mod store;
 use super::harness::Test;
 
 pub fn tests() -> Vec<Test> {
-    [forms::TESTS, store::TESTS, faults::TESTS, parents::TESTS].concat()
+    [forms::TESTS, store::TESTS, faults::TESTS, parents::TESTS, merged::TESTS].concat()
 }

@@ -1,6 +1,6 @@
-//! Generates both forms of the Diff service from `protos/`.
+//! Generates both forms of the Diff service, and our own progress service, from `protos/`.
 //!
-//! gRPC: server code only, its messages are containerd-client's own structs. ttrpc: messages of
+//! gRPC: server code only, the messages are containerd-client's structs and the library's own. ttrpc: messages of
 //! rust-protobuf and a service trait. Neither needs `protoc`.
 
 use std::{env, error::Error, fs, path::PathBuf, process::Command};
@@ -15,6 +15,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .extern_path(".containerd.services.diff.v1", "::containerd_client::services::v1")
         .extern_path(".containerd.types", "::containerd_client::types")
+        .compile_fds(files)?;
+
+    let files = protox::compile(["progress.proto"], ["protos/plywood"])?;
+    tonic_prost_build::configure()
+        .build_client(false)
+        .extern_path(".plywood.progress.v1", "crate::containerd::progress")
         .compile_fds(files)?;
 
     let generated = out.join("ttrpc");

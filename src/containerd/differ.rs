@@ -15,6 +15,8 @@ use super::{
     client::{Client, MESSAGE_BYTES, from_status, request, text_of},
     content::Containerd,
     layers::to_wire,
+    name::random,
+    progress::{HEADER, follow},
 };
 use crate::{
     call::Call,
@@ -30,12 +32,16 @@ const REFUSED: &str = "unpack.apply";
 
 /// A server of the Diff service.
 #[derive(Clone)]
-pub struct Differ(Client);
+pub struct Differ {
+    client: Client,
+    /// Whether it may report progress.
+    is_direct: bool,
+}
 
 impl Containerd {
     /// containerd's Diff service, which asks the differs of its configuration one after the other.
     pub fn differ(&self) -> Differ {
-        Differ(self.client.clone())
+        Differ { client: self.client.clone(), is_direct: false }
     }
 }
 
@@ -52,11 +58,12 @@ impl Drop for Applying {
 impl Differ {
     /// The differ that listens on `socket`. Nothing is sent yet.
     pub fn at(socket: &Path, runtime: Handle, stall: Duration) -> Self {
-        Self(Client::new(socket, runtime, stall))
+        Self { client: Client::new(socket, runtime, stall), is_direct: true }
     }
 
     /// Begins to apply a layer to what `mounts` mount. Calls `done` with the diffID that the differ found, on the runtime,
-    /// unless the answer is dropped before. A layer takes the time that it takes: there is no limit.
+    /// unless the answer is dropped before. A layer takes the time that it takes: there is no limit. A daemon of ours sets the
+    /// progress of the call meanwhile.
     pub fn begin(
         &self,
         call: &Call,
@@ -74,13 +81,29 @@ impl Differ {
             annotations: layer.annotations.clone().into_iter().collect(),
         };
         let mounts = mounts.iter().map(to_wire).collect();
-        let message = request(call, ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() })?;
-        let mut service = DiffClient::new(self.0.channel.clone())
+        let message = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
+        let mut message = request(call, message)?;
+        let id = if self.is_direct { Some(random()?) } else { None };
+        if let Some(id) = id.as_ref().and_then(|id| id.parse().ok()) {
+            message.metadata_mut().insert(HEADER, id);
+        }
+        let mut service = DiffClient::new(self.client.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
-        let address = self.0.address.clone();
-        let task = self.0.runtime.spawn(async move {
-            let outcome = match service.apply(message).await {
+        let address = self.client.address.clone();
+        let (channel, progress) = (self.client.channel.clone(), call.progress.clone());
+        let watch = async move {
+            if let Some(id) = id {
+                follow(channel, id, &progress).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let task = self.client.runtime.spawn(async move {
+            let answer = tokio::select! {
+                answer = service.apply(message) => answer,
+                () = watch => return,
+            };
+            let outcome = match answer {
                 Ok(response) => applied(response.into_inner().applied),
                 Err(status) => {
                     let message = format!("differ at {}: {}", address.display(), text_of(&status));

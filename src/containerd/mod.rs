@@ -17,6 +17,7 @@ mod ingest;
 mod layers;
 mod lease;
 mod name;
+pub mod progress;
 mod read;
 mod snapshots;
 mod sweep;

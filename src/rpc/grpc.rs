@@ -1,4 +1,4 @@
-//! The gRPC half: the Diff service over HTTP/2, with the health service beside it.
+//! The gRPC half: the Diff service over HTTP/2, with the health service and the progress of its requests beside it.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -11,7 +11,11 @@ use super::{
     DIFF_SERVICE, convert,
     listener::Connection,
     metadata,
-    proto::grpc::diff_server::{Diff, DiffServer},
+    progress::Watched,
+    proto::{
+        grpc::diff_server::{Diff, DiffServer},
+        progress::progress_server::ProgressServer,
+    },
     status,
 };
 use crate::{
@@ -33,6 +37,7 @@ const LOCAL_RESETS: usize = 256;
 /// The Diff service of all gRPC connections.
 struct Handler {
     service: Arc<Service>,
+    watched: Watched,
 }
 
 #[tonic::async_trait]
@@ -57,9 +62,11 @@ impl Handler {
         convert: fn(M) -> Result<J, Error>,
     ) -> Result<J::Done, Status> {
         let caller = Caller::new(Wire::Grpc, method, request.extensions().get().copied());
-        let parsed = metadata::grpc_call(request.metadata())
-            .and_then(|call| Ok((call, convert(request.into_inner())?)));
+        let headers = request.metadata().clone();
+        let parsed =
+            metadata::grpc_call(&headers).and_then(|call| Ok((call, convert(request.into_inner())?)));
         let (call, job) = parsed.map_err(|error| status::grpc(&self.service.refuse(&caller, error)))?;
+        let _watching = self.watched.begin(&headers, &call.progress);
         self.service.run(&caller, call, job).await.map_err(|error| status::grpc(&error))
     }
 }
@@ -78,7 +85,9 @@ pub async fn serve(
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health),
     );
-    let diff = DiffServer::new(Handler { service })
+    let watched = Watched::default();
+    let progress = ProgressServer::new(watched.clone());
+    let diff = DiffServer::new(Handler { service, watched })
         .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
         .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES);
     Server::builder()
@@ -89,6 +98,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .add_service(diff)
+        .add_service(progress)
         .add_service(health)
         .serve_with_incoming_shutdown(
             tokio_stream::StreamExt::map(ReceiverStream::new(connections), Ok::<_, io::Error>),

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod grpc;
 pub mod listener;
 pub mod metadata;
+mod progress;
 pub mod proto;
 pub mod socket;
 pub mod status;

@@ -15,6 +15,7 @@ use testkit::{
     containerd::{Snapshotter, View},
     host,
     image::Image,
+    random::noise,
 };
 use tonic::Status;
 
@@ -35,6 +36,7 @@ pub const TESTS: &[Test] = &[
     ("an_interrupted_run_leaves_no_key", interrupted),
     ("a_run_waits_for_another_one_of_the_same_image", waits),
     ("progress_says_extracting_and_extracted", progress),
+    ("our_own_daemon_reports_the_bytes_of_a_layer", bytes),
     ("layers_that_a_load_unpacked_are_there_for_unpack", loaded),
 ];
 
@@ -436,4 +438,40 @@ fn loaded() {
         assert!(output.status.success(), "{output:?}");
     }
     assert_eq!(node.store.applied().len(), applied);
+}
+
+fn bytes() {
+    let node = rebasing();
+    let daemon = node.start();
+    let tar = tar_of(0, &[("dir/data", &noise(4 << 20, 1))]);
+    let image = Image::record(&node, NAME, &[digest(&tar)], &[gzip(&tar)], "{}");
+    let total = node.store.blob(NAMESPACE, &image.blobs[0]).unwrap().bytes.len();
+    node.store.withhold(&image.blobs[0], total / 2);
+    let socket = node.socket().display().to_string();
+    let log = fs::File::create(node.scratch.path().join("progress")).unwrap();
+    let mut child = command(&node, &["unpack", NAME, "--differ", &socket, "--progress", "json"])
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let lines = || fs::read_to_string(node.scratch.path().join("progress")).unwrap();
+    let seen = || {
+        let objects = lines();
+        let objects = objects.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        objects
+            .filter(|object| object["status"] == "extracting")
+            .filter_map(|object| object["progress"].as_u64())
+            .max()
+    };
+    let half = u64::try_from(total / 2).unwrap();
+    until("half of the layer is reported", SOON, || seen().is_some_and(|bytes| bytes > 0));
+    assert!(seen().unwrap() <= half, "{}", lines());
+    node.store.release();
+    assert!(child.wait().unwrap().success(), "{}", lines());
+    let last = lines().lines().last().map(|line| serde_json::from_str::<Value>(line).unwrap()).unwrap();
+    assert_eq!(
+        (&last["status"], last["progress"].as_u64()),
+        (&Value::from("extracted"), u64::try_from(total).ok())
+    );
+    daemon.stop();
 }

@@ -524,7 +524,7 @@ fn twenty_layers_at_once() -> Result<(), Failed> {
             let mut command = host::plywood();
             command.args(["unpack", NAME, "--progress", "none", "--parallel", parallel]);
             command.arg("--address").arg(node.store.socket()).arg("--differ").arg(&socket);
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let status = command.stdout(std::process::Stdio::null()).status()?;
             *best = begun.elapsed().as_secs_f64().min(*best);
             assert!(status.success());

@@ -105,7 +105,7 @@ impl Held {
 pub enum Use {
     /// The tree of a layer.
     Metadata,
-    /// The tree of an archive's index, which is made beside the layer.
+    /// The tree of an image that is made beside the layer: an archive's index, or merged metadata.
     Index,
     /// The indexes of devices that are open, and what their readers keep.
     Device,

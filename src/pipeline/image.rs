@@ -58,11 +58,7 @@ impl<'a, S: Sink> ImageWriter<'a, S> {
         Ok(Self::with(writer, Use::Metadata, lease, cancel))
     }
 
-    fn with(writer: Writer<Watched<'a, S>>, purpose: Use, lease: &'a Lease, cancel: &'a Cancel) -> Self {
-        Self { writer, purpose, charged: 0, lease, cancel }
-    }
-
-    /// [`Writer::merged`].
+    /// [`Writer::merged`]. Its memory is charged beside that of another image.
     pub fn merged(
         file: S,
         options: Options,
@@ -71,7 +67,11 @@ impl<'a, S: Sink> ImageWriter<'a, S> {
         cancel: &'a Cancel,
     ) -> Result<Self> {
         let writer = Writer::merged(Watched { file, cancel }, options, layers).map_err(writer_error)?;
-        Ok(Self { writer, charged: 0, lease, cancel })
+        Ok(Self::with(writer, Use::Index, lease, cancel))
+    }
+
+    fn with(writer: Writer<Watched<'a, S>>, purpose: Use, lease: &'a Lease, cancel: &'a Cancel) -> Self {
+        Self { writer, purpose, charged: 0, lease, cancel }
     }
 
     /// [`Writer::entry_referred`]. Errors: as for [`Self::entry`].

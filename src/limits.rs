@@ -65,6 +65,8 @@ pub const LSMT_STACK_ENTRIES: u64 = 128_000_000;
 /// Largest device, in bytes: the largest file of ext4, so that a flattened one has a place. Layers are for devices of
 /// 64 to 256 GiB.
 pub const LSMT_DEVICE_BYTES: u64 = 1 << 44;
+/// Most snapshots of one root that are looked at together: some hundred times those of a busy node.
+pub const SNAPSHOTS: usize = 1 << 20;
 /// Most mounts in one request.
 pub const MOUNTS: usize = 512;
 /// Largest sum of all strings of a mount list, in bytes.

@@ -6,7 +6,7 @@ use plywood::{
     codec::{CodecError, Coding, foreign::Foreign},
     error::{Classify, Error, Kind},
     format::{
-        ReadAt,
+        ReadAt, bolt,
         erofs::check::{Policy, verify},
         gzindex, lsmt, stargz,
         tar::{Parser, TarError, metadata, wrapper},
@@ -32,6 +32,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("tar_metadata", metadata::fuzz),
     ("turbo_archive", turbo::fuzz),
     ("stargz", stargz::fuzz),
+    ("bolt", bolt::fuzz),
 ];
 
 type Entry = fn(&[u8]);
@@ -99,6 +100,30 @@ fn turbo_archives_are_refused_for_the_reason_in_their_name() {
     for (name, archive) in corpus("turbo_archive") {
         let Some((want, _)) = name.split_once('@') else { continue };
         let found = read_turbo(&archive).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+fn read_records(file: &[u8]) -> Result<(), bolt::BoltError> {
+    let records = bolt::Bolt::open(file)?;
+    let mut pending = vec![records.root()];
+    while let Some(bucket) = pending.pop() {
+        records.each(&bucket, &mut |_, value| {
+            if let bolt::Value::Bucket(value) = value {
+                pending.push(bolt::Bucket::within(value)?);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn records_are_refused_for_the_reason_in_their_name() {
+    for (name, file) in corpus("bolt") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = read_records(&file).err();
         let reason = found.as_ref().map_or("ok", Classify::reason);
         assert_eq!(reason, want, "{name}: {found:?}");
     }

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     limits::Limits,
     pipeline::{Plan, Resources},
-    snapshot::Publication,
+    snapshot::{NewFile, Publication},
 };
 
 /// Turns layers into images.
@@ -33,12 +33,12 @@ impl Converter {
     }
 
     /// The converter's settings.
-    pub(super) fn options(&self) -> &Options {
+    pub fn options(&self) -> &Options {
         &self.options
     }
 
     /// Limits on one layer.
-    pub(super) fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Limits {
         &self.resources.limits
     }
 
@@ -55,12 +55,32 @@ impl Converter {
         sync_fs: bool,
     ) -> Result<Applied> {
         let started = Instant::now();
+        let (files, mut applied) = self.rehearse(work, strategy, layer, &publication)?;
+        work.cancel.check()?;
+        work.progress.begin(Phase::Commit, None);
+        let committing = Instant::now();
+        publication.commit(files, self.options.durability, sync_fs)?;
+        applied.stats.times.commit = committing.elapsed();
+        applied.stats.total = started.elapsed();
+        Ok(applied)
+    }
+
+    /// Turns `layer` into the files of `strategy` and checks them, like [`Converter::convert`], and publishes nothing:
+    /// the caller compares the files with others, or commits them to `publication`.
+    pub fn rehearse(
+        &self,
+        work: Work<'_>,
+        strategy: Strategy,
+        layer: Layer<'_>,
+        publication: &Publication,
+    ) -> Result<(Vec<NewFile>, Applied)> {
+        let started = Instant::now();
         let lease = self.resources.budget.lease(work.cancel)?;
         let plan = Plan { resources: &self.resources, lease: &lease, work };
         let applied = layer.layer_type.applied;
         let parents = layer.parents;
-        let job = Job { layer, publication: &publication, plan, options: &self.options };
-        let Built { mut files, image_bytes, mut contents, mut facts } = match strategy {
+        let job = Job { layer, publication, plan, options: &self.options };
+        let Built { mut files, image_bytes, mut contents, facts } = match strategy {
             Strategy::Erofs => erofs::run(job)?,
             Strategy::Native { coding } => native::run(job, coding)?,
             Strategy::Overlaybd => overlaybd::run(job)?,
@@ -72,28 +92,22 @@ impl Converter {
             && let Some(image) = files.first()
         {
             let max_unmerged = self.options.max_unmerged_layers;
-            if let Some(merged) = merged::beside(image, max_unmerged, parents, &publication, plan)? {
+            if let Some(merged) = merged::beside(image, max_unmerged, parents, publication, plan)? {
                 contents.merged_layers = merged.layers;
                 files.push(merged.file);
             }
         }
-        work.cancel.check()?;
-        work.progress.begin(Phase::Commit, None);
-        let committing = Instant::now();
-        publication.commit(files, self.options.durability, sync_fs)?;
-        facts.times.commit = committing.elapsed();
-        Ok(Applied {
-            descriptor: Descriptor::of(applied, facts.diff_id, facts.stream_bytes),
-            stats: Stats {
-                blob: facts.blob,
-                blob_bytes: facts.blob_bytes,
-                coding: facts.coding,
-                image_bytes,
-                contents,
-                times: facts.times,
-                ahead: facts.ahead,
-                total: started.elapsed(),
-            },
-        })
+        let descriptor = Descriptor::of(applied, facts.diff_id, facts.stream_bytes);
+        let stats = Stats {
+            blob: facts.blob,
+            blob_bytes: facts.blob_bytes,
+            coding: facts.coding,
+            image_bytes,
+            contents,
+            times: facts.times,
+            ahead: facts.ahead,
+            total: started.elapsed(),
+        };
+        Ok((files, Applied { descriptor, stats }))
     }
 }

@@ -23,6 +23,7 @@ mod objects;
 pub mod output;
 pub mod overlaybd;
 mod report;
+pub mod scrub;
 pub mod serve;
 mod stack;
 mod store;
@@ -81,6 +82,8 @@ pub enum Command {
     Unpack(unpack::Arguments),
     /// Show the images in archives, OCI layouts, separated sets or containerd, layer by layer
     Inspect(inspect::Arguments),
+    /// Find snapshots that are broken, and make them anew from the content store
+    Scrub(scrub::Arguments),
     /// Print or check a configuration, or set up containerd for Plywood
     Config(config::Arguments),
     /// Start stream processors for the process at the other end of standard input
@@ -100,7 +103,8 @@ impl Command {
             | Self::Dump(dump::Arguments { json: true, .. })
             | Self::Load(load::Arguments { json: true, .. })
             | Self::Unpack(unpack::Arguments { json: true, .. })
-            | Self::Inspect(inspect::Arguments { json: true, .. }) => Json::Result,
+            | Self::Inspect(inspect::Arguments { json: true, .. })
+            | Self::Scrub(scrub::Arguments { json: true, .. }) => Json::Result,
             Self::Diff(arguments) if arguments.json && diff::is_standard_output(&arguments.output) => {
                 Json::Note
             }
@@ -121,7 +125,7 @@ pub fn start() -> ExitCode {
 }
 
 /// Runs the command. Returns exit code 0 for success, 1 for a failure, whose reason is on standard error, and 2 for
-/// wrong usage.
+/// wrong usage. `scrub` has two more, for what it found.
 fn run(arguments: Arguments) -> ExitCode {
     let json = arguments.command.json();
     let done = match arguments.command {
@@ -137,6 +141,7 @@ fn run(arguments: Arguments) -> ExitCode {
         Command::Load(arguments) => load::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => generate::completions(&arguments, &mut Arguments::command()),
         Command::Man(arguments) => generate::man(&arguments, Arguments::command()),
@@ -144,8 +149,15 @@ fn run(arguments: Arguments) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::failure(&error, json);
-            if error.reason() == output::USAGE { ExitCode::from(2) } else { ExitCode::FAILURE }
+            // A scrub has printed what it found.
+            let is_result = [scrub::BROKEN, scrub::UNTIDY].contains(&error.reason());
+            output::failure(&error, if is_result { Json::No } else { json });
+            match error.reason() {
+                output::USAGE => ExitCode::from(2),
+                scrub::BROKEN => ExitCode::from(3),
+                scrub::UNTIDY => ExitCode::from(4),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

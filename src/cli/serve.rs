@@ -133,7 +133,7 @@ async fn attend(store: Arc<Client>, mut sweep: bool) {
 }
 
 /// Converts the settings for Apply.
-fn options(config: &Config) -> Result<Options> {
+pub(super) fn options(config: &Config) -> Result<Options> {
     Ok(Options {
         image: image(config, config.erofs.inline_limit)?,
         durability: config.apply.durability,

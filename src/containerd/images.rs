@@ -5,9 +5,8 @@
 
 use containerd_client::{
     services::v1::{
-        CreateImageRequest, GetImageRequest, Image, PluginsRequest, UpdateImageRequest,
+        CreateImageRequest, GetImageRequest, Image, UpdateImageRequest,
         images_client::ImagesClient,
-        introspection_client::IntrospectionClient,
         snapshots::{StatSnapshotRequest, snapshots_client::SnapshotsClient},
     },
     types,
@@ -93,17 +92,9 @@ impl Containerd {
         })
     }
 
-    /// Lists the snapshotters that containerd has loaded.
+    /// Lists the names of the snapshotters that containerd has loaded.
     pub fn snapshotters(&self, call: &Call) -> Result<Vec<String>> {
-        let response = self.client.retried(call, "introspection", |channel| {
-            let filters = vec![format!("type=={SNAPSHOTTER_PLUGIN}")];
-            let message = request(call, PluginsRequest { filters });
-            async move { IntrospectionClient::new(channel).plugins(message?).await.map_err(from_status) }
-        })?;
-        let plugins = response.into_inner().plugins.into_iter();
-        let loaded =
-            plugins.filter(|plugin| plugin.r#type == SNAPSHOTTER_PLUGIN && plugin.init_err.is_none());
-        Ok(loaded.map(|plugin| plugin.id).collect())
+        Ok(self.snapshotter_roots(call)?.into_iter().map(|snapshotter| snapshotter.name).collect())
     }
 
     /// Whether `snapshotter` has the snapshot `key`.

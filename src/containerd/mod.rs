@@ -14,6 +14,7 @@ mod content;
 mod differ;
 mod images;
 mod ingest;
+mod inventory;
 mod layers;
 mod lease;
 mod name;
@@ -29,6 +30,7 @@ pub use self::{
     blobs::UNCOMPRESSED,
     content::{Containerd, Direct},
     differ::{Applying, Differ},
+    inventory::Snapshotter,
     layers::{EXTRACT, Place, Prepared},
     snapshots::Snapshots,
     sweep::Swept,

@@ -11,8 +11,7 @@ use std::error::Error as _;
 
 use containerd_client::{
     services::v1::snapshots::{
-        Info, ListSnapshotsRequest, MountsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
-        snapshots_client::SnapshotsClient,
+        Info, MountsRequest, RemoveSnapshotRequest, ViewSnapshotRequest, snapshots_client::SnapshotsClient,
     },
     types,
 };
@@ -35,13 +34,11 @@ use crate::{
 const FOR_IMAGE: (&str, &str) = ("containerd.io/snapshot/type", "image");
 /// Most active snapshots whose mounts are asked for.
 const CANDIDATES: usize = 4096;
-/// Most snapshots in a list.
-const LISTED: usize = 1 << 20;
 
 /// The records of the snapshotter that containerd has under `name`.
 pub struct Snapshots {
-    client: Client,
-    name: String,
+    pub(super) client: Client,
+    pub(super) name: String,
 }
 
 impl Containerd {
@@ -52,31 +49,13 @@ impl Containerd {
 }
 
 impl Snapshots {
-    fn service(&self) -> SnapshotsClient<Channel> {
+    pub(super) fn service(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.client.channel.clone()).max_decoding_message_size(MESSAGE_BYTES)
     }
 
     /// Lists the active snapshots of the call's namespace.
     fn active(&self, call: &Call) -> Result<Vec<Info>> {
-        self.client.retried(call, "list of active snapshots", |_channel| {
-            let message = ListSnapshotsRequest {
-                snapshotter: self.name.clone(),
-                filters: vec!["kind==active".to_owned()],
-            };
-            let (request, mut service) = (request(call, message), self.service());
-            async move {
-                let mut stream = service.list(request?).await.map_err(failed)?.into_inner();
-                let mut found = Vec::new();
-                while let Some(message) = stream.message().await.map_err(failed)? {
-                    found.extend(message.info);
-                    if found.len() > LISTED {
-                        let message = format!("more than {LISTED} active snapshots");
-                        return Err(Error::new(Kind::Exhausted, reason::REFUSED, message));
-                    }
-                }
-                Ok(found)
-            }
-        })
+        self.list(call, vec!["kind==active".to_owned()])
     }
 
     /// Whether `mounts` are of the active snapshot `key`: they bind the directory that is the source of its bind, or its
@@ -105,7 +84,7 @@ impl Snapshots {
 }
 
 /// The error of a call. A snapshotter that fails, for one because it cannot attach a device, says so without a code.
-fn failed(status: Status) -> Error {
+pub(super) fn failed(status: Status) -> Error {
     let is_answer = status.source().is_none();
     match status.code() {
         Code::Unknown | Code::Internal if is_answer => {

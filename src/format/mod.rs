@@ -3,6 +3,7 @@
 // Bytes from outside must not be able to panic a root daemon.
 #![deny(clippy::indexing_slicing)]
 
+pub mod bolt;
 mod crc32c;
 pub mod erofs;
 pub mod ext4;

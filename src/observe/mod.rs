@@ -5,6 +5,7 @@ pub mod metrics;
 pub mod process;
 pub mod record;
 pub mod scrape;
+pub mod scrub;
 pub mod security;
 
 use std::time::Instant;

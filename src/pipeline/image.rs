@@ -234,7 +234,13 @@ pub fn verify(
     lease: &Lease,
     cancel: &Cancel,
 ) -> Result<()> {
-    verify_by(image, &Policy { level, ..Policy::layer() }, limits, lease, cancel)
+    verify_by(image, &Policy { level, ..Policy::layer() }, limits, lease, cancel).map(drop)
+}
+
+/// Like [`verify`] at the strictest level, for an image of any origin that is in use already: whether it is sound, not
+/// whether it would be taken.
+pub fn examine(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<Report> {
+    verify_by(image, &Policy::any(), limits, lease, cancel)
 }
 
 fn verify_by(
@@ -243,7 +249,7 @@ fn verify_by(
     limits: &Limits,
     lease: &Lease,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Report> {
     let image = Watched { file: image, cancel };
     verified(|policy| check::verify(&image, policy), policy, limits, lease, cancel)
 }
@@ -254,7 +260,7 @@ fn verified(
     limits: &Limits,
     lease: &Lease,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Report> {
     lease.charge(Use::Window, 0, cancel)?;
     lease.charge(Use::Index, 0, cancel)?;
     // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
@@ -266,7 +272,7 @@ fn verified(
         lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
         let policy = Policy { max_nodes: limits.nodes, max_memory_bytes, ..policy.clone() };
         let error = match check(&policy) {
-            Ok(_report) => return Ok(()),
+            Ok(report) => return Ok(report),
             Err(error) => error,
         };
         cancel.check()?;
@@ -284,7 +290,7 @@ pub fn verify_own(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &
 
 /// Like [`verify_own`] for the index of an archive, with the archive, its extra device, behind it.
 pub fn verify_index(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
-    own(verify_by(image, &Policy { devices: true, ..Policy::layer() }, limits, lease, cancel))
+    own(verify_by(image, &Policy { devices: true, ..Policy::layer() }, limits, lease, cancel).map(drop))
 }
 
 /// Like [`verify_own`] for a merged image with `layers`, its extra devices.
@@ -301,7 +307,7 @@ pub fn verify_merged<'r>(
         let layers = layers.iter().copied().map(watched).collect();
         check::verify_image(&Image::open_with_devices(watched(image), layers)?, policy)
     };
-    own(verified(check, &policy, limits, lease, cancel))
+    own(verified(check, &policy, limits, lease, cancel).map(drop))
 }
 
 fn own(verified: Result<()>) -> Result<()> {

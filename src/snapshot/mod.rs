@@ -19,6 +19,7 @@ mod lists_tests;
 mod lock;
 mod mount;
 mod new_file;
+mod numbers;
 mod options;
 mod place;
 mod plan;
@@ -30,6 +31,7 @@ mod roots;
 mod scratch_tests;
 mod space;
 mod stack;
+mod survey;
 mod sweep;
 mod watch;
 
@@ -44,10 +46,12 @@ pub use layout::{
 pub use list::snapshot_id;
 pub use mount::Mount;
 pub use new_file::NewFile;
+pub use numbers::{Numbered, State};
 pub use publication::{Durability, Publication};
 pub use records::{Record, Records};
 pub use resolve::Access;
 pub use roots::{Roots, RootsError, check_root};
 pub use stack::{DeviceState, LayerSource, Stack, StackLayer};
+pub use survey::{Frozen, Holds, Listed, Survey, Temporary};
 pub use sweep::{Sweep, Swept};
 pub use watch::Watch;

@@ -121,6 +121,30 @@ impl Publication {
         })
     }
 
+    /// Begins files of `set` that are never published. They need neither a lock nor free names, and no mark that forbids
+    /// to replace a file is in their way.
+    pub(super) fn rehearsal(dir: &Arc<Dir>, path: &Path, set: &FileSet, limits: &Limits) -> Self {
+        let place = |declared: &&'static str| Place {
+            declared,
+            is_optional: set.optional.contains(declared),
+            dir: Arc::clone(dir),
+            // A name that no file can have.
+            name: CString::default(),
+            path: path.join(declared),
+            replaces: |found| found == Occupant::Free,
+        };
+        Self {
+            places: set.names.iter().map(place).collect(),
+            room: Arc::clone(dir),
+            parent: None,
+            new_mode: PRIVATE_MODE,
+            mode: None,
+            reserve: Some(Reserve::of(limits)),
+            naming: Naming::Preferred,
+            lock: None,
+        }
+    }
+
     /// Begins a publication for the command line: one file, the layer, which gets the name `path`.
     ///
     /// It appears like a file in a snapshot, but its directory is the user's: it is not locked, no space is kept

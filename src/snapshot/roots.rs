@@ -167,7 +167,7 @@ impl Roots {
     }
 
     /// The roots in whose snapshots files are published.
-    fn writable(&self) -> impl Iterator<Item = &Root> {
+    pub(super) fn writable(&self) -> impl Iterator<Item = &Root> {
         self.snapshots.iter().filter(|root| !root.layout.publishes.is_empty())
     }
 

@@ -5,6 +5,7 @@
 //! Source: loop(4); Linux `drivers/block/loop.c` (`backing_file`); proc_pid_mountinfo(5).
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs,
     io::{self, ErrorKind},
@@ -92,6 +93,24 @@ fn attached_among(devices: &Path, path: &Path, key: (u64, u64)) -> io::Result<Ve
     Ok(found)
 }
 
+/// Lists all loop devices with the paths of their files, by device number. Errors: sysfs cannot be read.
+pub(super) fn backing_files() -> io::Result<BTreeMap<u64, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(DEVICES)? {
+        let sysfs = entry?.path();
+        let backing = fs::read(sysfs.join("loop/backing_file"));
+        let number = fs::read_to_string(sysfs.join("dev"));
+        // A device without a file, or another kind of device.
+        let (Ok(backing), Ok(number)) = (backing, number) else { continue };
+        let backing = backing.strip_suffix(b"\n").unwrap_or(&backing);
+        let backing = backing.strip_suffix(b" (deleted)").unwrap_or(backing);
+        if let Some(number) = device_number(number.trim_end()) {
+            found.insert(number, PathBuf::from(OsStr::from_bytes(backing)));
+        }
+    }
+    Ok(found)
+}
+
 /// Whether both paths end in the same `snapshots/ID/FILE`.
 fn ends_alike(a: &Path, b: &Path) -> bool {
     let (mut a, mut b) = (a.components().rev(), b.components().rev());
@@ -109,7 +128,7 @@ fn invalid(what: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, what)
 }
 
-fn device_number(text: &str) -> Option<u64> {
+pub(super) fn device_number(text: &str) -> Option<u64> {
     let (major, minor) = text.split_once(':')?;
     Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
@@ -146,7 +165,7 @@ fn mount_points(table: &[u8], device: u64) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Undoes the table's octal escapes of space, tab, newline and backslash.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {

@@ -13,6 +13,7 @@ pub mod inode;
 pub mod lock_file;
 pub mod loop_device;
 pub mod messages;
+pub mod mounted;
 pub mod pipe;
 pub mod process;
 pub mod sandbox;

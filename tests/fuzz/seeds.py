@@ -725,6 +725,53 @@ FOREIGN = {
     "codec.foreign.dictionary@lz4": b"\1" + LZ4[:4] + b"\x61\x40" + bytes(5),
 }
 
+# --- records of snapshotters -----------------------------------------------------------------
+
+def bolt_sum(data):
+    total = 0xCBF29CE484222325
+    for byte in data:
+        total = (total ^ byte) * 0x100000001B3 % 2**64
+    return total
+
+
+def bolt_leaf(number, pairs):
+    """A page of keys and values; a value that is a tuple is a bucket."""
+    elements, data = b"", b""
+    for index, (key, value) in enumerate(pairs):
+        is_bucket = isinstance(value, tuple)
+        value = value[0] if is_bucket else value
+        at = (len(pairs) - index) * 16 + len(data)
+        elements += struct.pack("<IIII", is_bucket, at, len(key), len(value))
+        data += key + value
+    return struct.pack("<QHHI", number, 2, len(pairs), 0) + elements + data
+
+
+def bolt_bucket(pairs):
+    """A bucket within a value."""
+    return (struct.pack("<QQ", 0, 0) + bolt_leaf(0, pairs),)
+
+
+def bolt(root, transactions=(6, 7)):
+    """A file of four pages: the metas, the free list, and the page `root`."""
+    metas = b""
+    for number, transaction in enumerate(transactions):
+        meta = struct.pack("<IIIIQQQQQ", 0xED0CDAED, 2, 4096, 0, 3, 0, 2, 4, transaction)
+        meta += struct.pack("<Q", bolt_sum(meta))
+        metas += (struct.pack("<QHHI", number, 4, 0, 0) + meta).ljust(4096, b"\0")
+    free = struct.pack("<QHHI", 2, 16, 0, 0).ljust(4096, b"\0")
+    return metas + free + root.ljust(4096, b"\0")
+
+
+BOLT_SNAPSHOT = bolt_bucket([(b"id", b"\x01"), (b"kind", b"\x03")])
+BOLT_ROOT = bolt_leaf(3, [(b"v1", bolt_bucket([(b"snapshots", bolt_bucket([(b"default/1/a", BOLT_SNAPSHOT)]))]))])
+BOLT = {
+    "ok@one": bolt(BOLT_ROOT),
+    "bolt.meta@zeros": bytes(8192),
+    "bolt.page@circle": bolt(struct.pack("<QHHI", 3, 1, 1, 0) + struct.pack("<IIQ", 16, 0, 3)),
+    "bolt.page@outside": bolt(struct.pack("<QHHI", 3, 2, 1, 0) + struct.pack("<IIII", 0, 4090, 4096, 0)),
+    "bolt.page@overlap": bolt(struct.pack("<QHHI", 3, 2, 1, 0) + struct.pack("<IIII", 1, 0, 4, 0)),
+}
+
 SUM = "sha256:" + hashlib.sha256(b"data").hexdigest()
 
 
@@ -813,7 +860,7 @@ STARGZ = {
     "stargz.chunk.data@no-member": indexed_layer(data_at(offset=1)),
 }
 
-for target, inputs in {"stargz": STARGZ, "foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+for target, inputs in {"bolt": BOLT, "stargz": STARGZ, "foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

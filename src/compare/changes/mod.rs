@@ -42,6 +42,7 @@ mod xattrs;
 pub use self::{
     error::ChangesError,
     options::{Counts, Options, RootEntry},
+    same::same_data,
     walk::write,
     xattrs::XattrFilter,
 };

@@ -49,8 +49,8 @@ fn links(found: &Found) -> u64 {
     found.node.links.max(1)
 }
 
-/// Whether two files of one size hold the same bytes.
-fn same_data(a: (&dyn View, At<'_>), b: (&dyn View, At<'_>), cancel: &Cancel) -> Result<bool> {
+/// Whether two regular files of one size hold the same bytes.
+pub fn same_data(a: (&dyn View, At<'_>), b: (&dyn View, At<'_>), cancel: &Cancel) -> Result<bool> {
     let size_bytes = a.1.node.size_bytes;
     let extents = |(view, at): (&dyn View, At<'_>)| -> Result<Vec<Extent>> {
         let whole = || if size_bytes > 0 { vec![Extent { offset: 0, len: size_bytes }] } else { Vec::new() };

@@ -27,6 +27,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("codec/deflate/fuzz.rs", "Fuzzer"),
     ("pipeline/ahead/fuzz.rs", "fuzz_ahead"),
     ("pipeline/ahead/fuzz.rs", "fuzz_ahead_zstd"),
+    ("format/bolt.rs", "fuzz"),
     ("format/erofs/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "fuzz_image"),
     ("format/ext4/fuzz.rs", "read_all"),

@@ -20,6 +20,7 @@ mod pull;
 mod request;
 mod reset;
 mod restart;
+mod scrub;
 mod store;
 mod unit_filter;
 mod unpack;
@@ -127,6 +128,7 @@ fn main() -> anyhow::Result<()> {
     unit_filter::add(&mut suite);
     wires::add(&mut suite);
     restart::add(&mut suite);
+    scrub::add(&mut suite);
     store::add(&mut suite);
     docker::add(&mut suite);
     documents::add(&mut suite);

@@ -13,12 +13,15 @@ use testkit::{Need, Suite};
 
 const SERVICE: &str = include_str!("../integration/deploy/plywood.service");
 const SOCKET: &str = include_str!("../integration/deploy/plywood.socket");
+const SCRUB: &str = include_str!("../integration/deploy/plywood-scrub.service");
+const TIMER: &str = include_str!("../integration/deploy/plywood-scrub.timer");
 
 fn main() {
     let mut suite = Suite::new();
     suite.test("the_units_and_the_defaults_name_the_same_paths", &[], same_paths);
     suite.test("systemd_waits_longer_than_the_daemon_drains", &[], stop_timeout);
     suite.test("the_unit_leaves_what_diff_needs", &[], diff_privileges);
+    suite.test("the_scrub_reaches_what_the_daemon_reaches_and_repairs_nothing", &[], scrub);
     suite.test("systemd_takes_the_units", &[Need::Tool("systemd-analyze")], verify);
     suite.run()
 }
@@ -72,19 +75,47 @@ fn diff_privileges() -> Result<(), Failed> {
     Ok(())
 }
 
+fn scrub() -> Result<(), Failed> {
+    let paths = |unit: &str| -> Vec<String> {
+        let lines = unit.lines().map(str::to_owned);
+        lines
+            .filter(|line| line.starts_with("ReadWritePaths=") || line.starts_with("ReadOnlyPaths="))
+            .collect()
+    };
+    assert_eq!(paths(SCRUB), paths(SERVICE));
+    let start = value(SCRUB, "ExecStart");
+    let metrics = format!("/var/lib/{}/", value(SCRUB, "StateDirectory"));
+    assert!(
+        start.starts_with(&format!("/usr/bin/plywood scrub --config {DEFAULT_PATH} --metrics {metrics}"))
+    );
+    // A timer repairs nothing that nobody has looked at.
+    assert!(!start.contains("--repair"), "{start}");
+    // These would hide mounts of containers, whose users a report names.
+    for key in ["ProtectProc", "PrivatePIDs", "ProcSubset"] {
+        assert!(!SCRUB.contains(&format!("\n{key}=")), "{key}");
+    }
+    assert_eq!(value(TIMER, "OnCalendar"), "weekly");
+    Ok(())
+}
+
 fn verify() -> Result<(), Failed> {
     let scratch = tempfile::tempdir()?;
-    let installed = SERVICE.replace("/usr/bin/plywood", "/bin/true");
-    // The manual pages are not installed here.
-    let installed: String = installed
-        .lines()
-        .filter(|line| !line.starts_with("Documentation="))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    let (service, socket) = (scratch.path().join("plywood.service"), scratch.path().join("plywood.socket"));
-    fs::write(&service, installed)?;
-    fs::write(&socket, SOCKET)?;
-    let output = Command::new("systemd-analyze").arg("verify").args([&service, &socket]).output()?;
+    let mut files = Vec::new();
+    for (name, text) in [
+        ("plywood.service", SERVICE),
+        ("plywood.socket", SOCKET),
+        ("plywood-scrub.service", SCRUB),
+        ("plywood-scrub.timer", TIMER),
+    ] {
+        let installed = text.replace("/usr/bin/plywood", "/bin/true");
+        // Neither the manual pages nor containerd are installed here.
+        let is_missing = |line: &&str| line.starts_with("Documentation=") || line.starts_with("Requisite=");
+        let installed: String =
+            installed.lines().filter(|line| !is_missing(line)).map(|line| format!("{line}\n")).collect();
+        files.push(scratch.path().join(name));
+        fs::write(scratch.path().join(name), installed)?;
+    }
+    let output = Command::new("systemd-analyze").arg("verify").args(&files).output()?;
     let complaints: Vec<_> = String::from_utf8_lossy(&output.stderr)
         .lines()
         .filter(|line| line.contains("plywood"))

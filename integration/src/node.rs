@@ -296,6 +296,8 @@ impl Node {
                     .with_context(|| tail(&self.log("plywood")))?;
             }
             "containerd" | "plywood" => {}
+            // No timer goes off while a document is followed.
+            "plywood-scrub" => {}
             _ => anyhow::bail!("no unit {unit}"),
         }
         Ok(())
@@ -311,6 +313,7 @@ impl Node {
             "containerd" => self.units.containerd = None,
             // Removes the socket, as RemoveOnStop= says.
             "plywood" => self.units.plywood = None,
+            "plywood-scrub" => {}
             _ => anyhow::bail!("no unit {unit}"),
         }
         Ok(())

@@ -165,7 +165,11 @@ fn images_of_another_writer_pass_the_target_too() {
     for entry in fs::read_dir(directory).expect("there are fixtures") {
         let path = entry.expect("the fixtures are readable").path();
         if path.extension().is_some_and(|extension| extension == "erofs") {
-            plywood::format::erofs::fuzz_image(&fs::read(path).expect("fixtures are readable"));
+            let image = fs::read(&path).expect("fixtures are readable");
+            plywood::format::erofs::fuzz_image(&image);
+            if let Ok(device) = fs::read(path.with_extension("blob")) {
+                plywood::format::erofs::fuzz_image(&[image, device].concat());
+            }
         }
     }
 }

@@ -17,7 +17,6 @@ use tonic::Code;
 use super::{
     client::{from_status, request},
     content::Containerd,
-    layers::SNAPSHOTTER_PLUGIN,
 };
 use crate::{
     call::Call,

@@ -9,8 +9,9 @@ use crate::{
     kind::sniff::Overlaybd,
     overlaybd::{
         inspect::{Depth, Inspected},
-        snapshot::own_layer,
+        snapshot::top_layer,
     },
+    pipeline::Plan,
     view::DeviceFile,
 };
 
@@ -31,7 +32,10 @@ pub(super) fn judge(subject: &Subject<'_>, deep: bool) -> Result<Judgement> {
         Err(error) => return Judgement::of(error.into()),
     };
     if device.is_described() {
-        match own_layer(&device) {
+        let resources = subject.root.scrub.resources;
+        let lease = resources.budget.lease(&subject.call.cancel)?;
+        let plan = Plan { resources, lease: &lease, work: subject.call.work() };
+        match top_layer(&device, plan) {
             // A layer that is fetched when it is read, or one that was unpacked into a directory.
             Err(error) if error.kind() == Kind::NotFound && layer.is_none() => {
                 return Ok(Judgement::Sound { compared: false });

@@ -39,6 +39,7 @@ pub(super) fn make(
         chain: None,
         parents: Some(Parents { open: &open, required: false }),
         device,
+        target_bytes: None,
     };
     let (files, applied) = root.scrub.converter.rehearse(call.work(), strategy, layer, publication)?;
     if applied.descriptor.digest != origin.diff_id {

@@ -5,6 +5,8 @@
 //! cargo run --example unpack -- docker.io/library/alpine:latest
 //! ```
 
+#![allow(clippy::print_stdout, reason = "the report is for people")]
+
 use std::{env, path::PathBuf, sync::Arc};
 
 use plywood::{

@@ -361,9 +361,14 @@ fn killed(env: &mut Env) -> anyhow::Result<()> {
     let image = big_image()?;
     let name = "example.test/big:1";
     load(env, name, &image)?;
-    let begun = Instant::now();
-    anyhow::ensure!(unpack(env, name, &[])? == LAYERS, "all are new");
-    let took = begun.elapsed();
+    // The shortest of several: others may be at work, and the first run finds nothing in memory.
+    let mut took = Duration::MAX;
+    for _ in 0..3 {
+        forget(&caller)?;
+        let begun = Instant::now();
+        anyhow::ensure!(unpack(env, name, &[])? == LAYERS, "all are new");
+        took = took.min(begun.elapsed());
+    }
     let (mut complete, mut begun, mut left) = (0, 0, 0);
     for point in 0..POINTS {
         forget(&caller)?;

@@ -155,16 +155,18 @@ impl Together<'_> {
     /// Removes the active snapshots from this layer on.
     fn clear(&mut self, from: usize) {
         for number in from..self.stages.len() {
-            match self.replace(number, Stage::Waiting) {
-                Some(Stage::Running(active, applying)) => {
-                    drop(applying);
-                    self.steps.get(number).map(|step| step.remove(&active));
+            let Some(stage) = self.replace(number, Stage::Waiting) else { return };
+            let active = match stage {
+                // Without its answer the differ is cancelled.
+                Stage::Running(active, _applying) => active,
+                Stage::Filled(active) => active,
+                stage => {
+                    self.set(number, stage);
+                    continue;
                 }
-                Some(Stage::Filled(active)) => {
-                    self.steps.get(number).map(|step| step.remove(&active));
-                }
-                Some(stage) => self.set(number, stage),
-                None => {}
+            };
+            if let Some(step) = self.steps.get(number) {
+                step.remove(&active);
             }
         }
     }

@@ -45,8 +45,20 @@ pub fn fuzz_ahead_zstd(stream: &[u8], helpers: usize, distance: u64, chunk_bytes
 }
 
 pub(super) fn compare(coding: Coding, blob: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) {
-    let want = in_order(coding, blob, chunk_bytes);
-    let got = ahead(AheadPlan { coding, distance }, blob, helpers, chunk_bytes);
+    compare_up_to(LIMIT, coding, blob, helpers, distance, chunk_bytes);
+}
+
+/// Compares at most `limit` bytes.
+pub(super) fn compare_up_to(
+    limit: u64,
+    coding: Coding,
+    blob: &[u8],
+    helpers: usize,
+    distance: u64,
+    chunk_bytes: usize,
+) {
+    let want = in_order(limit, coding, blob, chunk_bytes);
+    let got = ahead(limit, AheadPlan { coding, distance }, blob, helpers, chunk_bytes);
     match (&want, &got) {
         (Ok(want), Ok(got)) => assert!(want == got, "other bytes with {helpers} helpers"),
         (Err(want), Err(got)) => {
@@ -85,9 +97,9 @@ fn member(deflate: &[u8]) -> Vec<u8> {
     [&HEADER[..], body, &trailer, input].concat()
 }
 
-fn in_order(coding: Coding, blob: &[u8], chunk_bytes: usize) -> Result<Vec<u8>> {
+fn in_order(limit: u64, coding: Coding, blob: &[u8], chunk_bytes: usize) -> Result<Vec<u8>> {
     let mut decoder = coding.decoder(Limits::default().zstd_window_bytes)?;
-    let (mut plain, mut output) = (Collect::default(), vec![0; 1 << 16]);
+    let (mut plain, mut output) = (Collect::up_to(limit), vec![0; 1 << 16]);
     for mut input in blob.chunks(chunk_bytes) {
         loop {
             let filled = decoder.decode(&mut input, &mut output)?;
@@ -99,10 +111,10 @@ fn in_order(coding: Coding, blob: &[u8], chunk_bytes: usize) -> Result<Vec<u8>> 
         }
     }
     decoder.finish()?;
-    Ok(plain.0)
+    Ok(plain.bytes)
 }
 
-fn ahead(how: AheadPlan, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Result<Vec<u8>> {
+fn ahead(limit: u64, how: AheadPlan, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Result<Vec<u8>> {
     let options = AheadOptions { yields: false, ..AheadOptions::AUTO };
     let resources = Resources::with_ahead(Limits::default(), helpers + 2, options);
     let (cancel, progress) = (Cancel::new(), Progress::default());
@@ -113,7 +125,8 @@ fn ahead(how: AheadPlan, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Res
         let permit = resources.helpers.take();
         let permit = permit.ok_or_else(|| Error::new(Kind::Internal, "fuzz.permit", "no permit"))?;
         let hired = Hired::up_to(helpers, plan);
-        let mut ahead = Ahead::new(scope, how, permit, hired, Pool::new(1 << 16), plan, Collect::default())?;
+        let mut ahead =
+            Ahead::new(scope, how, permit, hired, Pool::new(1 << 16), plan, Collect::up_to(limit))?;
         for bytes in blob.chunks(chunk_bytes) {
             ahead.push(Chunk::copy_of(bytes))?;
         }
@@ -121,14 +134,20 @@ fn ahead(how: AheadPlan, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Res
     })
 }
 
-/// Collects what comes, up to [`LIMIT`].
-#[derive(Default)]
-struct Collect(Vec<u8>);
+/// Collects what comes, up to a limit.
+struct Collect {
+    bytes: Vec<u8>,
+    limit: u64,
+}
 
 impl Collect {
+    fn up_to(limit: u64) -> Self {
+        Self { bytes: Vec::new(), limit }
+    }
+
     fn add(&mut self, bytes: &[u8]) -> Result<()> {
-        self.0.extend_from_slice(bytes);
-        if self.0.len() as u64 > LIMIT {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() as u64 > self.limit {
             return Err(Error::new(Kind::Exhausted, "fuzz.limit", "too long"));
         }
         Ok(())
@@ -143,6 +162,6 @@ impl Stage for Collect {
     }
 
     fn finish(self) -> Result<Vec<u8>> {
-        Ok(self.0)
+        Ok(self.bytes)
     }
 }

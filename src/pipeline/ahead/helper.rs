@@ -28,6 +28,8 @@ const CANDIDATES: u32 = 3;
 const STEP_BITS: u64 = 8 * (48 << 10);
 /// Units after which a part is handed over, as soon as a block ends.
 const READY_UNITS: usize = 96 << 10;
+/// Bytes of members after which a part is handed over when the decoder is about to come.
+const DUE_BYTES: usize = 64 << 10;
 /// Most bytes of output for each byte of input, beyond the first part. What is denser is decoded fast enough in order, and
 /// limits are met where they are without helpers.
 const RATIO_MAX: u64 = 64;
@@ -218,8 +220,10 @@ impl<'a> Progress<'a> {
                 let room = buffer.space().get_mut(filled..).unwrap_or_default();
                 let (now, step) = self.member_step(members, room);
                 filled += now;
+                let enough =
+                    if self.shared.is_due(self.start) { DUE_BYTES } else { buffer.space().len() / 2 };
                 match step {
-                    Step::Block if filled < buffer.space().len() / 2 => {}
+                    Step::Block if filled < enough => {}
                     step => break step,
                 }
             };

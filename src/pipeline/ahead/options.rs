@@ -25,7 +25,7 @@ impl AheadOptions {
         from_bytes: Some(64 << 20),
         members_from_bytes: 8 << 20,
         distance: 4 << 20,
-        members_distance: 1 << 20,
+        members_distance: 2 << 20,
         yields: true,
     };
     /// Helpers never work.

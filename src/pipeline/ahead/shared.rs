@@ -25,6 +25,8 @@ const MISSES_MAX: u32 = 3;
 /// Bytes of input without the start of a member after which helpers look for blocks instead. The files of indexed layers
 /// begin every few MiB at least.
 const KNOWN_REACH: u64 = 16 << 20;
+/// Compressed bytes before a piece from which on the decoder is about to come to it.
+const DUE_REACH: u64 = 128 << 10;
 /// Longest time that a helper waits before it looks whether it may work again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -407,6 +409,11 @@ impl Shared {
         }
         state.pieces.insert(place, Piece { start, begins, parts: Vec::new(), end: None });
         state.until(place)
+    }
+
+    /// Whether the decoder comes to the piece that starts at `start` within a moment.
+    pub(super) fn is_due(&self, start: Cut) -> bool {
+        self.lock().decoder_until.saturating_add(DUE_REACH) >= start.0 / 8
     }
 
     /// Takes back a piece without a whole block; `is_false`: because it is none.

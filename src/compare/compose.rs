@@ -1,6 +1,7 @@
 //! From two stacks to the bytes of a layer: the part of a Diff that daemon and command line share.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use super::{
     Contents, Times,
     changes::{self, Counts, RootEntry, XattrFilter},
     erofs,
+    indexed::{self, Indexed},
     output::Output,
     overlaybd, tar,
 };
@@ -95,6 +97,8 @@ pub struct Composed {
     pub diff_id: Digest,
     /// Size of the uncompressed layer in bytes.
     pub uncompressed_bytes: u64,
+    /// Annotations that the layer's descriptor needs beside those of the caller.
+    pub annotations: BTreeMap<String, String>,
     /// Numbers of the layer's entries.
     pub contents: Contents,
     /// File system on the device of which it is a layer, if the layer has its superblock.
@@ -163,7 +167,7 @@ impl Composer {
             reading(|| changes::write(&lower, &upper, &options, cancel, &mut charge, output))
         };
         // All that depends on the container is decided here: how it is written, and what of both sides it needs.
-        let mut file_system = None;
+        let (mut file_system, mut annotations) = (None, BTreeMap::new());
         let (counts, facts) = match form {
             Form::Of(layer_type) => {
                 let compression = match layer_type.coding {
@@ -172,6 +176,15 @@ impl Composer {
                     Coding::Zstd => *zstd,
                 };
                 match layer_type.container {
+                    Container::Tar if layer_type.indexed => {
+                        let options = tar::Options { compression, nanoseconds: *nanoseconds };
+                        let written = indexed::write(plan, options, deliver, |output| {
+                            compare(RootEntry::WhenChanged, output)
+                        })?;
+                        let Indexed { output, facts, annotations: own } = written;
+                        annotations = own;
+                        (output, facts)
+                    }
                     Container::Tar | Container::Overlaybd | Container::Turbo => {
                         let options = tar::Options { compression, nanoseconds: *nanoseconds };
                         tar::write(plan, options, deliver, |output| compare(RootEntry::WhenChanged, output))?
@@ -194,7 +207,7 @@ impl Composer {
         };
         // A container that was started meanwhile has its image mounted: what has been read may be a mixture.
         watches.iter().try_for_each(Watch::check)?;
-        Ok(Composed { file_system, ..Composed::new(facts, contents(counts), opened) })
+        Ok(Composed { annotations, file_system, ..Composed::new(facts, contents(counts), opened) })
     }
 }
 
@@ -211,8 +224,16 @@ impl Composed {
             store: times.deliver,
             ..Times::default()
         };
-        let uncompressed_bytes = stream_bytes;
-        Self { blob, blob_bytes, diff_id, uncompressed_bytes, contents, file_system: None, times }
+        Self {
+            blob,
+            blob_bytes,
+            diff_id,
+            uncompressed_bytes: stream_bytes,
+            annotations: BTreeMap::new(),
+            contents,
+            file_system: None,
+            times,
+        }
     }
 }
 

@@ -21,6 +21,9 @@ use crate::{
 /// Label with the digest of the uncompressed layer: clients look for it on every blob.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
+/// Label of a request that asks for a layer with a table of contents. Snapshotters set it on snapshots of such layers.
+const INDEXED: &str = "containerd.io/snapshot/stargz";
+
 /// Why a request is declined.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -137,7 +140,7 @@ impl Differ {
             total: started.elapsed(),
         };
         let annotations = match form {
-            Form::Of(_) => BTreeMap::new(),
+            Form::Of(_) => composed.annotations,
             _ => annotations(composed.file_system, &digest, size_bytes),
         };
         let descriptor =
@@ -149,7 +152,12 @@ impl Differ {
 impl Compare for Differ {
     fn compare(&self, call: &Call, request: &Request) -> Result<Compared> {
         // Nothing is written and no layer is read before both stacks are open.
-        let layer_type = LayerType::to_write(&request.media_type)
+        let layer_type = LayerType::to_write(&request.media_type);
+        let layer_type = match request.labels.contains_key(INDEXED) {
+            true => layer_type.and_then(LayerType::with_index),
+            false => layer_type,
+        };
+        let layer_type = layer_type
             .ok_or_else(|| CompareError::MediaType(request.media_type.clone()))
             .map_err(|error| Error::from(error).context("diff"))?;
         let stack = |mounts, side: &str| -> Result<Stack> {
@@ -215,6 +223,7 @@ mod tests {
     use super::*;
     use crate::{
         compare::Options,
+        format::stargz::{Declared, Layout},
         limits::Limits,
         pipeline::Resources,
         snapshot::Mount,
@@ -291,6 +300,41 @@ mod tests {
             }
         }
         assert!(fixture.store.ingests().is_empty());
+    }
+
+    #[test]
+    fn a_request_with_the_label_gets_a_layer_with_a_table_and_its_annotations() {
+        let fixture = fixture(|store| Arc::new(store));
+        for (media_type, form) in [
+            ("", Some("sha256:")),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", Some("sha256:")),
+            ("application/vnd.oci.image.layer.v1.tar", None),
+            ("application/vnd.erofs.layer.v1", None),
+        ] {
+            let mut request = fixture.request(media_type);
+            request.labels.insert(INDEXED.to_owned(), "true".to_owned());
+            let compared = fixture.differ.compare(&call(), &request);
+            match form {
+                Some(digest) => {
+                    let Descriptor { media_type, annotations, digest: blob, .. } =
+                        compared.unwrap().descriptor;
+                    let toc = &annotations["containerd.io/snapshot/stargz/toc.digest"];
+                    assert!(toc.starts_with(digest), "{annotations:?}");
+                    assert!(
+                        media_type.starts_with("application/vnd.oci.image.layer.v1.tar+"),
+                        "{media_type}"
+                    );
+                    let (bytes, declared) =
+                        (fixture.store.bytes(&blob).unwrap(), Declared::of(&annotations).unwrap());
+                    let layout = Layout::find(&&*bytes, &declared).unwrap().unwrap();
+                    assert!(layout.read_toc(&&*bytes, &declared).unwrap().is_some());
+                }
+                None => {
+                    let error = compared.unwrap_err();
+                    assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "diff.media-type"));
+                }
+            }
+        }
     }
 
     #[test]

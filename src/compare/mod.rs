@@ -13,6 +13,7 @@ pub mod changes;
 mod compose;
 mod differ;
 pub mod erofs;
+mod indexed;
 pub mod output;
 mod overlaybd;
 mod send;

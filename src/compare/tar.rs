@@ -67,7 +67,7 @@ impl Output for Archive<'_> {
 }
 
 /// The error of the sink that `error` carries, or else `error` itself.
-fn writer_error(error: WriterError) -> Error {
+pub(super) fn writer_error(error: WriterError) -> Error {
     match error.into_sink_error() {
         Ok(error) => Error::disk(error),
         Err(error) => error.into(),

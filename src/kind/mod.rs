@@ -56,6 +56,9 @@ pub struct LayerType {
     pub coding: Coding,
     /// Media type of the uncompressed layer: the one in Apply's reply.
     pub applied: &'static str,
+    /// Whether the archive is in members or frames with a table of contents behind them. The row then stands for what Diff
+    /// writes when asked for that; readers know such layers by their bytes.
+    pub indexed: bool,
     /// Whether Diff writes layers of this type.
     pub written: bool,
     /// Names for `plywood diff --type`, the first one preferred.
@@ -83,6 +86,7 @@ const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
         container: Container::Tar,
         coding,
         applied: OCI_LAYER_TAR,
+        indexed: false,
         written: false,
         names: &[],
         endings: &[],
@@ -96,6 +100,7 @@ const fn erofs(media_type: &'static str, coding: Coding, applied: &'static str) 
         container: Container::Erofs,
         coding,
         applied,
+        indexed: false,
         written: true,
         names: &[],
         endings: &[],
@@ -121,6 +126,20 @@ pub const TABLE: &[LayerType] = &[
         ..tar("application/vnd.oci.image.layer.v1.tar+zstd", Coding::Zstd)
     },
     LayerType { written: true, names: &["tar"], endings: &[".tar"], ..tar(OCI_LAYER_TAR, Coding::Plain) },
+    LayerType {
+        indexed: true,
+        written: true,
+        names: &["estargz"],
+        endings: &[".esgz"],
+        ..tar("application/vnd.oci.image.layer.v1.tar+gzip", Coding::Gzip)
+    },
+    LayerType {
+        indexed: true,
+        written: true,
+        names: &["zstd:chunked"],
+        endings: &[".zst-chunked"],
+        ..tar("application/vnd.oci.image.layer.v1.tar+zstd", Coding::Zstd)
+    },
     LayerType { names: &["erofs"], endings: &[".erofs"], ..erofs(EROFS, Coding::Plain, EROFS) },
     LayerType {
         names: &["erofs+zstd"],
@@ -171,7 +190,7 @@ impl LayerType {
     /// assert_eq!(LayerType::of("application/vnd.erofs.layer.v1+gzip"), None);
     /// ```
     pub fn of(media_type: &str) -> Option<&'static Self> {
-        TABLE.iter().find(|row| row.media_type == media_type && row.marks.is_empty())
+        TABLE.iter().find(|row| row.media_type == media_type && row.marks.is_empty() && !row.indexed)
     }
 
     /// Returns the type that Diff writes for `media_type`; [`DEFAULT`] for an empty one, `None` for one that Diff does
@@ -187,6 +206,11 @@ impl LayerType {
             return Some(DEFAULT);
         }
         Self::of(media_type).filter(|row| row.written)
+    }
+
+    /// Returns the row of the same media type with a table of contents; `None` where there is none.
+    pub fn with_index(&self) -> Option<&'static Self> {
+        TABLE.iter().find(|row| row.media_type == self.media_type && row.indexed)
     }
 
     /// Returns the type that `plywood diff` writes for `name`, which is a short name or a media type.
@@ -261,7 +285,7 @@ mod tests {
     fn names_and_endings_lead_to_one_row_each() {
         let mut seen = BTreeSet::new();
         for row in TABLE {
-            let media_type = row.marks.is_empty().then_some(row.media_type);
+            let media_type = (row.marks.is_empty() && !row.indexed).then_some(row.media_type);
             for text in row.names.iter().chain(row.endings).copied().chain(media_type) {
                 assert!(seen.insert(text), "{text} stands twice");
             }
@@ -284,6 +308,8 @@ mod tests {
         );
         for row in TABLE {
             let bytes = match (row.container, row.coding) {
+                (Container::Tar, Coding::Gzip) if row.indexed => "tar, as [eStargz](stargz.md)",
+                (Container::Tar, _) if row.indexed => "tar, as [zstd:chunked](stargz.md)",
                 (Container::Tar, _) => "tar, compressed as the bytes say",
                 (Container::Erofs, Coding::Plain) => "an EROFS image",
                 (Container::Erofs, _) => "an EROFS image in zstd frames",
@@ -291,7 +317,11 @@ mod tests {
                 (Container::Turbo, _) => "a tar with the files of a [turboOCI](overlaybd.md) layer",
             };
             let marked = if row.marks.is_empty() { "" } else { ", or another tar type, with annotations" };
-            let written = if row.written { "yes" } else { "no" };
+            let written = match row.written {
+                true if row.indexed => "when asked for",
+                true => "yes",
+                false => "no",
+            };
             table += &format!("| `{}`{marked} | {bytes} | `{}` | {written} |\n", row.media_type, row.applied);
         }
         let document = include_str!("../../docs/formats/containerd.md");

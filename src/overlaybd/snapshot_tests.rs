@@ -73,7 +73,8 @@ impl Fixture {
 }
 
 fn planned<T>(work: impl FnOnce(Plan<'_>) -> T) -> T {
-    let (resources, cancel, progress) = (Resources::new(Limits::default(), 0), Cancel::new(), Progress::default());
+    let (resources, cancel, progress) =
+        (Resources::new(Limits::default(), 0), Cancel::new(), Progress::default());
     let lease = resources.budget.lease(&cancel).unwrap();
     let plan = Work { cancel: &cancel, progress: &progress };
     work(Plan { resources: &resources, lease: &lease, work: plan })

@@ -67,6 +67,12 @@ impl Chunk {
         Self { len: len.min(self.len), ..self }
     }
 
+    /// Shares bytes that are in no buffer. They are freed with the last reader.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        let (len, pool) = (bytes.len(), Pool::new(0));
+        Buffer { bytes, pool }.freeze(len)
+    }
+
     /// Copies a few bytes that are in no buffer.
     pub fn copy_of(bytes: &[u8]) -> Self {
         let mut buffer = Pool::new(bytes.len()).take();

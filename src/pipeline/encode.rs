@@ -270,15 +270,15 @@ impl Feed for Stream<'_, '_, '_> {
 }
 
 /// Hashes the blob, unless it is the stream itself, and hands it out.
-struct Delivery<'env> {
-    deliver: Deliver<'env>,
-    hash: Option<Hash>,
-    busy: Duration,
+pub(super) struct Delivery<'env> {
+    pub(super) deliver: Deliver<'env>,
+    pub(super) hash: Option<Hash>,
+    pub(super) busy: Duration,
 }
 
-struct Delivered {
-    hashed: Option<Hashed>,
-    busy: Duration,
+pub(super) struct Delivered {
+    pub(super) hashed: Option<Hashed>,
+    pub(super) busy: Duration,
 }
 
 impl Stage for Delivery<'_> {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The result does not depend on the threads. A small blob is done on the caller's thread alone. The other direction,
-//! from a stream that is produced here to a blob, is [`encode`].
+//! from a stream that is produced here to a blob, is [`encode`], or [`members`] for a blob of many.
 //!
 //! A consumer sees the end of the stream, but publishes nothing: the caller does, who has the digests by then. When a
 //! consumer or decoder refuses the bytes, the rest of the blob is still read and hashed. Only if the bytes are the
@@ -29,6 +29,7 @@ pub mod hash;
 pub mod helpers;
 pub mod image;
 mod index;
+pub mod members;
 pub mod processor;
 pub mod stage;
 pub mod unpack;

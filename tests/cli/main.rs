@@ -6,6 +6,7 @@ mod apply;
 mod command_line;
 mod diff;
 mod image;
+mod indexed;
 mod load;
 mod merge;
 mod overlaybd;
@@ -23,6 +24,7 @@ fn main() {
     suite.room("apply", apply::add);
     suite.room("diff", diff::add);
     suite.room("image", image::add);
+    suite.room("indexed", indexed::add);
     suite.room("load", load::add);
     suite.room("merge", merge::add);
     suite.room("overlaybd", overlaybd::add);

@@ -114,7 +114,10 @@ pub const SCENARIOS: [(&str, Library); 12] = [
     ("a layer without unnamed files", Library { named: true, ..PLAIN }),
     ("a layer with merged metadata", Library { kind: Kind::Merged, ..PLAIN }),
     ("a layer with merged metadata replaced", Library { kind: Kind::Merged, existing: true, ..PLAIN }),
-    ("a layer with merged metadata replaced by one without", Library { kind: Kind::Unmerged, existing: true, ..PLAIN }),
+    (
+        "a layer with merged metadata replaced by one without",
+        Library { kind: Kind::Unmerged, existing: true, ..PLAIN },
+    ),
     ("an archive and its layer", Library { kind: Kind::Turbo, ..PLAIN }),
     ("an archive and its layer replaced", Library { kind: Kind::Turbo, existing: true, ..PLAIN }),
     ("an archive and its layer without unnamed files", Library { kind: Kind::Turbo, named: true, ..PLAIN }),

@@ -172,6 +172,36 @@ impl Compression {
     }
 }
 
+impl Compression {
+    /// Compresses `plain` into a stream of its own: one gzip member, or one zstd frame for each block.
+    ///
+    /// Errors: [`CodecError::Memory`].
+    pub fn whole(self, plain: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let mut envelope = Envelope::new(self);
+        let mut stream = envelope.start().to_vec();
+        let mut before = &[][..];
+        let mut rest = plain;
+        loop {
+            let (block, later) = rest.split_at_checked(self.block_bytes()).unwrap_or((rest, &[]));
+            let start = stream.len();
+            stream.resize(start.saturating_add(self.bound(block.len())), 0);
+            let out = stream.get_mut(start..).unwrap_or_default();
+            let coded = self.encode(before, block, out)?;
+            stream.truncate(start.saturating_add(coded.len));
+            envelope.add(coded, block.len() as u64);
+            if self.looks_back() {
+                before = block;
+            }
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        stream.extend(envelope.end());
+        Ok(stream)
+    }
+}
+
 /// Bytes around the blocks of a stream, with the sums that they hold.
 #[derive(Debug)]
 pub struct Envelope {
@@ -343,6 +373,18 @@ mod tests {
             for earlier in [&[b'W'; 20_000][..], &noise(20_000), &[]] {
                 run(&[], earlier);
                 assert!(run(&before, &block) == want, "{compression:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_in_one_call_is_that_of_its_blocks() {
+        for compression in [Compression::PLAIN, Compression::GZIP, Compression::ZSTD] {
+            let block = compression.block_bytes();
+            for plain in [Vec::new(), noise(1000), noise(block), [noise(block), vec![7; block + 1]].concat()]
+            {
+                let stream = compression.whole(&plain).unwrap();
+                assert!(stream == encode(compression, &plain, block), "{compression:?}, {}", plain.len());
             }
         }
     }

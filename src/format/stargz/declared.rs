@@ -11,8 +11,8 @@ use crate::digest::{Algorithm, Digest};
 /// Digest of the table, uncompressed.
 pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-const STARGZ_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
-const STARGZ_POSITION: &str = "io.containers.zstd-chunked.manifest-position";
+pub(super) const STARGZ_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
+pub(super) const STARGZ_POSITION: &str = "io.containers.zstd-chunked.manifest-position";
 const CONTAINERS_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
 const CONTAINERS_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
 

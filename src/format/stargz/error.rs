@@ -93,6 +93,14 @@ pub enum StargzError {
     /// The table has no entries.
     #[error("the table of contents has no entries")]
     Empty,
+    /// A table cannot spell a name.
+    #[error("{}: {} is not UTF-8, and so has no place in a table of contents", Quoted(path), Quoted(bytes))]
+    Spelling {
+        /// Name of the entry.
+        path: Vec<u8>,
+        /// Name, target or attribute that is not UTF-8.
+        bytes: Vec<u8>,
+    },
     /// An entry breaks a rule.
     #[error("entry {}: {fault}", Quoted(path))]
     Entry {
@@ -243,6 +251,7 @@ impl Classify for StargzError {
             Self::Json(_) => "stargz.toc.json",
             Self::Version { .. } => "stargz.toc.version",
             Self::Empty => "stargz.toc.empty",
+            Self::Spelling { .. } => "stargz.write.name",
             Self::Entry { fault, .. } => fault.reason(),
             Self::Chunk { fault, .. } => match fault {
                 ChunkFault::Data(_) => "stargz.chunk.data",

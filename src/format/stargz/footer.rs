@@ -71,6 +71,27 @@ impl Footer {
     pub(super) const LEGACY_BYTES: usize = 47;
     pub(super) const EXTERNAL_BYTES: usize = 46;
 
+    /// The footer of an eStargz layer.
+    pub(super) fn encode(offset: u64) -> Vec<u8> {
+        let digits = format!("{offset:016x}");
+        let parts: [&[u8]; 5] = [
+            &[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0, b'S', b'G', 22, 0],
+            digits.as_bytes(),
+            b"STARGZ",
+            &[1, 0, 0, 0xff, 0xff],
+            &[0; 8],
+        ];
+        parts.concat()
+    }
+
+    /// The frames behind the payload of a zstd:chunked layer of the stargz tools.
+    pub(super) fn encode_zstd(packed: &[u8], place: Position) -> Vec<u8> {
+        let Position { offset, compressed_bytes, uncompressed_bytes } = place;
+        let fields = [offset, compressed_bytes, uncompressed_bytes, Position::TOC_TYPE].map(u64::to_le_bytes);
+        let footer = [fields.as_flattened(), b"GnUlInUx"].concat();
+        [skippable(packed), skippable(&footer)].concat()
+    }
+
     /// The footer at the end of `tail`, the last bytes of a blob: up to [`TAIL_BYTES`].
     pub(super) fn decode(tail: &[u8]) -> Option<Self> {
         None.or_else(|| estargz(tail.last_chunk()?))
@@ -125,6 +146,12 @@ fn is_skippable<const N: usize>(bytes: &[u8; N], len: u32) -> bool {
     get::<0, 4, _>(bytes) == SKIPPABLE && get::<4, 4, _>(bytes) == len.to_le_bytes()
 }
 
+fn skippable(body: &[u8]) -> Vec<u8> {
+    // Tables end far below 4 GiB.
+    let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    [&SKIPPABLE[..], &len.to_le_bytes(), body].concat()
+}
+
 fn zstd(is_one: bool, is_containers: bool, fields: [u8; 32], footer_bytes: u64) -> Option<Footer> {
     let place = Position {
         offset: u64::from_le_bytes(get::<0, 8, _>(&fields)),
@@ -155,6 +182,16 @@ mod tests {
             assert_eq!(Footer::decode(tail), Footer::decode(footer), "whatever comes before");
             assert_eq!(Footer::decode(&footer[1..]), None);
         }
+    }
+
+    #[test]
+    fn what_is_written_is_what_other_tools_write() {
+        assert_eq!(Footer::encode(OFFSET), ESTARGZ);
+        let place = Position { offset: 8, compressed_bytes: 3, uncompressed_bytes: 9 };
+        let end = Footer::encode_zstd(b"abc", place);
+        assert_eq!(end[..11], *b"\x50\x2a\x4d\x18\x03\0\0\0abc");
+        let found = Footer::Zstd(ZstdFooter { is_containers: false, place, footer_bytes: 48 });
+        assert_eq!(Footer::decode(&end), Some(found));
     }
 
     #[test]

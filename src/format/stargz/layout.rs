@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Name of the table's entry in an archive.
-const TOC_NAME: &[u8] = b"stargz.index.json";
+pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 
 /// Bytes of a blob read at a time.
 const PIECE: usize = 64 << 10;

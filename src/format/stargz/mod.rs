@@ -17,12 +17,13 @@ mod tests;
 mod text;
 mod toc;
 mod verify;
+pub mod writer;
 
 pub use self::{
     declared::{Declared, TOC_DIGEST},
     error::{ChunkFault, EntryFault, StargzError},
     fuzz::fuzz,
     layout::{Form, Layout, toc_in_archive},
-    toc::{Body, Chunk, Entry, Toc},
+    toc::{Body, Chunk, Entry, Toc, is_own_name},
     verify::{Verified, verify},
 };

@@ -70,6 +70,28 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
     Some(Timestamp { seconds, nanoseconds })
 }
 
+/// Spells a time in RFC 3339 and UTC; nothing for one that it has no year for.
+pub(super) fn spell_time(time: Timestamp) -> String {
+    let (days, second) = (time.seconds.div_euclid(86_400), time.seconds.rem_euclid(86_400));
+    let Some((year, month, day)) = date(days) else { return String::new() };
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let fraction = match time.nanoseconds {
+        0 => String::new(),
+        nanoseconds => format!(".{nanoseconds:09}").trim_end_matches('0').to_owned(),
+    };
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z")
+}
+
+/// The date so many days after the start of 1970, in the years that RFC 3339 has.
+fn date(days: i64) -> Option<(i64, i64, i64)> {
+    let year = (0..=9999).rev().nth(usize::try_from((days_before(9999, 12, 31) - days) / 366).ok()?)?;
+    // Years have 366 days at most, so that the first guess is late or right.
+    let year = (0..=year).rev().find(|year| days_before(*year, 1, 1) <= days)?;
+    let month = (1..=12).rev().find(|month| days_before(year, *month, 1) <= days)?;
+    let day = days - days_before(year, month, 1) + 1;
+    (day <= days_of(year, month)).then_some((year, month, day))
+}
+
 fn decimal(digits: &[u8], least: i64, most: i64) -> Option<i64> {
     let digit = |byte: &u8| byte.is_ascii_digit().then(|| i64::from(byte - b'0'));
     let value = digits.iter().try_fold(0, |value, byte| Some(value * 10 + digit(byte)?))?;
@@ -186,6 +208,24 @@ mod tests {
             ("2020-01-01T00:00:00+2:00", None),
         ] {
             assert_eq!(time(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_spelled_as_they_are_read() {
+        for text in [
+            "0000-01-01T00:00:00Z",
+            "1969-12-31T23:59:59.5Z",
+            "1970-01-01T00:00:00Z",
+            "2000-02-29T12:00:00.000000001Z",
+            "2020-12-31T23:59:59Z",
+            "2100-03-01T00:00:00Z",
+            "9999-12-31T23:59:59Z",
+        ] {
+            assert_eq!(spell_time(time(text).unwrap()), text);
+        }
+        for seconds in [i64::MIN, i64::MAX, time("9999-12-31T23:59:59Z").unwrap().seconds + 1] {
+            assert_eq!(spell_time(Timestamp { seconds, nanoseconds: 0 }), "");
         }
     }
 

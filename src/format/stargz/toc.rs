@@ -100,8 +100,13 @@ pub struct Chunk {
 impl Entry {
     /// Whether it is the table itself, or a landmark for prefetching: files at the root that a reader of the table hides.
     pub fn is_of_the_format(&self) -> bool {
-        OWN_NAMES.contains(&self.path.as_slice())
+        is_own_name(&self.path)
     }
+}
+
+/// Whether a path is one of those that the format itself adds: the table, and landmarks for prefetching.
+pub fn is_own_name(path: &[u8]) -> bool {
+    OWN_NAMES.contains(&path)
 }
 
 impl Toc {

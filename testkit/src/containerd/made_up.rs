@@ -63,7 +63,8 @@ impl Snapshots {
 
     /// The mounts of a new view.
     pub(super) fn view(&mut self, view: ViewSnapshotRequest) -> Result<Vec<Mount>, Status> {
-        let mounts = self.mounts(&view.parent).unwrap_or_else(|| Err(Status::not_found(view.parent.clone())))?;
+        let mounts =
+            self.mounts(&view.parent).unwrap_or_else(|| Err(Status::not_found(view.parent.clone())))?;
         self.views.push(view);
         Ok(mounts)
     }

@@ -35,7 +35,11 @@ fn archive(number: u32) -> Vec<u8> {
     };
     add("d", tar::EntryType::Directory, b"");
     add(&format!("d/of-{number}"), tar::EntryType::Regular, &number.to_le_bytes().repeat(3000));
-    add("d/common", tar::EntryType::Regular, &number.to_le_bytes().repeat(usize::try_from(number).unwrap() * 100));
+    add(
+        "d/common",
+        tar::EntryType::Regular,
+        &number.to_le_bytes().repeat(usize::try_from(number).unwrap() * 100),
+    );
     if number > 1 {
         add(&format!("d/.wh.of-{}", number - 1), tar::EntryType::Regular, b"");
     }

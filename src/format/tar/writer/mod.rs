@@ -164,6 +164,11 @@ impl<W: Write> Writer<W> {
         &self.out
     }
 
+    /// The same, to be changed between two writes.
+    pub fn sink_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     fn refuse(&self, problem: WriterProblem) -> WriterError {
         WriterError::new(&self.name, problem)
     }

@@ -22,8 +22,8 @@ pub(super) const PART_UNITS: usize = 256 << 10;
 const NEAR_BYTES: u64 = 768 << 10;
 /// Misses in a row after which no more pieces are looked for.
 const MISSES_MAX: u32 = 3;
-/// Bytes of input without the start of a member after which helpers look for blocks instead. The files of indexed layers
-/// begin every few MiB at least.
+/// Bytes of input without the start of a member after which helpers look for blocks instead, or end where frames have none.
+/// The files of indexed layers begin every few MiB at least.
 const KNOWN_REACH: u64 = 16 << 20;
 /// Compressed bytes before a piece from which on the decoder is about to come to it.
 const DUE_REACH: u64 = 128 << 10;
@@ -362,7 +362,8 @@ impl Shared {
                 return None;
             }
             let (is_known, may_search) = (state.is_known(), self.coding == Coding::Gzip);
-            if state.has_ended && !is_known && !may_search {
+            // Nothing of a frame can be decoded before its start.
+            if !is_known && !may_search && (state.has_ended || state.end > state.last_member + KNOWN_REACH) {
                 return None;
             }
             if state.memory + 2 * UNITS_BYTES <= self.memory && may_work() {

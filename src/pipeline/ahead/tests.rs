@@ -267,6 +267,20 @@ fn a_member_behind_a_long_one_is_found_by_its_header_and_the_blocks_of_the_long_
 }
 
 #[test]
+fn helpers_of_a_stream_that_is_one_long_frame_end() {
+    let noise = (0_u32..5 << 20).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_be_bytes());
+    let blob = zstd::bulk::compress(&noise.collect::<Vec<_>>(), 1).unwrap();
+    let plan = AheadPlan { coding: Coding::Zstd, distance: 1 << 20 };
+    let (mut shared, mut starts) = (Shared::new(plan, 1), Starts::of(Coding::Zstd));
+    shared.set_window(u64::MAX);
+    for bytes in blob.chunks(1 << 20) {
+        assert!(shared.add(Chunk::copy_of(bytes), &mut starts));
+    }
+    assert!(blob.len() > 17 << 20, "{}", blob.len());
+    assert_eq!(shared.job(1 << 20, || true), None, "although more input may come");
+}
+
+#[test]
 fn members_inside_of_stored_members_are_not_taken_for_those_of_the_stream() {
     let inner = members(&mixed(2 << 20), 50_000);
     let blob: Vec<u8> = inner.chunks(300_000).flat_map(|bytes| gzip(bytes, 0)).collect();

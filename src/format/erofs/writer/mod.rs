@@ -17,6 +17,7 @@ mod finish;
 mod inodes;
 mod merged;
 mod metadata;
+mod plan;
 mod sparse;
 mod stream;
 #[cfg(test)]

@@ -25,8 +25,8 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 use testkit::{Need, Suite, host::program};
 
 use super::{
-    erofs_writer::{Item, MountPoint, accepted, assert_same, check, deletions, layers, modelled, stacks},
-    layer_model::Listing,
+    erofs_writer::{Item, MountPoint, accepted, assert_same, check, deletions, layers, stacks, taken_by},
+    layer_model::{Listing, Model},
     listing,
 };
 
@@ -280,7 +280,8 @@ fn stack(
 ) -> Result<(), TestCaseError> {
     let mut below: Option<(Vec<u8>, Listing)> = None;
     for items in layers {
-        let (items, model) = modelled(items);
+        let lower = below.as_ref().map_or_else(Listing::new, |(_, listing)| listing.clone());
+        let (items, model) = taken_by(Model::above(lower), items);
         let archive = Archive::of(&items);
         let want = match &below {
             Some((_, listing)) => model.over(listing),

@@ -225,13 +225,12 @@ fn options() -> impl Strategy<Value = Options> {
 
 /// The entries that the model takes, and the tree they make.
 pub fn accepted(items: Vec<Item>) -> (Vec<Item>, Listing) {
-    let (taken, model) = modelled(items);
+    let (taken, model) = taken_by(Model::new(), items);
     (taken, model.listing())
 }
 
-/// The entries that the model takes, and the model.
-pub fn modelled(items: Vec<Item>) -> (Vec<Item>, Model) {
-    let mut model = Model::new();
+/// The entries that a model takes, and the model with them.
+pub fn taken_by(mut model: Model, items: Vec<Item>) -> (Vec<Item>, Model) {
     let mut taken = Vec::new();
     for (entry, data) in items {
         let mut next = model.clone();

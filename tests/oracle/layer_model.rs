@@ -40,6 +40,8 @@ enum Node {
         entry: Box<Entry>,
         data: Vec<u8>,
     },
+    /// The file of this name below.
+    Below(Vec<u8>),
 }
 
 /// A layer that entries are applied to.
@@ -48,6 +50,8 @@ pub struct Model {
     nodes: Vec<Node>,
     /// Files below aufs's names, which are in no directory, by path.
     aufs: BTreeMap<Vec<Vec<u8>>, usize>,
+    /// The tree below, whose files hard links may name.
+    lower: Listing,
 }
 
 const ROOT: usize = 0;
@@ -83,7 +87,12 @@ fn is_aufs(path: &[Vec<u8>]) -> bool {
 
 impl Model {
     pub fn new() -> Self {
-        Self { nodes: vec![directory()], aufs: BTreeMap::new() }
+        Self::above(Listing::new())
+    }
+
+    /// A layer above `lower` on one device.
+    pub fn above(lower: Listing) -> Self {
+        Self { nodes: vec![directory()], aufs: BTreeMap::new(), lower }
     }
 
     fn children(&mut self, at: usize) -> &mut BTreeMap<Vec<u8>, usize> {
@@ -143,6 +152,7 @@ impl Model {
                         todo.push_front(part);
                     }
                 }
+                Some(Node::Below(_)) => return None,
                 _ if !make || part.starts_with(b".wh.") => return None,
                 _ => {
                     let new = self.add(at, &part, directory());
@@ -215,7 +225,7 @@ impl Model {
             return Some(());
         }
         let linked = match &entry.body {
-            Body::HardLink { target } => Some(self.linked(target)?),
+            Body::HardLink { target } => Some(self.linked(target).or_else(|| self.borrowed(target))?),
             _ => None,
         };
         let at = self.resolve(&parts, true)?;
@@ -246,7 +256,33 @@ impl Model {
         }
         let at = self.resolve(&parts, false)?;
         let found = *self.children(at).get(&last)?;
-        matches!(self.nodes[found], Node::File { .. }).then_some(found)
+        matches!(self.nodes[found], Node::File { .. } | Node::Below(_)).then_some(found)
+    }
+
+    /// The file below that a hard link's target names, if the layer has nothing on the way.
+    fn borrowed(&mut self, target: &[u8]) -> Option<usize> {
+        let parts = clean(target)?;
+        if parts.iter().any(|part| part.starts_with(b".wh.")) {
+            return None;
+        }
+        let (mut at, mut deleted) = (ROOT, false);
+        for part in &parts {
+            let Node::Directory { children, whited_out, opaque, .. } = &self.nodes[at] else { return None };
+            if *opaque || deleted {
+                return None;
+            }
+            let Some(child) = children.get(part) else {
+                let path = parts.join(&b'/');
+                let found = self.lower.get(&path)?;
+                if found.file_type == FileType::Directory {
+                    return None;
+                }
+                self.nodes.push(Node::Below(path));
+                return Some(self.nodes.len() - 1);
+            };
+            (at, deleted) = (*child, whited_out.contains(part));
+        }
+        None
     }
 
     /// The tree as a mounted image of it shows it.
@@ -299,7 +335,8 @@ impl Model {
         let mut merged = lower.clone();
         // Until the end the first name says which inode it is.
         merged.values_mut().for_each(|listed| listed.first_name.insert(0, b'B'));
-        self.put(ROOT, b"", true, false, &mut merged);
+        let lower = merged.clone();
+        self.put(ROOT, b"", true, false, &lower, &mut merged);
         let mut names: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
         for (name, listed) in &merged {
             names.entry(listed.first_name.clone()).or_default().push(name.clone());
@@ -321,7 +358,12 @@ impl Model {
         merged
     }
 
-    fn put(&self, at: usize, path: &[u8], sees: bool, deleted: bool, merged: &mut Listing) {
+    fn put(&self, at: usize, path: &[u8], sees: bool, deleted: bool, lower: &Listing, merged: &mut Listing) {
+        if let Node::Below(target) = &self.nodes[at] {
+            remove(merged, path);
+            merged.insert(path.to_vec(), lower[target].clone());
+            return;
+        }
         let mut listed = self.shown(at);
         listed.first_name = format!("L{at}").into_bytes();
         let Node::Directory { children, whited_out, opaque, implied, .. } = &self.nodes[at] else {
@@ -345,7 +387,7 @@ impl Model {
         }
         merged.insert(path.to_vec(), listed);
         for (name, child) in children {
-            self.put(*child, &below(path, name), !hides, whited_out.contains(name), merged);
+            self.put(*child, &below(path, name), !hides, whited_out.contains(name), lower, merged);
         }
     }
 
@@ -362,6 +404,7 @@ impl Model {
             first_name: Vec::new(),
         };
         match &self.nodes[at] {
+            Node::Below(target) => return self.lower[target].clone(),
             Node::Whiteout(attributes) => {
                 listed.attributes = *attributes;
                 listed.device = Some(Device::WHITEOUT);

@@ -6,8 +6,7 @@
 //! Source: `docs/formats/erofs.md`, "Data that is elsewhere"; Linux `fs/erofs/erofs_fs.h`, `struct erofs_deviceslot`.
 
 use super::{
-    Open, Options, Place, Records, Role, Source, Stored, Writer, WriterError, attributes::Shared,
-    stream::Stream,
+    Open, Options, Place, Role, Source, Stored, Writer, WriterError, attributes::Shared, stream::Stream,
 };
 use crate::{
     format::{
@@ -23,6 +22,9 @@ use crate::{
     },
     tree::{Body, Entry, FileId, FileType},
 };
+
+/// Chunks of a file, one after the other.
+pub type Records<'a> = &'a mut dyn Iterator<Item = Result<ChunkIndex, WriterError>>;
 
 /// Unit in which archives are laid out and devices are mapped, in bytes.
 const SECTOR: u64 = 512;

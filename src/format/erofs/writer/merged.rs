@@ -6,7 +6,10 @@
 //!
 //! Source: `docs/formats/merged.md`; Linux `fs/erofs/data.c`, `erofs_map_dev`.
 
-use super::{Open, Options, Place, Role, Writer, WriterError, elsewhere::chunk_bits_for};
+use super::{
+    Open, Options, Place, Role, Writer, WriterError,
+    elsewhere::{Records, chunk_bits_for},
+};
 use crate::{
     error::Quoted,
     format::{
@@ -41,9 +44,6 @@ impl LayerDevice {
         DeviceSlot { tag, blocks: self.blocks, unified_start: 0 }
     }
 }
-
-/// Chunks of a file, one after the other.
-pub type Records<'a> = &'a mut dyn Iterator<Item = Result<ChunkIndex, WriterError>>;
 
 /// Where the devices have the data of a regular file that is not empty.
 pub enum Referred<'a> {

@@ -33,9 +33,9 @@ use self::{
     stream::{GAP, Stream},
 };
 pub use self::{
-    elsewhere::is_mappable,
+    elsewhere::{Records, is_mappable},
     error::WriterError,
-    merged::{LayerDevice, Records, Referred},
+    merged::{LayerDevice, Referred},
 };
 use super::{BlockBits, Nid, device::DeviceSlot, inode::Data, superblock::Superblock};
 use crate::{

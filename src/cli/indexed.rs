@@ -26,7 +26,7 @@ const BUFFER: usize = 64 << 10;
 /// Bytes of a compressed table read at a time.
 const PIECE: usize = 64 << 10;
 /// End of the payload of a table without its layer.
-const UNKNOWN_END: u64 = i64::MAX.unsigned_abs();
+pub(super) const UNKNOWN_END: u64 = i64::MAX.unsigned_abs();
 
 /// An indexed layer or a table of contents, whose records are sound.
 pub struct Indexed {
@@ -160,12 +160,14 @@ fn all_chunks(toc: &Toc) -> impl Iterator<Item = &Chunk> {
 }
 
 /// Whether a file is a JSON object; no layer and no image begins like one.
-fn is_json(file: &ImageFile) -> bool {
+/// Whether a file is a table alone.
+pub(super) fn is_json(file: &ImageFile) -> bool {
     let mut first = [0];
     file.read_exact_at(0, &mut first).is_ok() && first == [b'{']
 }
 
-fn json_of(file: &ImageFile) -> Result<Vec<u8>> {
+/// The table that a file is.
+pub(super) fn json_of(file: &ImageFile) -> Result<Vec<u8>> {
     let (size_bytes, limit) = (file.size_bytes(), limits::STARGZ_TOC_BYTES);
     if size_bytes > limit {
         return Err(StargzError::TocSize { size_bytes, limit }.into());
@@ -176,7 +178,8 @@ fn json_of(file: &ImageFile) -> Result<Vec<u8>> {
 }
 
 /// The table in a file of its own: as it is, or in the layer that stands for it in a registry.
-fn json_beside(path: &Path) -> Result<Vec<u8>> {
+/// The table in a file: JSON, or the layer that holds it.
+pub(super) fn json_beside(path: &Path) -> Result<Vec<u8>> {
     let file = image::open_file(path)?;
     if is_json(&file) {
         return json_of(&file);

@@ -26,6 +26,7 @@ mod report;
 pub mod scrub;
 pub mod serve;
 mod stack;
+pub mod stargz;
 mod store;
 pub mod stream;
 pub mod unpack;
@@ -74,6 +75,8 @@ pub enum Command {
     Stream(stream::Arguments),
     /// Merge the images of layers into one metadata image, which is mounted with them as devices
     Merge(merge::Arguments),
+    /// Make the metadata of an eStargz layer of its table of contents alone, as RAFS
+    Stargz(stargz::Arguments),
     /// Work on the layers of an overlaybd device
     Overlaybd(overlaybd::Arguments),
     /// Bring images from archives, OCI layouts and separated sets into containerd
@@ -136,6 +139,7 @@ fn run(arguments: Arguments) -> ExitCode {
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Stargz(arguments) => stargz::run(&arguments),
         Command::Overlaybd(arguments) => overlaybd::run(&arguments),
         Command::Broker => broker::run(),
         Command::Load(arguments) => load::run(&arguments),

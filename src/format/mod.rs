@@ -10,6 +10,7 @@ pub mod ext4;
 pub mod gzindex;
 pub mod lsmt;
 pub mod magic;
+pub mod rafs;
 mod record;
 pub mod stargz;
 pub mod tar;

@@ -13,6 +13,7 @@ mod overlaybd;
 mod overlaybd_apply;
 mod overlaybd_export;
 mod overlaybd_life;
+mod stargz;
 mod stream;
 mod terminal;
 
@@ -31,6 +32,7 @@ fn main() {
     suite.room("overlaybd_apply", overlaybd_apply::add);
     suite.room("overlaybd_export", overlaybd_export::add);
     suite.room("overlaybd_life", overlaybd_life::add);
+    suite.room("stargz", stargz::add);
     suite.room("stream", stream::add);
     suite.room("terminal", terminal::add);
     suite.run()

@@ -56,7 +56,7 @@ fn hash(entry: &[u8]) -> u64 {
 
 /// Appends one entry to `out`: head, name after the prefix, value, padding. Returns its bit of the
 /// name filter.
-fn encode(xattr: &Xattr, out: &mut Vec<u8>) -> Result<u32, WriterError> {
+pub(in crate::format) fn encode(xattr: &Xattr, out: &mut Vec<u8>) -> Result<u32, WriterError> {
     let cannot = || WriterError::Xattr { name: Quoted(&xattr.name).to_string(), value: xattr.value.len() };
     let (prefix, rest) = Prefix::split(&xattr.name).ok_or_else(cannot)?;
     let header = EntryHeader {

@@ -10,7 +10,7 @@ use crate::{
 
 /// Inserts `.` and `..` into the names of a directory at their sorted places. Names that begin with
 /// a byte below the dot sort before them, and `.-` sorts between the two.
-pub(super) fn with_dots<'a, T>(
+pub(in crate::format) fn with_dots<'a, T>(
     children: impl Iterator<Item = (&'a [u8], T)>,
     own: T,
     parent: T,
@@ -26,7 +26,7 @@ pub(super) fn with_dots<'a, T>(
 
 /// Size of a directory and its block boundaries, found without writing.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
+pub(in crate::format) struct Extent {
     bits: BlockBits,
     full_blocks: u64,
     used: usize,
@@ -57,7 +57,7 @@ impl Extent {
 
 /// Encoder of directory blocks, one block at a time.
 #[derive(Debug)]
-pub(super) struct Blocks {
+pub(in crate::format) struct Blocks {
     extent: Extent,
     records: Vec<(Nid, FileType, u16)>,
     names: Vec<u8>,

@@ -32,6 +32,10 @@ use self::{
     sparse::Chunks,
     stream::{GAP, Stream},
 };
+pub(in crate::format) use self::{
+    attributes::encode as encode_xattr,
+    directory::{Blocks, Extent, with_dots},
+};
 pub use self::{
     elsewhere::{Records, is_mappable},
     error::WriterError,

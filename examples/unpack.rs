@@ -24,9 +24,13 @@ use plywood::{
 
 /// What is unpacked, and where.
 pub struct Arguments {
+    /// containerd's socket.
     pub address: PathBuf,
+    /// Namespace of the image.
     pub namespace: String,
+    /// Name of the snapshotter that gets the layers.
     pub snapshotter: String,
+    /// Name of the image.
     pub image: String,
 }
 

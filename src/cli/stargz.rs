@@ -62,8 +62,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     output::result(&format!("{}data device: {data_bytes} bytes\n", lines.collect::<String>()))
 }
 
-/// The files, by name, and the size of the data device in bytes.
-fn make(arguments: &Arguments) -> Result<(Vec<(String, Vec<u8>)>, u64)> {
+/// A file to be written: its name, and what is in it.
+type Made = (String, Vec<u8>);
+
+/// The files, and the size of the data device in bytes.
+fn make(arguments: &Arguments) -> Result<(Vec<Made>, u64)> {
     let file = open_file(&arguments.layer)?;
     let (json, payload_end) = table(&file, arguments.toc.as_deref())?;
     let toc = Toc::read(&json, payload_end)?;

@@ -113,6 +113,9 @@ enum Root {
     Inline(Vec<u8>),
 }
 
+/// Takes a key and its value.
+pub type Taking<'a> = &'a mut dyn FnMut(&[u8], Value<'_>) -> Result<(), BoltError>;
+
 /// A value of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value<'a> {
@@ -180,11 +183,7 @@ impl<R: ReadAt> Bolt<R> {
 
     /// Passes each key of `bucket` and its value to `take`, in the order of the keys. Keys of buckets within it are not
     /// among them.
-    pub fn each(
-        &self,
-        bucket: &Bucket,
-        take: &mut dyn FnMut(&[u8], Value<'_>) -> Result<(), BoltError>,
-    ) -> Result<(), BoltError> {
+    pub fn each(&self, bucket: &Bucket, take: Taking<'_>) -> Result<(), BoltError> {
         let mut pending = match &bucket.0 {
             Root::Inline(bytes) => return leaf(&Page { number: 0, bytes }, take),
             Root::Page(number) => vec![*number],
@@ -283,10 +282,7 @@ impl<'a> Page<'a> {
 }
 
 /// Passes the keys and values of a leaf to `take`.
-fn leaf(
-    page: &Page<'_>,
-    take: &mut dyn FnMut(&[u8], Value<'_>) -> Result<(), BoltError>,
-) -> Result<(), BoltError> {
+fn leaf(page: &Page<'_>, take: Taking<'_>) -> Result<(), BoltError> {
     let (kind, count) = page.header()?;
     if kind != IS_LEAF {
         return Err(page.wrong("it is no leaf"));

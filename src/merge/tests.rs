@@ -137,7 +137,7 @@ fn a_damaged_layer_is_named_with_the_path() {
 fn memory_and_names_are_bounded() {
     let layer = (0..2000).fold(Entries::new(), |layer, n| layer.file(&format!("{n:0200}"), "")).image();
     let limits = Limits { metadata_bytes: 256 << 10, ..Limits::default() };
-    let error = merged_within(&[layer.clone()], &limits).unwrap_err();
+    let error = merged_within(std::slice::from_ref(&layer), &limits).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (crate::error::Kind::Exhausted, "limit.metadata"));
     let error = merged_within(&[layer], &Limits { nodes: 1000, ..Limits::default() }).unwrap_err();
     assert_eq!(error.reason(), "limit.nodes");

@@ -155,7 +155,7 @@ impl Service {
         let sizes = || found.iter().map(|(name, bytes)| (name.as_str(), bytes.len())).collect::<Vec<_>>();
         let is_old = |(name, bytes): &(String, Vec<u8>)| bytes == OLD && FILES.contains(&name.as_str());
         let replaces = matches!(form, Form::Replaced(_));
-        if found.iter().any(|file| !made.contains(file) && !(replaces && is_old(file))) {
+        if found.iter().any(|file| !(made.contains(file) || (replaces && is_old(file)))) {
             return Err(format!("torn, or none of ours: {:?}", sizes()));
         }
         if !found.iter().any(|(name, _)| name == form.last()) {

@@ -307,7 +307,8 @@ fn staged() {
         assert_eq!(names_of(&node, &image), [0, 1, 2]);
         let mut applied: Vec<_> = node.store.applied().into_iter().map(|(blob, _)| blob).collect();
         let mut want = vec![image.blobs[0].clone(), image.blobs[2].clone()];
-        (applied.sort(), want.sort());
+        applied.sort();
+        want.sort();
         assert_eq!(applied, want);
         // Nobody has compared it.
         assert!(node.store.blob(NAMESPACE, &image.blobs[1]).unwrap().labels.is_empty());
@@ -429,7 +430,7 @@ fn progress() {
     assert!(output.status.success(), "{output:?}");
     let lines = String::from_utf8(output.stderr).unwrap();
     let states = |blob: &str| {
-        let name = format!("layer ({})", &blob["sha256:".len()..][..12]);
+        let name = format!("layer ({})", blob.strip_prefix("sha256:").and_then(|hex| hex.get(..12)).unwrap());
         let objects = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let of = objects.filter(|object| object["name"] == name);
         let mut states: Vec<_> = of.map(|object| object["status"].as_str().unwrap().to_owned()).collect();

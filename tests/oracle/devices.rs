@@ -281,7 +281,7 @@ impl Work<'_> {
         }
         let flat = self.at("flat");
         let blocks = Image::open(File::open(&flat)?)?.superblock().blocks;
-        File::options().write(true).open(&flat)?.set_len(u64::try_from(blocks)? * 4096)?;
+        File::options().write(true).open(&flat)?.set_len(blocks * 4096)?;
         Ok(flat)
     }
 }

@@ -142,7 +142,7 @@ fn model(layers: &[Listing]) -> Listing {
     for (number, layer) in layers.iter().enumerate() {
         for (path, node) in layer {
             let is_directory = node.file_type == FileType::Directory;
-            let opaque = node.xattrs.get(&b"trusted.overlay.opaque"[..]).is_some();
+            let opaque = node.xattrs.contains_key(&b"trusted.overlay.opaque"[..]);
             let merges =
                 tree.get(path).is_some_and(|found| found.file_type == FileType::Directory) && !opaque;
             if !(path.is_empty() || is_directory && merges) {

@@ -294,8 +294,11 @@ fn linked_archive(entries: &[(&str, Option<&str>)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Layers whose hard links name files of the layers below: `(layers, name, its data, its link count)`.
-fn linked_layers() -> (Vec<Vec<u8>>, Vec<(&'static str, &'static str, u32)>) {
+/// Name of a file, its data, and its link count.
+type Linked = (&'static str, &'static str, u32);
+
+/// Layers whose hard links name files of the layers below, and what comes of them.
+fn linked_layers() -> (Vec<Vec<u8>>, Vec<Linked>) {
     let layers = [
         linked_archive(&[
             ("d/one", None),

@@ -248,8 +248,11 @@ fn sha256(device: &LayeredDevice) -> Result<String> {
     Ok(hasher.finish().hex().to_owned())
 }
 
-/// Size of a device, its sectors that are not zeros, and the digest of these. That says as much as a digest of all.
-fn digest(device: &LayeredDevice) -> Result<(u64, Vec<(u64, u64)>, String)> {
+/// Size of a device, its sectors that are not zeros, and the digest of these.
+type Digested = (u64, Vec<(u64, u64)>, String);
+
+/// What says as much of a device as a digest of all.
+fn digest(device: &LayeredDevice) -> Result<Digested> {
     let (mut runs, mut hasher) = (Vec::<(u64, u64)>::new(), Hasher::new(Algorithm::Sha256));
     for Extent { offset, len } in device.data(0, device.size_bytes()) {
         let mut bytes = vec![0; usize::try_from(len).unwrap()];

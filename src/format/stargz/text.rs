@@ -234,7 +234,7 @@ mod tests {
         let hex = "00ff".repeat(16);
         assert_eq!(digest(&format!("sha256:{hex}")).unwrap()[..3], [0, 255, 0]);
         for text in
-            [&hex[..], &format!("sha512:{hex}"), &format!("sha256:{}", hex.to_uppercase()), "sha256:00"]
+            [hex.as_str(), &format!("sha512:{hex}"), &format!("sha256:{}", hex.to_uppercase()), "sha256:00"]
         {
             assert!(matches!(digest(text), Err(EntryFault::Digest(_))), "{text}");
         }

@@ -18,7 +18,7 @@ impl Stream {
     /// A decoder at the start of a stream. It refuses frames with a window above `window_bytes`.
     pub(super) fn new(coding: Coding, window_bytes: u64) -> Result<Self> {
         match coding {
-            Coding::Gzip => Ok(Self::Gzip(Box::new(Gzip::new()))),
+            Coding::Gzip => Ok(Self::Gzip(Box::default())),
             Coding::Zstd => Ok(Self::Zstd(Box::new(Zstd::new(window_bytes)?))),
             Coding::Plain => {
                 Err(Error::new(Kind::Internal, "pipeline.ahead", "a plain stream has no decoder"))

@@ -161,9 +161,9 @@ fn what_is_under_way_is_bounded() {
         let mut deliver = |_: &[u8]| {
             thread::sleep(Duration::from_millis(5));
             taken.fetch_add(1, Ordering::Relaxed);
-            // A channel of 3, a worker, the blocks ahead, and those at both ends.
+            // A channel of 6, a worker, the blocks ahead, and those at both ends.
             let ahead = written.load(Ordering::Relaxed).saturating_sub(taken.load(Ordering::Relaxed));
-            assert!(ahead < 10, "{ahead} blocks are under way");
+            assert!(ahead < 13, "{ahead} blocks are under way");
             Ok(())
         };
         let produce = |feed: &mut dyn Feed| {

@@ -87,7 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 Examples:
   The device of two layers as a file, to be mounted through a loop device:
     plywood overlaybd flatten bottom.tar top.tar -o device.img
-  The same of turboOCI layers, whose data is in the layers that they were made of:
+  The same of turboOCI layers, whose data is in the layers they were made of:
     plywood overlaybd flatten fs.meta --target 1=layer.tar.gz \\
       --gzip-index 1=gzip.meta -o device.img
   The device of a snapshot, with its targets and its writable layer:

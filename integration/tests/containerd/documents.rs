@@ -77,7 +77,7 @@ fn layers() -> anyhow::Result<Vec<Layer>> {
 fn put_files(node: &Node, layers: &[Layer]) -> anyhow::Result<()> {
     let at = |name: &str| node.path(CHECKOUT).join(name);
     std::fs::write(at("layer.tar.gz"), &layers[1].blob)?;
-    for name in ["base.erofs", "old.erofs"] {
+    for name in ["base.erofs", "old.erofs", "1.erofs", "2.erofs"] {
         let mut command = host::command(
             host::plywood_binary().context("no plywood binary")?.to_str().context("an odd path")?,
         );

@@ -1,10 +1,15 @@
 //! `plywood dump`: an image as text, one line for each fact.
 
-use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _, path::PathBuf};
+use std::{os::unix::ffi::OsStrExt as _, path::PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{image, indexed::Indexed, layer, output};
+use super::{
+    image,
+    indexed::Indexed,
+    layer,
+    output::{self, Lines},
+};
 use crate::{
     error::{Error, Kind, Result},
     format::erofs::{
@@ -15,9 +20,6 @@ use crate::{
     kind::sniff::Overlaybd,
     tree::{Device, Timestamp},
 };
-
-/// Size of the output buffer, in bytes.
-const BUFFER: usize = 64 << 10;
 
 /// Arguments of `plywood dump`.
 #[derive(Debug, clap::Args)]
@@ -84,15 +86,18 @@ fn show(arguments: &Arguments) -> Result<()> {
         return indexed.show(style);
     }
     let image = image::open(&arguments.image, &arguments.devices)?;
-    let mut text = match (&arguments.path, arguments.json) {
-        (Some(_), _) => String::new(),
-        (None, true) => format!("{}\n", facts_as_json(&dump::facts(&image))),
+    let mut lines = Lines::default();
+    match (&arguments.path, arguments.json) {
+        (Some(_), _) => {}
+        (None, true) => lines.add(facts_as_json(&dump::facts(&image)))?,
         (None, false) => {
-            dump::facts(&image).iter().map(|fact| format!("{}: {}\n", fact.name, fact.value)).collect()
+            for fact in dump::facts(&image) {
+                lines.add(format_args!("{}: {}", fact.name, fact.value))?;
+            }
         }
-    };
+    }
     if arguments.path.is_none() && !arguments.tree {
-        return output::result(&text);
+        return lines.finish();
     }
     let (start, path) = match &arguments.path {
         None => (image.root()?, Vec::new()),
@@ -104,24 +109,16 @@ fn show(arguments: &Arguments) -> Result<()> {
             (node, clean(asked))
         }
     };
-    let mut line = |entry: &Entry| -> Result<()> {
-        // Writing to a string cannot fail.
-        let _ = match arguments.json {
-            true => writeln!(text, "{}", entry_as_json(entry)),
-            false => writeln!(text, "{entry}"),
-        };
-        if text.len() >= BUFFER {
-            output::result(&text)?;
-            text.clear();
-        }
-        Ok(())
+    let mut line = |entry: &Entry| match arguments.json {
+        true => lines.add(entry_as_json(entry)),
+        false => lines.add(entry),
     };
     if arguments.tree {
         dump::walk(&image, start, &path, line)?;
     } else {
         line(&Entry::read(&image, &path, start.nid))?;
     }
-    output::result(&text)
+    lines.finish()
 }
 
 /// Returns a path as lines show it: with a slash in front, without doubled slashes or one at the end.

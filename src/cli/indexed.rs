@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{
     image::{self, ImageFile},
     layer::Style,
-    output,
+    output::Lines,
 };
 use crate::{
     call::{Phase, Work},
@@ -21,8 +21,6 @@ use crate::{
     tree::Device,
 };
 
-/// Size of the output buffer, in bytes.
-const BUFFER: usize = 64 << 10;
 /// Bytes of a compressed table read at a time.
 const PIECE: usize = 64 << 10;
 /// End of the payload of a table without its layer.
@@ -34,7 +32,7 @@ pub struct Indexed {
     layout: Option<Layout>,
     /// `None`: the table is in another file.
     toc: Option<Toc>,
-    /// What the chunks turned out to be, if they were read.
+    /// Numbers of the chunks and their bytes, if they were read and are right.
     verified: Option<Verified>,
     size_bytes: u64,
 }
@@ -76,7 +74,7 @@ impl Indexed {
         self.layout.as_ref().map_or("table of an indexed layer", |layout| layout.form.as_str())
     }
 
-    /// What `check` prints behind the name of the file.
+    /// The line of `check`, without the name of the file.
     pub fn for_people(&self) -> String {
         let mut text = format!("sound, {}", self.form());
         // Writing to a string cannot fail.
@@ -91,7 +89,7 @@ impl Indexed {
         text
     }
 
-    /// What `check --json` adds to the name of the file.
+    /// The object of `check --json`, without the name of the file.
     pub fn as_json(&self) -> Value {
         json!({
             "sound": true,
@@ -107,18 +105,10 @@ impl Indexed {
 
     /// Prints the facts, and the entries if `style` wants a list.
     pub fn show(&self, style: Style) -> Result<()> {
-        let mut text = String::new();
-        let mut line = |for_people: String, as_json: Value| -> Result<()> {
-            // Writing to a string cannot fail.
-            let _ = match style.json {
-                true => writeln!(text, "{as_json}"),
-                false => writeln!(text, "{for_people}"),
-            };
-            if text.len() >= BUFFER {
-                output::result(&text)?;
-                text.clear();
-            }
-            Ok(())
+        let mut lines = Lines::default();
+        let mut line = |for_people: String, as_json: Value| match style.json {
+            true => lines.add(as_json),
+            false => lines.add(for_people),
         };
         let (for_people, as_json) = self.facts();
         line(for_people, as_json)?;
@@ -129,7 +119,7 @@ impl Indexed {
                 line(entry_for_people(toc, entry), entry_as_json(toc, entry))?;
             }
         }
-        output::result(&text)
+        lines.finish()
     }
 
     fn facts(&self) -> (String, Value) {
@@ -159,8 +149,7 @@ fn all_chunks(toc: &Toc) -> impl Iterator<Item = &Chunk> {
     toc.entries().iter().flat_map(|entry| toc.chunks_of(entry))
 }
 
-/// Whether a file is a JSON object; no layer and no image begins like one.
-/// Whether a file is a table alone.
+/// Whether a file is a table alone, which is a JSON object: no layer and no image begins like one.
 pub(super) fn is_json(file: &ImageFile) -> bool {
     let mut first = [0];
     file.read_exact_at(0, &mut first).is_ok() && first == [b'{']
@@ -178,7 +167,6 @@ pub(super) fn json_of(file: &ImageFile) -> Result<Vec<u8>> {
 }
 
 /// The table in a file of its own: as it is, or in the layer that stands for it in a registry.
-/// The table in a file: JSON, or the layer that holds it.
 pub(super) fn json_beside(path: &Path) -> Result<Vec<u8>> {
     let file = image::open_file(path)?;
     if is_json(&file) {

@@ -1,10 +1,13 @@
 //! Files of overlaybd devices as `check` and `dump` show them.
 
-use std::{fmt::Write as _, fs::File, path::Path};
+use std::{fmt, fs::File, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{image, output};
+use super::{
+    image,
+    output::{self, Lines},
+};
 use crate::{
     call::{Cancel, Progress, Work},
     error::Result,
@@ -13,9 +16,6 @@ use crate::{
     overlaybd::inspect::{Depth, Inside, Inspected, Part, Value as FactValue},
     view::DeviceFile,
 };
-
-/// Size of the output buffer, in bytes.
-const BUFFER: usize = 64 << 10;
 
 /// Opens a file for reading.
 pub fn open(path: &Path) -> Result<Box<dyn DeviceFile>> {
@@ -52,32 +52,27 @@ pub struct Style {
 /// Prints the facts of a file.
 pub fn show(inspected: Inspected, style: Style) -> Result<()> {
     let Inspected { parts, inside } = inspected;
-    let mut text = match style.json {
-        true => format!("{}\n", parts_as_json(&parts)),
-        false => parts
-            .iter()
-            .flat_map(|part| part.facts.iter().map(move |fact| (part.format, fact)))
-            .map(|(format, fact)| format!("{format}.{}: {}\n", fact.name, fact.value))
-            .collect(),
-    };
-    let mut line = |for_people: String, as_json: Value| -> Result<()> {
-        // Writing to a string cannot fail.
-        let _ = match style.json {
-            true => writeln!(text, "{as_json}"),
-            false => writeln!(text, "{for_people}"),
-        };
-        if text.len() >= BUFFER {
-            output::result(&text)?;
-            text.clear();
+    let mut lines = Lines::default();
+    match style.json {
+        true => lines.add(parts_as_json(&parts))?,
+        false => {
+            for part in &parts {
+                for fact in &part.facts {
+                    lines.add(format_args!("{}.{}: {}", part.format, fact.name, fact.value))?;
+                }
+            }
         }
-        Ok(())
+    }
+    let mut line = |for_people: fmt::Arguments<'_>, as_json: Value| match style.json {
+        true => lines.add(as_json),
+        false => lines.add(for_people),
     };
     match inside {
         Inside::Layer(device) if style.list => {
             for extent in device.data(0, device.size_bytes()) {
                 let (offset, len) = (extent.offset, extent.len);
                 line(
-                    format!("data: {len} at {offset}"),
+                    format_args!("data: {len} at {offset}"),
                     json!({ "offset_bytes": offset, "len_bytes": len }),
                 )?;
             }
@@ -86,14 +81,14 @@ pub fn show(inspected: Inspected, style: Style) -> Result<()> {
             for point in index.points() {
                 let (plain, byte, bits) = (point.plain, point.byte, point.bits);
                 line(
-                    format!("point: {plain} at byte {byte} of the blob and {bits} bits before it"),
+                    format_args!("point: {plain} at byte {byte} of the blob and {bits} bits before it"),
                     json!({ "offset_bytes": plain, "blob_byte": byte, "bits": bits }),
                 )?;
             }
         }
         Inside::Layer(_) | Inside::Points(_) | Inside::Other => {}
     }
-    output::result(&text)
+    lines.finish()
 }
 
 /// Parts of a file as a JSON object, with a key for each format.

@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, HumanCount};
 use super::output;
 use crate::{
     call::Cancel,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     format::{
         ReadAt, Sink as _,
         erofs::{reader::Image, writer::Summary},
@@ -41,31 +41,14 @@ pub struct Arguments {
     /// File for the merged metadata. An existing one is replaced once the new one is complete
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What to write
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub format: Format,
     /// Also describe the flat disk of the merged metadata and all layers, one behind the other, as a VMDK descriptor. It
     /// names the files by their whole paths, or by their names where they are beside it
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
 }
 
-/// Forms of merged metadata.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Of EROFS images that have their data: what containerd's EROFS snapshotter calls fsmeta.erofs
-    #[default]
-    Fsmeta,
-    /// Of RAFS metadata: what the nydus snapshotter calls image.boot. Not written yet
-    Rafs,
-}
-
 /// Runs the command. Errors: those of the layers, with their names, and of the output.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    if arguments.format == Format::Rafs {
-        let message = "--format rafs: merged RAFS metadata cannot be written yet, only fsmeta";
-        return Err(Error::new(Kind::NotImplemented, "merge.format", message));
-    }
     let files = arguments.layers.iter().map(|path| named(open(path), path)).collect::<Result<Vec<_>>>()?;
     let (file, summary) = named(merged(arguments, &files), &arguments.output)?;
     let description = arguments.disk.as_deref().map(|disk| {

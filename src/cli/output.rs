@@ -3,7 +3,7 @@
 //! Nothing else prints. A closed pipe ends the output, not the command.
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     io::{self, Write as _},
 };
 
@@ -24,6 +24,32 @@ pub fn result(text: &str) -> Result<(), Error> {
             format!("standard output: {}", io_text(&error)),
         )),
         _ => Ok(()),
+    }
+}
+
+/// Lines for standard output, written in large pieces.
+#[derive(Debug, Default)]
+pub struct Lines(String);
+
+impl Lines {
+    /// Length from which on a piece is written, in bytes.
+    const PIECE: usize = 64 << 10;
+
+    /// Adds a line. Errors: as for [`result`].
+    pub fn add(&mut self, line: impl Display) -> Result<(), Error> {
+        // Writing to a string cannot fail.
+        let _ = fmt::Write::write_fmt(&mut self.0, format_args!("{line}\n"));
+        if self.0.len() < Self::PIECE {
+            return Ok(());
+        }
+        let written = result(&self.0);
+        self.0.clear();
+        written
+    }
+
+    /// Writes the rest. Errors: as for [`result`].
+    pub fn finish(self) -> Result<(), Error> {
+        result(&self.0)
     }
 }
 

@@ -332,7 +332,7 @@ fn published_turbo(env: &mut Env) -> anyhow::Result<()> {
     tree::ensure_equal(&tree::scan(&want)?, &tree::scan(mounted.path())?)
 }
 
-/// What a container wrote to the device of an image: here an archive, that overlaybd's own tools apply.
+/// Makes a layer of a container's writes to the device of an image. They are an archive here, applied by hand.
 fn writable_above(env: &mut Env) -> anyhow::Result<()> {
     let (scratch, mut files, tars) = layers()?;
     let mut image = image_of(&tars)?;

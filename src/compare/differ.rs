@@ -216,6 +216,7 @@ fn top(stack: &Stack) -> String {
 #[cfg(test)]
 #[path = "device_tests.rs"]
 mod device_tests;
+
 #[cfg(test)]
 mod tests {
     use std::fs;

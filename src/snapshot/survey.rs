@@ -318,8 +318,8 @@ impl Survey<'_> {
         self.holds() == Holds::Devices && self.has(id, TAR_NAME) && !self.has(id, OVERLAYBD_NAME)
     }
 
-    /// Removes the merged metadata in a snapshot's directory, which the snapshotter makes again. Returns whether there
-    /// was any.
+    /// Removes the merged metadata in a snapshot's directory: from then on its layers are mounted one by one. Returns
+    /// whether there was any.
     pub fn forget_merged(&self, id: u64) -> Result<bool> {
         let failed =
             |error| Error::disk(error).context(self.directory(id).join(MERGED_NAME).display().to_string());

@@ -32,7 +32,7 @@ Examples:
     mount -t erofs -o device=1.erofs,device=2.erofs,device=3.erofs \\
       fsmeta.erofs /mnt
   One read-only disk of all layers for a virtual machine:
-    plywood merge *.erofs -o fsmeta.erofs --disk image.vmdk
+    plywood merge 1.erofs 2.erofs 3.erofs -o fsmeta.erofs --disk image.vmdk
     qemu-system-x86_64 -drive file=image.vmdk,format=vmdk,readonly=on ...")]
 pub struct Arguments {
     /// Images of the layers, the bottom one first. They stay as they are, and are mounted as devices in this order

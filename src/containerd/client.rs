@@ -259,15 +259,19 @@ pub(super) fn from_status(status: Status) -> Error {
     Error::new(kind, reason, text_of(&status))
 }
 
-/// Returns the code, the message and the causes of a status as text.
+/// Returns the code, the message and the causes of a status as text, each text once.
 pub(super) fn text_of(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut texts = vec![status.message().to_owned()];
     let mut cause = status.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let text = error.to_string();
+        // tonic's layer says no more than that; its cause says the rest.
+        if text != "transport error" && !texts.contains(&text) {
+            texts.push(text);
+        }
         cause = error.source();
     }
-    text
+    format!("{:?}: {}", status.code(), texts.join(": "))
 }
 
 #[cfg(test)]
@@ -283,6 +287,19 @@ mod tests {
         }
         assert_eq!(from_status(Status::not_found("gone")).kind(), Kind::NotFound);
         assert_eq!(from_status(Status::unknown("input/output error")).kind(), Kind::DataLoss);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = || io::Error::from_raw_os_error(2);
+        let mut status = Status::unavailable(missing().to_string());
+        status.set_source(Arc::new(io::Error::other(missing())));
+        assert_eq!(text_of(&status), "Unavailable: No such file or directory (os error 2)");
+        status.set_source(Arc::new(io::Error::other("the peer went away")));
+        assert_eq!(
+            text_of(&status),
+            "Unavailable: No such file or directory (os error 2): the peer went away"
+        );
     }
 
     #[test]

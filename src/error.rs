@@ -91,7 +91,7 @@ impl Error {
         self
     }
 
-    /// The same failure of another kind, where the caller knows whose fault it is.
+    /// Changes the kind of the failure, where the caller knows whose fault it is.
     #[must_use]
     pub fn with_kind(self, kind: Kind) -> Self {
         Self { kind, ..self }

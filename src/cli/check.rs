@@ -111,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// What was found to be sound.
+/// A file that is sound.
 enum Sound {
     Image(Report),
     /// A file of an overlaybd device, and its size in bytes.

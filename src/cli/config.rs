@@ -25,7 +25,7 @@ Examples:
   Let containerd use Plywood:
     plywood config containerd --install")]
 pub struct Arguments {
-    /// What to do
+    /// Command to run
     #[command(subcommand)]
     pub command: Command,
 }

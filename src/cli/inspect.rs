@@ -32,7 +32,7 @@ Examples:
   The chain ids of an image that containerd has, for a script:
     plywood inspect --image alpine --json")]
 pub struct Arguments {
-    /// What is shown.
+    /// Images to show.
     #[command(flatten)]
     pub inputs: Inputs,
     /// Show this image of containerd. Repeat it for further ones

@@ -38,7 +38,7 @@ Examples:
   Convert an archive to an OCI layout, without containerd:
     plywood load image.tar.gz --to oci:layout")]
 pub struct Arguments {
-    /// What is loaded.
+    /// Images to load.
     #[command(flatten)]
     pub inputs: Inputs,
     /// Where to: "containerd", or "oci:DIR" for a directory in the OCI layout, which needs no containerd

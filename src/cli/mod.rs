@@ -43,7 +43,7 @@ use self::output::Json;
 #[command(name = "plywood", version = env!("PLYWOOD_VERSION"), max_term_width = 100)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }

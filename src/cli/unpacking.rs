@@ -48,7 +48,7 @@ impl FromStr for At {
 }
 
 impl Unpacking {
-    /// What unpacks into the containerd of `connection`. Says so where `--parallel` cannot be done.
+    /// Unpacker for the containerd of `connection`. Prints a line where `--parallel` cannot be done.
     pub(super) fn unpacker(&self, connection: &Connection, board: &Board) -> Result<Unpacker> {
         let at_once = match self.parallel {
             Some(wanted) => {

@@ -1,6 +1,6 @@
 //! Where the members of a gzip stream, or the frames of a zstd stream, begin: found without decoding them.
 //!
-//! What is found is a hint. zstd says how long its blocks are, and BGZF its members, so that one leads to the next. Other
+//! Each place found is a hint. zstd says how long its blocks are, and BGZF its members, so that one leads to the next. Other
 //! members of gzip are found by their headers: those of one stream have the same first ten bytes where one program has
 //! written all of them and no times, as all writers of eStargz do.
 //!
@@ -34,7 +34,7 @@ struct Members {
     tail: Vec<u8>,
     /// The next member, while each says how long it is.
     next: Option<u64>,
-    /// What a header begins with, once the first one is there.
+    /// The first bytes of every header, once the first one is there.
     signature: Option<Finder<'static>>,
 }
 

@@ -151,7 +151,7 @@ struct File {
     size_bytes: u64,
     written: u64,
     pieces: Vec<Piece>,
-    /// Of a file of several pieces.
+    /// Digest of a file of several pieces.
     hasher: Option<Hasher>,
 }
 

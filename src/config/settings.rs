@@ -73,7 +73,7 @@ table! {
 }
 
 table! {
-    /// What is logged on standard error.
+    /// Messages on standard error.
     Log {
         /// error, warn, info, debug, trace or off, or directives such as "info,plywood::containerd=debug".
         /// The environment variable RUST_LOG, if it is set, overrides this.
@@ -86,7 +86,7 @@ table! {
 table! {
     /// The containerd whose content store holds the layers.
     Containerd {
-        /// Its gRPC socket.
+        /// containerd's gRPC socket.
         address: PathBuf = "/run/containerd/containerd.sock".into();
         /// Read blobs from the content store's directory once containerd has confirmed that the caller
         /// may have them. false: every byte comes over gRPC.
@@ -94,7 +94,7 @@ table! {
         /// The content store's directory, which the sandbox then lets us read. "": the one beside each snapshot
         /// root, as containerd lays them out.
         content_root: PathBuf = PathBuf::new();
-        /// Its state directory. Snapshots whose writable layer is an ext4 image are mounted below it while
+        /// containerd's state directory. Snapshots whose writable layer is an ext4 image are mounted below it while
         /// they are in use.
         state_dir: PathBuf = "/run/containerd".into();
     }
@@ -208,7 +208,7 @@ table! {
 }
 
 table! {
-    /// What the daemon gives up at start.
+    /// Rights that the daemon gives up at start.
     Security {
         /// Drop all capabilities that are not needed, forbid new ones, and let the kernel (Landlock, where it is
         /// built in) confine file access to the directories named here. What was achieved is logged.
@@ -217,7 +217,7 @@ table! {
 }
 
 table! {
-    /// What one layer may cost. None of these can be switched off.
+    /// Bounds on the cost of one layer. None of these can be switched off.
     Limits {
         /// Compressed bytes of one layer.
         blob_bytes: u64 = limits::Limits::default().blob_bytes;
@@ -227,13 +227,13 @@ table! {
         expansion_ratio: u64 = limits::Limits::default().expansion_ratio;
         /// Bytes that stay free on the file system of the snapshots; the larger of this and the next holds.
         reserve_bytes: u64 = limits::Limits::default().reserve_bytes;
-        /// The same in percent of the file system.
+        /// Percent of the file system that stay free.
         reserve_percent: u64 = limits::Limits::default().reserve_percent;
         /// Files, directories, links and whiteouts of one layer.
         nodes: u64 = limits::Limits::default().nodes;
         /// Bytes of memory for the metadata of one layer.
         metadata_bytes: u64 = limits::Limits::default().metadata_bytes;
-        /// The same for all layers together; layers that would exceed it wait.
+        /// Bytes of memory for the metadata of all layers together; layers that would exceed it wait.
         total_metadata_bytes: u64 = limits::Limits::default().total_metadata_bytes;
         /// Largest zstd window in bytes.
         zstd_window_bytes: u64 = limits::Limits::default().zstd_window_bytes;

@@ -30,9 +30,9 @@ use crate::{
 /// A snapshotter that containerd has loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshotter {
-    /// Its name.
+    /// Name in containerd's configuration.
     pub name: String,
-    /// Its root, if it exports one.
+    /// Root directory, if it exports one.
     pub root: Option<PathBuf>,
 }
 

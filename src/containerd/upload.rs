@@ -68,7 +68,7 @@ pub(super) struct Upload {
     begun: bool,
 }
 
-/// What becomes of bytes that an earlier attempt left under the reference.
+/// Treatment of bytes that an earlier attempt left under the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
     /// They are discarded.

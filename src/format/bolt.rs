@@ -68,7 +68,7 @@ pub enum BoltError {
     Page {
         /// Number of the page; that of the bucket's root for a page inside a value.
         page: u64,
-        /// What is wrong.
+        /// Rule that the page breaks.
         problem: &'static str,
     },
 }
@@ -109,7 +109,7 @@ pub struct Bucket(Root);
 enum Root {
     /// The page with its root.
     Page(u64),
-    /// Its only page.
+    /// The bucket's only page.
     Inline(Vec<u8>),
 }
 

@@ -56,13 +56,13 @@ pub enum ImageError {
     Format {
         /// The document.
         what: String,
-        /// What is wrong with it.
+        /// Rule that the document breaks.
         problem: String,
     },
     /// A member of an archive is not allowed.
     #[error("member {}: {problem}", Quoted(.name))]
     Member {
-        /// Its name as the archive spells it.
+        /// Name of the member as the archive spells it.
         name: Vec<u8>,
         /// The rule.
         problem: String,
@@ -96,7 +96,7 @@ pub enum ImageError {
     /// Something is larger than any image needs.
     #[error("{what}: more than {limit} {unit}")]
     Limit {
-        /// What is too large.
+        /// The thing that is too large.
         what: String,
         /// The largest value.
         limit: u64,

@@ -29,7 +29,7 @@ pub(super) struct Find {
 pub(super) enum Content {
     /// From a docker-archive or a set.
     Packed(Packed),
-    /// Of an OCI layout.
+    /// From an OCI layout.
     Tree(Descriptor),
 }
 

@@ -1,4 +1,4 @@
-//! What is in the inputs: images, their layers and names, as a description for people and programs.
+//! Describes the inputs for people and programs: images, their layers and names.
 
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ pub struct Described {
     /// Digest of the index or manifest to which the names lead. `None` for a docker-archive with compressed layers,
     /// whose manifest is made when it is loaded.
     pub digest: Option<String>,
-    /// Its media type.
+    /// Media type of that index or manifest.
     pub media_type: Option<String>,
     /// The image for each platform.
     pub platforms: Vec<OfPlatform>,

@@ -30,7 +30,7 @@ pub use output::{Directory, Store};
 /// An image that was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// Its name.
+    /// Name of the image.
     pub name: String,
     /// Document to which the name leads.
     pub target: Descriptor,
@@ -43,7 +43,7 @@ pub struct Done {
     pub loaded: Vec<Loaded>,
     /// Names that sets have besides.
     pub other_names: Vec<String>,
-    /// What was moved.
+    /// Documents and layers that were moved.
     pub moved: Moved,
 }
 

@@ -1,8 +1,8 @@
-//! What a command takes of its inputs.
+//! Choice of images and names among a command's inputs.
 
 use super::platform::Platform;
 
-/// What is loaded, and under which names.
+/// Images to load, and their names.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Platform of the images that are taken from an index.

@@ -42,7 +42,7 @@ pub struct Member {
     pub digest: Digest,
 }
 
-/// What comes behind all members of the stream.
+/// A part of the blob behind all members of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The rest of the stream, in a member of its own.

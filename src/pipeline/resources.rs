@@ -29,7 +29,7 @@ impl Resources {
         Self::with_ahead(limits, helper_threads, AheadOptions::AUTO)
     }
 
-    /// The same, and says when helpers decode ahead.
+    /// Like [`Self::new`], with a choice of when helpers decode ahead.
     pub fn with_ahead(limits: Limits, helper_threads: usize, ahead: AheadOptions) -> Arc<Self> {
         Arc::new(Self { helpers: Helpers::new(helper_threads), budget: Budget::new(&limits), limits, ahead })
     }

@@ -37,7 +37,7 @@ pub struct Numbered {
     pub id: u64,
     /// Namespace of containerd. Empty for a record that containerd did not make.
     pub namespace: String,
-    /// Its name there: the chainID for layers of images, a key for what is not committed.
+    /// Name in the namespace: the chainID for layers of images, a key for what is not committed.
     pub name: String,
     /// Whether it is committed.
     pub state: State,

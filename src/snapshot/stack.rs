@@ -66,7 +66,7 @@ pub enum LayerSource {
     Device {
         /// The snapshot.
         dir: Arc<DeviceDir>,
-        /// What can be read of it.
+        /// Decides how much of it can be read.
         state: DeviceState,
     },
     /// An EROFS image and the further devices it names.
@@ -90,9 +90,9 @@ pub enum LayerSource {
 /// The state of a device of the overlaybd snapshotter.
 #[derive(Debug)]
 pub enum DeviceState {
-    /// Its layers are committed, and it is not mounted.
+    /// All layers are committed, and the device is not mounted.
     Committed,
-    /// The same, but it is mounted, and this is the root of its tree. Its layers may be in a registry.
+    /// All layers are committed, and the device is mounted: this is the root of its tree. The layers may be in a registry.
     Mounted(Dir),
     /// A container has written to it: the layer is the one that it has written.
     Writable,

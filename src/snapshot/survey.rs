@@ -52,7 +52,7 @@ pub struct Survey<'a> {
     root: &'a Root,
 }
 
-/// What the layers of a root are.
+/// Kind of a root's layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
     /// EROFS images.
@@ -64,7 +64,7 @@ pub enum Holds {
 /// An entry of the directory that the snapshots of a root are in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Its name, as messages show it.
+    /// Name, as messages show it.
     pub name: String,
     /// Number of the snapshot; `None` for what is none by its name or type.
     pub id: Option<u64>,
@@ -77,7 +77,7 @@ pub struct Listed {
 /// A file that a process which was killed has left in a snapshot's directory, or that a process is writing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Temporary {
-    /// Its name.
+    /// Name of the file.
     pub name: String,
     /// A process holds its lock.
     pub is_live: bool,
@@ -107,7 +107,7 @@ impl Survey<'_> {
         &self.root.at.spellings
     }
 
-    /// What the layers are.
+    /// Kind of the layers.
     pub fn holds(&self) -> Holds {
         match self.root.layout.device {
             Some(_) => Holds::Devices,

@@ -14,7 +14,7 @@ use std::{
 
 use super::loop_device::{backing_files, device_number, unescape};
 
-/// What the kernel appends to the path of a file that has lost its name.
+/// Suffix that the kernel appends to the path of a file that has lost its name.
 const DELETED: &[u8] = b" (deleted)";
 
 /// An image that is mounted, or a directory below an overlay.

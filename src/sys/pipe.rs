@@ -36,7 +36,7 @@ pub fn set_nonblocking(end: impl AsFd) -> io::Result<()> {
     Ok(fcntl_setfl(&end, flags | OFlags::NONBLOCK)?)
 }
 
-/// What to wait for.
+/// Event to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// Bytes, or the end.

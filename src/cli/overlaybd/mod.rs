@@ -35,7 +35,7 @@ Examples:
   Compress a file so that any part of it can be read:
     plywood overlaybd zfile layer.lsmt layer.zfile")]
 pub struct Arguments {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }

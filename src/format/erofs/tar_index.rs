@@ -43,7 +43,7 @@ pub enum TarIndexError {
     /// The index breaks a rule.
     #[error(transparent)]
     Check(#[from] CheckError),
-    /// What lies behind the index is no archive.
+    /// The bytes behind the index are no archive.
     #[error(transparent)]
     Tar(#[from] TarError),
     /// The image has no archive as its only device.

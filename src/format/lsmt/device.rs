@@ -17,7 +17,7 @@ use crate::{
 
 /// The block device that a stack of layers describes, to be read.
 ///
-/// Its size is that of the topmost layer that has one. A sector reads as the topmost layer that maps it says, and as
+/// The device's size is that of the topmost layer that has one. A sector reads as the topmost layer that maps it says, and as
 /// zeros where none does. The order of the layers cannot be verified: in a wrong one, the contents are wrong.
 #[derive(Debug)]
 pub struct Device<R> {

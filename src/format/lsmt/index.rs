@@ -358,7 +358,7 @@ mod tests {
 
     const SECTORS: usize = 96;
 
-    /// What each sector of a small device reads as: file and sector; zeros have file 1000.
+    /// File and sector that each sector of a small device reads from; zeros have file 1000.
     fn model(log: &[Segment]) -> Vec<Option<(Source, u64)>> {
         let mut sectors = vec![None; SECTORS];
         for segment in log {

@@ -16,7 +16,7 @@ pub(super) const STARGZ_POSITION: &str = "io.containers.zstd-chunked.manifest-po
 const CONTAINERS_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
 const CONTAINERS_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
 
-/// What a descriptor declares.
+/// Table of contents as the annotations of a descriptor declare it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Declared {
     /// Digest of the table, uncompressed.

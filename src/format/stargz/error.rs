@@ -30,9 +30,9 @@ pub enum StargzError {
     Annotation {
         /// Name of the annotation.
         name: &'static str,
-        /// Its value, at most the first characters.
+        /// Value of the annotation, at most the first characters.
         value: String,
-        /// What belongs there.
+        /// Form that a value must have.
         want: &'static str,
     },
     /// The annotations of two dialects exclude each other.
@@ -48,7 +48,7 @@ pub enum StargzError {
     Place {
         /// Byte of the blob at which the table should begin.
         offset: u64,
-        /// Its length in the blob, in bytes.
+        /// Length of the table in the blob, in bytes.
         len: u64,
         /// Fault found there.
         fault: &'static str,

@@ -33,7 +33,7 @@ pub(super) const WINDOW_BYTES: u64 = 8 << 20;
 pub enum Form {
     /// eStargz.
     Estargz,
-    /// Its predecessor.
+    /// The predecessor of eStargz.
     Stargz,
     /// eStargz whose table is in another blob.
     ExternalToc,

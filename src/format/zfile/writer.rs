@@ -31,7 +31,7 @@ pub struct Options {
     pub block_size: BlockSize,
 }
 
-/// What the upstream tools choose: a file system asks for a few KiB at a time, and LZ4 gives them in a microsecond.
+/// The choice of the upstream tools: a file system asks for a few KiB at a time, and LZ4 gives them in a microsecond.
 impl Default for Options {
     fn default() -> Self {
         Self { algorithm: Algorithm::Lz4, block_size: BlockSize::MIN }

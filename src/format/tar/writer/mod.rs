@@ -164,7 +164,7 @@ impl<W: Write> Writer<W> {
         &self.out
     }
 
-    /// The same, to be changed between two writes.
+    /// Sink of the archive, to be changed between two writes.
     pub fn sink_mut(&mut self) -> &mut W {
         &mut self.out
     }

@@ -8,7 +8,7 @@
 
 use std::{io, sync::Arc};
 
-use super::options::DeviceOptions;
+use super::{device::index_bytes, options::DeviceOptions};
 use crate::{
     error::{Classify, Error, Kind, Quoted, Result},
     format::{
@@ -24,6 +24,7 @@ use crate::{
     kind::sniff,
     pipeline::{
         Plan,
+        budget::Use,
         helpers::Helpers,
         image::{self, ImageWriter},
         unpack::Entries,
@@ -131,10 +132,20 @@ impl<'d> Base<'d> {
         }
     }
 
-    /// Checks the whole file system on the device with `layer` on top.
+    /// Checks the whole file system on the device with `layer` on top. The writer of the layer must be gone.
     ///
-    /// Errors: a broken rule is a fault of this program, or damage of the device below, of kind `DataLoss`.
+    /// Errors: a broken rule is a fault of this program, or damage of the device below, of kind `DataLoss`. Also when the
+    /// request gets no more memory.
     pub fn check<R: ReadAt>(&self, layer: &lsmt::Device<R>, plan: Plan<'_>) -> Result<()> {
+        let (lease, cancel) = (plan.lease, plan.work.cancel);
+        let below_bytes = lease.used(Use::Device);
+        lease.charge(Use::Metadata, 0, cancel)?;
+        lease.charge(Use::Device, below_bytes.saturating_add(index_bytes(layer)), cancel)?;
+        self.check_within(layer, plan)?;
+        lease.charge(Use::Device, below_bytes, cancel)
+    }
+
+    fn check_within<R: ReadAt>(&self, layer: &lsmt::Device<R>, plan: Plan<'_>) -> Result<()> {
         let whole = Whole { layer, below: self.device };
         let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
         image::verify_own(&whole, limits, lease, cancel).map_err(|error| {

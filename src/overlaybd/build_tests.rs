@@ -21,7 +21,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let (resources, cancel) = (Resources::new(Limits::default(), 2), Cancel::new());
+        Self::limited(Limits::default())
+    }
+
+    fn limited(limits: Limits) -> Self {
+        let (resources, cancel) = (Resources::new(limits, 2), Cancel::new());
         let lease = resources.budget.lease(&cancel).unwrap();
         Self { resources, lease, cancel, progress: Progress::default() }
     }
@@ -226,4 +230,21 @@ fn the_index_of_a_layer_counts_as_memory_of_the_request() {
     // The same names, with a mapping each: 16 bytes, and as much to merge them.
     let (without, with) = (charged(0), charged(512));
     assert!(with >= without + 100_000 * 32, "{with} bytes, {without} without mappings");
+}
+
+/// Its entries may be as many as the archive has files.
+#[test]
+fn the_index_of_a_new_layer_counts_against_the_memory_while_it_is_checked() {
+    let limit = crate::pipeline::budget::SHARE_BYTES;
+    let bench = Bench::limited(Limits { metadata_bytes: limit, ..Limits::default() });
+    let base = Base::new(&options(64 * GIB)).unwrap();
+    let layer = |entries: u64| {
+        let mut writer = lsmt::Writer::new(tempfile::tempfile().unwrap(), 64 * GIB);
+        // Every other sector, which no two entries can be joined over.
+        (0..entries).for_each(|entry| writer.map_target(1024 * entry, 512, 0).unwrap());
+        lsmt::Device::new(vec![writer.finish().unwrap()]).unwrap()
+    };
+    let reason = |entries| base.check(&layer(entries), bench.plan()).unwrap_err().reason();
+    assert_eq!(reason(1000), "image.self-check");
+    assert_eq!(reason(limit / 16), "limit.metadata");
 }

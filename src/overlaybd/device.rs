@@ -12,7 +12,7 @@ use crate::{
     error::{Classify, Error, Kind, Result},
     format::{
         ReadAt, Sink,
-        lsmt::{Layer, LsmtError},
+        lsmt::{Device, Layer, LsmtError},
     },
     sys::inode,
     tree::Extent,
@@ -103,6 +103,11 @@ pub fn open_within(files: Files, charge: &mut dyn FnMut(u64) -> Result<()>) -> R
 /// Memory that a layer takes while it is open, in bytes.
 pub fn layer_bytes<R>(layer: &Layer<R>) -> u64 {
     READER_BYTES.saturating_add(layer.entries().saturating_mul(2 * ENTRY_BYTES))
+}
+
+/// Memory that the index of an open device takes, in bytes, and what its readers keep.
+pub fn index_bytes<R>(device: &Device<R>) -> u64 {
+    READER_BYTES.saturating_add(device.entries().saturating_mul(ENTRY_BYTES))
 }
 
 /// Opens a read-only layer.

@@ -21,8 +21,8 @@ pub trait Decoder: Send {
     ///
     /// A full `output` may mean that more is to come without further input. Otherwise all of
     /// `input` has been taken, with two exceptions: a decoder that is about to need more memory
-    /// stops first, and [`memory_bytes`](Self::memory_bytes) has grown; and a decoder that pauses at
-    /// blocks stops before each, and [`block`](Self::block) is where.
+    /// stops first, and [`memory_bytes`](Self::memory_bytes) has grown; and a decoder that lists
+    /// blocks stops when it has [`BLOCKS_MAX`].
     fn decode(&mut self, input: &mut &[u8], output: &mut [u8]) -> Result<usize, CodecError>;
 
     /// Ends the stream. Call once the input has ended and all output was taken. Errors: the stream
@@ -35,20 +35,24 @@ pub trait Decoder: Send {
         0
     }
 
-    /// From now on, stops before every block at which a decoder could start. Only gzip has such
-    /// blocks; other decoders never stop.
-    fn pause_at_blocks(&mut self) {}
+    /// From now on, lists every block at which a decoder could start. Only gzip has such blocks.
+    fn list_blocks(&mut self) {}
 
-    /// Block before which the last call of [`decode`](Self::decode) stopped. All output before it
-    /// has been given.
-    fn block(&self) -> Option<BlockStart> {
-        None
+    /// Blocks that start within the output of the last call of [`decode`](Self::decode) or right behind it, in their
+    /// order.
+    fn blocks(&self) -> &[BlockStart] {
+        &[]
     }
 }
+
+/// Most blocks that a decoder lists in one call. A block that holds nothing takes ten bits of input.
+pub const BLOCKS_MAX: usize = 4096;
 
 /// Start of a deflate block in a gzip stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockStart {
+    /// Bytes before it of the output that it was found in.
+    pub at: usize,
     /// Compressed byte at which the block's member starts.
     pub member: u64,
     /// Compressed bits before the block, from the start of the stream.

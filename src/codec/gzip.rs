@@ -8,7 +8,7 @@
 use zlib_rs::crc32::crc32;
 
 use super::{
-    decoder::{BlockStart, Decoder},
+    decoder::{BLOCKS_MAX, BlockStart, Decoder},
     deflate::{DeflateError, Inflate, Pause},
     error::CodecError,
 };
@@ -84,9 +84,9 @@ pub struct Gzip {
     member: u64,
     /// Where the deflate stream of this member started.
     body: u64,
-    /// Whether every block is a pause.
-    pauses: bool,
-    paused: Option<BlockStart>,
+    /// Whether blocks are listed, and those in the last output.
+    lists: bool,
+    blocks: Vec<BlockStart>,
 }
 
 /// A place at which decoding can go on: the first bit of a block or of a member, in bits of the whole stream.
@@ -131,8 +131,8 @@ impl Gzip {
             taken: 0,
             member: 0,
             body: 0,
-            pauses: false,
-            paused: None,
+            lists: false,
+            blocks: Vec::new(),
         }
     }
 
@@ -176,7 +176,7 @@ impl Gzip {
         output: &mut [u8],
     ) -> Result<usize, CodecError> {
         let mut filled: usize = 0;
-        self.paused = None;
+        self.blocks.clear();
         loop {
             match self.state {
                 State::Body => {
@@ -185,16 +185,20 @@ impl Gzip {
                         return Ok(filled);
                     }
                     let from = cut.map(|cut| cut.0.saturating_sub(self.body.saturating_mul(8)));
-                    self.inflate.pause_from(if self.pauses { Some(0) } else { from });
+                    self.inflate.pause_from(from);
+                    if self.lists {
+                        self.inflate.list_starts(BLOCKS_MAX.saturating_sub(self.blocks.len()));
+                    }
                     let (bytes, pause) = self.inflate(input, rest)?;
+                    for (at, position) in self.inflate.starts() {
+                        let bit = self.body.saturating_mul(8).saturating_add(*position);
+                        let at = filled.saturating_add(*at);
+                        self.blocks.push(BlockStart { at, member: self.member, bit });
+                    }
                     filled = filled.saturating_add(bytes);
                     match pause {
                         Pause::Ended => self.state = State::Trailer,
-                        Pause::Input | Pause::Output => return Ok(filled),
-                        Pause::Block => {
-                            self.pause();
-                            return Ok(filled);
-                        }
+                        Pause::Input | Pause::Output | Pause::Block => return Ok(filled),
                     }
                 }
                 _ if input.is_empty() => return Ok(filled),
@@ -205,8 +209,12 @@ impl Gzip {
                     if is_new && cut.is_some_and(|cut| self.cut() >= Some(cut)) {
                         return Ok(filled);
                     }
-                    if self.state == State::Body && self.pause() {
-                        return Ok(filled);
+                    if self.state == State::Body && self.lists {
+                        let bit = self.body.saturating_mul(8);
+                        self.blocks.push(BlockStart { at: filled, member: self.member, bit });
+                        if self.blocks.len() >= BLOCKS_MAX {
+                            return Ok(filled);
+                        }
                     }
                 }
             }
@@ -395,15 +403,6 @@ impl Gzip {
         self.count(output.get(..filled).unwrap_or_default());
         Ok((filled, pause))
     }
-
-    /// Notes the block that comes next; whether to stop before it.
-    fn pause(&mut self) -> bool {
-        if self.pauses {
-            let bit = self.body.saturating_mul(8).saturating_add(self.inflate.position());
-            self.paused = Some(BlockStart { member: self.member, bit });
-        }
-        self.pauses
-    }
 }
 
 impl Decoder for Gzip {
@@ -411,12 +410,12 @@ impl Decoder for Gzip {
         self.decode_to(None, input, output)
     }
 
-    fn pause_at_blocks(&mut self) {
-        self.pauses = true;
+    fn list_blocks(&mut self) {
+        self.lists = true;
     }
 
-    fn block(&self) -> Option<BlockStart> {
-        self.paused
+    fn blocks(&self) -> &[BlockStart] {
+        &self.blocks
     }
 
     fn finish(&mut self) -> Result<(), CodecError> {
@@ -459,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_comes_before_every_block_of_every_member() {
+    fn every_block_of_every_member_is_listed() {
         let member = |pieces: &[&[u8]]| {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
             for piece in pieces {
@@ -472,16 +471,16 @@ mod tests {
         let stream = [&first[..], &member(&[])].concat();
         for (step_in, step_out) in [(usize::MAX, 100), (1, 100), (2, 1)] {
             let mut gzip = Gzip::new();
-            gzip.pause_at_blocks();
+            gzip.list_blocks();
             let (mut plain, mut blocks, mut output) = (Vec::new(), Vec::new(), vec![0; step_out]);
             for mut piece in stream.chunks(step_in.min(stream.len())) {
                 loop {
                     let filled = gzip.decode(&mut piece, &mut output).unwrap();
+                    let listed = gzip.blocks().iter();
+                    blocks.extend(listed.map(|block| (plain.len() + block.at, block.member, block.bit)));
                     plain.extend_from_slice(&output[..filled]);
-                    match gzip.block() {
-                        Some(BlockStart { member, bit }) => blocks.push((plain.len(), member, bit)),
-                        None if filled < step_out => break,
-                        None => {}
+                    if filled < step_out {
+                        break;
                     }
                 }
             }
@@ -494,6 +493,34 @@ mod tests {
             assert_eq!(at, [0, 3, 3, 6, 6, 6], "{step_in} {step_out}");
             assert!(blocks.iter().is_sorted_by_key(|(.., bit)| *bit));
         }
+    }
+
+    #[test]
+    fn a_list_of_blocks_ends_when_it_is_long() {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+        let text = vec![b'x'; 3 * BLOCKS_MAX];
+        for byte in text.chunks(1) {
+            encoder.write_all(byte).unwrap();
+            encoder.flush().unwrap();
+        }
+        let stream = [encoder.finish().unwrap(), member(b"").repeat(BLOCKS_MAX + 1)].concat();
+        let mut gzip = Gzip::new();
+        gzip.list_blocks();
+        let (mut input, mut output, mut plain, mut listed) = (&*stream, vec![0; 1 << 16], Vec::new(), 0);
+        loop {
+            let filled = gzip.decode(&mut input, &mut output).unwrap();
+            plain.extend_from_slice(&output[..filled]);
+            let blocks = gzip.blocks().len();
+            listed += blocks;
+            assert!(blocks <= BLOCKS_MAX);
+            if blocks < BLOCKS_MAX {
+                break;
+            }
+        }
+        gzip.finish().unwrap();
+        assert!(plain == text && input.is_empty());
+        // A byte and an empty block for each flush, and one block for each member behind it.
+        assert!(listed >= 7 * BLOCKS_MAX, "{listed}");
     }
 
     #[test]

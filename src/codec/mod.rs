@@ -22,7 +22,7 @@ mod zstd;
 use self::decoder::Plain;
 pub use self::{
     coding::Coding,
-    decoder::{BlockStart, Decoder},
+    decoder::{BLOCKS_MAX, BlockStart, Decoder},
     error::CodecError,
     gzip::{Cut, Gzip},
     starts::Starts,

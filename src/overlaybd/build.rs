@@ -389,6 +389,11 @@ impl<S: ReadAt> NewLayer<S> {
         Ok(Written { layer_bytes: written.contents_bytes, file_bytes: written.file_bytes })
     }
 
+    /// The layer as a device of its own.
+    pub fn device(&self) -> &lsmt::Device<S> {
+        &self.device
+    }
+
     /// The layer itself, to be written to the files of a writable one.
     pub fn into_layer(self) -> Option<lsmt::Layer<S>> {
         self.device.into_layer()

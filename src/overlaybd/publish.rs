@@ -8,9 +8,9 @@
 //!
 //! Described in `docs/formats/overlaybd.md`, "The published turboOCI layer".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, thread};
 
-use super::build::{Base, DataPlace, LayerWriter};
+use super::build::{Base, DataPlace, LayerWriter, NewLayer};
 use crate::{
     codec::{Coding, encode::Compression},
     error::{Classify, Kind, Result},
@@ -29,6 +29,7 @@ use crate::{
         unpack::Unpack,
     },
     snapshot::NewFile,
+    sys::thread::spawn_scoped,
 };
 
 /// Version of turboOCI layers.
@@ -90,9 +91,9 @@ pub fn turbo(
     if !matches!(coding, Coding::Plain | Coding::Gzip) {
         return Err(PublishError::Coding { coding }.into());
     }
-    let layer = ran.output.writer.finish(base, plan)?;
+    let layer = ran.output.writer.finish_unchecked(base)?;
     let mut metadata = scratch()?;
-    layer.write(zfile::writer::Options::default(), &plan.resources.helpers, &mut metadata)?;
+    write_checked(&layer, base, plan, &mut metadata)?;
     drop(layer);
 
     let mut members: Vec<(Member, &dyn ReadAt)> = vec![(Member::Erofs, &metadata)];
@@ -105,6 +106,29 @@ pub fn turbo(
         encode::run(plan, Compression::GZIP_STORED, deliver, |out| turbo::write(out, &members))?;
     let annotations = annotations(&archive, &original, media_type);
     Ok(TurboLayer { media_type: media_type_of(Coding::Gzip), archive, original, annotations })
+}
+
+/// Compresses the layer, and checks it meanwhile if there is a thread for that: neither needs the other's outcome.
+fn write_checked(
+    layer: &NewLayer<NewFile>,
+    base: &Base<'_>,
+    plan: Plan<'_>,
+    out: &mut NewFile,
+) -> Result<()> {
+    let helpers = &plan.resources.helpers;
+    let mut write = || layer.write(zfile::writer::Options::default(), helpers, out);
+    let Some(permit) = helpers.take() else {
+        base.check(layer.device(), plan)?;
+        return write().map(drop);
+    };
+    thread::scope(|scope| {
+        let writing = spawn_scoped(scope, "write", move || {
+            let _held = permit;
+            write()
+        })?;
+        base.check(layer.device(), plan)?;
+        writing.join().map(drop)
+    })
 }
 
 /// Media type of an OCI layer with this compression.

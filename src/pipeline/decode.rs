@@ -14,7 +14,7 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    codec::Decoder,
+    codec::{BLOCKS_MAX, Decoder},
     error::{Classify, Kind, Result},
     format::gzindex::Header,
     limits::Limits,
@@ -188,7 +188,7 @@ impl<'scope, 'env, S: Stage> Decode<'scope, 'env, S> {
 
     /// Indexes the stream on its way.
     pub(super) fn indexed(mut self, index: Indexing<'scope, 'env>) -> Self {
-        self.decoder.pause_at_blocks();
+        self.decoder.list_blocks();
         Self { index: Some(index), ..self }
     }
 }
@@ -205,17 +205,18 @@ impl<S: Stage> Stage for Decode<'_, '_, S> {
             let outcome = self.decoder.decode(&mut input, space);
             self.busy += started.elapsed();
             let filled = outcome?;
-            let block = self.decoder.block();
+            let blocks = self.decoder.blocks();
             if let Some(index) = &mut self.index {
                 let plain = space.get(..filled).unwrap_or_default();
-                index.step((had - input.len()) as u64, plain, block)?;
+                index.step((had - input.len()) as u64, plain, blocks)?;
             }
+            let is_paused = blocks.len() >= BLOCKS_MAX;
             self.outlet.fill(had - input.len(), filled)?;
             let memory = self.decoder.memory_bytes();
             if memory > self.memory {
                 self.plan.lease.charge(Use::Window, memory, self.plan.work.cancel)?;
                 self.memory = memory;
-            } else if filled < room && block.is_none() {
+            } else if filled < room && !is_paused {
                 return Ok(());
             }
         }

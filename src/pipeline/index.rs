@@ -1,6 +1,6 @@
 //! Indexes a gzip stream while it is decoded.
 //!
-//! The points are chosen on the decoder's thread, which costs little more than a copy of what comes before each block.
+//! The points are chosen on the decoder's thread, which costs a copy of what comes before each.
 //! Windows are compressed on helpers: that takes an eighth of the time of decoding.
 
 use std::{sync::Arc, thread::Scope};
@@ -61,13 +61,11 @@ impl<'scope, 'env> Indexing<'scope, 'env> {
         }
     }
 
-    /// Takes in the next step of the decoder: `compressed` bytes became `plain`, and then it stopped before `block`.
-    pub(super) fn step(&mut self, compressed: u64, plain: &[u8], block: Option<BlockStart>) -> Result<()> {
+    /// Takes in the next step of the decoder: `compressed` bytes became `plain`, in which `blocks` start.
+    pub(super) fn step(&mut self, compressed: u64, plain: &[u8], blocks: &[BlockStart]) -> Result<()> {
         self.compressed = self.compressed.saturating_add(compressed);
         self.plain = self.plain.saturating_add(plain.len() as u64);
-        self.chooser.bytes(plain);
-        let Some(block) = block else { return Ok(()) };
-        for chosen in self.chooser.block(block)?.into_iter().flatten() {
+        for chosen in self.chooser.take(plain, blocks)? {
             self.packing.submit(chosen)?;
             while let Some(packed) = self.packing.due()? {
                 self.writer.add(packed)?;

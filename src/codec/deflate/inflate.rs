@@ -44,7 +44,8 @@ pub enum Pause {
     Input,
     /// The output is full. There may be more to come without further input.
     Output,
-    /// A block has ended and another one follows. Only after [`Inflate::pause_at_blocks`].
+    /// A block has ended and another one follows. Only after [`Inflate::pause_at_blocks`], and when [`Inflate::starts`]
+    /// has all it may.
     Block,
     /// The stream has ended. Input behind its last byte was left.
     Ended,
@@ -62,6 +63,9 @@ pub struct Inflate<T: Unit = u8> {
     last: bool,
     /// Where pauses between blocks begin, in bits of the stream.
     pause_from: Option<u64>,
+    /// Most starts to list; 0 lists none.
+    most_starts: usize,
+    starts: Vec<(usize, u64)>,
     history: History<T>,
     literals: Box<LiteralTable>,
     distances: Box<DistanceTable>,
@@ -102,6 +106,8 @@ impl<T: Unit> Inflate<T> {
             given: 0,
             last: false,
             pause_from: None,
+            most_starts: 0,
+            starts: Vec::new(),
             history: History::new(),
             literals: Box::new(LiteralTable::new()),
             distances: Box::new(DistanceTable::new()),
@@ -146,6 +152,18 @@ impl<T: Unit> Inflate<T> {
         self.pause_from = bit;
     }
 
+    /// From now on, lists where blocks start, up to `most` in each call of [`decode`](Self::decode), which then ends.
+    // Pauses would do as well, but after each one matches reach out of the output, into the history, which is slow.
+    pub fn list_starts(&mut self, most: usize) {
+        self.most_starts = most;
+    }
+
+    /// Units of the last output before each block that starts in it or right behind it, and the
+    /// [`position`](Self::position) there. The first block of a stream is not listed.
+    pub fn starts(&self) -> &[(usize, u64)] {
+        &self.starts
+    }
+
     /// Goes on at a block that starts at bit `position` of the stream, after the bytes that were given out and those
     /// that [`add`](Self::add) named. The next input starts with the byte that holds the bit.
     pub fn go_on_at(&mut self, position: u64) {
@@ -181,6 +199,7 @@ impl<T: Unit> Inflate<T> {
     pub fn decode(&mut self, input: &mut &[u8], output: &mut [T]) -> Result<(usize, Pause), DeflateError> {
         let before = input.len();
         let mut at = 0;
+        self.starts.clear();
         self.given = self.taken.wrapping_add(before as u64);
         let outcome = self.advance(input, output, &mut at);
         self.taken = self.taken.wrapping_add(before.wrapping_sub(input.len()) as u64);
@@ -229,7 +248,7 @@ impl<T: Unit> Inflate<T> {
                         self.state = State::Stored(left.wrapping_sub(now));
                         return Ok(if input.is_empty() { Pause::Input } else { Pause::Output });
                     }
-                    if self.block_ended(input) {
+                    if self.block_ended(input, *at) {
                         return Ok(Pause::Block);
                     }
                 }
@@ -242,12 +261,20 @@ impl<T: Unit> Inflate<T> {
         }
     }
 
-    /// Goes behind a block; whether to pause there.
-    fn block_ended(&mut self, input: &[u8]) -> bool {
-        self.state = if self.last { State::Ended } else { State::Block };
+    /// Goes behind a block, after `at` units of the output; whether to pause there.
+    fn block_ended(&mut self, input: &[u8], at: usize) -> bool {
+        if self.last {
+            self.state = State::Ended;
+            return false;
+        }
+        self.state = State::Block;
         let taken = self.given.wrapping_sub(input.len() as u64);
         let position = taken.wrapping_mul(8).wrapping_sub(self.bits.count().into());
-        !self.last && self.pause_from.is_some_and(|from| position >= from)
+        if self.most_starts > 0 {
+            self.starts.push((at, position));
+        }
+        let is_full = self.most_starts > 0 && self.starts.len() >= self.most_starts;
+        is_full || self.pause_from.is_some_and(|from| position >= from)
     }
 
     /// Decodes symbols up to the end of the block; what stopped it before that.
@@ -262,7 +289,7 @@ impl<T: Unit> Inflate<T> {
                 match cpu::run(&self.literals, &self.distances, &mut self.bits, input, output, at) {
                     Stop::Edge => {}
                     Stop::End => {
-                        return Ok(self.block_ended(input).then_some(Pause::Block));
+                        return Ok(self.block_ended(input, *at).then_some(Pause::Block));
                     }
                     Stop::Match { length, distance } => {
                         self.state = State::Match { length, distance };
@@ -296,7 +323,7 @@ impl<T: Unit> Inflate<T> {
                 if !entry.is_end() {
                     return Err(Fault::Literal);
                 }
-                return Ok(self.block_ended(input).then_some(Pause::Block));
+                return Ok(self.block_ended(input, *at).then_some(Pause::Block));
             }
             let length = entry.value(self.bits.buffer() >> skipped);
             let used = skipped.wrapping_add(entry.bits());

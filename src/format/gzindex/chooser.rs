@@ -15,7 +15,8 @@ use crate::codec::{
 
 /// Takes in a stream as it is decoded, and gives out the points.
 ///
-/// Its own copies cost at most one of every uncompressed byte, however short the blocks are.
+/// Its own copies are two of at most 32 KiB for each piece of the stream, however many blocks are in it, and one for each
+/// point.
 pub struct Chooser {
     span_bytes: u64,
     /// Where the next point is wanted.
@@ -26,15 +27,16 @@ pub struct Chooser {
     member: Option<u64>,
     /// The last block, unless it is a point already.
     pending: Option<Place>,
-    /// Bytes before the last block.
-    window: History<u8>,
-    /// Bytes since.
-    since: History<u8>,
+    /// Bytes before the pending block, if it started in an earlier piece.
+    window: Option<Vec<u8>>,
+    /// The last bytes so far.
+    last: History<u8>,
 }
 
 /// A point that was chosen, with the bytes before it.
 pub struct Chosen {
     place: Place,
+    /// [`WINDOW_BYTES`], the first of them zeros where there are fewer.
     window: Vec<u8>,
 }
 
@@ -47,48 +49,69 @@ impl Chooser {
             plain: 0,
             member: None,
             pending: None,
-            window: History::new(),
-            since: History::new(),
+            window: None,
+            last: History::new(),
         }
     }
 
-    /// Takes in the next uncompressed bytes.
-    pub fn bytes(&mut self, bytes: &[u8]) {
-        self.since.append(bytes);
-        self.plain = self.plain.saturating_add(bytes.len() as u64);
-    }
-
-    /// Takes in the start of the next block. Up to two points are chosen now: the block before this one, which was the
-    /// last before a multiple of the span, and this one, if it is at a multiple.
+    /// Takes in the next uncompressed bytes, and the `blocks` that start in them or right behind. Returns the points that
+    /// are chosen now.
     ///
-    /// Errors: [`GzindexError::Members`] when the block is in a second member.
-    pub fn block(&mut self, block: BlockStart) -> Result<[Option<Chosen>; 2], GzindexError> {
-        if *self.member.get_or_insert(block.member) != block.member {
-            return Err(GzindexError::Members { offset: block.member });
+    /// Errors: [`GzindexError::Members`] when a block is in a second member.
+    pub fn take(&mut self, bytes: &[u8], blocks: &[BlockStart]) -> Result<Vec<Chosen>, GzindexError> {
+        let mut chosen = Vec::new();
+        for block in blocks {
+            if *self.member.get_or_insert(block.member) != block.member {
+                return Err(GzindexError::Members { offset: block.member });
+            }
+            let place = Place { plain: self.plain.saturating_add(block.at as u64), bit: block.bit };
+            // The block before this one was the last before a multiple of the span.
+            if place.plain > self.wanted {
+                if let Some(place) = self.pending.take() {
+                    let window = self.window.take().unwrap_or_else(|| self.before(place, bytes));
+                    chosen.push(Chosen { place, window });
+                }
+                let behind = place.plain.saturating_sub(self.wanted);
+                let spans = behind.div_ceil(self.span_bytes);
+                self.wanted = self.wanted.saturating_add(spans.saturating_mul(self.span_bytes));
+            }
+            self.window = None;
+            if place.plain == self.wanted {
+                self.pending = None;
+                self.wanted = self.wanted.saturating_add(self.span_bytes);
+                chosen.push(Chosen { place, window: self.before(place, bytes) });
+            } else {
+                self.pending = Some(place);
+            }
         }
-        let place = Place { plain: self.plain, bit: block.bit };
-        let mut earlier = None;
-        if place.plain > self.wanted {
-            earlier = self.pending.take().map(|place| self.choose(place));
-            let behind = place.plain.saturating_sub(self.wanted);
-            let spans = behind.div_ceil(self.span_bytes);
-            self.wanted = self.wanted.saturating_add(spans.saturating_mul(self.span_bytes));
+        if let Some(place) = self.pending
+            && self.window.is_none()
+        {
+            self.window = Some(self.before(place, bytes));
         }
-        for piece in self.since.pieces() {
-            self.window.append(piece);
-        }
-        self.since.clear();
-        if place.plain == self.wanted {
-            self.pending = None;
-            self.wanted = self.wanted.saturating_add(self.span_bytes);
-            return Ok([earlier, Some(self.choose(place))]);
-        }
-        self.pending = Some(place);
-        Ok([earlier, None])
+        self.last.append(bytes);
+        self.plain = self.plain.saturating_add(bytes.len() as u64);
+        Ok(chosen)
     }
 
-    fn choose(&self, place: Place) -> Chosen {
-        Chosen { place, window: self.window.pieces().concat() }
+    /// The bytes before `place`, which is in the piece `bytes`.
+    fn before(&self, place: Place, bytes: &[u8]) -> Vec<u8> {
+        let at = usize::try_from(place.plain.saturating_sub(self.plain)).unwrap_or(usize::MAX);
+        let [first, second] = self.last.pieces();
+        let parts = [bytes.get(..at).unwrap_or(bytes), second, first];
+        let mut window = vec![0; WINDOW_BYTES];
+        let mut free = WINDOW_BYTES;
+        for part in parts {
+            let len = part.len().min(free);
+            let end = free;
+            free = free.saturating_sub(len);
+            if let (Some(space), Some(part)) =
+                (window.get_mut(free..end), part.get(part.len().saturating_sub(len)..))
+            {
+                space.copy_from_slice(part);
+            }
+        }
+        window
     }
 }
 
@@ -105,9 +128,6 @@ impl Chosen {
 
     /// Compresses the window. That takes longer than everything else about a point, and needs nothing but the point.
     pub fn pack(self) -> Result<Packed, GzindexError> {
-        let Self { place, window } = self;
-        let mut whole = vec![0; WINDOW_BYTES.saturating_sub(window.len())];
-        whole.extend_from_slice(&window);
-        Ok(Packed { place, window: zlib::pack(ENCODER_LEVEL, &whole)? })
+        Ok(Packed { place: self.place, window: zlib::pack(ENCODER_LEVEL, &self.window)? })
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{chooser::Chooser, error::GzindexError, header, reader::Reader, writer::Writer};
 use crate::{
-    codec::{Decoder, Gzip},
+    codec::{BLOCKS_MAX, Decoder, Gzip},
     error::Error,
     format::ReadAt,
 };
@@ -54,7 +54,7 @@ fn read_twice(blob: &[u8], index: &[u8]) {
 /// Decodes a gzip blob and indexes it on the way; the uncompressed bytes, at most 1 MiB, and the index.
 fn build(blob: &[u8], span_bytes: u32) -> Result<(Vec<u8>, Vec<u8>), Error> {
     let mut gzip = Gzip::new();
-    gzip.pause_at_blocks();
+    gzip.list_blocks();
     let mut chooser = Chooser::new(span_bytes);
     let mut index = Vec::new();
     let mut writer = Writer::new(&mut index, span_bytes);
@@ -62,16 +62,15 @@ fn build(blob: &[u8], span_bytes: u32) -> Result<(Vec<u8>, Vec<u8>), Error> {
     loop {
         let filled = gzip.decode(&mut input, &mut output)?;
         let bytes = output.get(..filled).unwrap_or_default();
-        chooser.bytes(bytes);
+        let chosen = chooser.take(bytes, gzip.blocks())?;
         plain.extend_from_slice(bytes);
         if plain.len() > 1 << 20 {
             return Err(GzindexError::End { found: plain.len() as u64, expected: 1 << 20 }.into());
         }
-        if let Some(block) = gzip.block() {
-            for chosen in chooser.block(block)?.into_iter().flatten() {
-                writer.add(chosen.pack()?)?;
-            }
-        } else if filled < output.len() {
+        for chosen in chosen {
+            writer.add(chosen.pack()?)?;
+        }
+        if filled < output.len() && gzip.blocks().len() < BLOCKS_MAX {
             break;
         }
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{writer::Place, *};
 use crate::{
-    codec::{BlockStart, zlib},
+    codec::{BlockStart, deflate::WINDOW_BYTES, zlib},
     error::{Classify, Error, Kind},
     format::ReadAt,
 };
@@ -74,21 +74,19 @@ fn index_of(blob: &[u8], span_bytes: u32) -> Vec<u8> {
 }
 
 fn indexed(blob: &[u8], span_bytes: u32) -> Result<Vec<u8>, Error> {
-    use crate::codec::{Decoder, Gzip};
+    use crate::codec::{BLOCKS_MAX, Decoder, Gzip};
     let mut gzip = Gzip::new();
-    gzip.pause_at_blocks();
+    gzip.list_blocks();
     let mut index = Vec::new();
     let (mut chooser, mut writer) = (Chooser::new(span_bytes), Writer::new(&mut index, span_bytes));
     let (mut input, mut total, mut output) = (blob, 0, vec![0; 100_000]);
     loop {
         let filled = gzip.decode(&mut input, &mut output)?;
-        chooser.bytes(&output[..filled]);
         total += filled as u64;
-        if let Some(block) = gzip.block() {
-            for chosen in chooser.block(block)?.into_iter().flatten() {
-                writer.add(chosen.pack()?)?;
-            }
-        } else if filled < output.len() {
+        for chosen in chooser.take(&output[..filled], gzip.blocks())? {
+            writer.add(chosen.pack()?)?;
+        }
+        if filled < output.len() && gzip.blocks().len() < BLOCKS_MAX {
             break;
         }
     }
@@ -397,26 +395,37 @@ fn wanted(blocks: &[u64], span: u64) -> Vec<u64> {
 proptest! {
     #[test]
     fn points_are_the_last_blocks_before_each_multiple(
-        steps in proptest::collection::vec(1_u64..60, 0..60), span in 1_u64..100,
+        steps in proptest::collection::vec(1_u64..60, 0..60), span in 1_u64..100, piece in 1_usize..200,
     ) {
         let mut chooser = Chooser::new(u32::try_from(span).unwrap());
-        let (mut plain, mut blocks, mut points) = (0, vec![0], Vec::new());
-        let block = |plain| BlockStart { member: 0, bit: plain * 5 };
-        points.extend(chooser.block(block(0)).unwrap().into_iter().flatten());
+        let (mut blocks, mut points) = (vec![0], Vec::new());
         for step in steps {
-            let bytes: Vec<u8> = (plain..plain + step).map(|at| at.to_le_bytes()[0]).collect();
-            chooser.bytes(&bytes);
-            plain += step;
-            blocks.push(plain);
-            points.extend(chooser.block(block(plain)).unwrap().into_iter().flatten());
+            blocks.push(blocks[blocks.len() - 1] + step);
         }
+        let stream: Vec<u8> = (0..blocks[blocks.len() - 1]).map(|at| at.to_le_bytes()[0]).collect();
+        let mut listed = 0;
+        for start in (0..=stream.len()).step_by(piece) {
+            let bytes = &stream[start..stream.len().min(start + piece)];
+            // Those at the end of a piece are found with it, or with the next one.
+            let ends = (start + bytes.len()) as u64 + u64::from(start % 2 == 0);
+            let here = blocks[listed..].iter().take_while(|plain| **plain < ends || bytes.len() < piece);
+            let here: Vec<_> = here
+                .map(|plain| BlockStart {
+                    at: usize::try_from(*plain).unwrap() - start, member: 0, bit: plain * 5,
+                })
+                .collect();
+            listed += here.len();
+            points.extend(chooser.take(bytes, &here).unwrap());
+        }
+        prop_assert_eq!(listed, blocks.len());
         let found: Vec<_> = points.iter().map(|chosen| chosen.place().plain).collect();
         prop_assert_eq!(found, wanted(&blocks, span));
         for chosen in points {
             let Place { plain, bit } = chosen.place();
             prop_assert_eq!(bit, plain * 5);
-            let want: Vec<u8> = (0..plain).map(|at| at.to_le_bytes()[0]).collect();
-            prop_assert_eq!(chosen.window(), &want[..]);
+            let (zeros, window) = chosen.window().split_at(WINDOW_BYTES - usize::try_from(plain).unwrap());
+            prop_assert!(zeros.iter().all(|byte| *byte == 0));
+            prop_assert_eq!(window, &stream[..usize::try_from(plain).unwrap()]);
         }
     }
 

@@ -512,6 +512,40 @@ mod converted {
         assert!(tar == &layer);
     }
 
+    /// An index is a layer of its own, without the layers below.
+    #[test]
+    fn a_hard_link_to_a_file_below_leaves_the_archive_without_an_index() {
+        let fixture = Fixture::with(OrdinaryLayers::Turbo);
+        fixture.lowest(PLAIN, &[], &archive(&[("kept", b"below")])).unwrap();
+        fixture.commit("1", None);
+        let mut upper = ::tar::Builder::new(Vec::new());
+        for (name, target) in [("also", "kept"), ("and", "also")] {
+            let mut header = ::tar::Header::new_ustar();
+            header.set_entry_type(::tar::EntryType::Link);
+            header.set_mode(0o644);
+            header.set_size(0);
+            upper.append_link(&mut header, name, target).unwrap();
+        }
+        let mut own = ::tar::Header::new_ustar();
+        own.set_size(5);
+        own.set_mode(0o644);
+        upper.append_data(&mut own, "added", &b"above"[..]).unwrap();
+        let upper = upper.into_inner().unwrap();
+        // An index of an earlier layer would show another archive.
+        fs::write(fixture.snapshot("2").join("layer.tar.erofs"), b"an earlier index").unwrap();
+        fixture.apply(fixture.over("2", "1"), PLAIN, &[], &upper).unwrap();
+        fixture.commit("2", Some("1"));
+        assert_eq!(fixture.names("2"), ["block/config.v1.json", "fs/overlaybd.commit", "layer.tar"]);
+        let device = fixture.device("2");
+        for (name, want) in [("also", b"below"), ("and", b"below"), ("kept", b"below"), ("added", b"above")] {
+            assert_eq!(file(&device, name).as_deref(), Some(&want[..]), "{name}");
+        }
+        // What no layer below has is an error all the same.
+        let error = fixture.apply(fixture.bind("3", "rw"), PLAIN, &[], &upper).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "tree.hardlink.target"));
+        assert!(fixture.names("3").is_empty());
+    }
+
     /// Layers of strangers say how long the index of a device is.
     #[test]
     fn the_indexes_of_the_layers_below_count_against_the_memory_of_the_request() {

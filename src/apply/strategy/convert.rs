@@ -2,6 +2,8 @@
 //!
 //! Either the layer holds the data of its files, or the uncompressed archive stays beside it and holds them. The archive
 //! gets its name before the layer: a snapshotter that finds the archive alone converts it itself.
+//!
+//! An index of the archive is made beside it if it can be. A layer that no index can describe is whole without one.
 
 use std::{
     io,
@@ -16,7 +18,7 @@ use crate::{
         request::Contents,
     },
     call::Phase,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     format::{
         ReadAt, Sink as _,
         erofs::writer,
@@ -30,6 +32,7 @@ use crate::{
     },
     pipeline::{
         Plan,
+        budget::Use,
         buffer::Chunk,
         image::{self, ImageWriter},
         stage::Stage,
@@ -64,23 +67,28 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
         }
     };
     let writer = LayerWriter::new(publication.scratch()?, &base, place, plan)?;
-    let unpack = Unpack::new(Both { writer, index }, plan.resources.limits.stream_bytes);
+    let unpack = Unpack::new(Both { writer, index, plan }, plan.resources.limits.stream_bytes);
     let stage = Keep { tar, tar_bytes: 0, busy: Duration::ZERO, unpack };
     let ran = layer.pipeline(plan).run(stage)?;
     let (Kept { tar, unpacked, busy }, mut facts) = (ran.output, ran.facts);
-    let Unpacked { writer: Both { writer, index }, dropped_xattrs, busy: building } = unpacked;
+    let Unpacked { writer: Both { writer, index, .. }, dropped_xattrs, busy: building } = unpacked;
     facts.times.build = busy + building;
 
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();
-    let index = index.map(|mut index| {
-        index.set_archive_bytes(facts.stream_bytes);
-        index.finish([0; 16])
-    });
-    let index = index.transpose()?.map(|(file, _)| file);
+    let mut index = match index {
+        Some(mut index) => {
+            index.set_archive_bytes(facts.stream_bytes);
+            or_without(index.finish([0; 16]), plan)?.map(|(file, _)| file)
+        }
+        None => None,
+    };
     let layer = writer.finish_unchecked(&base)?;
     let mut file = publication.file(OVERLAYBD_NAME)?;
     layer.write(zfile::writer::Options::default(), &plan.resources.helpers, &mut file)?;
+    let summary = layer.summary;
+    // The check opens the layer again, from the file.
+    drop(layer);
     facts.times.finish = started.elapsed();
     let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
     facts.times.verify = verified(plan, || {
@@ -92,16 +100,15 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
         };
         base.check(&Device::new(vec![layer])?, plan)?;
         read_all(&contents, cancel)?;
-        match (&index, &tar) {
-            (Some(index), Some(archive)) => {
-                image::verify_index(&Joined { index, archive }, limits, lease, cancel)
-            }
-            _ => Ok(()),
+        if let (Some(file), Some(archive)) = (&index, &tar) {
+            let sound = image::verify_index(&Joined { index: file, archive }, limits, lease, cancel);
+            index = or_without(sound, plan)?.and(index.take());
         }
+        Ok(())
     })?;
     let contents = Contents {
-        nodes: layer.summary.nodes,
-        whiteouts: layer.summary.whiteouts,
+        nodes: summary.nodes,
+        whiteouts: summary.whiteouts,
         dropped_xattrs,
         ..Contents::default()
     };
@@ -144,32 +151,57 @@ fn limited(plan: Plan<'_>) -> writer::Options {
     }
 }
 
+/// The outcome of a step on the way to an index; `None` when there will be none. An index is a tree of its own: it cannot
+/// have a hard link to a file that only a layer below has, and its blocks and its memory are counted beside the layer's.
+///
+/// Errors: the request was cancelled.
+fn or_without<T>(outcome: Result<T>, plan: Plan<'_>) -> Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == Kind::Cancelled => Err(error),
+        Err(error) => {
+            plan.work.cancel.check()?;
+            plan.lease.charge(Use::Index, 0, plan.work.cancel)?;
+            tracing::warn!(reason = error.reason(), error = %error, "the archive is left without an index");
+            Ok(None)
+        }
+    }
+}
+
 /// Passes the entries of an archive to the layer, and to the index of the archive.
 struct Both<'a> {
     writer: LayerWriter<'a, NewFile>,
     index: Option<ImageWriter<'a, NewFile>>,
+    plan: Plan<'a>,
+}
+
+impl<'a> Both<'a> {
+    /// Runs a step of the index, unless there is none any more.
+    fn index(&mut self, step: impl FnOnce(&mut ImageWriter<'a, NewFile>) -> Result<()>) -> Result<()> {
+        if let Some(index) = &mut self.index
+            && or_without(step(index), self.plan)?.is_none()
+        {
+            self.index = None;
+        }
+        Ok(())
+    }
 }
 
 impl Entries for Both<'_> {
     fn entry(&mut self, entry: &Entry, data_start: u64) -> Result<()> {
-        if let Some(index) = &mut self.index {
-            index.entry_in_archive(entry, data_start)?;
-        }
-        self.writer.entry(entry, data_start)
+        // The layer first: what it refuses is an error.
+        self.writer.entry(entry, data_start)?;
+        self.index(|index| index.entry_in_archive(entry, data_start))
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        if let Some(index) = &mut self.index {
-            index.data(offset, bytes)?;
-        }
-        self.writer.data(offset, bytes)
+        self.writer.data(offset, bytes)?;
+        self.index(|index| index.data(offset, bytes))
     }
 
     fn end_entry(&mut self) -> Result<()> {
-        if let Some(index) = &mut self.index {
-            index.end_entry()?;
-        }
-        self.writer.end_entry()
+        self.writer.end_entry()?;
+        self.index(ImageWriter::end_entry)
     }
 }
 

@@ -14,6 +14,7 @@ mod erofs_reader;
 mod erofs_writer;
 mod ext4;
 mod foreign;
+mod indexed;
 mod layer_model;
 mod listing;
 mod lsmt;
@@ -43,6 +44,7 @@ fn main() {
     suite.room("devices", devices::add);
     suite.room("ext4", ext4::add);
     suite.room("foreign", foreign::add);
+    suite.room("indexed", indexed::add);
     suite.room("lsmt", lsmt::add);
     suite.room("merge", merge::add);
     suite.room("tree", tree::add);

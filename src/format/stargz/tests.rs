@@ -367,3 +367,59 @@ fn a_name_below_something_else_than_a_directory_is_refused_wherever_it_stands() 
         toc(r#"{"name":"a-b","type":"fifo"},{"name":"a","type":"fifo"},{"name":"a0","type":"fifo"}"#).is_ok()
     );
 }
+
+#[test]
+fn a_written_table_has_files_with_and_without_data() {
+    let file = |path: &str, size_bytes| crate::tree::Entry {
+        path: path.into(),
+        attributes: crate::tree::Attributes::default(),
+        xattrs: Vec::new(),
+        body: crate::tree::Body::Regular { size_bytes, extents: None },
+    };
+    let chunk = writer::CHUNK_BYTES as u64;
+    let sums: Vec<_> = (0..4_u8).map(|n| Digest::sha256(&[n])).collect();
+    let mut table = writer::TocWriter::new(false);
+    let mut member = 0;
+    for (path, size_bytes) in [("empty", 0), (".wh.gone", 0), ("one", chunk), ("two", chunk + 7), ("last", 0)]
+    {
+        table.entry(&file(path, size_bytes)).unwrap();
+        let mut pieces = Vec::new();
+        for offset in (0..size_bytes).step_by(writer::CHUNK_BYTES) {
+            let size_bytes = chunk.min(size_bytes - offset);
+            pieces.push(writer::Piece { member, offset, size_bytes });
+            member += 1;
+        }
+        table.data(&pieces, (pieces.len() > 1).then_some(&sums[3]));
+    }
+    let json = table.finish(|at| Some((at as u64 + 1, &sums[at]))).unwrap();
+    let toc = Toc::read(&json, 1000).unwrap();
+    let found: Vec<_> = toc
+        .entries()
+        .iter()
+        .map(|entry| match entry.body {
+            Body::Regular { size_bytes, .. } => {
+                (entry.path.as_slice(), size_bytes, toc.chunks_of(entry).len())
+            }
+            _ => panic!("{entry:?}"),
+        })
+        .collect();
+    let want: &[(&[u8], _, _)] =
+        &[(b"empty", 0, 0), (b".wh.gone", 0, 0), (b"one", chunk, 1), (b"two", chunk + 7, 2), (b"last", 0, 0)];
+    assert_eq!(found, want);
+    // Digests and sizes as the Go writer spells them.
+    let document: Value = serde_json::from_slice(&json).unwrap();
+    let spelled = document["entries"].as_array().unwrap().iter().map(|entry| {
+        (entry["name"].as_str().unwrap(), entry["digest"].as_str(), entry["chunkSize"].as_u64())
+    });
+    let sums: Vec<_> = sums.iter().map(ToString::to_string).collect();
+    let of_nothing = Digest::sha256(b"").to_string();
+    let want = [
+        ("empty", Some(of_nothing.as_str()), None),
+        (".wh.gone", Some(&of_nothing), None),
+        ("one", Some(&sums[0]), Some(chunk)),
+        ("two", Some(&sums[3]), Some(chunk)),
+        ("two", None, None),
+        ("last", Some(&of_nothing), None),
+    ];
+    assert_eq!(spelled.collect::<Vec<_>>(), want);
+}

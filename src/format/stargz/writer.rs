@@ -168,23 +168,25 @@ impl TocWriter {
         Ok(())
     }
 
-    /// Adds the data of the file that was added last: its pieces in their order, and its digest if there are several.
+    /// Adds the data of the file that was added last: its pieces in their order, none if it is empty, and its digest if
+    /// there are several.
     pub fn data(&mut self, pieces: &[Piece], digest: Option<&Digest>) {
-        let Some(mut file) = self.entries.pop() else { return };
+        let Some(file) = self.entries.last_mut() else { return };
         if let Some(digest) = digest {
             file.digest = digest.to_string();
         }
         let name = file.name.clone();
-        let mut next = file;
-        for Piece { member, offset, size_bytes } in pieces {
-            next.member = Some(*member);
-            next.chunk_offset = *offset;
-            // The size of the last piece follows from that of the file.
-            if pieces.len() > 1 && *size_bytes == CHUNK_BYTES as u64 {
-                next.chunk_size = *size_bytes;
+        for (number, Piece { member, offset, size_bytes }) in pieces.iter().enumerate() {
+            if number > 0 {
+                self.entries.push(Written { name: name.clone(), kind: "chunk", ..Written::default() });
             }
-            let chunk = Written { name: name.clone(), kind: "chunk", ..Written::default() };
-            self.entries.push(std::mem::replace(&mut next, chunk));
+            let Some(entry) = self.entries.last_mut() else { return };
+            entry.member = Some(*member);
+            entry.chunk_offset = *offset;
+            // The Go writer leaves out the size of a shorter piece, which is the file's last one.
+            if *size_bytes == CHUNK_BYTES as u64 {
+                entry.chunk_size = *size_bytes;
+            }
         }
     }
 
@@ -195,13 +197,16 @@ impl TocWriter {
         mut self,
         member: impl Fn(usize) -> Option<(u64, &'m Digest)>,
     ) -> Result<Vec<u8>, StargzError> {
+        let of_nothing = Digest::sha256(&[]).to_string();
         for entry in &mut self.entries {
-            let Some((offset, digest)) = entry.member.and_then(&member) else { continue };
-            entry.offset = offset;
-            entry.chunk_digest = digest.to_string();
-            // A file of one piece has its digest.
+            if let Some((offset, digest)) = entry.member.and_then(&member) {
+                entry.offset = offset;
+                entry.chunk_digest = digest.to_string();
+            }
+            // A file of one piece has the piece's digest. The Go writer gives one to an empty file as well.
             if entry.kind == "reg" && entry.digest.is_empty() {
-                entry.digest.clone_from(&entry.chunk_digest);
+                let piece = Some(&entry.chunk_digest).filter(|_| entry.member.is_some());
+                entry.digest = piece.unwrap_or(&of_nothing).clone();
             }
         }
         let document = Document { version: 1, entries: &self.entries };

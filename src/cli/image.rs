@@ -33,6 +33,9 @@ impl ReadAt for ImageFile {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
+    fn will_need(&self, offset: u64, len: u64) {
+        self.file.will_need(offset, len);
+    }
 }
 
 /// Opens a file or block device for reading. Errors: `image.open`.

@@ -27,6 +27,9 @@ pub trait ReadAt {
 
     /// Size of the source in bytes.
     fn size_bytes(&self) -> u64;
+
+    /// Says that these bytes will be read soon, so that a disk may begin.
+    fn will_need(&self, _offset: u64, _len: u64) {}
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for &mut T {
@@ -37,6 +40,10 @@ impl<T: ReadAt + ?Sized> ReadAt for &mut T {
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
     }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        (**self).will_need(offset, len);
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
@@ -46,6 +53,10 @@ impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
 
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        (**self).will_need(offset, len);
     }
 }
 
@@ -81,6 +92,10 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
 
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        (**self).will_need(offset, len);
     }
 }
 

@@ -223,6 +223,10 @@ impl<T: ReadAt> ReadAt for Watched<'_, T> {
     fn size_bytes(&self) -> u64 {
         self.file.size_bytes()
     }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        self.file.will_need(offset, len);
+    }
 }
 
 /// Checks a finished image, on the bytes in the file. The decoder and the writers that used `lease` must be gone: the

@@ -37,6 +37,13 @@ impl ReadAt for File {
     fn size_bytes(&self) -> u64 {
         self.metadata().map_or(0, |metadata| metadata.len())
     }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        if let Some(len) = std::num::NonZero::new(len) {
+            // Whoever cannot read ahead reads when it is time.
+            let _ = rustix::fs::fadvise(self, offset, Some(len), rustix::fs::Advice::WillNeed);
+        }
+    }
 }
 
 impl Sink for File {

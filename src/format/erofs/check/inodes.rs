@@ -30,6 +30,9 @@ const DEVICE_SHIFT: u32 = 48;
 /// Bit of i_format: a directory without `.`, or a file with a link count of 1.
 const SHORT_FORM: u8 = 0x10;
 
+/// Most records whose inodes the disk may read before they are looked at.
+const AHEAD: usize = 4096;
+
 /// Largest size of a file, in bytes: the kernel rounds it up to blocks in a signed 64-bit number.
 const LARGEST_FILE: u64 = i64::MAX as u64 - 4095;
 
@@ -74,7 +77,14 @@ impl<'i, R: ReadAt> Inodes<'i, R> {
         let mut records = std::mem::take(&mut self.tree.records);
         records.sort_unstable();
         self.report.names = records.len() as u64 - 1;
+        let (mut done, mut hinted) = (0, 0);
         for same in records.chunk_by(|a, b| a.position() == b.position()) {
+            if done + AHEAD / 2 >= hinted {
+                let next = records.get(hinted..).unwrap_or_default().iter().take(AHEAD);
+                hinted += next.len();
+                self.image.will_need(next.map(|record| record.position()));
+            }
+            done += same.len();
             self.inode(same, notes)?;
             let held = (records.capacity() * size_of::<Record>()) as u64;
             let held = held + self.metadata.memory_bytes() + self.data.memory_bytes();

@@ -18,6 +18,9 @@ use crate::{
     tree::FileType,
 };
 
+/// Most directories whose inodes the disk may read before they are walked.
+const AHEAD: usize = 256;
+
 /// Result of the walk over the directories.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -81,8 +84,18 @@ impl Tree {
         };
         let start = Pending { position: root.position, parent: root.position, depth: 0 };
         let mut pending = VecDeque::from([start]);
-        let mut directory_bytes = 0_u64;
+        let (mut directory_bytes, mut hinted) = (0_u64, 0_usize);
+        let mut positions = Vec::new();
         while let Some(directory) = pending.pop_front() {
+            hinted = hinted.saturating_sub(1);
+            if hinted <= AHEAD / 2 {
+                let next = pending.range(hinted..).take(AHEAD);
+                hinted += next.len();
+                positions.clear();
+                positions.extend(next.map(|directory| directory.position));
+                positions.sort_unstable();
+                image.will_need(positions.iter().copied());
+            }
             let found = pending.len();
             let node = tree.directory(image, policy, directory, &mut pending, notes)?;
             // Directories that do not overlap are together smaller than the image. If they overlap,

@@ -286,6 +286,24 @@ impl<R: ReadAt> Image<R> {
         })
     }
 
+    /// Says that the inodes at the bytes `positions`, in ascending order, will be read soon.
+    pub(in crate::format::erofs) fn will_need(&self, positions: impl Iterator<Item = u64>) {
+        // A hint is a system call, and mostly a request to the disk.
+        const NEAR: u64 = 16 << 10;
+        const PAGE: u64 = 4096;
+        let file = self.devices.primary();
+        let mut run = (0, 0);
+        for position in positions {
+            let start = position - position % PAGE;
+            if start > run.1 + NEAR {
+                file.will_need(run.0, run.1 - run.0);
+                run.0 = start;
+            }
+            run.1 = run.1.max(start + PAGE);
+        }
+        file.will_need(run.0, run.1 - run.0);
+    }
+
     fn outside(&self, what: &'static str, offset: u64, len: u64) -> ReadError {
         ReadError::Outside { what, device: 0, offset, len, size_bytes: self.size_bytes }
     }

@@ -90,7 +90,8 @@ type Opened = std::result::Result<File, Error>;
 impl Set {
     /// Opens the set, and reads the app's file.
     pub(super) fn open(asked: &Asked, limits: &Limits, cancel: &Cancel) -> Result<Self> {
-        let dir = Dir::open(&asked.directory).map_err(archive::unopened)?;
+        let dir = Dir::open(&asked.directory)
+            .map_err(|error| archive::unopened(error).context(asked.directory.display().to_string()))?;
         let manifest = asked.directory.join(MANIFEST);
         let (image, fields) = read_manifest(&dir, &asked.image)
             .map_err(|error| error.context(manifest.display().to_string()))?;

@@ -39,7 +39,7 @@ pub fn add(suite: &mut Suite) {
         ("unpack_refuses_what_is_no_image_of_this_platform_before_anything_is_prepared", refused),
         ("unpack_through_plywoods_own_socket_gives_the_same_snapshots", directly),
         ("a_loaded_and_unpacked_image_runs", loaded),
-        ("load_unpack_killed_at_50_points_leaves_no_image_or_one_that_is_unpacked", load_killed),
+        ("load_unpack_killed_at_100_points_leaves_no_image_or_one_that_is_unpacked", load_killed),
         ("load_unpack_that_fails_leaves_nothing", load_fails),
         ("the_example_program_unpacks_layers_one_by_one_and_all_together", example),
     ];
@@ -560,7 +560,6 @@ fn loaded(env: &mut Env) -> anyhow::Result<()> {
 }
 
 fn load_killed(env: &mut Env) -> anyhow::Result<()> {
-    const POINTS: u32 = 50;
     let caller = env.caller()?;
     let scratch = tempfile::tempdir()?;
     let image = big_image()?;

@@ -184,7 +184,7 @@ fn python_reads() -> Result<(), Failed> {
     // Directories of overlayfs: an upper one that deletes and replaces.
     let upper = scratch.path().join("upper");
     fs::create_dir_all(upper.join("opaque"))?;
-    rustix::fs::setxattr(upper.join("opaque"), "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+    rustix::fs::setxattr(upper.join("opaque"), "user.overlay.opaque", b"y", XattrFlags::empty())?;
     let whiteout = upper.join("gone");
     rustix::fs::mknodat(CWD, whiteout, FileType::CharacterDevice, Mode::empty(), makedev(0, 0))?;
     for (sides, whiteouts) in [

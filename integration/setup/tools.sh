@@ -1,7 +1,7 @@
 #!/bin/sh
 # Unpacks programs from Debian's testing suite into a directory of its own.
 #
-#   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils, imgcrypt: what demo and tests drive
+#   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils, imgcrypt, ctr-remote: what demo and tests drive
 #   eval "$(integration/setup/tools.sh docker)" # besides those: dockerd, its client and buildx
 #   eval "$(integration/setup/tools.sh archives)" # besides those: programs that write archives of images
 #   eval "$(integration/setup/tools.sh rust)"   # a Rust toolchain, for machines without one that is new enough
@@ -35,14 +35,14 @@ PLUGINS=usr/libexec/docker/cli-plugins
 # LINKED: with the libraries they need. PLAIN: programs that need nothing beyond libc, which the others bring.
 # PROGRAMS: what is linked into bin/, and has to be there afterwards.
 # UNPATCHED: programs that do not survive a new loader, and run with the libc of the host (2.34 or later).
-UNPATCHED="ctd-decoder ctr-imgcrypt"
+UNPATCHED="ctd-decoder ctr-imgcrypt ctr-remote"
 set=${1:-daemons}
 case $set in
 daemons)
     LINKED="runc erofs-utils jq zstd patchelf"
-    PLAIN="containerd docker-registry oras busybox-static imgcrypt"
+    PLAIN="containerd docker-registry oras busybox-static imgcrypt stargz-snapshotter"
     PROGRAMS="containerd containerd-shim-runc-v2 ctr runc docker-registry mkfs.erofs fsck.erofs dump.erofs oras jq zstd
-        patchelf busybox ctd-decoder ctr-imgcrypt"
+        patchelf busybox ctd-decoder ctr-imgcrypt ctr-remote"
     ;;
 docker)
     # dockerd links libsystemd; what else its package asks for (iptables, an init) is of no use without a bridge.

@@ -256,3 +256,7 @@ impl Worker for Encoder {
         Ok(Encoded { bytes, digest, busy: started.elapsed() })
     }
 }
+
+#[cfg(test)]
+#[path = "members_tests.rs"]
+mod tests;

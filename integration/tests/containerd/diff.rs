@@ -20,8 +20,8 @@ use plywood_integration::tree::{self, Tree, carried};
 
 use crate::Suite;
 
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+pub const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// Script of a container that changes its image: every kind of change, then a mark that it is done.
 pub const CHANGES: &str = r#"set -e
@@ -74,7 +74,7 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// The image of every feature, pulled.
-struct Pulled {
+pub struct Pulled {
     reference: String,
     /// The tars, the lowest first.
     files: Vec<PathBuf>,
@@ -84,7 +84,7 @@ struct Pulled {
 }
 
 impl Pulled {
-    fn new(env: &Env, snapshotter: &str) -> anyhow::Result<Self> {
+    pub fn new(env: &Env, snapshotter: &str) -> anyhow::Result<Self> {
         let scratch = tempfile::tempdir()?;
         let files = archive::feature_layers(scratch.path(), Sparse::With)?;
         let layers = files.iter().map(|file| Layer::oci(&std::fs::read(file)?, Coding::Gzip));
@@ -157,7 +157,7 @@ fn applied(env: &Env, parent: &str, layer: &Layer, want: &Tree) -> anyhow::Resul
 }
 
 /// Starts a container that changes its image, and waits until it has.
-fn changed<'e>(
+pub fn changed<'e>(
     env: &'e Env,
     pulled: &Pulled,
     snapshotter: &str,
@@ -183,7 +183,7 @@ fn request(left: Vec<Mount>, right: Vec<Mount>) -> DiffRequest {
 }
 
 /// The request for an active snapshot on the image, with a view of the image of its own.
-fn on_top(caller: &Caller, pulled: &Pulled, key: &str) -> anyhow::Result<DiffRequest> {
+pub fn on_top(caller: &Caller, pulled: &Pulled, key: &str) -> anyhow::Result<DiffRequest> {
     let left = caller.view("erofs", &format!("below-{key}"), pulled.top())?;
     Ok(request(left, caller.mounts("erofs", key)?))
 }

@@ -10,6 +10,7 @@ mod docker;
 mod documents;
 mod fallback;
 mod faults;
+mod indexed;
 mod load;
 mod native;
 mod overlaybd;
@@ -123,6 +124,7 @@ fn main() -> anyhow::Result<()> {
     request::add(&mut suite);
     reset::add(&mut suite);
     diff::add(&mut suite);
+    indexed::add(&mut suite);
     faults::add(&mut suite);
     crash::add(&mut suite);
     unit_filter::add(&mut suite);

@@ -1,0 +1,159 @@
+//! Diff to eStargz and zstd:chunked, read by the tools for which they are: `ctr-remote` of the stargz snapshotter, and
+//! containers/storage, the store of podman, buildah and skopeo.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::Context as _;
+use containerd_client::services::v1::DiffRequest;
+use containerd_client::types::Descriptor;
+use plywood_integration::calls::{Caller, Differ};
+use plywood_integration::env::{Env, Setup};
+use plywood_integration::host;
+use plywood_integration::image::{Image, Layer};
+use plywood_integration::tree::{self, carried};
+use serde_json::Value;
+use testkit::Need;
+
+use crate::Suite;
+use crate::diff::{GZIP, Pulled, UNCOMPRESSED, changed, on_top};
+
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+pub fn add(suite: &mut Suite) {
+    type Test = fn(&mut Env) -> anyhow::Result<()>;
+    let tests: [(&str, &'static str, Test); 2] = [
+        ("tables_of_a_diff_are_those_that_the_stargz_tools_write", "ctr-remote", stargz_tools),
+        ("containers_storage_fetches_an_estargz_layer_file_by_file", "skopeo", containers_storage),
+    ];
+    for (name, program, test) in tests {
+        suite.test(name, &[Need::Tool(program)], move || {
+            let mut env = Env::start(&Setup::default())?;
+            test(&mut env).map_err(|error| error.context(env.logs()))
+        });
+    }
+}
+
+/// The answer to `asked` as an indexed layer.
+fn indexed(caller: &Caller, asked: &DiffRequest, media_type: &str) -> anyhow::Result<Layer> {
+    let labels: HashMap<_, _> = [("containerd.io/snapshot/stargz".to_owned(), "true".to_owned())].into();
+    let message = DiffRequest { media_type: media_type.into(), labels, ..asked.clone() };
+    let found: Descriptor = caller.diff(Differ::Plywood, message, None)?;
+    let (_, labels) = caller.content(&found.digest)?.context("the blob is not in the store")?;
+    Ok(Layer {
+        media_type: found.media_type.clone(),
+        blob: caller.read(&found.digest)?,
+        diff_id: labels.get(UNCOMPRESSED).context("no label")?.clone(),
+        annotations: found.annotations.into_iter().collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// The tools read our layer, and write one from it with a table that differs in offsets alone.
+fn stargz_tools(env: &mut Env) -> anyhow::Result<()> {
+    let pulled = Pulled::new(env, "erofs")?;
+    let _container = changed(env, &pulled, "erofs", "changing")?;
+    let caller = env.caller()?;
+    let asked = on_top(&caller, &pulled, "changing")?;
+    for (media_type, name, flags) in [(GZIP, "estargz", &[][..]), (ZSTD, "chunked", &["--zstdchunked"])] {
+        let layer = indexed(&caller, &asked, media_type)?;
+        let ctr_remote = |arguments: &[&str]| {
+            let mut command = host::command("ctr-remote");
+            command.arg("--address").arg(env.containerd_socket()).args(["--namespace", env.namespace()]);
+            host::run(command.arg("images").args(arguments))
+        };
+        let read =
+            |blob: &str, more: &[&str]| ctr_remote(&[&["get-toc-digest"], flags, more, &[blob]].concat());
+        let digest = read(&layer.digest(), &[])?;
+        anyhow::ensure!(
+            layer.annotations.get(TOC_DIGEST).is_some_and(|want| want == digest.trim()),
+            "{digest}"
+        );
+
+        let image = Image::oci(vec![layer.clone()]);
+        let reference = env.push(name, &image)?;
+        env.pull(&reference, "erofs", &[])?;
+        let before = caller.blobs()?;
+        let converted = format!("{reference}-converted");
+        let platform = format!("linux/{}", Image::architecture());
+        let optimize = ["optimize", "--no-optimize", "--oci", "--platform", &platform];
+        ctr_remote(&[&optimize[..], flags, &[&reference, &converted]].concat())?;
+        let blobs = caller.blobs()?;
+        let mut written = Vec::new();
+        for blob in blobs.iter().filter(|blob| !before.contains(blob)) {
+            // The others are documents.
+            if caller.read(blob)?.first() != Some(&b'{') {
+                written.push(blob);
+            }
+        }
+        let [theirs] = written[..] else { anyhow::bail!("one layer was converted: {written:?}") };
+        let entries = |blob: &str| -> anyhow::Result<Vec<Value>> {
+            let mut table: Value = serde_json::from_str(&read(blob, &["--dump-toc"])?)?;
+            let mut entries = std::mem::take(table["entries"].as_array_mut().context("no entries")?);
+            for entry in &mut entries {
+                entry.as_object_mut().context("no object")?.remove("offset");
+            }
+            Ok(entries)
+        };
+        let (ours, theirs) = (entries(&layer.digest())?, entries(theirs)?);
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            anyhow::ensure!(ours == theirs, "{name}: {ours} instead of {theirs}");
+        }
+        anyhow::ensure!(ours.len() == theirs.len(), "{name}: {} and {} entries", ours.len(), theirs.len());
+        anyhow::ensure!(ours.iter().any(|entry| entry["name"] == ".wh.many"), "{name}: no whiteout");
+    }
+    Ok(())
+}
+
+/// A store that fetches the files of a layer that it lacks, by the table: the tree is that of the container.
+fn containers_storage(env: &mut Env) -> anyhow::Result<()> {
+    let pulled = Pulled::new(env, "erofs")?;
+    let container = changed(env, &pulled, "erofs", "changing")?;
+    // A table cannot spell such a name.
+    for entry in std::fs::read_dir(container.root().join("names"))? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_none() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    let want = carried(&container.root())?;
+    let caller = env.caller()?;
+    let whole = DiffRequest { left: Vec::new(), ..on_top(&caller, &pulled, "changing")? };
+    let reference = env.push("estargz", &Image::oci(vec![indexed(&caller, &whole, GZIP)?]))?;
+
+    let (graph, run) = (env.path("graph"), env.path("run"));
+    // Without the option such a store fetches eStargz layers as a whole: their archive cannot be made again from the
+    // files, and so its digest is not known.
+    let config = format!(
+        "[storage]\ndriver = \"overlay\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n[storage.options]\n\
+         pull_options = {{enable_partial_images = \"true\", insecure_allow_unpredictable_image_contents = \"true\"}}\n"
+    );
+    std::fs::write(env.path("storage.conf"), config)?;
+    std::fs::write(env.path("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
+    let mut skopeo = host::command("skopeo");
+    skopeo
+        .env("CONTAINERS_STORAGE_CONF", env.path("storage.conf"))
+        .arg("--policy")
+        .arg(env.path("policy.json"));
+    skopeo.args(["--debug", "copy", "--src-tls-verify=false"]);
+    let output =
+        skopeo.args([&format!("docker://{reference}"), "containers-storage:localhost/made:1"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let layers = graph.join("overlay");
+    let outcome = (|| {
+        anyhow::ensure!(output.status.success() && said.contains("Retrieved partial blob"), "{said}");
+        let mut trees = Vec::new();
+        for entry in std::fs::read_dir(&layers)? {
+            let tree = entry?.path().join("diff");
+            if tree.is_dir() {
+                trees.push(tree);
+            }
+        }
+        let [found] = &trees[..] else { anyhow::bail!("one layer was made: {trees:?}") };
+        std::fs::remove_file(found.join(".no.prefetch.landmark"))?;
+        tree::ensure_equal(&want, &carried(found)?)
+    })();
+    for mount in host::mounts_below(&graph) {
+        host::run(host::command("umount").arg(mount))?;
+    }
+    outcome
+}

@@ -317,35 +317,43 @@ pub fn stack(layers: &[PathBuf], target: &Path) -> anyhow::Result<()> {
             if name.is_empty() { target.to_owned() } else { target.join(OsStr::from_bytes(name)) }
         };
         let (mut listed, mut above) = (BTreeSet::new(), BTreeSet::from([Vec::new()]));
+        let (mut deleted, mut opaque) = (BTreeSet::new(), BTreeSet::new());
         for entry in tar::Archive::new(File::open(layer)?).entries()? {
             let entry = entry?;
             let name = clean(&entry.path_bytes());
-            let (mut rest, last) = split(&name);
+            let (directory, last) = split(&name);
+            let mut rest = directory;
             while !rest.is_empty() {
                 above.insert(rest.to_vec());
                 rest = split(rest).0;
             }
-            if !last.starts_with(b".wh.") {
+            if last == b".wh..wh..opq" {
+                opaque.insert(directory.to_vec());
+            } else if let Some(hidden) = last.strip_prefix(b".wh.") {
+                deleted.insert(join(directory, hidden));
+            } else {
                 listed.insert((name, entry.header().entry_type().is_dir()));
             }
         }
         let names: BTreeSet<_> = listed.iter().map(|(name, _)| name.clone()).collect();
         // Their times change with what is made and removed in them.
+        // One in a directory that the layer hides is a new one.
+        let is_hidden = |name: &[u8]| {
+            let within = std::iter::successors(Some(name), |name| (!name.is_empty()).then(|| split(name).0));
+            within.enumerate().any(|(up, name)| deleted.contains(name) || (up > 0 && opaque.contains(name)))
+        };
         let unlisted = above.difference(&names).map(|name| {
             let found = fs::symlink_metadata(at(name)).ok().filter(fs::Metadata::is_dir);
-            (name.clone(), found.filter(|_| !(is_new && name.is_empty())))
+            (name.clone(), found.filter(|_| !(is_new && name.is_empty()) && !is_hidden(name)))
         });
         let unlisted: Vec<_> = unlisted.collect();
-        for entry in tar::Archive::new(File::open(layer)?).entries()? {
-            let name = clean(&entry?.path_bytes());
-            let (directory, last) = split(&name);
-            if last == b".wh..wh..opq" {
-                for child in fs::read_dir(at(directory)).into_iter().flatten() {
-                    remove(&child?.path())?;
-                }
-            } else if let Some(hidden) = last.strip_prefix(b".wh.") {
-                remove(&at(directory).join(OsStr::from_bytes(hidden)))?;
+        for directory in &opaque {
+            for child in fs::read_dir(at(directory)).into_iter().flatten() {
+                remove(&child?.path())?;
             }
+        }
+        for name in &deleted {
+            remove(&at(name))?;
         }
         for (name, is_directory) in &listed {
             let is_there = fs::symlink_metadata(at(name));
@@ -359,6 +367,13 @@ pub fn stack(layers: &[PathBuf], target: &Path) -> anyhow::Result<()> {
                 remove(&at(name))?;
             }
         }
+        for (name, _) in &unlisted {
+            // What only whiteouts are in is a directory as well, and tar does not make it.
+            let inside = names.range(join(name, b"")..).next();
+            if !inside.is_some_and(|inside| inside.starts_with(&join(name, b""))) {
+                fs::create_dir_all(at(name))?;
+            }
+        }
         run(Command::new("tar")
             .arg("-C")
             .arg(target)
@@ -367,7 +382,7 @@ pub fn stack(layers: &[PathBuf], target: &Path) -> anyhow::Result<()> {
             .arg(layer))?;
         for (name, before) in unlisted.iter().rev() {
             let path = at(name);
-            // One that only whiteouts are in.
+            // The layer replaced it, or what is in it.
             if !path.is_dir() {
                 continue;
             }
@@ -383,6 +398,11 @@ pub fn stack(layers: &[PathBuf], target: &Path) -> anyhow::Result<()> {
         is_new = false;
     }
     Ok(())
+}
+
+/// A name in a directory; `name` may be empty.
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }
 
 fn remove(name: &Path) -> anyhow::Result<()> {

@@ -76,7 +76,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
 
     plan.work.progress.begin(Phase::Finish, None);
     let started = Instant::now();
-    let mut index = match index {
+    let index = match index {
         Some(mut index) => {
             index.set_archive_bytes(facts.stream_bytes);
             or_without(index.finish([0; 16]), plan)?.map(|(file, _)| file)
@@ -100,11 +100,12 @@ pub(in crate::apply) fn run(job: Job<'_, '_>, conversion: Conversion) -> Result<
         };
         base.check(&Device::new(vec![layer])?, plan)?;
         read_all(&contents, cancel)?;
-        if let (Some(file), Some(archive)) = (&index, &tar) {
-            let sound = image::verify_index(&Joined { index: file, archive }, limits, lease, cancel);
-            index = or_without(sound, plan)?.and(index.take());
+        match (&index, &tar) {
+            (Some(index), Some(archive)) => {
+                image::verify_index(&Joined { index, archive }, limits, lease, cancel)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     })?;
     let contents = Contents {
         nodes: summary.nodes,
@@ -151,21 +152,22 @@ fn limited(plan: Plan<'_>) -> writer::Options {
     }
 }
 
-/// The outcome of a step on the way to an index; `None` when there will be none. An index is a tree of its own: it cannot
-/// have a hard link to a file that only a layer below has, and its blocks and its memory are counted beside the layer's.
+/// The outcome of a step on the way to an index; `None` when the layer is one that no index can describe. An index is a
+/// tree of its own: it cannot have a hard link to a file that only a layer below has, and its blocks are smaller than those
+/// of a device.
 ///
-/// Errors: the request was cancelled.
+/// Errors: all others. A full disk must not decide which files a layer has.
 fn or_without<T>(outcome: Result<T>, plan: Plan<'_>) -> Result<Option<T>> {
-    match outcome {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == Kind::Cancelled => Err(error),
-        Err(error) => {
-            plan.work.cancel.check()?;
-            plan.lease.charge(Use::Index, 0, plan.work.cancel)?;
-            tracing::warn!(reason = error.reason(), error = %error, "the archive is left without an index");
-            Ok(None)
-        }
+    let error = match outcome {
+        Ok(value) => return Ok(Some(value)),
+        Err(error) => error,
+    };
+    if error.kind() != Kind::Malformed && error.reason() != "limit.image-blocks" {
+        return Err(error);
     }
+    plan.lease.charge(Use::Index, 0, plan.work.cancel)?;
+    tracing::warn!(reason = error.reason(), error = %error, "the archive is left without an index");
+    Ok(None)
 }
 
 /// Passes the entries of an archive to the layer, and to the index of the archive.

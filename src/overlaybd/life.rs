@@ -128,8 +128,9 @@ pub fn read_only(path: &Path) -> Result<DeviceLayer> {
     Layer::open(Box::new(blob) as Box<dyn DeviceFile>).map_err(|error| named(path, error.into()))
 }
 
-/// Creates a writable layer in `dir`. Older ones are removed.
+/// Creates a writable layer in `dir`. Older ones are removed, unless the new one is refused.
 pub fn create(dir: &Path, new: NewUpper) -> Result<()> {
+    new.check()?;
     let pair = Pair::in_directory(dir);
     for path in [&pair.data, &pair.index] {
         remove(path)?;

@@ -250,6 +250,9 @@ fn directories_get_the_files_of_the_upstream_wrapper() {
         succeeds(&layer(dir, &["create", "d", "1"]));
         assert_eq!(names(&dir.join("d")), set(&["writable_data", "writable_index"]));
     }
+    // A refused one does not take the place of the one there is.
+    fails(&layer(dir, &["create", "d", "20000"]), 1, "[lsmt.device.size]");
+    assert_eq!(names(&dir.join("d")), set(&["writable_data", "writable_index"]));
     copy(dir, "lsmt/ops2.rw.data", "d/writable_data");
     copy(dir, "lsmt/ops2.rw.index", "d/writable_index");
     succeeds(&layer(dir, &["commit", "d", "t"]));

@@ -38,6 +38,13 @@ pub struct NewUpper {
     pub parent_uuid: Uuid,
 }
 
+impl NewUpper {
+    /// Errors: the device is too large.
+    pub fn check(&self) -> Result<(), LsmtError> {
+        device_end(self.virtual_size).map(drop)
+    }
+}
+
 /// Writable layer on its two files.
 #[derive(Debug)]
 pub struct Upper<D, I> {
@@ -56,7 +63,7 @@ pub struct Upper<D, I> {
 impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
     /// Makes two empty files those of a new layer.
     pub fn create(new: NewUpper, mut data: D, mut index: I) -> Result<Self, LsmtError> {
-        device_end(new.virtual_size)?;
+        new.check()?;
         let sparse = if new.kind == Writable::Sparse { flags::SPARSE } else { 0 };
         let header = Header {
             uuid: new.uuid,

@@ -91,7 +91,8 @@ fn run(publisher: &dyn Publisher, fault: Fault) -> Result<(), Failed> {
     let scratch = tempfile::tempdir().unwrap();
     let always = publisher.always(scratch.path());
     let points = points(publisher, fault, &always, scratch.path());
-    let want = env::var("CRASH_POINTS").ok().and_then(|text| text.parse().ok()).unwrap_or(POINTS);
+    let asked = env::var("CRASH_POINTS").ok().and_then(|text| text.parse().ok());
+    let want = asked.unwrap_or(POINTS);
     let chosen: Vec<&Point> = match points.len() {
         few if few <= want => points.iter().collect(),
         many => (0..want).map(|index| &points[index * many / want]).collect(),
@@ -126,6 +127,9 @@ fn run(publisher: &dyn Publisher, fault: Fault) -> Result<(), Failed> {
     // of several threads those that another thread made more of this time.
     let struck = struck.into_inner();
     assert!(struck > chosen.len() / 2, "only {struck} of {} faults had an effect", chosen.len());
+    if asked.is_some() {
+        println!("{} of {} calls tried, {struck} with an effect", chosen.len(), points.len());
+    }
     Ok(())
 }
 

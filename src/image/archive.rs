@@ -118,8 +118,15 @@ impl Archive {
             kept: HashMap::new(),
             passes: Cell::new(0),
         };
-        let mut scan =
-            Scan { rules, names_bytes: 0, kept_bytes: 0, members: HashMap::new(), kept: HashMap::new() };
+        let plain = (coding == Coding::Plain).then_some((&archive.file, cancel));
+        let mut scan = Scan {
+            rules,
+            plain,
+            names_bytes: 0,
+            kept_bytes: 0,
+            members: HashMap::new(),
+            kept: HashMap::new(),
+        };
         let whole = Stretch::new(&archive.file, 0, size_bytes, cancel);
         if coding == Coding::Plain && expected.is_none() {
             scan.run(&mut Members::new(whole), false)?;
@@ -133,7 +140,8 @@ impl Archive {
                 return Err(ImageError::Hash { expected, found: found.hex().to_owned() }.into());
             }
         }
-        (archive.members, archive.kept) = (scan.members, scan.kept);
+        let Scan { members, kept, .. } = scan;
+        (archive.members, archive.kept) = (members, kept);
         Ok(archive)
     }
 
@@ -214,8 +222,11 @@ impl Archive {
         let mut members = Members::new(Streamed(Decoding::new(whole, self.coding, &self.limits)?));
         let mut left = names.len();
         while let Some(Member { name, kind }) = members.next()? {
-            if names.contains(&name) && matches!(kind, MemberKind::File { .. }) {
-                let Some(found) = self.find(&name)? else { continue };
+            if let MemberKind::File { offset, .. } = kind
+                && names.contains(&name)
+            {
+                // The same file may come again under its name.
+                let Some(found) = self.find(&name)?.filter(|found| found.offset == offset) else { continue };
                 take(found, &mut members)?;
                 left = left.saturating_sub(1);
                 if left == 0 {
@@ -230,6 +241,8 @@ impl Archive {
 /// The first pass over an archive.
 struct Scan<'r> {
     rules: &'r Rules,
+    /// The file, if it is read where it is.
+    plain: Option<(&'r File, &'r Cancel)>,
     names_bytes: usize,
     kept_bytes: usize,
     members: HashMap<String, Place>,
@@ -248,10 +261,15 @@ impl Scan<'_> {
                 MemberKind::File { offset, size_bytes } => {
                     let head = read_up_to(members, Coding::PREFIX_LEN)?;
                     let coding = Coding::detect(&head);
+                    let place = Place::File { offset, size_bytes, coding };
+                    if let Some(first) = self.members.get(&member.name) {
+                        self.again(&member.name, (first, &place), head, members)?;
+                        continue;
+                    }
                     if keep {
                         self.keep(&member.name, size_bytes, head, members)?;
                     }
-                    Place::File { offset, size_bytes, coding }
+                    place
                 }
             };
             self.names_bytes += member.name.len();
@@ -265,13 +283,48 @@ impl Scan<'_> {
             }
             match self.members.entry(member.name) {
                 hash_map::Entry::Vacant(vacant) => drop(vacant.insert(place)),
-                hash_map::Entry::Occupied(taken) => {
-                    let problem = "occurs twice".to_owned();
-                    return Err(ImageError::Member { name: taken.key().as_bytes().to_vec(), problem }.into());
-                }
+                hash_map::Entry::Occupied(taken) => return Err(twice(taken.key())),
             }
         }
         Ok(())
+    }
+
+    /// Accepts a file that comes a second time: crane writes the configuration once for each tag. Documents have to be the
+    /// same bytes, so that no two readers see two images; of anything else, whichever is read is compared with its digest.
+    fn again<B: Bytes>(
+        &self,
+        name: &str,
+        (first, second): (&Place, &Place),
+        head: Vec<u8>,
+        members: &mut Members<B>,
+    ) -> Result<()> {
+        let (Place::File { offset, size_bytes, .. }, Place::File { offset: again, size_bytes: size, .. }) =
+            (first, second)
+        else {
+            return Err(twice(name));
+        };
+        if *self.rules != Rules::Links || size_bytes != size {
+            return Err(twice(name));
+        }
+        let is_short = usize::try_from(*size).is_ok_and(|size| size <= limits::DOCUMENT_BYTES);
+        let is_same = match (self.plain, self.kept.get(name)) {
+            _ if !is_short || !looks_like_a_document(&head) => true,
+            (Some((file, cancel)), _) => {
+                let read = |offset| {
+                    let mut bytes = Vec::new();
+                    Stretch::new(file, offset, *size, cancel).read_to_end(&mut bytes).map_err(unreadable)?;
+                    Ok::<_, Error>(bytes)
+                };
+                read(*offset)? == read(*again)?
+            }
+            (None, Some(kept)) => {
+                let mut bytes = head;
+                members.read_to_end(&mut bytes).map_err(unreadable)?;
+                bytes == *kept
+            }
+            (None, None) => false,
+        };
+        if is_same { Ok(()) } else { Err(twice(name)) }
     }
 
     fn check(&self, Member { name, kind }: &Member) -> Result<(), ImageError> {
@@ -298,8 +351,9 @@ impl Scan<'_> {
         head: Vec<u8>,
         members: &mut Members<B>,
     ) -> Result<()> {
-        let looks_like_one = head.iter().find(|byte| !byte.is_ascii_whitespace());
-        let Some(b'{' | b'[') = looks_like_one else { return Ok(()) };
+        if !looks_like_a_document(&head) {
+            return Ok(());
+        }
         let Ok(size) = usize::try_from(size_bytes) else { return Ok(()) };
         if size > limits::DOCUMENT_BYTES || self.kept_bytes + size > limits::ARCHIVE_KEPT_BYTES {
             return Ok(());
@@ -310,6 +364,14 @@ impl Scan<'_> {
         self.kept.insert(name.to_owned(), document);
         Ok(())
     }
+}
+
+fn looks_like_a_document(head: &[u8]) -> bool {
+    matches!(head.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{' | b'['))
+}
+
+fn twice(name: &str) -> Error {
+    ImageError::Member { name: name.as_bytes().to_vec(), problem: "occurs twice".to_owned() }.into()
 }
 
 /// Reads until `most` bytes have come, or the data ends.

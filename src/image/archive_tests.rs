@@ -109,6 +109,30 @@ fn a_link_out_of_the_archive_is_an_error_only_for_those_who_follow_it() {
 }
 
 #[test]
+fn a_file_may_come_again_with_the_same_bytes() {
+    let layer = vec![b'x'; 5 << 20];
+    let bytes = archive(&[
+        Entry::File("config", b"{}"),
+        Entry::File("layer", &layer),
+        Entry::File("./config", b"{}"),
+        Entry::File("layer", &layer),
+    ]);
+    for bytes in [bytes.clone(), gzip(&bytes)] {
+        let archive = open(&bytes).unwrap();
+        assert_eq!(archive.document("config").unwrap().as_deref(), Some(&b"{}"[..]));
+        let mut seen = Vec::new();
+        let take = &mut |found: Found<'_>, data: &mut dyn Read| {
+            seen.push(found.name.to_owned());
+            assert_eq!(data.read_to_end(&mut Vec::new()).unwrap() as u64, found.size_bytes);
+            Ok(())
+        };
+        archive.visit(&["config", "layer"].map(str::to_owned).into(), take).unwrap();
+        assert_eq!(seen, ["config", "layer"]);
+    }
+    assert_eq!(open_part(&bytes).unwrap_err().reason(), "image.member");
+}
+
+#[test]
 fn members_that_no_archive_of_images_has_are_refused() {
     for entries in [
         &[Entry::File("../escaped", b"x")][..],
@@ -116,7 +140,9 @@ fn members_that_no_archive_of_images_has_are_refused() {
         &[Entry::File("a/../../b", b"x")],
         &[Entry::Directory("../d")],
         &[Entry::Fifo("fifo")],
-        &[Entry::File("twice", b"1"), Entry::File("./twice", b"2")],
+        &[Entry::File("twice", b"[1]"), Entry::File("./twice", b"[2]")],
+        &[Entry::File("twice", b"[1]"), Entry::File("twice", b"[10]")],
+        &[Entry::File("twice", b"[1]"), Entry::Link("a", "twice"), Entry::Link("twice", "a")],
         &[Entry::File("twice", b"1"), Entry::Symlink("twice", "x")],
     ] {
         for bytes in [archive(entries), gzip(&archive(entries))] {

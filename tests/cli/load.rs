@@ -23,6 +23,7 @@ pub fn add(suite: &mut Suite) {
     testkit::tests![suite, &[];
         every_set_gives_the_image_or_the_refusal_of_its_case,
         archives_of_other_programs_give_the_manifest_that_containerd_gives_them,
+        archives_load_in_every_shape_that_programs_give_them,
         a_partial_archive_needs_what_it_leaves_out,
         inputs_are_one_pool,
         a_dry_run_names_the_file_of_every_layer_and_what_is_missing,
@@ -202,6 +203,122 @@ fn archives_of_other_programs_give_the_manifest_that_containerd_gives_them() {
             let again = scratch.path().join(format!("{name}-{number}-again"));
             assert_eq!(load(&again, &[text(&out)]).unwrap()["images"][0]["digest"], want);
             assert_eq!(blobs(&again), blobs(&out));
+        }
+    }
+}
+
+/// An archive with files of these names and contents.
+fn docker_archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, data) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *data).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn archives_load_in_every_shape_that_programs_give_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tars = [1, 2].map(|number| testkit::archive::archive(2, 1000 * number));
+    let packed = [gzip(&tars[0]), gzip(&tars[1])];
+    let [one, two] = &tars;
+    let [one_gz, two_gz] = &packed;
+    let diff_ids = [digest(one), digest(two)];
+    let config = json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+    let config = config.to_string().into_bytes();
+    let id = digest(&config);
+    let hex = id.strip_prefix("sha256:").unwrap();
+    let hexes = packed.each_ref().map(|blob| digest(blob).replace("sha256:", ""));
+    let list = |config: &str, layers: [&str; 2], tags: &[&str]| {
+        let each: Vec<_> =
+            tags.iter().map(|tag| json!({ "Config": config, "RepoTags": [tag], "Layers": layers })).collect();
+        json!(each).to_string().into_bytes()
+    };
+    let (first, second) = ("example.test/app:1", "example.test/app:2");
+    let json_name = format!("{hex}.json");
+    let in_blobs = format!("blobs/sha256/{hex}");
+    let gz_names = hexes.each_ref().map(|hex| format!("{hex}.tar.gz"));
+    let blob_names = hexes.each_ref().map(|hex| format!("blobs/sha256/{hex}.tar.gz"));
+    let gz = gz_names.each_ref().map(String::as_str);
+    let blobs_gz = blob_names.each_ref().map(String::as_str);
+    let plain = ["x/layer.tar", "y/layer.tar"];
+    let lists = [
+        list(&id, gz, &[first]),
+        list(&id, gz, &[first, second]),
+        list(&json_name, plain, &[first, second]),
+        list("config.json", gz, &[first]),
+        list(&json_name, plain, &[first]),
+        list(&in_blobs, blobs_gz, &[first]),
+    ];
+    let shapes: [(&str, &[(&str, &[u8])], usize); 6] = [
+        // crane pull, ko, kaniko: the configuration has its digest for a name, and layers come as they are in the registry.
+        ("tarball", &[(&id, &config), (gz[0], one_gz), (gz[1], two_gz), ("manifest.json", &lists[0])], 1),
+        // The same for two tags: the configuration is there twice.
+        (
+            "two tags",
+            &[(&id, &config), (gz[0], one_gz), (gz[1], two_gz), (&id, &config), ("manifest.json", &lists[1])],
+            2,
+        ),
+        // crane pull --format legacy, and Docker before 1.13, for two tags.
+        (
+            "legacy",
+            &[
+                (&json_name, &config),
+                ("x/layer.tar", one),
+                ("x/json", b"{}"),
+                ("x/VERSION", b"1.0"),
+                ("y/layer.tar", two),
+                ("y/json", b"{}"),
+                ("y/VERSION", b"1.0"),
+                (&json_name, &config),
+                ("manifest.json", &lists[2]),
+                ("repositories", b"{}"),
+            ],
+            2,
+        ),
+        // Jib, Guix: one name for every configuration.
+        (
+            "jib",
+            &[("config.json", &config), (gz[0], one_gz), (gz[1], two_gz), ("manifest.json", &lists[3])],
+            1,
+        ),
+        // Nix: everything below ./.
+        (
+            "nix",
+            &[
+                ("./manifest.json", &lists[4]),
+                (&json_name, &config),
+                ("./x/layer.tar", one),
+                ("./y/layer.tar", two),
+            ],
+            1,
+        ),
+        // Bazel's rules_oci: blobs by digest, but no layout; a layer that is shared may be there twice.
+        (
+            "bazel",
+            &[
+                ("manifest.json", &lists[5]),
+                (&in_blobs, &config),
+                (blobs_gz[0], one_gz),
+                (blobs_gz[1], two_gz),
+                (blobs_gz[1], two_gz),
+            ],
+            1,
+        ),
+    ];
+    for (shape, files, images) in shapes {
+        let bytes = docker_archive(files);
+        for (coding, bytes) in [("plain", bytes.clone()), ("gzip", gzip(&bytes))] {
+            let file = scratch.path().join(format!("{shape}-{coding}"));
+            fs::write(&file, bytes).unwrap();
+            let out = scratch.path().join(format!("{shape}-{coding}-out"));
+            let result =
+                load(&out, &[text(&file)]).unwrap_or_else(|reason| panic!("{shape}, {coding}: {reason}"));
+            let loaded = result["images"].as_array().unwrap();
+            assert_eq!((loaded.len(), &loaded[0]["name"]), (images, &json!(first)), "{shape}, {coding}");
+            assert!(blobs(&out).contains(&id), "{shape}, {coding}");
         }
     }
 }

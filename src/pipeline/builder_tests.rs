@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Kind},
     format::{ReadAt as _, Sink, gzindex},
     limits::Limits,
-    pipeline::{Resources, buffer::Chunk},
+    pipeline::{AheadOptions, Resources, buffer::Chunk},
 };
 
 /// Collects the bytes; refuses or panics when it meets a certain one.
@@ -62,6 +62,7 @@ struct Setup {
     size_bytes: Option<u64>,
     digest: Option<Digest>,
     step: usize,
+    ahead: AheadOptions,
 }
 
 fn setup(blob: &[u8]) -> Setup {
@@ -72,12 +73,13 @@ fn setup(blob: &[u8]) -> Setup {
         size_bytes: Some(blob.len() as u64),
         digest: Some(Digest::sha256(blob)),
         step: usize::MAX,
+        ahead: AheadOptions::AUTO,
     }
 }
 
 impl Setup {
     fn run<S: Stage>(&self, blob: &[u8], consumer: S) -> Result<Ran<S::Output>> {
-        let resources = Resources::new(self.limits.clone(), self.helpers);
+        let resources = Resources::with_ahead(self.limits.clone(), self.helpers, self.ahead);
         let progress = Progress::default();
         let mut reader = Pieces { bytes: blob, step: self.step };
         let (size_bytes, digest) = (self.size_bytes, self.digest.clone());
@@ -447,5 +449,57 @@ fn a_disk_that_is_full_ends_an_index_as_what_it_is() {
     for helpers in [0, 4] {
         let error = Setup { helpers, ..setup(&blob) }.index(&blob, Full).unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "disk.io"), "{error}");
+    }
+}
+
+/// Every layer of other tools, good and bad, and the digest that its archive has by the tool's word, if it has one.
+fn indexed_layers() -> Vec<(String, Vec<u8>, Option<String>)> {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stargz");
+    let mut found = Vec::new();
+    for part in ["estargz", "zstdchunked", "other", "bad"] {
+        for entry in std::fs::read_dir(fixtures.join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|ending| ending == "json") {
+                continue;
+            }
+            let name = path.display().to_string();
+            let declared = std::fs::read(format!("{name}.json")).ok().map(|json| {
+                let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+                json["diffID"].as_str().unwrap().to_owned()
+            });
+            found.push((name, std::fs::read(path).unwrap(), declared));
+        }
+    }
+    found
+}
+
+#[test]
+fn indexed_layers_give_the_same_bytes_and_digest_with_any_number_of_helpers() {
+    let layers = indexed_layers();
+    assert!(layers.iter().filter(|(.., declared)| declared.is_some()).count() >= 12);
+    for (name, blob, declared) in layers {
+        let in_order = Setup { helpers: 0, ahead: AheadOptions::OFF, ..setup(&blob) }.collect(&blob);
+        if let (Ok(ran), Some(declared)) = (&in_order, &declared) {
+            assert_eq!(ran.facts.diff_id.to_string(), *declared, "{name}");
+        }
+        // Every layer of ours is a short one.
+        let ahead = AheadOptions {
+            from_bytes: Some(0),
+            members_from_bytes: 0,
+            distance: 300,
+            members_distance: 300,
+            yields: false,
+        };
+        for helpers in [1, 2, 8] {
+            let found = Setup { helpers, ahead, step: 700, ..setup(&blob) }.collect(&blob);
+            match (&in_order, found) {
+                (Ok(want), Ok(found)) => {
+                    assert!(found.output == want.output, "{name}: other bytes with {helpers} helpers");
+                    assert_eq!(found.facts.diff_id, want.facts.diff_id, "{name}, {helpers} helpers");
+                }
+                (Err(want), Err(found)) => assert_eq!(found.reason(), want.reason(), "{name}"),
+                (want, found) => panic!("{name}, {helpers} helpers: {:?}, {:?}", want.is_ok(), found.is_ok()),
+            }
+        }
     }
 }

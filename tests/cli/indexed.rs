@@ -14,6 +14,8 @@ pub fn add(suite: &mut Suite) {
         a_layer_is_applied_whatever_its_table_says,
         every_chunk_of_a_layer_is_checked,
         a_damaged_chunk_is_an_error_with_layer_and_path,
+        a_flipped_bit_in_any_file_of_a_layer_is_reported_with_layer_and_path,
+        every_damaged_layer_is_judged_as_it_should_be,
         a_table_in_another_file_is_checked_with_its_layer,
         a_dump_shows_entries_and_chunks,
         a_difference_is_written_as_an_indexed_layer_and_read_back,
@@ -103,6 +105,56 @@ fn a_damaged_chunk_is_an_error_with_layer_and_path() {
     ] {
         let output = plywood(&fixture("bad"), &["check", name]);
         assert!(text(&output.stdout).contains(&format!("[{reason}]")), "{output:?}");
+    }
+}
+
+fn a_flipped_bit_in_any_file_of_a_layer_is_reported_with_layer_and_path() {
+    let scratch = tempfile::tempdir().unwrap();
+    for layer in ["estargz/plain.esgz", "zstdchunked/plain-stargz.zc", "zstdchunked/plain-containers.zc"] {
+        let good = fs::read(fixture(layer)).unwrap();
+        let dump = plywood(&fixture(""), &["dump", "--json", "--tree", layer]);
+        let mut chunks = Vec::new();
+        for line in text(&dump.stdout).lines().skip(1) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            for chunk in line["chunks"].as_array().into_iter().flatten() {
+                let offset = usize::try_from(chunk["blob_offset"].as_u64().unwrap()).unwrap();
+                chunks.push((line["path"].as_str().unwrap().trim_start_matches('/').to_owned(), offset));
+            }
+        }
+        assert!(!chunks.is_empty(), "{layer}: {dump:?}");
+        for (path, offset) in chunks {
+            let mut bad = good.clone();
+            // Behind the header of a member; that of a frame is shorter.
+            bad[offset + if layer.ends_with(".esgz") { 13 } else { 9 }] ^= 0x10;
+            fs::write(scratch.path().join("damaged"), bad).unwrap();
+            let output = plywood(scratch.path(), &["check", "damaged"]);
+            let out = text(&output.stdout);
+            assert_eq!(output.status.code(), Some(1), "{layer}: {path}: {output:?}");
+            assert!(
+                out.starts_with("damaged: refused: ") && out.contains("[stargz.chunk."),
+                "{layer}: {out}"
+            );
+            assert!(out.contains(&path), "{layer}: {path}: {out}");
+        }
+    }
+}
+
+fn every_damaged_layer_is_judged_as_it_should_be() {
+    let cases: Value = serde_json::from_slice(&fs::read(fixture("bad/expect.json")).unwrap()).unwrap();
+    for case in cases.as_array().unwrap() {
+        let name = case["file"].as_str().unwrap();
+        let output = plywood(&fixture("bad"), &["check", name]);
+        let out = text(&output.stdout);
+        let is_sound = match case["expect"].as_str().unwrap() {
+            "index-ok" => true,
+            // Nothing says that it should be one, or that there was more of it.
+            "not-estargz" | "error" => continue,
+            _ => false,
+        };
+        assert_eq!(output.status.success(), is_sound, "{name}: {output:?}");
+        if !is_sound {
+            assert!(out.starts_with(&format!("{name}: refused: ")) && out.contains("[stargz."), "{out}");
+        }
     }
 }
 

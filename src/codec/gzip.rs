@@ -162,6 +162,11 @@ impl Gzip {
         self.state == State::Between
     }
 
+    /// Where the last whole member ends, which is the start of this one, and how many bytes were given out since.
+    pub fn last_end(&self) -> (u64, u32) {
+        if self.is_between_members() { (self.taken, 0) } else { (self.member, self.length) }
+    }
+
     /// The last bytes given out of this member, at most 32768.
     pub fn window(&self) -> Vec<u8> {
         self.inflate.window()
@@ -299,6 +304,8 @@ impl Gzip {
             State::First | State::Between => {
                 self.member = self.taken;
                 self.header_crc = 0;
+                self.crc = 0;
+                self.length = 0;
                 match input.first() {
                     Some(0) if state == State::Between => Ok(State::Padding),
                     _ => Ok(State::Header),
@@ -321,8 +328,6 @@ impl Gzip {
                 }
                 self.flags = flags;
                 self.header_crc = crc32(0, &header);
-                self.crc = 0;
-                self.length = 0;
                 self.inflate.reset();
                 Ok(self.after(state))
             }

@@ -243,6 +243,16 @@ impl Zstd {
         self.state == State::Header && self.gathered == 0
     }
 
+    /// Where the last whole frame ends, which is the start of this one, and how many bytes were given out since.
+    pub fn last_end(&self) -> (u64, u64) {
+        if self.is_between_frames() { (self.taken, 0) } else { (self.frame, self.produced) }
+    }
+
+    /// Refuses frames with windows above `limit` bytes from now on; the limit that there was.
+    pub fn set_limit(&mut self, limit: u64) -> u64 {
+        std::mem::replace(&mut self.limit, limit)
+    }
+
     /// Goes on at another frame, when this decoder stands between two. All between them was decoded by another one.
     pub fn go_on_at(&mut self, byte: u64) {
         self.taken = byte;
@@ -270,6 +280,7 @@ impl Zstd {
     fn header(&mut self, input: &mut &[u8]) -> Result<State, CodecError> {
         if self.gathered == 0 {
             self.frame = self.taken;
+            self.produced = 0;
         }
         if !self.gather(input, 4) {
             return Ok(State::Header);
@@ -312,7 +323,6 @@ impl Zstd {
         }
         self.frames = true;
         self.declared = header.content_bytes;
-        self.produced = 0;
         self.window_bytes = self.window_bytes.max(window_bytes);
         Ok(State::Ready)
     }

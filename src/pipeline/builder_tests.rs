@@ -483,13 +483,7 @@ fn indexed_layers_give_the_same_bytes_and_digest_with_any_number_of_helpers() {
             assert_eq!(ran.facts.diff_id.to_string(), *declared, "{name}");
         }
         // Every layer of ours is a short one.
-        let ahead = AheadOptions {
-            from_bytes: Some(0),
-            members_from_bytes: 0,
-            distance: 300,
-            members_distance: 300,
-            yields: false,
-        };
+        let ahead = AheadOptions { from_bytes: Some(0), members_from_bytes: 0, distance: 300, yields: false };
         for helpers in [1, 2, 8] {
             let found = Setup { helpers, ahead, step: 700, ..setup(&blob) }.collect(&blob);
             match (&in_order, found) {

@@ -187,7 +187,7 @@ class Bench:
 
     def add(self, suite, corpus, ours, peer, files):
         # A run of milliseconds needs more pairs for a steady median, and costs nothing.
-        pairs = self.arguments.pairs * (4 if corpus.partition(".")[0] == "tiny" else 1)
+        pairs = self.arguments.pairs * (4 if corpus.partition(".")[0] in SMALL else 1)
         row = {"suite": suite, "corpus": corpus, "entries": self.manifest.get(corpus, {}).get("entries"),
                "bytes_in": sum(os.path.getsize(f) for f in files), "pairs": pairs,
                **pair(ours, peer, pairs, files)}

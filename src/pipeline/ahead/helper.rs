@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    shared::{Begins, Input, Job, Next, Part, Shared},
+    run::{self, is_too_dense},
+    shared::{Input, Job, Next, Part, Run, Shared},
     stream::{HELPER_WINDOW_BYTES, Stream},
 };
 use crate::{
@@ -28,11 +29,6 @@ const CANDIDATES: u32 = 3;
 const STEP_BITS: u64 = 8 * (48 << 10);
 /// Units after which a part is handed over, as soon as a block ends.
 const READY_UNITS: usize = 96 << 10;
-/// Bytes of members after which a part is handed over when the decoder is about to come.
-const DUE_BYTES: usize = 64 << 10;
-/// Most bytes of output for each byte of input, beyond the first part. What is denser is decoded fast enough in order, and
-/// limits are met where they are without helpers.
-const RATIO_MAX: u64 = 64;
 
 /// One helper.
 pub(super) struct Helper<'env> {
@@ -44,8 +40,9 @@ pub(super) struct Helper<'env> {
     finder: Finder,
     marked: Inflate<u16>,
     plain: Inflate<u8>,
-    /// Made when it is first needed.
+    /// Decoder of runs, made when it is first needed, and the memory of its window.
     members: Option<Stream>,
+    window: u64,
 }
 
 /// How a piece ended.
@@ -60,7 +57,7 @@ enum Outcome {
 impl<'env> Helper<'env> {
     pub(super) fn new(shared: Arc<Shared>, pool: Arc<Pool>, plan: Plan<'env>, index: usize) -> Self {
         let (finder, marked, plain) = (Finder::new(), Inflate::new(), Inflate::new());
-        Self { shared, pool, plan, index, finder, marked, plain, members: None }
+        Self { shared, pool, plan, index, finder, marked, plain, members: None, window: 0 }
     }
 
     /// Works on pieces until there is nothing more to do. Errors: there is no memory for a decoder.
@@ -72,7 +69,7 @@ impl<'env> Helper<'env> {
             }
             match job {
                 Job::Search(from) => self.search(from),
-                Job::Members(from) => self.members(from)?,
+                Job::Run(run) => self.run(&run)?,
             }
         }
         Ok(())
@@ -114,7 +111,7 @@ impl<'env> Helper<'env> {
 
     /// Decodes from the block at `start`, if that is one.
     fn piece(&mut self, start: Cut) -> Outcome {
-        let Some(mut piece) = Progress::announce(&self.shared, start, Begins::Block) else {
+        let Some(mut piece) = Progress::announce(&self.shared, start) else {
             return Outcome::Done;
         };
         let [bit, ..] = start.0.to_le_bytes();
@@ -131,19 +128,20 @@ impl<'env> Helper<'env> {
         piece.finish()
     }
 
-    /// Decodes members or frames from byte `from` on.
-    fn members(&mut self, from: u64) -> Result<()> {
-        let Some(mut piece) = Progress::announce(&self.shared, Cut(8 * from), Begins::Member) else {
-            return Ok(());
-        };
-        let members = match &mut self.members {
+    fn run(&mut self, run: &Run) -> Result<()> {
+        let stream = match &mut self.members {
             Some(members) => members,
             none => none.insert(Stream::new(self.shared.coding(), HELPER_WINDOW_BYTES)?),
         };
-        members.restart();
-        piece.decode_members(members, &self.pool);
-        piece.finish();
+        let decoded = run::decode(&self.shared, &self.pool, stream, &mut self.window, run);
+        self.shared.complete(run, decoded);
         Ok(())
+    }
+}
+
+impl Drop for Helper<'_> {
+    fn drop(&mut self) {
+        self.shared.give_back_window(self.window);
     }
 }
 
@@ -183,8 +181,8 @@ enum Step {
 
 impl<'a> Progress<'a> {
     /// A piece at its start; `None` when nobody wants it.
-    fn announce(shared: &'a Shared, start: Cut, begins: Begins) -> Option<Self> {
-        let Next::On(until) = shared.announce(start, begins) else { return None };
+    fn announce(shared: &'a Shared, start: Cut) -> Option<Self> {
+        let Next::On(until) = shared.announce(start) else { return None };
         Some(Self {
             shared,
             start,
@@ -209,64 +207,6 @@ impl<'a> Progress<'a> {
         }
         self.shared.withdraw(self.start, self.is_false);
         if self.is_false { Outcome::Miss } else { Outcome::Done }
-    }
-
-    /// Decodes members or frames.
-    fn decode_members(&mut self, members: &mut Stream, pool: &Arc<Pool>) {
-        while self.shared.plain().is_some() {
-            let mut buffer = pool.take();
-            let mut filled = 0;
-            let step = loop {
-                let room = buffer.space().get_mut(filled..).unwrap_or_default();
-                let (now, step) = self.member_step(members, room);
-                filled += now;
-                let enough =
-                    if self.shared.is_due(self.start) { DUE_BYTES } else { buffer.space().len() / 2 };
-                match step {
-                    Step::Block if filled < enough => {}
-                    step => break step,
-                }
-            };
-            self.add(Part::Plain(buffer.freeze(filled)));
-            if step == Step::Over || (step == Step::Block && !self.hand_over()) {
-                return;
-            }
-        }
-    }
-
-    /// Like [`step`](Self::step), for members.
-    fn member_step(&mut self, members: &mut Stream, output: &mut [u8]) -> (usize, Step) {
-        let mut filled = 0;
-        loop {
-            if !self.refill() {
-                return (filled, Step::Over);
-            }
-            let Some((offset, chunk)) = &self.input else { return (filled, Step::Over) };
-            let skipped = usize::try_from(self.at - offset).unwrap_or(usize::MAX);
-            let mut rest = chunk.get(skipped..).unwrap_or_default();
-            let had = rest.len();
-            let room = output.get_mut(filled..).unwrap_or_default();
-            let all = room.len();
-            // Stops at the end of every member, and of its blocks.
-            let outcome = members.decode_to(Some(Cut(0)), &mut rest, room);
-            self.at += (had - rest.len()) as u64;
-            let Ok(now) = outcome else {
-                self.is_false = true;
-                return (filled, Step::Over);
-            };
-            filled += now;
-            self.produced += now;
-            if members.is_between_members() {
-                let end = Cut(8 * self.at);
-                self.end = Some((end, self.produced));
-                let until = self.until.map_or(self.longest, |until| until.min(self.longest));
-                let is_over = end >= until || self.is_too_dense();
-                return (filled, if is_over { Step::Over } else { Step::Block });
-            }
-            if now == all {
-                return (filled, if self.is_too_dense() { Step::Over } else { Step::Full });
-            }
-        }
     }
 
     /// Decodes with the window unknown; `Some` when the rest can be decoded as bytes.
@@ -357,8 +297,7 @@ impl<'a> Progress<'a> {
     }
 
     fn is_too_dense(&self) -> bool {
-        let taken = self.at.saturating_sub(self.start.0 / 8);
-        self.produced as u64 > taken.saturating_mul(RATIO_MAX).saturating_add(1 << 20)
+        is_too_dense(self.at.saturating_sub(self.start.0 / 8), self.produced)
     }
 
     /// Goes to another byte of the input.

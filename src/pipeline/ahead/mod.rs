@@ -1,10 +1,15 @@
 //! Decodes gzip or zstd on a thread of its own, with helpers that work ahead of it.
 //!
-//! The decoder takes the stream in order. Meanwhile each helper decodes from the start of a member or frame further on. In a
-//! gzip stream where none are known it looks for a block, and decodes from there with the window unknown. It hands over
-//! what it has at every few ends of members, frames or blocks. When the decoder comes to exactly the first bit of
-//! such a piece, it takes what is ready of it and goes on behind. So it never waits for a helper, what comes out is what
-//! decoding in order gives, and every error is one that the decoder itself met.
+//! The decoder takes the stream in order. Meanwhile each helper decodes a piece further on: a run of whole members or
+//! frames. When the decoder comes to exactly the first byte of such a run, it takes what came of it and goes on behind. While
+//! a helper is still at work on it, the decoder decodes another run itself, so that nothing is decoded twice. It waits for a
+//! helper for a moment at most, and then does that work itself.
+//!
+//! In a gzip stream where no members are known a helper looks for a block, and decodes from there with the window unknown.
+//! It hands over what it has at every few ends of blocks. When the decoder comes to exactly the first bit of such a piece,
+//! it takes what is ready of it, and does not wait for the rest.
+//!
+//! Either way what comes out is what decoding in order gives, and every error is one that the decoder met in order.
 //!
 //! Members of gzip and frames of zstd are found in the stream itself ([`Starts`]). So the table of contents of an indexed
 //! layer, which lists the same places, is not needed, and cannot do harm.
@@ -15,6 +20,7 @@
 mod fuzz;
 mod helper;
 mod options;
+mod run;
 mod shared;
 mod stream;
 
@@ -31,7 +37,7 @@ pub use self::{
 };
 use self::{
     helper::Helper,
-    shared::{Begins, Part, Shared, Taken, abandoned},
+    shared::{Begins, Part, Ready, Shared, Taken, abandoned},
     stream::Stream,
 };
 use super::{
@@ -112,8 +118,8 @@ impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
                 break;
             }
         }
-        let outlet = Outlet::new(pool, plan, next);
-        let near = Near { shared: Arc::clone(&shared), stream, outlet, plan };
+        let outlet = Outlet::new(Arc::clone(&pool), plan, next);
+        let near = Near { shared: Arc::clone(&shared), stream, pool, outlet, plan };
         ahead.decoder = Some(spawn_scoped(scope, "decode", move || {
             let _held = permit;
             near.run()
@@ -161,6 +167,7 @@ fn help(shared: &Shared, work: impl FnOnce() -> Result<()>) {
 struct Near<'env, S> {
     shared: Arc<Shared>,
     stream: Stream,
+    pool: Arc<Pool>,
     outlet: Outlet<'env, S>,
     plan: Plan<'env>,
 }
@@ -176,7 +183,7 @@ impl Drop for Closing<'_> {
 
 impl<S: Stage> Near<'_, S> {
     fn run(self) -> Result<Decoded<S::Output>> {
-        let Self { shared, mut stream, mut outlet, plan } = self;
+        let Self { shared, mut stream, pool, mut outlet, plan } = self;
         let closing = Closing(&shared);
         let mut memory = 0;
         let mut busy = Duration::ZERO;
@@ -186,11 +193,22 @@ impl<S: Stage> Near<'_, S> {
             loop {
                 let cut = shared.next_piece(offset + chunk.len() as u64);
                 if let Some(at) = stream.cut().filter(|at| cut.is_some_and(|cut| *at >= cut)) {
-                    let started = Instant::now();
+                    let mut started = Instant::now();
                     let begins = if stream.is_between_members() { Begins::Member } else { Begins::Block };
                     let is_taken = match shared.take(at, begins) {
-                        Some(taken) => splice(&shared, &mut stream, &mut outlet, taken)?,
-                        None => false,
+                        Ready::Taken(taken) => splice(&shared, &mut stream, &mut outlet, taken)?,
+                        Ready::UnderWay => {
+                            let run = shared.meanwhile(at);
+                            started = Instant::now();
+                            if let Some(run) = run {
+                                let decoded = stream.decode_run(memory, |stream| {
+                                    run::decode(&shared, &pool, stream, &mut memory, &run)
+                                });
+                                shared.complete(&run, decoded);
+                            }
+                            false
+                        }
+                        Ready::None => false,
                     };
                     busy += started.elapsed();
                     if is_taken {

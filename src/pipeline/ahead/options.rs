@@ -5,14 +5,12 @@ use crate::codec::{Coding, Starts};
 /// When streams are decoded ahead, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AheadOptions {
-    /// Shortest blob in whose blocks helpers look for a start, in bytes; `None`: there are no helpers at all.
+    /// Shortest other blob that helpers work on, in bytes; `None`: there are no helpers at all.
     pub from_bytes: Option<u64>,
-    /// Shortest blob of many members or frames that helpers work on, in bytes.
+    /// Shortest gzip blob of many members that helpers work on, in bytes.
     pub members_from_bytes: u64,
     /// Compressed bytes between the decoder and the first piece, and from each piece to the next one.
     pub distance: u64,
-    /// The same where pieces begin at members or frames.
-    pub members_distance: u64,
     /// Helpers run only when a processor has nothing else to do.
     pub yields: bool,
 }
@@ -21,13 +19,8 @@ impl AheadOptions {
     /// Helpers work on large blobs.
     // A shorter blob is decoded in a quarter of a second, of which looking for blocks and the first wait would take a part.
     // Where members begin takes no looking, and what a helper decodes costs no more than it does in order.
-    pub const AUTO: Self = Self {
-        from_bytes: Some(64 << 20),
-        members_from_bytes: 8 << 20,
-        distance: 4 << 20,
-        members_distance: 2 << 20,
-        yields: true,
-    };
+    pub const AUTO: Self =
+        Self { from_bytes: Some(64 << 20), members_from_bytes: 8 << 20, distance: 4 << 20, yields: true };
     /// Helpers never work.
     pub const OFF: Self = Self { from_bytes: None, ..Self::AUTO };
 
@@ -42,21 +35,17 @@ impl AheadOptions {
         if size_bytes < from_bytes.min(self.members_from_bytes) {
             return None;
         }
-        let is_known = match coding {
+        let from = match coding {
             Coding::Plain => return None,
             Coding::Gzip => {
                 let (mut starts, mut found) = (Starts::of(coding), 0);
                 head.into_iter().for_each(|bytes| starts.push(bytes, &mut |_| found += 1));
-                found > 1
+                if found > 1 { self.members_from_bytes } else { from_bytes }
             }
-            // Frames lead to each other, however long the first one is.
-            Coding::Zstd => true,
+            // It is decoded so fast that the memory of helpers takes longer than they save of a shorter one.
+            Coding::Zstd => from_bytes,
         };
-        let (from, distance) = match is_known {
-            true => (self.members_from_bytes, self.members_distance),
-            false => (from_bytes, self.distance),
-        };
-        (size_bytes >= from).then_some(AheadPlan { coding, distance })
+        (size_bytes >= from).then_some(AheadPlan { coding, distance: self.distance })
     }
 }
 

@@ -3,13 +3,10 @@
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::{
-    options::{AheadFacts, AheadPlan},
-    stream::HELPER_WINDOW_BYTES,
-};
+use super::options::{AheadFacts, AheadPlan};
 use crate::{
     codec::{Coding, Cut, Starts},
     error::{Error, Kind, Result},
@@ -22,11 +19,12 @@ pub(super) const PART_UNITS: usize = 256 << 10;
 const NEAR_BYTES: u64 = 768 << 10;
 /// Misses in a row after which no more pieces are looked for.
 const MISSES_MAX: u32 = 3;
-/// Bytes of input without the start of a member after which helpers look for blocks instead, or end where frames have none.
-/// The files of indexed layers begin every few MiB at least.
-const KNOWN_REACH: u64 = 16 << 20;
-/// Compressed bytes before a piece from which on the decoder is about to come to it.
-const DUE_REACH: u64 = 128 << 10;
+/// Bytes of input without the start of a frame after which helpers end. The files of indexed layers begin every few MiB at
+/// least.
+const FRAMES_REACH: u64 = 16 << 20;
+/// Longest time that the decoder waits for a helper before it does the work itself. It has decoded other members meanwhile,
+/// for as long as there were any, so a helper that is not done by then has lost its processor, and may not get it back soon.
+pub(super) const PATIENCE: Duration = Duration::from_millis(5);
 /// Longest time that a helper waits before it looks whether it may work again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -37,6 +35,9 @@ pub(super) struct Shared {
     changed: Condvar,
     coding: Coding,
     distance: u64,
+    /// Compressed bytes of a run of members, and most of them where one member is longer.
+    run: u64,
+    run_max: u64,
     /// Most bytes of input from the decoder on.
     window: u64,
     /// Most bytes of all parts.
@@ -58,6 +59,9 @@ struct State {
     decoder_until: u64,
     /// Pieces in the order of the stream.
     pieces: VecDeque<Piece>,
+    /// Compressed bytes of the runs that were decoded, and what became of them.
+    compressed: u64,
+    uncompressed: u64,
     /// Members or frames that are known to come, sparsely; how many were found, and the last one.
     members: VecDeque<u64>,
     members_found: u64,
@@ -84,12 +88,43 @@ pub(super) enum Begins {
 }
 
 /// Next work of a helper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
     /// Look for a block from this bit on.
     Search(u64),
-    /// Decode members or frames from this byte on.
-    Members(u64),
+    /// Decode members or frames.
+    Run(Run),
+}
+
+/// Members or frames that one thread decodes: the piece that starts with the first of them.
+pub(super) struct Run {
+    /// First byte, and the one behind the last.
+    pub(super) start: u64,
+    end: u64,
+    /// All of them, and bytes around.
+    input: Vec<(u64, Chunk)>,
+    /// Buffers of output that are reserved.
+    pub(super) buffers: usize,
+}
+
+impl Run {
+    pub(super) fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.input.iter().map(|(offset, chunk)| {
+            let place = |at: u64| {
+                usize::try_from(at.saturating_sub(*offset)).map_or(chunk.len(), |at| at.min(chunk.len()))
+            };
+            chunk.get(place(self.start)..place(self.end)).unwrap_or_default()
+        })
+    }
+}
+
+/// What came of a run.
+#[derive(Default)]
+pub(super) struct Decoded {
+    pub(super) parts: Vec<Part>,
+    /// Where the last whole member or frame ends, and how many bytes come before that.
+    pub(super) end: Option<(Cut, usize)>,
+    /// The decoder has refused the stream.
+    pub(super) is_false: bool,
 }
 
 /// Blocks or members that a helper decodes.
@@ -134,6 +169,16 @@ impl Units {
     }
 }
 
+/// What there is of a piece that the decoder has come to.
+pub(super) enum Ready {
+    /// So much.
+    Taken(Taken),
+    /// Somebody is at work on the members that it consists of.
+    UnderWay,
+    /// Nothing.
+    None,
+}
+
 /// Part of a piece that is ready.
 pub(super) struct Taken {
     pub(super) parts: Vec<Part>,
@@ -168,11 +213,11 @@ impl Shared {
     pub(super) fn new(plan: AheadPlan, helpers: usize) -> Self {
         let AheadPlan { coding, distance } = plan;
         let helpers = helpers as u64;
-        let window = (helpers + 1) * distance;
-        let decoders = if coding == Coding::Zstd { helpers * HELPER_WINDOW_BYTES } else { 0 };
-        let memory = (helpers * SHARE_BYTES).saturating_sub(window + decoders).max(4 * UNITS_BYTES);
+        let (run, run_max) = (distance / 4, distance + distance / 4);
+        let window = (helpers + 1) * run_max;
+        let memory = (helpers * SHARE_BYTES).saturating_sub(window).max(4 * UNITS_BYTES);
         let (state, changed) = (Mutex::new(State::new()), Condvar::new());
-        Self { state, changed, coding, distance, window, memory }
+        Self { state, changed, coding, distance, run, run_max, window, memory }
     }
 
     #[cfg(test)]
@@ -225,7 +270,7 @@ impl Shared {
         let end = state.end;
         state.end += chunk.len() as u64;
         state.input.push_back((end, chunk));
-        state.note_members(&members, self.distance / 8);
+        state.note_members(&members, self.run / 2);
         let goes_on = !state.is_closed;
         drop(state);
         self.changed.notify_all();
@@ -282,11 +327,14 @@ impl Shared {
 
     /// The piece that starts at `at`, where the decoder stands, as far as it is ready. Those before, which it has decoded
     /// itself and met no such block, are none.
-    pub(super) fn take(&self, at: Cut, begins: Begins) -> Option<Taken> {
+    pub(super) fn take(&self, at: Cut, begins: Begins) -> Ready {
         let mut state = self.lock();
         while let Some(piece) = pop_if(&mut state.pieces, |piece| piece.start < at) {
             state.miss();
             state.cut_off(piece.parts, 0);
+        }
+        if begins == Begins::Member && state.is_under_way(at) {
+            return Ready::UnderWay;
         }
         let piece = pop_if(&mut state.pieces, |piece| piece.start == at);
         let taken = piece.and_then(|piece| match piece.end {
@@ -309,7 +357,26 @@ impl Shared {
         }
         drop(state);
         self.changed.notify_all();
-        taken
+        taken.map_or(Ready::None, Ready::Taken)
+    }
+
+    /// Work for the decoder while somebody else is at work on the piece that starts at `at`, where it stands; `None` once
+    /// there is something to take, or the decoder shall do that work again itself.
+    pub(super) fn meanwhile(&self, at: Cut) -> Option<Run> {
+        let since = Instant::now();
+        let mut state = self.lock();
+        while state.is_under_way(at) {
+            if let Some(run) = self.next_run(&mut state) {
+                return Some(run);
+            }
+            let left = PATIENCE.saturating_sub(since.elapsed());
+            if left.is_zero() || state.failed.is_some() {
+                state.facts.late += 1;
+                state.pieces.pop_front();
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        None
     }
 
     pub(super) fn give_back_units(&self, units: Units) {
@@ -358,22 +425,22 @@ impl Shared {
                 return None;
             }
             let from = state.search_from.max(8 * (state.decoder + self.distance));
-            if state.has_ended && from / 8 >= state.end {
+            let run = state.next_members(self.run, self.run_max);
+            let near = from / 8 + self.run_max;
+            let is_near = run.map_or(!state.has_ended && state.end < near, |(start, _)| start <= near);
+            // Members behind a long one come after its blocks. Nothing of a frame can be decoded before its start.
+            let may_search = self.coding == Coding::Gzip && !(state.members_found > 1 && is_near);
+            let has_run = run.is_some() && !may_search;
+            if !has_run && state.has_ended && (!may_search || from / 8 >= state.end) {
                 return None;
             }
-            let (is_known, may_search) = (state.is_known(), self.coding == Coding::Gzip);
-            // Nothing of a frame can be decoded before its start.
-            if !is_known && !may_search && (state.has_ended || state.end > state.last_member + KNOWN_REACH) {
+            if self.coding == Coding::Zstd && state.end > state.last_member + FRAMES_REACH {
                 return None;
             }
             if state.memory + 2 * UNITS_BYTES <= self.memory && may_work() {
-                if is_known {
-                    if let Some(member) = state.members.iter().copied().find(|member| 8 * member >= from) {
-                        state.search_from = 8 * (member + self.distance);
-                        return Some(Job::Members(member));
-                    }
-                    if state.has_ended {
-                        return None;
+                if has_run {
+                    if let Some(run) = self.next_run(&mut state) {
+                        return Some(Job::Run(run));
                     }
                 } else if may_search && (state.has_ended || from / 8 + bytes <= state.end) {
                     state.search_from = from + 8 * self.distance;
@@ -384,21 +451,75 @@ impl Shared {
         }
     }
 
+    /// Takes on the next run, once all of its input and memory for its output are there.
+    fn next_run(&self, state: &mut State) -> Option<Run> {
+        let (start, end) = state.next_members(self.run, self.run_max)?;
+        let expected = state.uncompressed.saturating_mul(end - start) / state.compressed;
+        let buffers = (expected / PLAIN_BYTES + 1).min(self.memory / PLAIN_BYTES / 4);
+        let memory = state.memory + buffers * PLAIN_BYTES;
+        if memory > self.memory {
+            return None;
+        }
+        state.memory = memory;
+        state.search_from = 8 * end;
+        let place = state.pieces.iter().position(|piece| piece.start.0 > 8 * start);
+        let piece = Piece { start: Cut(8 * start), begins: Begins::Member, parts: Vec::new(), end: None };
+        state.pieces.insert(place.unwrap_or(state.pieces.len()), piece);
+        Some(Run {
+            start,
+            end,
+            input: state.input_in(start, end),
+            buffers: usize::try_from(buffers).unwrap_or_default(),
+        })
+    }
+
+    /// Hands over what came of a run.
+    pub(super) fn complete(&self, run: &Run, decoded: Decoded) {
+        let Decoded { parts, end, is_false } = decoded;
+        let mut state = self.lock();
+        state.memory -= PLAIN_BYTES * run.buffers.saturating_sub(parts.len()) as u64;
+        let parts = state.cut_off(parts, end.map_or(0, |(_, bytes)| bytes));
+        let place = state.pieces.iter().position(|piece| piece.start.0 == 8 * run.start);
+        let piece = place.and_then(|place| state.pieces.get_mut(place));
+        match (piece, end) {
+            (Some(piece), Some((cut, bytes))) => {
+                (piece.parts, piece.end) = (parts, end);
+                state.compressed += cut.0 / 8 - run.start;
+                state.uncompressed += bytes as u64;
+            }
+            (_, _) => {
+                state.cut_off(parts, 0);
+                if let Some(place) = place {
+                    state.pieces.remove(place);
+                    if is_false {
+                        state.miss();
+                    }
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Memory for a window of a run's decoder, if there is any.
+    pub(super) fn reserve_window(&self, bytes: u64) -> bool {
+        bytes == 0 || self.reserve(bytes).is_some()
+    }
+
+    pub(super) fn give_back_window(&self, bytes: u64) {
+        self.lock().memory -= bytes;
+    }
+
     /// Copies input from byte `from` on; how many bytes.
     pub(super) fn copy(&self, from: u64, output: &mut [u8]) -> usize {
         // A helper that loses its processor must not hold the lock for long: the decoder would wait for both.
         let end = from + output.len() as u64;
-        let input: Vec<_> = {
-            let state = self.lock();
-            let is_part =
-                |(offset, chunk): &&(u64, Chunk)| *offset < end && from < offset + chunk.len() as u64;
-            state.input.iter().filter(is_part).cloned().collect()
-        };
+        let input = self.lock().input_in(from, end);
         copy(&input, from, output)
     }
 
-    /// Announces a piece; [`Next::Gone`] when the decoder or another piece may be there already.
-    pub(super) fn announce(&self, start: Cut, begins: Begins) -> Next {
+    /// Announces a piece that begins with a block; [`Next::Gone`] when the decoder or another piece may be there already.
+    pub(super) fn announce(&self, start: Cut) -> Next {
         let mut state = self.lock();
         let place = state.pieces.iter().position(|piece| piece.start >= start).unwrap_or(state.pieces.len());
         let is_there = state.pieces.get(place).is_some_and(|piece| piece.start == start);
@@ -408,13 +529,8 @@ impl Shared {
         if state.is_closed || start.0 <= decoder || is_there || !is_behind {
             return Next::Gone;
         }
-        state.pieces.insert(place, Piece { start, begins, parts: Vec::new(), end: None });
+        state.pieces.insert(place, Piece { start, begins: Begins::Block, parts: Vec::new(), end: None });
         state.until(place)
-    }
-
-    /// Whether the decoder comes to the piece that starts at `start` within a moment.
-    pub(super) fn is_due(&self, start: Cut) -> bool {
-        self.lock().decoder_until.saturating_add(DUE_REACH) >= start.0 / 8
     }
 
     /// Takes back a piece without a whole block; `is_false`: because it is none.
@@ -525,6 +641,9 @@ impl State {
             decoder: 0,
             decoder_until: 0,
             pieces: VecDeque::new(),
+            // As compressors do, until something is known.
+            compressed: 1,
+            uncompressed: 3,
             members: VecDeque::new(),
             members_found: 0,
             last_member: 0,
@@ -554,9 +673,38 @@ impl State {
         while pop_if(&mut self.members, |member| *member < decoder).is_some() {}
     }
 
-    /// Whether helpers know where members begin, and have no need to look for blocks.
-    fn is_known(&self) -> bool {
-        self.members_found > 1 && self.end.saturating_sub(self.last_member) <= KNOWN_REACH
+    /// The next members that nobody has come to, which are at most `longest` bytes and, if there are several, `most`; once
+    /// all of their input is there.
+    fn next_members(&self, most: u64, longest: u64) -> Option<(u64, u64)> {
+        let is_next = |member: &&u64| 8 * **member >= self.search_from && **member > self.decoder_until;
+        let end = self.has_ended.then_some(self.end);
+        let mut members = self.members.iter().skip_while(|member| !is_next(member)).copied().chain(end);
+        let mut start = members.next()?;
+        let mut whole = None;
+        for end in members {
+            if end - start > most && whole.is_some() {
+                return whole;
+            }
+            if end - start > longest {
+                start = end;
+                continue;
+            }
+            whole = Some((start, end));
+        }
+        whole.filter(|_| self.has_ended || self.end - start > most)
+    }
+
+    /// Whether somebody is at work on the members that start at `at`.
+    fn is_under_way(&self, at: Cut) -> bool {
+        let is_it =
+            |piece: &Piece| piece.start == at && piece.begins == Begins::Member && piece.end.is_none();
+        self.pieces.front().is_some_and(is_it)
+    }
+
+    /// Input that has bytes from `start` to `end`.
+    fn input_in(&self, start: u64, end: u64) -> Vec<(u64, Chunk)> {
+        let is_in = |(offset, chunk): &&(u64, Chunk)| *offset < end && start < offset + chunk.len() as u64;
+        self.input.iter().filter(is_in).cloned().collect()
     }
 
     fn miss(&mut self) {

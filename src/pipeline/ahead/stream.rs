@@ -58,6 +58,18 @@ impl Stream {
         }
     }
 
+    /// Where the last whole member or frame ends, and how many bytes were given out since.
+    pub(super) fn last_end(&self) -> (u64, usize) {
+        let (end, bytes) = match self {
+            Self::Gzip(gzip) => {
+                let (end, bytes) = gzip.last_end();
+                (end, bytes.into())
+            }
+            Self::Zstd(zstd) => zstd.last_end(),
+        };
+        (end, usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
     /// [`Gzip::decode_to`] and [`Zstd::decode_to`].
     pub(super) fn decode_to(
         &mut self,
@@ -76,6 +88,26 @@ impl Stream {
         match self {
             Self::Gzip(gzip) => gzip.go_on_at_member(byte),
             Self::Zstd(zstd) => zstd.go_on_at(byte),
+        }
+    }
+
+    /// Lets `decode` use this decoder, which stands between two members or frames, for others that need no more memory than
+    /// `window` bytes; then it stands where it did.
+    pub(super) fn decode_run<T>(&mut self, window: u64, decode: impl FnOnce(&mut Self) -> T) -> T {
+        let at = self.taken();
+        let limit = self.limit_window(window);
+        let decoded = decode(self);
+        self.limit_window(limit);
+        self.restart();
+        self.go_on_at_member(at);
+        decoded
+    }
+
+    /// Refuses frames with a window above `bytes` from now on; the limit that there was.
+    fn limit_window(&mut self, bytes: u64) -> u64 {
+        match self {
+            Self::Gzip(_) => 0,
+            Self::Zstd(zstd) => zstd.set_limit(bytes),
         }
     }
 

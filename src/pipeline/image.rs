@@ -306,12 +306,34 @@ pub fn verify_merged<'r>(
     cancel: &Cancel,
 ) -> Result<()> {
     let policy = Policy { devices: true, ..Policy::layer() };
+    own(with_devices(image, layers, &policy, limits, lease, cancel))
+}
+
+/// Like [`verify_merged`], for a merged image of any origin that is in use already.
+pub fn examine_merged<'r>(
+    image: &'r dyn ReadAt,
+    layers: &[&'r dyn ReadAt],
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
+    with_devices(image, layers, &Policy::any(), limits, lease, cancel)
+}
+
+fn with_devices<'r>(
+    image: &'r dyn ReadAt,
+    layers: &[&'r dyn ReadAt],
+    policy: &Policy,
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
     let check = |policy: &Policy| {
         let watched = |file| Watched { file, cancel };
         let layers = layers.iter().copied().map(watched).collect();
         check::verify_image(&Image::open_with_devices(watched(image), layers)?, policy)
     };
-    own(verified(check, &policy, limits, lease, cancel).map(drop))
+    verified(check, policy, limits, lease, cancel).map(drop)
 }
 
 fn own(verified: Result<()>) -> Result<()> {

@@ -41,6 +41,15 @@ impl Subject<'_> {
     }
 
     fn judge_image(&self, deep: bool) -> Result<Judgement> {
+        Ok(match self.judge_layer(deep)? {
+            Judgement::Sound { compared } => {
+                self.judge_merged(deep)?.unwrap_or(Judgement::Sound { compared })
+            }
+            judgement => judgement,
+        })
+    }
+
+    fn judge_layer(&self, deep: bool) -> Result<Judgement> {
         let stack = match self.root.scrub.roots.stack(&self.root.survey.view(self.id())) {
             Ok(stack) => stack,
             Err(error) if self.may_be_shared(&error) => {

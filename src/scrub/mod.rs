@@ -18,6 +18,7 @@ mod device;
 mod leftovers;
 mod look;
 mod make;
+mod merged;
 mod numbering;
 mod rebuild;
 mod report;

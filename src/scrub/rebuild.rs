@@ -10,6 +10,7 @@ use super::{
 use crate::{
     apply::Strategy,
     error::{Error, Kind, Result},
+    snapshot::MERGED_NAME,
     sys::mounted::{Mounted, mounted},
 };
 
@@ -91,7 +92,7 @@ impl Subject<'_> {
         notes.extend(self.release(&used)?);
         match self.judge(false)? {
             Judgement::Sound { .. } => Ok(notes),
-            Judgement::Broken(problem) | Judgement::Unchecked(problem) => {
+            Judgement::Broken(problem) | Judgement::Merged(problem) | Judgement::Unchecked(problem) => {
                 Err(Error::new(Kind::Internal, problem.reason, problem.message).context("after the repair"))
             }
         }
@@ -137,6 +138,16 @@ impl Subject<'_> {
         };
         let all = mounted().map_err(|error| Error::disk(error).context("/proc"))?;
         Ok(all.into_iter().filter(is_used).collect())
+    }
+
+    /// Places of the mounts of the merged metadata, for people.
+    pub(super) fn uses_of_merged(&self) -> Result<Vec<String>> {
+        let survey = self.root.survey;
+        let below = format!("snapshots/{}", self.id());
+        let own: Vec<_> = survey.spellings().iter().map(|root| PathBuf::from(root).join(&below)).collect();
+        let all = mounted().map_err(|error| Error::disk(error).context("/proc"))?;
+        let is_used = |used: &&Mounted| !used.is_overlay && used.is(&own, MERGED_NAME);
+        Ok(all.iter().filter(is_used).map(place).collect())
     }
 
     /// Says what those see who use the layer that was replaced, and releases the snapshotter's own mount of it.

@@ -83,6 +83,8 @@ pub(super) enum Judgement {
     },
     /// It is not.
     Broken(Problem),
+    /// The layer is as it should be, and its merged metadata is not.
+    Merged(Problem),
     /// It cannot be judged.
     Unchecked(Problem),
 }

@@ -114,6 +114,8 @@ impl Root<'_> {
                 Judgement::Unchecked(problem) => found.push(subject.finding(State::Unchecked, problem)),
                 Judgement::Broken(problem) if repair => found.push(subject.repair(problem, deep)?),
                 Judgement::Broken(problem) => found.push(subject.report(problem)?),
+                Judgement::Merged(problem) if repair => found.push(subject.repair_merged(problem)?),
+                Judgement::Merged(problem) => found.push(subject.report_merged(problem)?),
             }
         }
         found.extend(self.leftovers(repair)?);

@@ -44,6 +44,8 @@ pub(super) const SEALED: &str = "fs/overlaybd.sealed";
 /// The set of a plain EROFS layer, with merged metadata of it and all layers below on request. The metadata comes last:
 /// beside another layer it would show wrong data, and a layer without it is whole.
 pub static LAYER: FileSet = FileSet { names: &[LAYER_NAME, MERGED_NAME], optional: &[MERGED_NAME] };
+/// Merged metadata alone, beside a layer that stays.
+pub static MERGED: FileSet = FileSet::of(&[MERGED_NAME]);
 /// The set of a layer of an overlaybd snapshot's device. With the archive it is a turboOCI layer that points into it, and
 /// the snapshotter converts the archive itself where nothing else is there. Without it, a native layer.
 pub static DEVICE_LAYER: FileSet =
@@ -125,7 +127,7 @@ pub(super) struct Layout {
     pub(super) block: &'static str,
     /// The kinds in which the snapshotter keeps layers. A list that names another kind is refused.
     pub(super) keeps: &'static [Leaf],
-    /// The sets that Apply may publish. Empty: snapshots of this snapshotter are only read.
+    /// The sets that Apply, or a repair, may publish. Empty: snapshots of this snapshotter are only read.
     pub(super) publishes: &'static [&'static FileSet],
 }
 
@@ -133,7 +135,7 @@ pub(super) struct Layout {
 pub(super) static EROFS: Layout = Layout {
     marker: Some(".erofslayer"),
     keeps: &[Leaf::Upper, Leaf::Layer, Leaf::Block],
-    publishes: &[&LAYER],
+    publishes: &[&LAYER, &MERGED],
     ..NAMES
 };
 

@@ -318,6 +318,23 @@ impl Survey<'_> {
         self.holds() == Holds::Devices && self.has(id, TAR_NAME) && !self.has(id, OVERLAYBD_NAME)
     }
 
+    /// Opens the merged metadata in a snapshot's directory. `None` without any, and for an empty file, which the snapshotter
+    /// passes over.
+    pub fn merged(&self, id: u64) -> Result<Option<File>, MountError> {
+        if self.holds() != Holds::Images || !self.has(id, MERGED_NAME) {
+            return Ok(None);
+        }
+        let opened = self.root.opened(&id.to_string(), self.roots.owner)?;
+        let path = format!("{}/{MERGED_NAME}", opened.path);
+        let failed = |source| refusal(&path, source);
+        let status = opened.dir.status_of(MERGED_NAME).map_err(failed)?;
+        if status.file_type != FileType::RegularFile {
+            return Err(MountError::File(path));
+        }
+        let file = opened.dir.open_file_beneath(MERGED_NAME).map_err(failed)?;
+        Ok((file.metadata().map_err(failed)?.len() > 0).then_some(file))
+    }
+
     /// Removes the merged metadata in a snapshot's directory: from then on its layers are mounted one by one. Returns
     /// whether there was any.
     pub fn forget_merged(&self, id: u64) -> Result<bool> {

@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::*;
-use crate::snapshot::{DEVICE_LAYER, LAYER};
+use crate::snapshot::{DEVICE_LAYER, LAYER, MERGED};
 
 /// A root with the snapshots 1 to 3, each with a layer.
 struct Fixture {
@@ -44,7 +44,7 @@ fn the_mounts_of_a_survey_are_those_of_the_snapshotter() {
         let mounts = survey.active(3, parents);
         let found = fixture.roots.resolve(&mounts).unwrap();
         assert_eq!(found.id(), "3");
-        assert_eq!(found.publishes(), [&LAYER]);
+        assert_eq!(found.publishes(), [&LAYER, &MERGED]);
         let below = fixture.roots.parents(&mounts).unwrap().layers;
         let below: Vec<_> = below.iter().map(|layer| layer.path.clone()).collect();
         let want: Vec<_> = parents.iter().map(|id| survey.layer(*id)).collect();

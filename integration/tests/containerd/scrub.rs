@@ -31,6 +31,9 @@ pub fn add(suite: &mut Suite) {
     suite.with_env("scrub_tells_leftovers_from_work_in_progress", Setup::default(), in_progress);
     suite.with_env("scrub_follows_no_name_below_a_root", Setup::default(), hostile);
     suite.with_env("scrub_minds_what_is_beside_a_layer", Setup::default(), beside);
+    // mkfs.erofs merges no layers with tails beside their inodes.
+    let setup = Setup { plywood_tables: "[erofs]\ninline_limit = 0\n".to_owned(), ..Setup::default() };
+    suite.with_env("scrub_finds_and_mends_damaged_merged_metadata", setup, merged);
     suite.with_env("scrub_says_what_running_containers_see", Setup::default(), running);
     let plywood_tables =
         "[overlaybd]\nvirtual_gib = 1\nlayers = \"native\"\n[limits]\nreserve_percent = 0\n".to_owned();
@@ -394,6 +397,95 @@ fn hostile(env: &mut Env) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Merges the layers of some directories, the bottom one first, with a program.
+fn merge(program: &str, dirs: &[&Path], output: &Path) -> anyhow::Result<()> {
+    let layers: Vec<_> = dirs.iter().map(|dir| dir.join("layer.erofs")).collect();
+    let mut command = match program {
+        "plywood" => {
+            let mut command = Command::new(host::plywood_binary().context("no plywood binary")?);
+            command.arg("merge").args(layers).arg("-o").arg(output);
+            command
+        }
+        _ => {
+            let mut command = Command::new(host::program(program).context("no mkfs.erofs")?);
+            command.args(["--quiet", "--aufs", "--ovlfs-strip=1"]).arg(output).args(layers);
+            command
+        }
+    };
+    host::run(&mut command)?;
+    Ok(())
+}
+
+fn merged(env: &mut Env) -> anyhow::Result<()> {
+    let reference = env.push("image", &image(0, 4, Coding::Gzip)?)?;
+    env.pull(&reference, "erofs", &[])?;
+    let snapshots: Vec<_> = snapshots(env)?.into_iter().collect();
+    let dirs: Vec<_> = snapshots.iter().map(|(_, dir)| dir.as_path()).collect();
+    let (number, file) = (snapshots[3].0, dirs[3].join("fsmeta.erofs"));
+    merge("plywood", &dirs, &file)?;
+    let whole = std::fs::read(&file)?;
+    anyhow::ensure!(findings(env, &["--deep"], 0)?.is_empty(), "an alarm for what is sound");
+
+    // The snapshotter passes over an empty file.
+    std::fs::write(&file, "")?;
+    anyhow::ensure!(findings(env, &[], 0)?.is_empty(), "an alarm for an empty file");
+
+    let other = |dirs: &[&Path]| -> anyhow::Result<Vec<u8>> {
+        let other = env.path("other.erofs");
+        merge("plywood", dirs, &other)?;
+        Ok(std::fs::read(other)?)
+    };
+    let mut name = whole.clone();
+    let at = whole.windows(8).rposition(|bytes| bytes == b"image-0-").context("no name")?;
+    name[at] ^= 1;
+    let half = whole.len() / 2;
+    let damages = [
+        ("truncated", whole[..half].to_vec(), "erofs.", ""),
+        ("torn", [&whole[..half], &vec![0; whole.len() - half]].concat(), "erofs.", ""),
+        ("text", b"merged".to_vec(), "erofs.", ""),
+        ("of fewer layers", other(&dirs[..3])?, "scrub.merged", ""),
+        ("of layers in another order", other(&[dirs[1], dirs[0], dirs[2], dirs[3]])?, "scrub.merged", ""),
+        ("with another name", name, "", "--deep"),
+    ];
+    for (what, bytes, reason, option) in damages {
+        std::fs::write(&file, bytes)?;
+        let options: Vec<_> = [option].into_iter().filter(|option| !option.is_empty()).collect();
+        let found = findings(env, &options, 3).context(what)?;
+        anyhow::ensure!(
+            numbers(&found, "broken") == [number]
+                && found[0]["path"] == file.display().to_string()
+                && found[0]["reason"].as_str().is_some_and(|found| found.starts_with(reason)),
+            "{what}: {found:#?}"
+        );
+        let found = findings(env, &[&options[..], &["--repair"]].concat(), 0).context(what)?;
+        anyhow::ensure!(numbers(&found, "repaired") == [number], "{what}: {found:#?}");
+        anyhow::ensure!(std::fs::read(&file)? == whole, "{what}: other bytes after the repair");
+    }
+
+    // Without a way to merge, the layers are mounted one by one.
+    std::fs::remove_file(&file)?;
+    std::fs::create_dir(&file)?;
+    let found = findings(env, &[], 3)?;
+    anyhow::ensure!(numbers(&found, "broken") == [number], "{found:#?}");
+    std::fs::remove_dir(&file)?;
+
+    // As containerd has it made.
+    merge("mkfs.erofs", &dirs, &file)?;
+    anyhow::ensure!(findings(env, &["--deep"], 0)?.is_empty(), "an alarm for what mkfs.erofs has merged");
+    let bytes = std::fs::read(&file)?;
+    std::fs::write(&file, &bytes[..bytes.len() / 2])?;
+    let found = findings(env, &["--repair"], 0)?;
+    anyhow::ensure!(numbers(&found, "repaired") == [number], "{found:#?}");
+
+    // A layer below that is made anew may have its data elsewhere.
+    std::fs::write(dirs[1].join("layer.erofs"), "")?;
+    let found = findings(env, &[], 3)?;
+    anyhow::ensure!(numbers(&found, "broken") == [snapshots[1].0], "{found:#?}");
+    findings(env, &["--repair"], 0)?;
+    anyhow::ensure!(!file.exists() && findings(env, &["--deep"], 0)?.is_empty());
+    Ok(())
+}
+
 fn beside(env: &mut Env) -> anyhow::Result<()> {
     let reference = env.push("image", &image(0, 4, Coding::Gzip)?)?;
     env.pull(&reference, "erofs", &[])?;
@@ -418,7 +510,7 @@ fn beside(env: &mut Env) -> anyhow::Result<()> {
     std::fs::write(snapshots[3].1.join("fsmeta.erofs"), "merged")?;
     let found = findings(env, &["--repair"], 0)?;
     anyhow::ensure!(
-        found[0]["reason"] == "scrub.size" && numbers(&found, "repaired") == [number(1)],
+        found[0]["reason"] == "scrub.size" && numbers(&found, "repaired") == [number(1), number(3)],
         "{found:#?}"
     );
     anyhow::ensure!(!snapshots[3].1.join("fsmeta.erofs").exists(), "merged metadata is still there");

@@ -48,6 +48,10 @@ impl ReadAt for Counting<'_> {
     fn size_bytes(&self) -> u64 {
         self.file.size_bytes()
     }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        self.file.will_need(offset, len);
+    }
 }
 
 /// Start and end of every stretch of the image that holds metadata.

@@ -11,7 +11,7 @@
 //! | 2 formats | [`tree`], [`mod@format`] |
 //! | 3 kinds | [`kind`] |
 //! | 4 ports | [`sys`], [`store`], [`containerd`], [`snapshot`] |
-//! | 5 domain | [`pipeline`], [`view`], [`overlaybd`], [`merge`], [`apply`], [`compare`], [`image`], [`scrub`] |
+//! | 5 domain | [`pipeline`], [`view`], [`overlaybd`], [`merge`], [`stargz`], [`apply`], [`compare`], [`image`], [`scrub`] |
 //! | 6 edges, in this order | [`config`], [`processor`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`] |
 
 pub mod apply;
@@ -38,6 +38,7 @@ pub mod rpc;
 pub mod scrub;
 pub mod service;
 pub mod snapshot;
+pub mod stargz;
 pub mod store;
 pub mod sys;
 pub mod tree;

@@ -8,7 +8,7 @@ use plywood::{
     format::{
         ReadAt, bolt,
         erofs::check::{Policy, verify},
-        gzindex, lsmt, stargz,
+        gzindex, lsmt, rafs, stargz,
         tar::{Parser, TarError, metadata, wrapper},
         turbo, zfile,
     },
@@ -32,6 +32,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("tar_metadata", metadata::fuzz),
     ("turbo_archive", turbo::fuzz),
     ("stargz", stargz::fuzz),
+    ("rafs", rafs::fuzz),
     ("bolt", bolt::fuzz),
 ];
 

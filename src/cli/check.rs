@@ -7,7 +7,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{image, indexed::Indexed, layer, output, report::Bar};
+use super::{
+    image::{self, ImageFile},
+    indexed::Indexed,
+    layer, output,
+    report::Bar,
+};
 use crate::{
     call::{Cancel, Progress, Work},
     error::{Error, Kind, Result},
@@ -15,10 +20,12 @@ use crate::{
         ReadAt as _,
         erofs::{
             check::{self, Level, Policy, Report},
-            reader::ReadError,
+            reader::{Image, ReadError},
         },
+        rafs::{self, Tables, is_rafs},
     },
     kind::sniff::Overlaybd,
+    limits::Limits,
     overlaybd::inspect::{Depth, Inspected},
 };
 
@@ -32,6 +39,8 @@ Examples:
     plywood check --rules any --device data.blob image.erofs
   Is an overlaybd layer sound, each block of it?
     plywood check overlaybd.commit
+  Are RAFS metadata and the compression contexts beside it sound?
+    plywood check image.boot
   Has each chunk of an eStargz or zstd:chunked layer the digest in its table?
     plywood check layer.esgz")]
 pub struct Arguments {
@@ -111,9 +120,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// RAFS metadata.
+struct Metadata {
+    report: Report,
+    blobs: usize,
+    chunks: usize,
+    /// Compression contexts that are beside it.
+    contexts: usize,
+}
+
 /// A file that is sound.
 enum Sound {
     Image(Report),
+    Metadata(Metadata),
     /// A file of an overlaybd device, and its size in bytes.
     Layer(Inspected, u64),
     Indexed(Indexed),
@@ -152,7 +171,33 @@ fn check(path: &Path, arguments: &Arguments, policy: &Policy) -> Result<Sound> {
     {
         return Err(ReadError::Checksum { stored, computed }.into());
     }
+    if is_rafs(&image) {
+        return metadata(path, &image, policy);
+    }
     Ok(Sound::Image(check::verify_image(&image, policy)?))
+}
+
+/// Checks RAFS metadata: the image by the rules for every image, its tables, and the compression contexts beside it.
+fn metadata(path: &Path, image: &Image<ImageFile>, policy: &Policy) -> Result<Sound> {
+    let policy = Policy { level: policy.level, ..Policy::any() };
+    let report = check::verify_image(image, &policy)?;
+    let limit = Limits::default().metadata_bytes;
+    let tables = match policy.level {
+        Level::Superblock => Tables::read(image, limit)?,
+        _ => rafs::verify(image, limit)?,
+    };
+    let mut contexts = 0;
+    for (place, (blob, _)) in (0_u32..).zip(&tables.blobs) {
+        let beside = path.with_file_name(format!("{}.blob.meta", rafs::id_text(&blob.id)));
+        if beside.exists() {
+            let compared =
+                image::open_file(&beside).and_then(|file| Ok(tables.compare_context(place, &file)?));
+            compared.map_err(|error| error.context(beside.display().to_string()))?;
+            contexts += 1;
+        }
+    }
+    let (blobs, chunks) = (tables.blobs.len(), tables.chunks().len());
+    Ok(Sound::Metadata(Metadata { report, blobs, chunks, contexts }))
 }
 
 fn for_people(path: &Path, result: &Result<Sound>) -> String {
@@ -165,6 +210,13 @@ fn for_people(path: &Path, result: &Result<Sound>) -> String {
         }
         Ok(Sound::Indexed(indexed)) => return format!("{path}: {}", indexed.for_people()),
         Ok(Sound::Image(report)) => report,
+        Ok(Sound::Metadata(Metadata { report, blobs, chunks, contexts })) => {
+            let (inodes, bytes) = (report.inodes, report.image_bytes);
+            return format!(
+                "{path}: sound, RAFS metadata, {inodes} inodes, {chunks} chunks of {blobs} blobs, \
+                 {contexts} compression contexts, {bytes} bytes\n"
+            );
+        }
     };
     let mut text = match report.inodes {
         0 => format!("{path}: superblock is sound, {} bytes\n", report.image_bytes),
@@ -198,6 +250,13 @@ fn as_json(path: &Path, result: &Result<Sound>) -> Value {
             }
             value
         }
+        Ok(Sound::Metadata(Metadata { report, blobs, chunks, contexts })) => json!({
+            "image": path,
+            "sound": true,
+            "image_bytes": report.image_bytes,
+            "inodes": report.inodes,
+            "rafs": { "blobs": blobs, "chunks": chunks, "contexts": contexts },
+        }),
         Ok(Sound::Image(report)) => json!({
             "image": path,
             "sound": true,

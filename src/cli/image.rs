@@ -12,29 +12,37 @@ use crate::{
     format::{
         ReadAt,
         erofs::{
+            device::DeviceSlot,
             reader::{Image, ReadError},
             superblock::SuperblockError,
         },
         magic,
+        rafs::is_rafs,
     },
 };
 
 /// A file or block device, and its size in bytes.
 #[derive(Debug)]
 pub struct ImageFile {
-    file: File,
+    /// `None`: a data device that is not there.
+    file: Option<File>,
     size_bytes: u64,
 }
 
 impl ReadAt for ImageFile {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(offset, buf)
+        match &self.file {
+            Some(file) => file.read_exact_at(offset, buf),
+            None => Err(io::Error::other("the data device is not given")),
+        }
     }
     fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
     fn will_need(&self, offset: u64, len: u64) {
-        self.file.will_need(offset, len);
+        if let Some(file) = &self.file {
+            file.will_need(offset, len);
+        }
     }
 }
 
@@ -46,13 +54,25 @@ pub fn open_file(path: &Path) -> Result<ImageFile> {
         }
         // The size in the metadata of a block device is 0.
         let size_bytes = file.seek(SeekFrom::End(0))?;
-        Ok(ImageFile { file, size_bytes })
+        Ok(ImageFile { file: Some(file), size_bytes })
     });
     opened.map_err(|error| output::unreadable(&error, "image.open"))
 }
 
-/// Opens the image at `path`, with its extra `devices`. A wrong checksum is no error here.
+/// Opens the image at `path`, with its extra `devices`. A wrong checksum is no error here. The devices of RAFS metadata
+/// need not be given: all but data can be read without them.
 pub fn open(path: &Path, devices: &[PathBuf]) -> Result<Image<ImageFile>> {
+    let image = open_with(path, devices)?;
+    if !is_rafs(&image) || !devices.is_empty() || image.slots().is_empty() {
+        return Ok(image);
+    }
+    let size = |blocks: u64| blocks.saturating_mul(image.superblock().block_bits.size());
+    let absent = |slot: &DeviceSlot| ImageFile { file: None, size_bytes: size(slot.blocks) };
+    let devices = image.slots().iter().map(absent).collect();
+    Ok(Image::open_despite_checksum(open_file(path)?, devices)?)
+}
+
+fn open_with(path: &Path, devices: &[PathBuf]) -> Result<Image<ImageFile>> {
     let devices = devices.iter().map(|device| {
         open_file(device).map_err(|error| error.context(format!("device {}", device.display())))
     });

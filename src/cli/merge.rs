@@ -20,6 +20,7 @@ use crate::{
     merge,
     pipeline::{budget::Budget, image},
     snapshot::{Durability, LAYER_NAME, NewFile, Publication},
+    stargz::{LayerFile, is_rafs_file, merge_layers, merge_stargz_meta_layer},
     view::ErofsView,
 };
 
@@ -33,30 +34,64 @@ Examples:
       fsmeta.erofs /mnt
   One read-only disk of all layers for a virtual machine:
     plywood merge 1.erofs 2.erofs 3.erofs -o fsmeta.erofs --disk image.vmdk
-    qemu-system-x86_64 -drive file=image.vmdk,format=vmdk,readonly=on ...")]
+    qemu-system-x86_64 -drive file=image.vmdk,format=vmdk,readonly=on ...
+  The metadata of eStargz layers, made by `plywood stargz`:
+    plywood merge 1/HEX 2/HEX 3/HEX -o image.boot
+  The same in the directories of snapshots, as the nydus snapshotter does it:
+    plywood merge snapshots/1/fs snapshots/2/fs snapshots/3/fs")]
 pub struct Arguments {
-    /// Images of the layers, the bottom one first. They stay as they are, and are mounted as devices in this order
+    /// Images of the layers, the bottom one first. They stay as they are, and are mounted as devices in this order. Or their
+    /// RAFS metadata; or directories with one layer's metadata each, as `plywood stargz` makes them
     #[arg(required = true, value_name = "LAYER")]
     pub layers: Vec<PathBuf>,
-    /// File for the merged metadata. An existing one is replaced once the new one is complete
+    /// File for the merged metadata. An existing one is replaced once the new one is complete. For directories it is
+    /// image.boot in the last of them, which is respected if it is there
     #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    pub output: Option<PathBuf>,
+    /// What is written [default: what the layers are]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub format: Option<Format>,
     /// Also describe the flat disk of the merged metadata and all layers, one behind the other, as a VMDK descriptor. It
     /// names the files by their whole paths, or by their names where they are beside it
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
 }
 
+/// Forms of merged metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// An image with the layers as devices, of layers that are images with data: fsmeta.erofs
+    Fsmeta,
+    /// RAFS metadata of layers that are RAFS metadata: image.boot. The compression contexts that are beside the layers are
+    /// copied beside it
+    Rafs,
+}
+
 /// Runs the command. Errors: those of the layers, with their names, and of the output.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let is_directory = |path: &PathBuf| path.is_dir();
+    if arguments.layers.iter().all(is_directory) {
+        return run_directories(arguments);
+    }
+    let Some(file_path) = &arguments.output else {
+        return Err(output::usage("-o FILE is missing: only directories have a place for merged metadata"));
+    };
+    let format = match (arguments.format, arguments.layers.first()) {
+        (Some(format), _) => format,
+        (None, Some(bottom)) if named(is_rafs_file(bottom), bottom)? => Format::Rafs,
+        (None, _) => Format::Fsmeta,
+    };
+    if format == Format::Rafs {
+        return run_rafs(arguments, file_path);
+    }
     let files = arguments.layers.iter().map(|path| named(open(path), path)).collect::<Result<Vec<_>>>()?;
-    let (file, summary) = named(merged(arguments, &files), &arguments.output)?;
+    let (file, summary) = named(merged(arguments, &files, file_path), file_path)?;
     let description = arguments.disk.as_deref().map(|disk| {
         let image = Image::open(&file).map_err(Error::from)?;
         let beside = |path: &PathBuf| place(disk, path);
         let layers = arguments.layers.iter().map(beside).collect::<Result<Vec<_>>>()?;
         let layers: Vec<_> = layers.iter().map(PathBuf::as_path).collect();
-        Ok(merge::describe(&image, &place(disk, &arguments.output)?, &layers)?)
+        Ok(merge::describe(&image, &place(disk, file_path)?, &layers)?)
     });
     let described = description.transpose().and_then(|text| {
         let (Some(text), Some(disk)) = (text, arguments.disk.as_deref()) else { return Ok(None) };
@@ -70,21 +105,51 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => None,
     };
     let size_bytes = file.size_bytes();
-    Publication::beside(&arguments.output)?.commit([file], Durability::Request, false)?;
+    Publication::beside(file_path)?.commit([file], Durability::Request, false)?;
     if let Some((publication, description)) = described {
         publication.commit([description], Durability::Request, false)?;
     }
     output::result(&format!(
         "{}: {}, {} files and directories of {} layers\n",
-        arguments.output.display(),
+        file_path.display(),
         HumanBytes(size_bytes),
         HumanCount(summary.nodes),
         files.len(),
     ))
 }
 
+/// Merges the metadata in directories of snapshots.
+fn run_directories(arguments: &Arguments) -> Result<()> {
+    if arguments.output.is_some() || arguments.disk.is_some() || arguments.format == Some(Format::Fsmeta) {
+        return Err(output::usage(
+            "directories are merged into image.boot in the last of them, and into that alone",
+        ));
+    }
+    let upper_paths: Vec<_> = arguments.layers.iter().rev().cloned().collect();
+    let nodes = merge_stargz_meta_layer(&upper_paths, &Limits::default(), &Cancel::new())?;
+    let what = match nodes {
+        Some(nodes) => format!("{} files and directories of {} layers", HumanCount(nodes), upper_paths.len()),
+        None => "it is there already, or is a copy of the only layer's".to_owned(),
+    };
+    output::result(&format!("image.boot: {what}\n"))
+}
+
+/// Merges RAFS metadata.
+fn run_rafs(arguments: &Arguments, to: &Path) -> Result<()> {
+    if arguments.disk.is_some() {
+        return Err(output::usage("--disk: RAFS metadata has no layers that could follow it on a disk"));
+    }
+    let layers: Vec<_> = arguments.layers.iter().map(|path| LayerFile::at(path)).collect();
+    let nodes = merge_layers(&layers, to, &Limits::default(), &Cancel::new())?;
+    let what = match nodes {
+        Some(nodes) => format!("{} files and directories of {} layers", HumanCount(nodes), layers.len()),
+        None => "a copy of the only layer".to_owned(),
+    };
+    output::result(&format!("{}: {what}\n", to.display()))
+}
+
 /// Merges the layers and checks the result.
-fn merged(arguments: &Arguments, files: &[File]) -> Result<(NewFile, Summary)> {
+fn merged(arguments: &Arguments, files: &[File], to: &Path) -> Result<(NewFile, Summary)> {
     let (cancel, limits) = (Cancel::new(), Limits::default());
     let budget = Budget::new(&limits);
     let lease = budget.lease(&cancel)?;
@@ -95,7 +160,7 @@ fn merged(arguments: &Arguments, files: &[File]) -> Result<(NewFile, Summary)> {
         ErofsView::open(file, Vec::new(), key, path.display().to_string(), &cancel)
     });
     let views = views.collect::<Result<Vec<_>>>()?;
-    let file = Publication::beside(&arguments.output)?.file(LAYER_NAME)?;
+    let file = Publication::beside(to)?.file(LAYER_NAME)?;
     let (file, summary) = merge::write(&views, file, &limits, &lease, &cancel)?;
     drop(views);
     let devices: Vec<&dyn ReadAt> = files.iter().map(|file| file as &dyn ReadAt).collect();

@@ -1,32 +1,37 @@
-//! `plywood stargz`: the metadata of an indexed layer, made of its table of contents alone.
+//! `plywood stargz`: the metadata of an indexed layer, made of its table of contents, and images with its data.
 
 use std::{
-    fs,
-    io::Read as _,
-    os::unix::fs::PermissionsExt as _,
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
+
+use indicatif::HumanBytes;
 
 use super::{
     image::{ImageFile, open_file},
     indexed, output,
+    report::Bar,
+    store::{self, Address},
 };
 use crate::{
+    call::{Cancel, Progress, Work},
+    descriptor::Descriptor,
     digest::{Algorithm, Digest, Hasher},
     error::{Error, Kind, Result},
-    format::{
-        Sequential, Sink as _, rafs,
-        stargz::{Declared, Layout, Toc},
+    format::{ReadAt, Sequential, Sink as _},
+    image::{options::Options, platform::Platform, unpack},
+    limits::Limits,
+    snapshot::{Durability, LAYER_NAME, NewFile, Publication},
+    stargz::{
+        BlobId, StargzLayer, is_stargz_data_layer, prepare_stargz_meta_layer, write_device, write_whole,
     },
-    snapshot::{Durability, LAYER_NAME, Publication},
+    store::ContentStore as _,
 };
 
-/// Mode of the files, as the nydus snapshotter leaves them.
-const MODE: u32 = 0o440;
 /// Bytes of a layer read at a time.
 const PIECE: usize = 1 << 20;
-/// Name of the table of contents beside the metadata.
-const TOC_NAME: &str = "stargz.index.json";
 
 /// Arguments of `plywood stargz`.
 #[derive(Debug, clap::Args)]
@@ -35,100 +40,222 @@ Examples:
   The metadata of a layer, as the nydus snapshotter keeps it:
     plywood stargz layer.esgz -o /tmp/layer
   From the table of contents alone:
-    plywood stargz stargz.index.json --blob-id HEX -o /tmp/layer")]
+    plywood stargz stargz.index.json --blob-id HEX -o /tmp/layer
+  The metadata and its data device, to mount both:
+    plywood stargz layer.esgz --data -o /tmp/layer
+    mount -t erofs -o device=/tmp/layer/HEX.blob.data /tmp/layer/HEX /mnt
+  One image with data, each chunk compared with its digest:
+    plywood stargz layer.zst --whole layer.erofs
+  A layer that containerd has, and what the image says about it:
+    plywood stargz --content sha256:HEX --of alpine -o /tmp/layer")]
 pub struct Arguments {
-    /// An eStargz layer, or a table of contents alone: stargz.index.json
-    pub layer: PathBuf,
-    /// Directory for the files. Those that are there already stay as they are
-    #[arg(short, long, value_name = "DIRECTORY")]
-    pub output: PathBuf,
+    /// An eStargz or zstd:chunked layer, or a table of contents alone: stargz.index.json
+    #[arg(required_unless_present = "content", conflicts_with = "content")]
+    pub layer: Option<PathBuf>,
+    /// Directory for the metadata, which eStargz alone has. If the layer's is there already, nothing is done
+    #[arg(short, long, value_name = "DIRECTORY", required_unless_present = "whole")]
+    pub output: Option<PathBuf>,
+    /// Also write the data device, filled, beside the metadata. An existing one stays
+    #[arg(long, requires = "output")]
+    pub data: bool,
+    /// Write one image with the data, which is mounted by itself. An existing file is replaced
+    #[arg(long, value_name = "FILE")]
+    pub whole: Option<PathBuf>,
     /// The table of contents of LAYER, if it is in another file: JSON, or the layer that holds it
     #[arg(long, value_name = "FILE")]
     pub toc: Option<PathBuf>,
     /// SHA-256 of the layer, 64 hexadecimal digits. Without it the layer is read to find out
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", conflicts_with = "content")]
     pub blob_id: Option<String>,
+    /// Take the layer from containerd's content store
+    #[arg(long, value_name = "DIGEST")]
+    pub content: Option<Digest>,
+    /// Image of containerd with the layer. What it says about the table of contents must be so
+    #[arg(long, value_name = "IMAGE", requires = "content")]
+    pub of: Option<String>,
+    /// Platform of the image [default: that of this machine]
+    #[arg(long, value_name = "OS/ARCHITECTURE", requires = "of")]
+    pub platform: Option<Platform>,
+    /// containerd.
+    #[command(flatten)]
+    pub containerd: Address,
 }
 
 /// Runs the command. Errors: those of the layer, with its name, and of the output.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (made, data_bytes) =
-        make(arguments).map_err(|error| error.context(arguments.layer.display().to_string()))?;
-    for (name, bytes) in &made {
-        let path = arguments.output.join(name);
-        write(&path, bytes).map_err(|error| error.context(path.display().to_string()))?;
-    }
-    let lines = made.iter().map(|(name, bytes)| format!("{name}: {} bytes\n", bytes.len()));
-    output::result(&format!("{}data device: {data_bytes} bytes\n", lines.collect::<String>()))
-}
-
-/// A file to be written: its name, and what is in it.
-type Made = (String, Vec<u8>);
-
-/// The files, and the size of the data device in bytes.
-fn make(arguments: &Arguments) -> Result<(Vec<Made>, u64)> {
-    let file = open_file(&arguments.layer)?;
-    let (json, payload_end) = table(&file, arguments.toc.as_deref())?;
-    let toc = Toc::read(&json, payload_end)?;
-    let id = blob_id(&file, arguments)?;
-    let spelled = String::from_utf8_lossy(&id).into_owned();
-    let rafs::Metadata { image, context, data_bytes } = rafs::write(&toc, id)?;
-    let context = context.map(|context| (format!("{spelled}.blob.meta"), context));
-    let image = (spelled, image);
-    let files = [Some((TOC_NAME.to_owned(), json)), context, Some(image)];
-    Ok((files.into_iter().flatten().collect(), data_bytes))
-}
-
-/// The table of contents, and the end of the payload that it is about.
-fn table(file: &ImageFile, beside: Option<&Path>) -> Result<(Vec<u8>, u64)> {
-    if indexed::is_json(file) {
-        return Ok((indexed::json_of(file)?, indexed::UNKNOWN_END));
-    }
-    let declared = Declared::default();
-    let refuse = |message: String| Error::new(Kind::NotImplemented, "rafs.form", message);
-    let layout = Layout::find(file, &declared)?.ok_or_else(|| refuse("it is no indexed layer".to_owned()))?;
-    if layout.form.is_zstd() {
-        return Err(refuse(format!("it is {}, and only eStargz has such metadata", layout.form.as_str())));
-    }
-    let json = match beside {
-        Some(path) => {
-            Some(indexed::json_beside(path).map_err(|error| error.context(path.display().to_string()))?)
-        }
-        None => layout.read_toc(file, &declared)?,
+    let cancel = Cancel::new();
+    let (name, text) = match (&arguments.content, &arguments.layer) {
+        (Some(digest), _) => (digest.to_string(), from_store(arguments, digest, &cancel)),
+        (None, Some(path)) => (path.display().to_string(), from_file(arguments, path, &cancel)),
+        (None, None) => return Err(output::usage("no layer is given")),
     };
-    let json = json.ok_or_else(|| output::usage("its table of contents is in another file: --toc FILE"))?;
-    Ok((json, layout.payload_end))
+    output::result(&text.map_err(|error| error.context(name))?)
 }
 
-fn blob_id(file: &ImageFile, arguments: &Arguments) -> Result<[u8; 64]> {
-    let hex = match &arguments.blob_id {
-        Some(hex) => hex.clone(),
-        None if indexed::is_json(file) => {
+fn from_file(arguments: &Arguments, path: &Path, cancel: &Cancel) -> Result<String> {
+    let file = open_file(path)?;
+    let is_table = indexed::is_json(&file);
+    let id = match &arguments.blob_id {
+        Some(hex) => BlobId::parse(hex).ok_or_else(|| {
+            output::usage(format!("--blob-id {hex}: not 64 hexadecimal digits in lower case"))
+        })?,
+        None if is_table => {
             return Err(output::usage("a table of contents alone takes --blob-id: the digest of its layer"));
         }
-        None => {
-            let (mut hasher, mut piece) = (Hasher::new(Algorithm::Sha256), vec![0; PIECE]);
-            let mut blob = Sequential::new(file);
-            loop {
-                match blob.read(&mut piece).map_err(Error::disk)? {
-                    0 => break hasher.finish().hex().to_owned(),
-                    read => hasher.update(piece.get(..read).unwrap_or_default()),
-                }
-            }
-        }
+        None => digest_of(&file, cancel)?,
     };
-    let is_digest = format!("sha256:{hex}").parse::<Digest>().is_ok();
-    let id = hex.as_bytes().try_into().ok().filter(|_| is_digest);
-    id.ok_or_else(|| output::usage(format!("--blob-id {hex}: not 64 hexadecimal digits in lower case")))
+    if is_table {
+        return make(arguments, &StargzLayer::<ImageFile>::of_table(indexed::json_of(&file)?), id, cancel);
+    }
+    make(arguments, &open(arguments, file, &BTreeMap::new())?, id, cancel)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    if path.symlink_metadata().is_ok() {
-        return Ok(());
+/// The SHA-256 of a file.
+fn digest_of(file: &ImageFile, cancel: &Cancel) -> Result<BlobId> {
+    let (mut hasher, mut piece) = (Hasher::new(Algorithm::Sha256), vec![0; PIECE]);
+    let mut blob = Sequential::new(file);
+    loop {
+        cancel.check()?;
+        match blob.read(&mut piece).map_err(Error::disk)? {
+            0 => break,
+            read => hasher.update(piece.get(..read).unwrap_or_default()),
+        }
     }
+    Ok(blob_id(&hasher.finish()))
+}
+
+fn blob_id(digest: &Digest) -> BlobId {
+    BlobId::parse(digest.hex()).expect("a SHA-256 has 64 digits")
+}
+
+fn open<R: ReadAt>(
+    arguments: &Arguments,
+    blob: R,
+    annotations: &BTreeMap<String, String>,
+) -> Result<StargzLayer<R>> {
+    // An image with data needs no metadata that only eStargz has.
+    let layer = match arguments.output {
+        Some(_) => is_stargz_data_layer(blob, annotations)?,
+        None => StargzLayer::open(blob, annotations)?,
+    };
+    Ok(match &arguments.toc {
+        Some(path) => {
+            let json =
+                indexed::json_beside(path).map_err(|error| error.context(path.display().to_string()))?;
+            layer.with_table(json)
+        }
+        None => layer,
+    })
+}
+
+/// The layer `digest` of containerd's content store.
+fn from_store(arguments: &Arguments, digest: &Digest, cancel: &Cancel) -> Result<String> {
+    if digest.algorithm() != Algorithm::Sha256 {
+        return Err(output::usage("--content: blobs of indexed layers have SHA-256 digests"));
+    }
+    let runtime = store::runtime(cancel)?;
+    let connection = arguments.containerd.connect(&runtime, cancel);
+    let (client, call) = (&connection.client, &connection.call);
+    let descriptor = match &arguments.of {
+        Some(name) => {
+            let options = Options {
+                platform: arguments.platform.clone().unwrap_or_else(Platform::of_this_machine),
+                all_platforms: false,
+                name: None,
+                nameless: true,
+                all_tags: false,
+            };
+            let image = unpack::find(client, call, name, &options)?;
+            let found = image.layers.into_iter().find(|layer| layer.descriptor.digest == *digest);
+            found.ok_or_else(|| output::usage(format!("{} has no such layer", image.name)))?.descriptor
+        }
+        None => {
+            let size = client.blob_bytes(call, digest)?;
+            let size = size.ok_or_else(|| {
+                let message = "containerd has no such blob";
+                Error::new(Kind::NotFound, "store.not-found", message)
+            })?;
+            Descriptor::of("application/octet-stream", digest.clone(), size)
+        }
+    };
+    let mut blob = client.open(call, &descriptor)?;
+    let id = blob_id(digest);
+    let opened = blob.file().map(File::try_clone).transpose().map_err(Error::disk)?;
+    match opened {
+        Some(file) => make(arguments, &open(arguments, file, &descriptor.annotations)?, id, cancel),
+        None => {
+            let file = downloaded(arguments, &mut blob, digest)?;
+            make(arguments, &open(arguments, file, &descriptor.annotations)?, id, cancel)
+        }
+    }
+}
+
+/// A blob of a store that has no file for it, in a file without a name where the output will be.
+fn downloaded(arguments: &Arguments, blob: &mut impl io::Read, digest: &Digest) -> Result<NewFile> {
+    let beside = arguments.whole.as_deref().and_then(Path::parent);
+    let directory = arguments.output.as_deref().or(beside).filter(|path| !path.as_os_str().is_empty());
+    let mut file = NewFile::scratch(directory.unwrap_or(Path::new(".")), &Limits::default())?;
+    let (mut hasher, mut piece, mut at) = (Hasher::new(Algorithm::Sha256), vec![0; PIECE], 0);
+    loop {
+        let read = blob.read(&mut piece);
+        let read = read.map_err(|error| Error::from_io(error, Kind::Unavailable, "store.read"))?;
+        let bytes = piece.get(..read).unwrap_or_default();
+        if bytes.is_empty() {
+            break;
+        }
+        hasher.update(bytes);
+        file.write_at(at, bytes).map_err(Error::disk)?;
+        at += bytes.len() as u64;
+    }
+    let found = hasher.finish();
+    if found != *digest {
+        let message = format!("the store's bytes have the digest {found}");
+        return Err(Error::new(Kind::DataLoss, "store.digest", message));
+    }
+    Ok(file)
+}
+
+/// Makes what the arguments ask for. Returns the lines to print.
+fn make<R: ReadAt>(
+    arguments: &Arguments,
+    layer: &StargzLayer<R>,
+    id: BlobId,
+    cancel: &Cancel,
+) -> Result<String> {
+    let progress = Progress::default();
+    let work = Work { cancel, progress: &progress };
+    let mut text = String::new();
+    if let Some(directory) = &arguments.output {
+        match prepare_stargz_meta_layer(layer, id, directory, None)? {
+            Some(made) => {
+                for (name, bytes) in made.files {
+                    text += &format!("{name}: {bytes} bytes\n");
+                }
+                text += &format!("data device: {} bytes\n", made.data_bytes);
+            }
+            None => text += &format!("{id}: it is there already\n"),
+        }
+        let name = format!("{id}.blob.data");
+        let path = directory.join(&name);
+        if arguments.data && !path.exists() {
+            let _bar = Bar::show(&progress);
+            let bytes = publish(&path, |file| write_device(layer, file, work))?;
+            text += &format!("{name}: {bytes} bytes\n");
+        }
+    }
+    if let Some(path) = &arguments.whole {
+        let _bar = Bar::show(&progress);
+        let summary = publish(path, |file| write_whole(layer, id, file, &Limits::default(), work))?;
+        let (size, nodes) = (HumanBytes(summary.size_bytes), summary.nodes);
+        text += &format!("{}: {size}, {nodes} files and directories\n", path.display());
+    }
+    Ok(text)
+}
+
+/// Writes a file that appears when it is complete.
+fn publish<T>(path: &Path, write: impl FnOnce(NewFile) -> Result<(NewFile, T)>) -> Result<T> {
     let publication = Publication::beside(path)?;
-    let mut file = publication.file(LAYER_NAME)?;
-    file.write_at(0, bytes).map_err(Error::disk)?;
+    let (file, made) = write(publication.file(LAYER_NAME)?)?;
     publication.commit([file], Durability::Request, false)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(Error::disk)
+    Ok(made)
 }

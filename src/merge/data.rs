@@ -1,6 +1,9 @@
 //! Where a layer has the data of a file, in the terms of the merged image.
 
-use super::error::MergeError;
+use super::{
+    error::MergeError,
+    tree::{Original, Output},
+};
 use crate::{
     error::Result,
     format::{
@@ -18,10 +21,23 @@ use crate::{
     view::{ErofsView, View as _},
 };
 
+impl<R: ReadAt, S: Sink> Output<R> for ImageWriter<'_, S> {
+    fn add(&mut self, entry: &Entry) -> Result<()> {
+        self.entry(entry)?;
+        self.end_entry()
+    }
+
+    fn add_file(&mut self, entry: &Entry, original: &Original<'_, R>) -> Result<()> {
+        // As many layers as can be mounted are numbered with 16 bits.
+        let device = u16::try_from(original.layer + 1).unwrap_or(u16::MAX);
+        add(self, entry, (device, original.view, original.node))
+    }
+}
+
 /// Adds a regular file with data to `writer`. The layer `view` is the device `device` and has the file as `node`.
 ///
 /// Errors: [`MergeError::Compressed`]; those of reading and of writing.
-pub(super) fn add<R: ReadAt, S: Sink>(
+fn add<R: ReadAt, S: Sink>(
     writer: &mut ImageWriter<'_, S>,
     entry: &Entry,
     (device, view, node): (u16, &ErofsView<R>, &Node),

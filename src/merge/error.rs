@@ -25,6 +25,42 @@ pub enum MergeError {
         /// Block size of the bottom layer, in bytes.
         want: u64,
     },
+    /// RAFS metadata has no data, which would be behind a device of the merged image.
+    #[error("{layer} is RAFS metadata, which merges into RAFS metadata alone")]
+    Form {
+        /// Name of the layer.
+        layer: String,
+    },
+    /// All chunks of an image have one size.
+    #[error("{layer} has chunks of {found} bytes, the layers below it have {want}")]
+    ChunkSize {
+        /// Name of the layer.
+        layer: String,
+        /// Size of its chunks, in bytes.
+        found: u32,
+        /// Size of the chunks of the lowest layer with data, in bytes.
+        want: u32,
+    },
+    /// All chunks of an image are compressed in one way, and have digests of one kind.
+    #[error(
+        "{layer} has the flags {found:#x} of compression and digests, the layers below it have {want:#x}"
+    )]
+    Flags {
+        /// Name of the layer.
+        layer: String,
+        /// Its flags.
+        found: u64,
+        /// Flags of the bottom layer.
+        want: u64,
+    },
+    /// Two layers have different tables of one blob.
+    #[error("chunk {chunk} of blob {id} is another one in another layer")]
+    Blob {
+        /// Digest of the blob in hexadecimal.
+        id: String,
+        /// Place of the chunk.
+        chunk: u32,
+    },
     /// A layer has devices in files of their own.
     #[error("{layer} has extra devices, which are not behind it in the same file")]
     Devices {
@@ -97,6 +133,10 @@ impl Classify for MergeError {
         match self {
             Self::Layers { .. } => "merge.layers",
             Self::BlockSize { .. } => "merge.block-size",
+            Self::Form { .. } => "merge.form",
+            Self::ChunkSize { .. } => "merge.chunk-size",
+            Self::Flags { .. } => "merge.flags",
+            Self::Blob { .. } => "merge.blob",
             Self::Devices { .. } => "merge.devices",
             Self::Compressed { .. } => "merge.compressed",
             Self::Overlay { .. } => "merge.overlay",

@@ -1,7 +1,8 @@
 //! Merge: one metadata image over the layers of a container image, whose files keep the data.
 //!
 //! ```text
-//! images of layers ──> tree: the merged tree, directory by directory ──> writer: fsmeta.erofs
+//! images of layers ──> tree: the merged tree, directory by directory ──> data: fsmeta.erofs
+//! RAFS metadata    ──>   the same                                    ──> rafs: image.boot
 //! ```
 //!
 //! The kernel mounts the result with each layer as a `device=`, the bottom one first: one file system in the place of a
@@ -12,12 +13,17 @@
 mod data;
 mod error;
 mod flat;
+mod rafs;
 mod tree;
 
 use uuid::Uuid;
 
 use self::tree::Walk;
-pub use self::{error::MergeError, flat::describe};
+pub use self::{
+    error::MergeError,
+    flat::describe,
+    rafs::{Layer, write as write_rafs},
+};
 use crate::{
     call::Cancel,
     error::Result,
@@ -27,6 +33,7 @@ use crate::{
             reader::Image,
             writer::{LayerDevice, Options, Summary, WriteOptions},
         },
+        rafs::is_rafs,
     },
     limits::{self, Limits},
     pipeline::{
@@ -64,6 +71,9 @@ pub fn write<R: ReadAt, S: Sink>(
             return Err(
                 MergeError::BlockSize { layer: name(), found: found.size(), want: bits.size() }.into()
             );
+        }
+        if is_rafs(image) {
+            return Err(MergeError::Form { layer: name() }.into());
         }
         if image.has_device_files() {
             return Err(MergeError::Devices { layer: name() }.into());

@@ -12,22 +12,56 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{data, error::MergeError};
+use super::error::MergeError;
 use crate::{
     call::Cancel,
-    error::Result,
+    error::{Error, Quoted, Result},
     format::{
-        ReadAt, Sink,
+        ReadAt,
         erofs::{Nid, inode::Data, reader},
     },
-    pipeline::image::ImageWriter,
-    tree::{Attributes, Body, Device, Entry, FileType, Xattr, whiteout, xattr},
+    tree::{
+        Attributes, Body, Device, Entry, FileType, Xattr,
+        whiteout::{self, Marker},
+        xattr,
+    },
     view::{
         At, ErofsView, View as _,
         memory::Memory,
         stack::{Marks, Metacopy, join},
     },
 };
+
+/// Regular file with data, as a layer has it.
+#[derive(Debug)]
+pub(super) struct Original<'a, R> {
+    /// Place of the layer in the list.
+    pub layer: usize,
+    /// The layer.
+    pub view: &'a ErofsView<R>,
+    /// The file in it.
+    pub node: &'a reader::Node,
+}
+
+/// Image that the merged tree goes into. Directories come before what is in them.
+pub(super) trait Output<R> {
+    /// Takes an entry without data.
+    fn add(&mut self, entry: &Entry) -> Result<()>;
+
+    /// Takes a regular file whose data is that of `original`.
+    fn add_file(&mut self, entry: &Entry, original: &Original<'_, R>) -> Result<()>;
+
+    /// Whether names of the OCI specification mean deletions, as in layers that are made of a table of contents. In
+    /// others they are no names of files.
+    fn has_oci_whiteouts(&self) -> bool {
+        false
+    }
+
+    /// Whether the directory of a layer has no entry of its own there, so that the attributes of the layers below count.
+    fn is_implied(&self, _layer: usize, _path: &[u8], _attributes: &Attributes) -> bool {
+        false
+    }
+}
 
 /// Directory of one layer.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +94,8 @@ struct Name {
     /// Place of the directory among the parts: 0 is the newest.
     part: u32,
     nid: Nid,
+    /// It is the name that a whiteout deletes from the layers below.
+    is_whiteout: bool,
 }
 
 impl Name {
@@ -77,10 +113,19 @@ struct Found {
     marks: Marks,
 }
 
-/// A walk over the merged tree, which adds what it finds to a writer.
-pub(super) struct Walk<'a, 'w, R, S> {
+/// Attributes of a merged directory.
+#[derive(Default)]
+struct Shown {
+    attributes: Attributes,
+    xattrs: Vec<Xattr>,
+    is_set: bool,
+    is_explicit: bool,
+}
+
+/// A walk over the merged tree, which adds what it finds to an image.
+pub(super) struct Walk<'a, R> {
     layers: &'a [ErofsView<R>],
-    writer: &'a mut ImageWriter<'w, S>,
+    output: &'a mut dyn Output<R>,
     cancel: &'a Cancel,
     memory: Memory<'a>,
     queue: VecDeque<Waiting>,
@@ -88,31 +133,31 @@ pub(super) struct Walk<'a, 'w, R, S> {
     links: HashMap<(usize, Nid), Vec<u8>>,
 }
 
-impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
+impl<'a, R: ReadAt> Walk<'a, R> {
     /// A walk over `layers`, the bottom one first. `charge` gets in steps the memory that the walk is about to use in
     /// all, and may refuse it.
     pub fn new(
         layers: &'a [ErofsView<R>],
-        writer: &'a mut ImageWriter<'w, S>,
+        output: &'a mut dyn Output<R>,
         cancel: &'a Cancel,
         charge: &'a mut dyn FnMut(u64) -> Result<()>,
     ) -> Self {
         let memory = Memory::new(charge);
-        Self { layers, writer, cancel, memory, queue: VecDeque::new(), links: HashMap::new() }
+        Self { layers, output, cancel, memory, queue: VecDeque::new(), links: HashMap::new() }
     }
 
     /// Adds the whole tree.
     pub fn run(mut self) -> Result<()> {
         let mut parts = Vec::with_capacity(self.layers.len());
+        let mut shown = Shown::default();
         for (layer, view) in self.layers.iter().enumerate().rev() {
             let root = view.image().root().map_err(|error| view.failed(b"", error))?;
             let found = self.describe(layer, b"", root)?;
-            if parts.is_empty() {
-                self.add(b"", found.node.inode.attributes, found.xattrs, Body::Directory)?;
-            }
             // overlayfs ignores that a root is opaque.
             parts.push(Part { layer, nid: found.node.nid, holds_whiteouts: found.marks.holds_whiteouts });
+            self.show(&mut shown, layer, b"", found);
         }
+        self.add(b"", shown.attributes, shown.xattrs, Body::Directory)?;
         self.wait(Waiting { path: Vec::new(), parts })?;
         let (mut names, mut bytes) = (Vec::new(), Vec::new());
         while let Some(directory) = self.queue.pop_front() {
@@ -142,21 +187,52 @@ impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
             let failed = |error| view.failed(&directory.path, error);
             let node = view.image().node(at.nid).map_err(failed)?;
             let mut walk = view.image().directory(&node).map_err(failed)?;
+            let mut is_opaque = false;
             while let Some(child) = walk.next_child().map_err(failed)? {
+                let (name, is_whiteout) = match self.marker(child.name).map_err(|error| {
+                    Error::from(error).context(format!("{} in {}", Quoted(&directory.path), view.name()))
+                })? {
+                    Marker::Ordinary => (child.name, false),
+                    Marker::Whiteout(name) => (name, true),
+                    Marker::Opaque => {
+                        is_opaque = true;
+                        continue;
+                    }
+                    Marker::Ignored => continue,
+                };
                 let (held, room) = (names.capacity() * size_of::<Name>(), bytes.capacity());
                 let full = || MergeError::Names { path: directory.path.clone() };
                 let start = u32::try_from(bytes.len()).map_err(|_too_long| full())?;
-                let len = u8::try_from(child.name.len()).map_err(|_too_long| full())?;
-                bytes.extend_from_slice(child.name);
-                names.push(Name { start, len, part, nid: child.nid });
+                let len = u8::try_from(name.len()).map_err(|_too_long| full())?;
+                bytes.extend_from_slice(name);
+                names.push(Name { start, len, part, nid: child.nid, is_whiteout });
                 let more = names.capacity() * size_of::<Name>() - held + bytes.capacity() - room;
                 if more > 0 {
                     self.memory.add(more)?;
                 }
             }
+            if is_opaque {
+                break;
+            }
         }
-        names.sort_unstable_by(|a, b| a.of(bytes).cmp(b.of(bytes)).then(a.part.cmp(&b.part)));
+        // An entry beside the whiteout of its name stands: the whiteout is about the layers below.
+        let rank = |name: &Name| (name.part, name.is_whiteout);
+        names.sort_unstable_by(|a, b| a.of(bytes).cmp(b.of(bytes)).then(rank(a).cmp(&rank(b))));
         Ok(())
+    }
+
+    fn marker<'n>(&self, name: &'n [u8]) -> std::result::Result<Marker<'n>, whiteout::WhiteoutError> {
+        if self.output.has_oci_whiteouts() { whiteout::parse(name) } else { Ok(Marker::Ordinary) }
+    }
+
+    /// Adds a directory of a layer to what the merged one shows: the attributes are those of the topmost layer that has
+    /// an entry for it, or else of the topmost.
+    fn show(&self, shown: &mut Shown, layer: usize, path: &[u8], found: Found) {
+        let attributes = found.node.inode.attributes;
+        let is_explicit = !found.xattrs.is_empty() || !self.output.is_implied(layer, path, &attributes);
+        if !shown.is_explicit && (is_explicit || !shown.is_set) {
+            *shown = Shown { attributes, xattrs: found.xattrs, is_set: true, is_explicit };
+        }
     }
 
     fn view(&self, layer: usize) -> &'a ErofsView<R> {
@@ -165,8 +241,11 @@ impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
 
     /// Decides what the name at `path` means, which the parts in `same` have, and adds it.
     fn name(&mut self, directory: &Waiting, path: Vec<u8>, same: &[Name]) -> Result<()> {
-        let mut merged: Option<(Found, Vec<Part>)> = None;
+        let (mut shown, mut parts) = (Shown::default(), Vec::new());
         for name in same {
+            if name.is_whiteout {
+                break;
+            }
             let part = usize::try_from(name.part).ok().and_then(|part| directory.parts.get(part));
             let Part { layer, holds_whiteouts, .. } = *part.expect("every name is of one of the parts");
             let view = self.view(layer);
@@ -177,7 +256,7 @@ impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
                 break;
             }
             let is_directory = node.inode.file_type == FileType::Directory;
-            if merged.is_some() && !is_directory {
+            if !parts.is_empty() && !is_directory {
                 break;
             }
             let found = self.describe(layer, &path, node)?;
@@ -187,19 +266,18 @@ impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
             if !is_directory {
                 return self.file(layer, path, found);
             }
-            let part = Part { layer, nid: name.nid, holds_whiteouts: found.marks.holds_whiteouts };
+            parts.push(Part { layer, nid: name.nid, holds_whiteouts: found.marks.holds_whiteouts });
             let is_opaque = found.marks.opaque;
-            match &mut merged {
-                Some((_, parts)) => parts.push(part),
-                None => merged = Some((found, vec![part])),
-            }
+            self.show(&mut shown, layer, &path, found);
             if is_opaque {
                 break;
             }
         }
-        let Some((top, parts)) = merged else { return Ok(()) };
+        if parts.is_empty() {
+            return Ok(());
+        }
         self.require_plain_name(&path, &parts)?;
-        self.add(&path, top.node.inode.attributes, top.xattrs, Body::Directory)?;
+        self.add(&path, shown.attributes, shown.xattrs, Body::Directory)?;
         self.wait(Waiting { path, parts })
     }
 
@@ -258,8 +336,7 @@ impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
             FileType::Regular if size_bytes > 0 => {
                 let body = Body::Regular { size_bytes, extents: None };
                 let entry = Entry { path, attributes, xattrs, body };
-                let device = u16::try_from(layer + 1).unwrap_or(u16::MAX);
-                return data::add(self.writer, &entry, (device, view, &node));
+                return self.output.add_file(&entry, &Original { layer, view, node: &node });
             }
             FileType::Regular => Body::Regular { size_bytes, extents: None },
             FileType::Symlink => {
@@ -278,8 +355,7 @@ impl<'a, 'w, R: ReadAt, S: Sink> Walk<'a, 'w, R, S> {
     }
 
     fn add(&mut self, path: &[u8], attributes: Attributes, xattrs: Vec<Xattr>, body: Body) -> Result<()> {
-        self.writer.entry(&Entry { path: path.to_vec(), attributes, xattrs, body })?;
-        self.writer.end_entry()
+        self.output.add(&Entry { path: path.to_vec(), attributes, xattrs, body })
     }
 }
 

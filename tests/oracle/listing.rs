@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, ffi::OsStr, fs, io::Read, os::unix::ffi::OsStrE
 
 use erofs_rs::{EroFS, backend::SliceImage};
 use plywood::{
+    digest::Digest,
     format::erofs::{Nid, inode::Data, reader::Image},
     tree::{Attributes, Device, FileType, Timestamp},
 };
@@ -173,4 +174,56 @@ pub fn by_kernel(root: &Path) -> Listing {
     }
     join_names(&mut listing, &inodes);
     listing
+}
+
+/// Compares a tree with its listing in lines of JSON. `directories`: whether attributes of directories count. Those of a
+/// directory that the listing calls implied are the ones of any such directory.
+pub fn assert_listed(found: &Listing, text: &str, directories: bool) {
+    let want: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let path_of =
+        |want: &serde_json::Value| want["path"].as_str().unwrap().trim_start_matches('/').to_owned();
+    let mut names: Vec<_> = want.iter().map(path_of).collect();
+    names.sort();
+    let found_names: Vec<_> = found.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    assert_eq!(found_names, names);
+    for want in &want {
+        let path = path_of(want);
+        let node = &found[path.as_bytes()];
+        let number = |key: &str| want.get(key).and_then(serde_json::Value::as_u64);
+        let kind = match node.file_type {
+            FileType::Directory => "dir",
+            FileType::Regular => "reg",
+            FileType::Symlink => "symlink",
+            FileType::CharDevice => "char",
+            FileType::BlockDevice => "block",
+            FileType::Fifo => "fifo",
+            FileType::Socket => "socket",
+        };
+        assert_eq!(want["type"], kind, "{path}");
+        assert_eq!(number("nlink"), Some(node.nlink.into()), "{path}");
+        if kind == "dir" && !directories {
+            continue;
+        }
+        let Attributes { mode, uid, gid, mtime } = node.attributes;
+        if kind != "symlink" {
+            assert_eq!(want["mode"], format!("{mode:04o}"), "{path}");
+        }
+        assert_eq!((number("uid"), number("gid")), (Some(uid.into()), Some(gid.into())), "{path}");
+        assert_eq!(want["mtime"].as_i64(), Some(mtime.seconds), "{path}");
+        if kind == "reg" {
+            assert_eq!(number("size"), Some(node.size_bytes), "{path}");
+            let digest = Digest::sha256(&node.data);
+            assert_eq!(want["sha256"].as_str().unwrap(), digest.hex(), "{path}");
+        }
+        if kind == "symlink" {
+            assert_eq!(want["target"].as_str().unwrap().as_bytes(), node.data, "{path}");
+        }
+        if let Some(Device { major, minor }) = node.device {
+            assert_eq!(want["rdev"], format!("{major}:{minor}"), "{path}");
+        }
+        let names = want.get("xattrs").and_then(serde_json::Value::as_object);
+        let names: Vec<_> = names.into_iter().flat_map(|xattrs| xattrs.keys().cloned()).collect();
+        let found: Vec<_> = node.xattrs.keys().map(|name| String::from_utf8(name.clone()).unwrap()).collect();
+        assert_eq!(names, found, "{path}");
+    }
 }

@@ -21,6 +21,7 @@ mod lsmt;
 mod merge;
 mod overlaybd_build;
 mod overlaybd_vectors;
+mod rafs;
 mod tar_reader;
 mod tar_writer;
 mod tree;
@@ -47,6 +48,7 @@ fn main() {
     suite.room("indexed", indexed::add);
     suite.room("lsmt", lsmt::add);
     suite.room("merge", merge::add);
+    suite.room("rafs", rafs::add);
     suite.room("tree", tree::add);
     suite.room("turbo_over_gzip", turbo_over_gzip::add);
     suite.room("zfile", zfile::add);

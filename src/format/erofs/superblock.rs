@@ -114,14 +114,17 @@ pub mod compat {
     pub const PLAIN_XATTR_PFX: u32 = 0x10;
     /// Inodes carry a content fingerprint.
     pub const ISHARE_XATTRS: u32 = 0x20;
+    /// The image is RAFS metadata: tables of its chunks follow the superblock. Not known to kernels.
+    pub const RAFS: u32 = 0x4000_0000;
     /// Names of the bits, lowest first.
-    pub const NAMES: [(u32, &str); 6] = [
+    pub const NAMES: [(u32, &str); 7] = [
         (SB_CHKSUM, "sb_chksum"),
         (MTIME, "mtime"),
         (XATTR_FILTER, "xattr_filter"),
         (SHARED_EA_IN_METABOX, "shared_ea_in_metabox"),
         (PLAIN_XATTR_PFX, "plain_xattr_pfx"),
         (ISHARE_XATTRS, "ishare_xattrs"),
+        (RAFS, "rafs"),
     ];
 }
 

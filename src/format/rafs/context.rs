@@ -4,10 +4,17 @@
 //!
 //! Source: nydus `storage/src/meta/mod.rs`, `BlobCompressionContextHeader`; `storage/src/meta/chunk_info_v1.rs`.
 
-use crate::format::record::put;
+use super::error::TableError;
+use crate::format::{
+    ReadAt,
+    record::{get, put},
+};
 
 /// Unit of the table, and length of the header, in bytes.
 const BLOCK: usize = 4096;
+
+/// Feature of a blob: chunks begin at multiples of 4096 bytes of the data device.
+pub const ALIGNED: u32 = 1;
 
 /// Chunk of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +59,12 @@ impl ContextEntry {
 
     /// Spells the record. Sizes and offsets are below the limits here.
     pub fn encode(chunk: &Chunk) -> [u8; Self::LEN] {
-        let [size, compressed] = [chunk.size_bytes, chunk.compressed_bytes].map(|bytes| u64::from(bytes) - 1);
-        let first = (size & 0xf_ffff) << 44 | chunk.device_offset | (size >> 20) << 8;
-        let second = (compressed & 0xf_ffff) << 44 | (compressed >> 20) << 40 | chunk.blob_offset;
+        let [size, compressed] = [chunk.size_bytes, chunk.compressed_bytes]
+            .map(|bytes| u64::from(bytes.wrapping_sub(1)) & 0xff_ffff);
+        let first = (size & 0xf_ffff) << 44 | chunk.device_offset & 0xfff_ffff_f000 | (size >> 20) << 8;
+        let second = (compressed & 0xf_ffff) << 44
+            | (compressed >> 20) << 40
+            | chunk.blob_offset & (Self::BLOB_END - 1);
         let mut record = [0; Self::LEN];
         put::<0, _, _>(&mut record, first.to_le_bytes());
         put::<8, _, _>(&mut record, second.to_le_bytes());
@@ -75,23 +85,72 @@ impl ContextEntry {
 /// |     32 |    8 | uncompressed_size | the same                             |
 /// |     40 | 4052 | reserved          | 0                                    |
 /// |   4092 |    4 | magic             | the same                             |
-fn header(count: u32) -> [u8; BLOCK] {
-    const MAGIC: [u8; 4] = 0xb10b_b10b_u32.to_le_bytes();
-    let table_bytes = u64::from(count) * ContextEntry::LEN as u64;
-    let mut record = [0; BLOCK];
-    put::<0, _, _>(&mut record, MAGIC);
-    put::<4, _, _>(&mut record, 1_u32.to_le_bytes());
-    put::<12, _, _>(&mut record, count.to_le_bytes());
-    put::<24, _, _>(&mut record, table_bytes.to_le_bytes());
-    put::<32, _, _>(&mut record, table_bytes.to_le_bytes());
-    put::<4092, _, _>(&mut record, MAGIC);
-    record
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Features, as in the table of blobs.
+    pub features: u32,
+    /// Compression of the table; 0 for none.
+    pub compressor: u32,
+    /// Number of entries.
+    pub count: u32,
+}
+
+impl Context {
+    const MAGIC: u32 = 0xb10b_b10b;
+
+    /// Reads the header of the context `file`. Errors: there is none, or the file has not the size that it needs.
+    pub fn read(file: &impl ReadAt) -> Result<Self, TableError> {
+        let Some(start) = file.size_bytes().checked_sub(BLOCK as u64) else {
+            return Err(TableError::Context("it is shorter than its header"));
+        };
+        let mut record = [0; BLOCK];
+        read(file, start, &mut record)?;
+        let number = u32::from_le_bytes;
+        if [number(get::<0, _, _>(&record)), number(get::<4092, _, _>(&record))] != [Self::MAGIC; 2] {
+            return Err(TableError::Context("it does not end with a header"));
+        }
+        let header = Self {
+            features: number(get::<4, _, _>(&record)),
+            compressor: number(get::<8, _, _>(&record)),
+            count: number(get::<12, _, _>(&record)),
+        };
+        let table = (u64::from(header.count) * ContextEntry::LEN as u64).next_multiple_of(BLOCK as u64);
+        if header.compressor == 0 && table > start {
+            return Err(TableError::Context("it is shorter than its table"));
+        }
+        Ok(header)
+    }
+
+    fn encode(self) -> [u8; BLOCK] {
+        let table_bytes = u64::from(self.count) * ContextEntry::LEN as u64;
+        let mut record = [0; BLOCK];
+        put::<0, _, _>(&mut record, Self::MAGIC.to_le_bytes());
+        put::<4, _, _>(&mut record, self.features.to_le_bytes());
+        put::<8, _, _>(&mut record, self.compressor.to_le_bytes());
+        put::<12, _, _>(&mut record, self.count.to_le_bytes());
+        put::<24, _, _>(&mut record, table_bytes.to_le_bytes());
+        put::<32, _, _>(&mut record, table_bytes.to_le_bytes());
+        put::<4092, _, _>(&mut record, Self::MAGIC.to_le_bytes());
+        record
+    }
+}
+
+fn read(file: &impl ReadAt, offset: u64, into: &mut [u8]) -> Result<(), TableError> {
+    let len = into.len() as u64;
+    file.read_exact_at(offset, into).map_err(|source| TableError::Io { offset, len, source })
+}
+
+/// The entry of the chunk at place `index`, as it is stored.
+pub fn entry(file: &impl ReadAt, index: u32) -> Result<[u8; ContextEntry::LEN], TableError> {
+    let mut record = [0; ContextEntry::LEN];
+    read(file, u64::from(index) * ContextEntry::LEN as u64, &mut record)?;
+    Ok(record)
 }
 
 /// The context of `chunks`, which are `count`.
 pub fn encode(chunks: &[Chunk], count: u32) -> Vec<u8> {
     let mut bytes: Vec<u8> = chunks.iter().flat_map(ContextEntry::encode).collect();
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
-    bytes.extend_from_slice(&header(count));
+    bytes.extend_from_slice(&Context { features: ALIGNED, compressor: 0, count }.encode());
     bytes
 }

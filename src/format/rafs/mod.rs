@@ -7,15 +7,27 @@
 //! Source: nydus `docs/nydus-design.md`, `rafs/src/metadata/layout/v6.rs`, `storage/src/meta`; Linux
 //! `fs/erofs/erofs_fs.h`; `docs/formats/rafs.md`.
 
+mod check;
 mod context;
 mod error;
+mod fuzz;
+mod image;
 mod layer;
 mod plan;
 mod records;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use self::{
-    error::RafsError,
+    check::verify,
+    error::{RafsError, TableError},
+    fuzz::fuzz,
+    image::{Contents, MOST_BLOBS},
     layer::{Metadata, write},
+    plan::Plan,
+    records::{BlobEntry, ChunkEntry, ChunkRef},
+    tables::{Tables, id_text, is_digest, is_rafs},
+    tree::{Body, IMPLIED, Node, Tree},
 };

@@ -30,6 +30,7 @@ const STORED: (u64, u64) = (16_384, 5);
 pub struct Plan {
     /// Size of all chunks but the last of a file, in bytes.
     pub chunk_bytes: u64,
+    /// The chunks in the order of their numbers.
     pub chunks: Vec<Chunk>,
     numbers: HashMap<([u8; 32], u64), usize>,
     /// Size of the data device in bytes.

@@ -51,6 +51,19 @@ impl Declared {
     }
 }
 
+impl Declared {
+    /// Compares a table of contents, uncompressed, with what is declared about it.
+    pub fn compare(&self, json: &[u8]) -> Result<(), StargzError> {
+        let found = Digest::sha256(json);
+        match &self.toc_digest {
+            Some(expected) if found != *expected => {
+                Err(StargzError::TocDigest { expected: expected.clone(), found })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 fn wrong(name: &'static str, value: &str, want: &'static str) -> StargzError {
     StargzError::Annotation { name, value: value.chars().take(160).collect(), want }
 }

@@ -166,9 +166,7 @@ impl Layout {
                     .ok_or_else(|| refuse("the first entry of the archive there is not stargz.index.json"))?
             }
         };
-        if let Some(digest) = &declared.toc_digest {
-            compare(digest, &json)?;
-        }
+        declared.compare(&json)?;
         Ok(Some(json))
     }
 }

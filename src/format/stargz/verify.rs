@@ -26,6 +26,10 @@ pub struct Verified {
     pub bytes: u64,
 }
 
+/// Takes the data of chunks: those that have it, the byte of the chunk, and the bytes there. The digest is compared when
+/// all bytes of a chunk were handed over.
+pub type Take<'a> = &'a mut dyn FnMut(&[(&Entry, &Chunk)], u64, &[u8]) -> Result<(), Error>;
+
 /// Decodes every chunk of `toc` and compares its digest. `progress` gets the bytes of each step, and may end the work.
 ///
 /// Errors: the first chunk, in the order of the blob, that is another one, with its path; those of `progress`.
@@ -33,6 +37,18 @@ pub fn verify(
     blob: &impl ReadAt,
     layout: &Layout,
     toc: &Toc,
+    progress: &mut dyn FnMut(u64) -> Result<(), Error>,
+) -> Result<Verified, Error> {
+    extract(blob, layout, toc, &mut |_, _, _| Ok(()), progress)
+}
+
+/// Like [`verify`], and hands the data to `take`, in the order of the blob. What of it was handed over before an error may
+/// be wrong.
+pub fn extract(
+    blob: &impl ReadAt,
+    layout: &Layout,
+    toc: &Toc,
+    take: Take<'_>,
     progress: &mut dyn FnMut(u64) -> Result<(), Error>,
 ) -> Result<Verified, Error> {
     let entries = toc.entries().iter();
@@ -45,19 +61,17 @@ pub fn verify(
         let Some((_, Chunk { blob_offset, .. })) = group.first() else { continue };
         let blob_end = group.iter().map(|(_, chunk)| chunk.blob_end).max().unwrap_or(*blob_offset);
         let mut data = Data::new(blob, layout, *blob_offset, blob_end)?;
-        let mut last: Option<(&Chunk, Digest)> = None;
-        for (entry, chunk) in group {
-            let found = match &last {
-                Some((last, digest)) if is_same(last, chunk) => digest.clone(),
-                _ => data.digest(entry, chunk, progress)?,
-            };
-            let expected = digest_of(chunk);
-            if found != expected {
-                return Err(refuse(entry, chunk, ChunkFault::Digest { expected, found }).into());
+        for same in group.chunk_by(|(_, a), (_, b)| is_same(a, b)) {
+            let found = data.digest(same, take, progress)?;
+            for (entry, chunk) in same {
+                let expected = digest_of(chunk);
+                if found != expected {
+                    let found = found.clone();
+                    return Err(refuse(entry, chunk, ChunkFault::Digest { expected, found }).into());
+                }
+                verified.chunks += 1;
+                verified.bytes = verified.bytes.saturating_add(chunk.size_bytes);
             }
-            last = Some((chunk, found));
-            verified.chunks += 1;
-            verified.bytes = verified.bytes.saturating_add(chunk.size_bytes);
         }
     }
     Ok(verified)
@@ -109,13 +123,15 @@ impl<'a, R: ReadAt> Data<'a, R> {
         Ok(Self { blob, at, end, decoder, input, taken: 0, output, from: 0, to: 0, position: 0 })
     }
 
-    /// Digest of the data of `chunk`, which does not begin before the last one's end.
+    /// Hands over the data of chunks, which all have the same and do not begin before the last one's end. Returns its
+    /// digest.
     fn digest(
         &mut self,
-        entry: &Entry,
-        chunk: &Chunk,
+        same: &[(&Entry, &Chunk)],
+        take: Take<'_>,
         progress: &mut dyn FnMut(u64) -> Result<(), Error>,
     ) -> Result<Digest, Error> {
+        let (entry, chunk) = same.first().expect("a group has a chunk");
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let Some(mut skip) = chunk.inner_offset.checked_sub(self.position) else {
             return Err(refuse(entry, chunk, ChunkFault::Overlap).into());
@@ -135,7 +151,9 @@ impl<'a, R: ReadAt> Data<'a, R> {
             if skip > 0 {
                 skip -= step as u64;
             } else {
-                hasher.update(self.output.get(self.from..self.from + step).unwrap_or_default());
+                let bytes = self.output.get(self.from..self.from + step).unwrap_or_default();
+                hasher.update(bytes);
+                take(same, chunk.size_bytes - left, bytes)?;
                 left -= step as u64;
             }
             self.from += step;

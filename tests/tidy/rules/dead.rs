@@ -34,6 +34,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("format/gzindex/fuzz.rs", "fuzz"),
     ("format/tar/wrapper.rs", "fuzz"),
     ("format/stargz/fuzz.rs", "fuzz"),
+    ("format/rafs/fuzz.rs", "fuzz"),
     ("format/zfile/fuzz.rs", "fuzz"),
     ("overlaybd/config.rs", "fuzz"),
     ("format/lsmt/fuzz.rs", "fuzz"),

@@ -11,12 +11,19 @@ const FLOORS: [&[&str]; 7] = [
     &["tree", "format"],
     &["kind"],
     &["sys", "store", "containerd", "snapshot"],
-    &["pipeline", "view", "overlaybd", "merge", "apply", "compare", "image", "scrub"],
+    &["pipeline", "view", "overlaybd", "merge", "stargz", "apply", "compare", "image", "scrub"],
     &["config", "processor", "observe", "service", "rpc", "daemon", "cli"],
 ];
 /// Within these floors a room uses only the steps before its own. Rooms of one step do not use each other.
 const STEPS: [&[&[&str]]; 2] = [
-    &[&["pipeline"], &["view"], &["overlaybd", "merge"], &["apply", "compare", "image"], &["scrub"]],
+    &[
+        &["pipeline"],
+        &["view"],
+        &["overlaybd", "merge"],
+        &["stargz"],
+        &["apply", "compare", "image"],
+        &["scrub"],
+    ],
     &[&["config"], &["processor"], &["observe"], &["service"], &["rpc"], &["daemon"], &["cli"]],
 ];
 /// The binary, whose file is in no room.
@@ -219,7 +226,7 @@ mod tests {
             "[`tree`], [`mod@format`]",
             "[`kind`]",
             "[`sys`], [`store`], [`containerd`], [`snapshot`]",
-            "[`pipeline`], [`view`], [`overlaybd`], [`merge`], [`apply`], [`compare`], [`image`], [`scrub`]",
+            "[`pipeline`], [`view`], [`overlaybd`], [`merge`], [`stargz`], [`apply`], [`compare`], [`image`], [`scrub`]",
             "[`config`], [`processor`], [`observe`], [`service`], [`rpc`], [`daemon`], [`cli`]",
         ];
         let table: String = rows.iter().map(|row| format!("//! | x | {row} |\n")).collect();

@@ -22,7 +22,7 @@ const COMPRESSION: u32 = incompat::ZERO_PADDING | incompat::COMPR_CFGS | incompa
 /// Size of the image itself, in bytes, as the superblock declares it.
 pub(super) fn declared_bytes<R: ReadAt>(image: &Image<R>) -> u64 {
     // Block counts have at most 48 bits, block sizes at most 16.
-    image.superblock().blocks << image.superblock().block_bits.get()
+    image.own_blocks() << image.superblock().block_bits.get()
 }
 
 /// Checks the superblock against the policy. Returns the bytes of the superblock and its tables.
@@ -113,12 +113,13 @@ fn devices<R: ReadAt>(image: &Image<R>) -> Result<(), CheckError> {
         let in_file = image.has_device_files();
         // A device without a place on the line needs a separate file.
         let on_line = slot.unified_start != 0 || !in_file;
-        if on_line && slot.unified_start < superblock.blocks {
+        if on_line && slot.unified_start < image.own_blocks() {
             return Err(CheckError::image(
                 Rule::DeviceRange,
                 format!(
                     "device {id} starts at block {}, the image ends at {}",
-                    slot.unified_start, superblock.blocks
+                    slot.unified_start,
+                    image.own_blocks()
                 ),
             ));
         }

@@ -230,7 +230,7 @@ impl Tree {
                 Place::Blocks { device, offset } => {
                     let start = bits.block_of(offset);
                     let end = start + bits.blocks_for(extent.len);
-                    if device != 0 || end > image.superblock().blocks {
+                    if device != 0 || end > image.own_blocks() {
                         return fault(Rule::Undeclared, "the directory's blocks are not the image's own");
                     }
                     self.blocks.add(start, end);

@@ -13,6 +13,7 @@ use crate::format::{
         Block,
         chunk::{BlockMapEntry, ChunkFormat, ChunkIndex},
         inode::Data,
+        superblock::compat,
     },
 };
 
@@ -186,8 +187,10 @@ impl<R: ReadAt> Image<R> {
         let (start, device_id) = if format.indexes {
             let mut record = [0; ChunkIndex::LEN];
             self.read_at(record_at, &mut record, "chunk index")?;
-            let index = ChunkIndex::decode(&record, format.wide);
-            (index.start, index.device_id)
+            let ChunkIndex { start, device_id } = ChunkIndex::decode(&record, format.wide);
+            // RAFS has a part of a chunk's number there. The kernel masks it away in every image.
+            let mask = if self.superblock.has_compat(compat::RAFS) { 0xff } else { u16::MAX };
+            (start, device_id & mask)
         } else {
             let mut record = [0; BlockMapEntry::LEN];
             self.read_at(record_at, &mut record, "block map")?;
@@ -209,7 +212,7 @@ impl<R: ReadAt> Image<R> {
     }
 
     /// Byte offset and length in bytes of a file's chunk array, which is inside the image.
-    pub(in crate::format::erofs) fn chunk_array(
+    pub(in crate::format) fn chunk_array(
         &self,
         node: &Node,
         format: ChunkFormat,

@@ -183,10 +183,19 @@ impl<R: ReadAt> Image<R> {
         self.devices.has_files()
     }
 
+    /// Blocks of the image itself, without those of its devices. The superblock declares them, but that of RAFS metadata
+    /// counts the blocks of the data instead.
+    pub(super) fn own_blocks(&self) -> u64 {
+        match self.superblock.has_compat(compat::RAFS) {
+            true => self.superblock.block_bits.block_of(self.size_bytes),
+            false => self.superblock.blocks,
+        }
+    }
+
     /// True when the superblock, or a slot of the device table, declares the blocks `start..end` of
     /// the file of `device`.
     pub(super) fn declares(&self, device: u16, start: u64, end: u64) -> bool {
-        (device == 0 && end <= self.superblock.blocks) || self.devices.declare(device, start, end)
+        (device == 0 && end <= self.own_blocks()) || self.devices.declare(device, start, end)
     }
 
     /// Stored and computed checksum; `None` when the image has no checksum.
@@ -269,7 +278,7 @@ impl<R: ReadAt> Image<R> {
     }
 
     /// Fills `buf` from byte `offset` of the primary file, through the window.
-    pub(in crate::format::erofs) fn read_at(
+    pub(in crate::format) fn read_at(
         &self,
         offset: u64,
         buf: &mut [u8],

@@ -1,0 +1,549 @@
+//! Indexed layers of other tools as metadata with a data device, merged, and as images with their data: read by the kernel,
+//! fsck.erofs and our own reader, compared with listings of an independent reader.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use libtest_mimic::Failed;
+use plywood::{
+    call::{Cancel, Progress, Work},
+    digest::Digest,
+    error::{Error, Kind},
+    format::{
+        ReadAt as _,
+        erofs::reader::Image,
+        rafs,
+        stargz::{Declared, Layout, Toc},
+    },
+    limits::Limits,
+    snapshot::{Durability, LAYER_NAME, Publication},
+    stargz::{
+        BlobId, StargzLayer, is_stargz_data_layer, merge_stargz_meta_layer, prepare_stargz_meta_layer,
+        write_device, write_whole,
+    },
+};
+use testkit::{
+    Need, Suite,
+    host::{plywood, program},
+};
+
+use super::{erofs_writer::MountPoint, layer_model::Listing, listing, merge};
+
+pub fn add(suite: &mut Suite) {
+    let kernel = [Need::Root, Need::FileSystem("erofs")];
+    testkit::tests![suite, &[];
+        metadata_with_its_data_has_the_files_of_the_layer,
+        merged_metadata_has_the_files_of_the_image,
+        the_merge_of_another_tool_has_the_same_files,
+        a_snapshot_directory_ends_as_the_nydus_snapshotter_leaves_it,
+        implied_directories_keep_the_attributes_below,
+        a_layer_that_is_none_leaves_nothing_behind,
+        images_with_data_merge_to_the_files_of_the_image,
+        a_flipped_bit_in_any_chunk_is_an_error_with_layer_and_path,
+        damaged_tables_are_refused_and_leave_nothing,
+        metadata_of_which_a_byte_is_wrong_is_refused_or_sound,
+    ];
+    suite.test("needs_kernel_erofs_metadata_mounts_with_its_data_device", &kernel, metadata_in_the_kernel);
+    suite.test("needs_kernel_erofs_merged_metadata_mounts_with_all_devices", &kernel, merged_in_the_kernel);
+    suite.test("needs_kernel_erofs_an_image_with_data_mounts_by_itself", &kernel, whole_in_the_kernel);
+    let fsck = [Need::Tool("fsck.erofs"), Need::Tool("dump.erofs")];
+    suite.test("needs_fsck_erofs_metadata_passes_with_its_devices", &fsck, erofs_utils_read_metadata);
+}
+
+const LAYERS: [&str; 3] = ["l1", "l2", "l3"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(fixture(name)).unwrap()
+}
+
+fn unpacked(name: &str) -> Vec<u8> {
+    let (packed, mut bytes) = (fs::read(fixture(name)).unwrap(), Vec::new());
+    lzma_rust2::XzReader::new(packed.as_slice(), false).read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn id_of(blob: &[u8]) -> BlobId {
+    BlobId::parse(Digest::sha256(blob).hex()).unwrap()
+}
+
+fn estargz(name: &str) -> (Vec<u8>, BlobId) {
+    let blob = fs::read(fixture(&format!("stargz/estargz/{name}.esgz"))).unwrap();
+    let id = id_of(&blob);
+    (blob, id)
+}
+
+/// Annotations of the descriptor beside a layer.
+fn annotations(layer: &str) -> BTreeMap<String, String> {
+    let value: serde_json::Value = serde_json::from_str(&text(&format!("{layer}.json"))).unwrap();
+    let pairs = value["descriptor"]["annotations"].as_object().unwrap().iter();
+    pairs.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect()
+}
+
+/// Runs something that writes a file, which then gets the name `path`.
+fn published<T>(
+    path: &Path,
+    write: impl FnOnce(plywood::snapshot::NewFile, Work<'_>) -> Result<(plywood::snapshot::NewFile, T), Error>,
+) -> Result<T, Error> {
+    let (cancel, progress) = (Cancel::new(), Progress::default());
+    let publication = Publication::beside(path)?;
+    let (file, made) = write(publication.file(LAYER_NAME)?, Work { cancel: &cancel, progress: &progress })?;
+    publication.commit([file], Durability::Never, false)?;
+    Ok(made)
+}
+
+/// Metadata and data device of a layer in a directory.
+struct Made {
+    image: PathBuf,
+    device: PathBuf,
+}
+
+fn made(name: &str, dir: &Path) -> Made {
+    let (blob, id) = estargz(name);
+    let layer = is_stargz_data_layer(blob, &annotations(&format!("stargz/estargz/{name}.esgz"))).unwrap();
+    prepare_stargz_meta_layer(&layer, id, dir, None).unwrap().unwrap();
+    let device = dir.join(format!("{id}.blob.data"));
+    published(&device, |file, work| write_device(&layer, file, work)).unwrap();
+    Made { image: dir.join(id.to_string()), device }
+}
+
+fn read_listing(image: &Path, devices: &[PathBuf]) -> Listing {
+    let image = fs::read(image).unwrap();
+    let devices: Vec<_> = devices.iter().map(|path| fs::read(path).unwrap()).collect();
+    let devices = devices.iter().map(Vec::as_slice).collect();
+    listing::of_image(&Image::open_with_devices(image.as_slice(), devices).unwrap())
+}
+
+const WITH_METADATA: [&str; 6] = ["eqsize", "l1", "l2", "l3", "plain", "plain-chunk256k"];
+
+/// The listing of a layer is about its files, however they are in members.
+fn listing_of(layer: &str) -> String {
+    let name = layer.trim_end_matches("-chunk256k").trim_end_matches("-inner").trim_end_matches("-prio");
+    text(&format!("stargz/listing/{name}.jsonl"))
+}
+
+fn metadata_with_its_data_has_the_files_of_the_layer() {
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir().unwrap();
+        let Made { image, device } = made(name, dir.path());
+        listing::assert_listed(&read_listing(&image, &[device]), &listing_of(name), true);
+        let output = plywood().arg("check").arg(&image).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("RAFS metadata") && said.contains("1 compression contexts"), "{said}");
+    }
+}
+
+fn metadata_in_the_kernel() -> Result<(), Failed> {
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir()?;
+        let Made { image, device } = made(name, dir.path());
+        let mounted = MountPoint::new("erofs", &image, dir, &format!("device={}", device.display()))?;
+        listing::assert_listed(&listing::by_kernel(&mounted.at()), &listing_of(name), true);
+    }
+    Ok(())
+}
+
+/// Three layers as the snapshotter has them, and their data devices: `snapshots/N/fs`.
+fn snapshots(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let (mut upper_paths, mut devices) = (Vec::new(), Vec::new());
+    for (number, name) in (1..).zip(LAYERS) {
+        let upper = root.join(format!("snapshots/{number}/fs"));
+        fs::create_dir_all(&upper).unwrap();
+        let data = root.join("data");
+        fs::create_dir_all(&data).unwrap();
+        let (blob, id) = estargz(name);
+        let layer = is_stargz_data_layer(blob, &annotations(&format!("stargz/estargz/{name}.esgz"))).unwrap();
+        prepare_stargz_meta_layer(&layer, id, &upper, None).unwrap().unwrap();
+        let device = data.join(format!("{id}.blob.data"));
+        published(&device, |file, work| write_device(&layer, file, work)).unwrap();
+        devices.push(device);
+        upper_paths.insert(0, upper);
+    }
+    (upper_paths, devices)
+}
+
+fn merged(root: &Path) -> (PathBuf, Vec<PathBuf>) {
+    let (upper_paths, devices) = snapshots(root);
+    merge_stargz_meta_layer(&upper_paths, &Limits::default(), &Cancel::new()).unwrap().unwrap();
+    let merged = upper_paths[0].join("image.boot");
+    let devices = in_slot_order(&fs::read(&merged).unwrap(), &devices);
+    (merged, devices)
+}
+
+/// The devices of an image, by the tags of its slots.
+fn in_slot_order(image: &[u8], devices: &[PathBuf]) -> Vec<PathBuf> {
+    let image = Image::open(image).unwrap();
+    let of_tag = |tag: &[u8; 64]| {
+        let name = format!("{}.blob.data", String::from_utf8_lossy(tag));
+        devices.iter().find(|path| path.ends_with(&name)).unwrap().clone()
+    };
+    image.slots().iter().map(|slot| of_tag(&slot.tag)).collect()
+}
+
+fn merged_metadata_has_the_files_of_the_image() {
+    let root = tempfile::tempdir().unwrap();
+    let (image, devices) = merged(root.path());
+    let want = text("erofs/merge/merged.jsonl");
+    listing::assert_listed(&read_listing(&image, &devices), &want, true);
+    let output = plywood().arg("check").arg(&image).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.contains("3 blobs, 3 compression contexts"), "{said}");
+    // The command of the same name makes the same.
+    let layers = ["1", "2", "3"].map(|number| {
+        let upper = root.path().join("snapshots").join(number).join("fs");
+        let is_image = |path: &PathBuf| path.file_name().unwrap().len() == 64;
+        fs::read_dir(upper).unwrap().map(|entry| entry.unwrap().path()).find(is_image).unwrap()
+    });
+    let out = root.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let again = out.join("image.boot");
+    let status = plywood().arg("merge").args(&layers).arg("-o").arg(&again).status().unwrap();
+    assert!(status.success() && fs::read(&again).unwrap() == fs::read(&image).unwrap());
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 4, "the contexts of three layers");
+    let status = plywood().args(["merge", "--format", "fsmeta"]).args(&layers).arg("-o").arg(&again).output();
+    let said = String::from_utf8(status.unwrap().stderr).unwrap();
+    assert!(said.contains("[merge.form]"), "{said}");
+}
+
+fn merged_in_the_kernel() -> Result<(), Failed> {
+    let root = tempfile::tempdir()?;
+    let (image, devices) = merged(root.path());
+    let options: Vec<_> = devices.iter().map(|path| format!("device={}", path.display())).collect();
+    let mounted = MountPoint::new("erofs", &image, root, &options.join(","))?;
+    listing::assert_listed(&listing::by_kernel(&mounted.at()), &text("erofs/merge/merged.jsonl"), true);
+    Ok(())
+}
+
+/// nydus-image 2.4.4 gives implied directories of upper layers their own attributes.
+fn the_merge_of_another_tool_has_the_same_files() {
+    let root = tempfile::tempdir().unwrap();
+    let (_, devices) = snapshots(root.path());
+    let want = text("erofs/merge/merged.jsonl");
+    for (name, directories) in [("image.boot", true), ("image.boot.nydus-2.4.4", false)] {
+        let image = root.path().join(name);
+        fs::write(&image, unpacked(&format!("rafs/{name}.xz"))).unwrap();
+        let devices = in_slot_order(&fs::read(&image).unwrap(), &devices);
+        listing::assert_listed(&read_listing(&image, &devices), &want, directories);
+        let output = plywood().arg("check").arg(&image).output().unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+}
+
+/// Names, modes and bytes of the files in a directory.
+fn files(dir: &Path) -> Vec<(String, u32, Vec<u8>)> {
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let mode = fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o7777;
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, mode, fs::read(&path).unwrap())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+fn names(dir: &Path) -> Vec<(String, u32)> {
+    files(dir).into_iter().map(|(name, mode, _)| (name, mode)).collect()
+}
+
+fn a_snapshot_directory_ends_as_the_nydus_snapshotter_leaves_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (upper_paths, _) = snapshots(root.path());
+    let ids = LAYERS.map(|name| estargz(name).1.to_string());
+    let own = |id: &str| {
+        let mut files = vec![
+            (id.to_owned(), 0o440),
+            (format!("{id}.blob.meta"), 0o644),
+            ("stargz.index.json".to_owned(), 0o440),
+        ];
+        files.sort();
+        files
+    };
+    for (upper, id) in upper_paths.iter().rev().zip(&ids) {
+        assert_eq!(names(upper), own(id));
+    }
+    // Once more: what is there stays.
+    let before: Vec<_> = upper_paths.iter().map(|upper| files(upper)).collect();
+    for ((name, id), upper) in LAYERS.iter().zip(&ids).zip(upper_paths.iter().rev()) {
+        let layer = is_stargz_data_layer(estargz(name).0, &BTreeMap::new()).unwrap();
+        let id = BlobId::parse(id).unwrap();
+        assert_eq!(prepare_stargz_meta_layer(&layer, id, upper, None).unwrap(), None);
+    }
+    assert!(before == upper_paths.iter().map(|upper| files(upper)).collect::<Vec<_>>());
+
+    let merge = |parents: &[PathBuf]| merge_stargz_meta_layer(parents, &Limits::default(), &Cancel::new());
+    merge(&upper_paths).unwrap().unwrap();
+    let mut want = own(&ids[2]);
+    want.extend(ids[..2].iter().map(|id| (format!("{id}.blob.meta"), 0o644)));
+    want.push(("image.boot".to_owned(), 0o440));
+    want.sort();
+    assert_eq!(names(&upper_paths[0]), want);
+    for (upper, before) in upper_paths[1..].iter().zip(&before[1..]) {
+        assert!(files(upper) == *before, "the parents below stay as they are");
+    }
+    let copied = |id: &String, from: &Path| {
+        let name = format!("{id}.blob.meta");
+        fs::read(upper_paths[0].join(&name)).unwrap() == fs::read(from.join(&name)).unwrap()
+    };
+    assert!(copied(&ids[0], &upper_paths[2]) && copied(&ids[1], &upper_paths[1]));
+    let before = files(&upper_paths[0]);
+    assert_eq!(merge(&upper_paths).unwrap(), None, "an existing one is respected");
+    assert!(files(&upper_paths[0]) == before);
+    // The command for directories makes the same call.
+    fs::remove_file(upper_paths[0].join("image.boot")).unwrap();
+    let output = plywood().arg("merge").args(upper_paths.iter().rev()).output().unwrap();
+    assert!(output.status.success() && files(&upper_paths[0]) == before, "{output:?}");
+
+    // A single layer is copied.
+    assert_eq!(merge(&upper_paths[2..]).unwrap(), None);
+    let read = |name: &str| fs::read(upper_paths[2].join(name)).unwrap();
+    assert!(read("image.boot") == read(&ids[0]));
+    let mut want = own(&ids[0]);
+    want.push(("image.boot".to_owned(), 0o440));
+    want.sort();
+    assert_eq!(names(&upper_paths[2]), want);
+}
+
+/// `/data` and `/usr` of the lowest layer have entries, and the names of the layers above only imply them.
+fn implied_directories_keep_the_attributes_below() {
+    let root = tempfile::tempdir().unwrap();
+    let (upper_paths, devices) = snapshots(root.path());
+    // Also without the tables of contents.
+    for upper in &upper_paths {
+        fs::remove_file(upper.join("stargz.index.json")).unwrap();
+    }
+    merge_stargz_meta_layer(&upper_paths, &Limits::default(), &Cancel::new()).unwrap().unwrap();
+    let image = upper_paths[0].join("image.boot");
+    let found = read_listing(&image, &in_slot_order(&fs::read(&image).unwrap(), &devices));
+    assert_eq!((found[&b"data"[..]].attributes.mode, found[&b"usr"[..]].attributes.mode), (0o1777, 0o755));
+    listing::assert_listed(&found, &text("erofs/merge/merged.jsonl"), true);
+}
+
+fn a_layer_that_is_none_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, reason) in [
+        ("other/plain.tar.gz", "rafs.form"),
+        ("other/plain.tar.zst", "rafs.form"),
+        ("zstdchunked/plain-stargz.zc", "rafs.form"),
+        ("zstdchunked/plain-containers.zc", "rafs.form"),
+        ("estargz/l2-inner.esgz", "rafs.inner-offset"),
+        ("other/plain-external.esgz", "rafs.form"),
+        ("bad/toc-version-2.esgz", "stargz.toc.version"),
+        ("bad/offset-beyond-end.gz", "stargz.toc.place"),
+    ] {
+        let blob = fs::read(fixture(&format!("stargz/{name}"))).unwrap();
+        let id = id_of(&blob);
+        let error = is_stargz_data_layer(blob, &BTreeMap::new())
+            .and_then(|layer| prepare_stargz_meta_layer(&layer, id, dir.path(), None))
+            .unwrap_err();
+        assert_eq!(error.reason(), reason, "{name}: {error}");
+        assert_eq!(names(dir.path()), [], "{name}");
+    }
+    // A declared table that is another one.
+    let (blob, id) = estargz("plain");
+    let layer = is_stargz_data_layer(blob, &annotations("stargz/estargz/l1.esgz")).unwrap();
+    let error = prepare_stargz_meta_layer(&layer, id, dir.path(), None).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "stargz.toc.digest"));
+    // The last name is taken by something that cannot be replaced.
+    let (blob, id) = estargz("plain");
+    let layer = is_stargz_data_layer(blob, &BTreeMap::new()).unwrap();
+    fs::create_dir(dir.path().join(format!("{id}.blob.meta"))).unwrap();
+    prepare_stargz_meta_layer(&layer, id, dir.path(), None).unwrap_err();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    // A parent without metadata.
+    let root = tempfile::tempdir().unwrap();
+    let (mut upper_paths, _) = snapshots(root.path());
+    let before = files(&upper_paths[0]);
+    upper_paths.push(dir.path().to_owned());
+    let error = merge_stargz_meta_layer(&upper_paths, &Limits::default(), &Cancel::new()).unwrap_err();
+    assert_eq!(error.reason(), "stargz.parent", "{error}");
+    assert!(files(&upper_paths[0]) == before);
+    // A parent with chunks of another size.
+    let other = root.path().join("snapshots/9/fs");
+    fs::create_dir_all(&other).unwrap();
+    made("plain-chunk256k", &other);
+    *upper_paths.last_mut().unwrap() = other;
+    let error = merge_stargz_meta_layer(&upper_paths, &Limits::default(), &Cancel::new()).unwrap_err();
+    assert_eq!(error.reason(), "merge.chunk-size", "{error}");
+    assert!(files(&upper_paths[0]) == before);
+}
+
+/// One image with the data of a layer.
+fn whole(name: &str, blob: Vec<u8>, path: &Path) -> Result<(), Error> {
+    let id = id_of(&blob);
+    let layer = StargzLayer::open(blob, &annotations(&format!("stargz/{name}")))?;
+    published(path, |file, work| write_whole(&layer, id, file, &Limits::default(), work)).map(drop)
+}
+
+fn blob_of(name: &str) -> Vec<u8> {
+    fs::read(fixture(&format!("stargz/{name}"))).unwrap()
+}
+
+/// Layers of every kind, and those whose names of whiteouts are no files of an image.
+const WHOLE: [&str; 9] = [
+    "estargz/eqsize.esgz",
+    "estargz/l1.esgz",
+    "estargz/l1-prio.esgz",
+    "estargz/plain.esgz",
+    "estargz/plain-chunk256k.esgz",
+    "zstdchunked/l1-containers.zc",
+    "zstdchunked/l1-stargz.zc",
+    "zstdchunked/plain-containers.zc",
+    "zstdchunked/plain-stargz.zc",
+];
+
+fn listing_of_whole(name: &str) -> String {
+    let layer = name.rsplit('/').next().unwrap().split('.').next().unwrap();
+    listing_of(layer.trim_end_matches("-containers").trim_end_matches("-stargz"))
+}
+
+fn images_with_data_merge_to_the_files_of_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layer.erofs");
+    for name in WHOLE {
+        whole(name, blob_of(name), &path).unwrap();
+        let image = fs::read(&path).unwrap();
+        // The containers tools keep the entry of the root.
+        listing::assert_listed(&listing::by_our_reader(&image), &listing_of_whole(name), false);
+        let output = plywood().arg("check").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+    let image = |name: &str| {
+        whole(name, blob_of(name), &path).unwrap();
+        fs::read(&path).unwrap()
+    };
+    for (first, second) in
+        [("zstdchunked/l1-containers.zc", "estargz/l2-inner.esgz"), ("estargz/l1.esgz", "estargz/l2.esgz")]
+    {
+        let layers = [image(first), image(second), image("estargz/l3.esgz")];
+        let merged = merge::merged(&layers).unwrap();
+        let devices = layers.iter().map(Vec::as_slice).collect();
+        let found = listing::of_image(&Image::open_with_devices(merged.as_slice(), devices).unwrap());
+        listing::assert_listed(&found, &text("erofs/merge/merged.jsonl"), false);
+    }
+}
+
+fn whole_in_the_kernel() -> Result<(), Failed> {
+    for name in WHOLE {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("layer.erofs");
+        whole(name, blob_of(name), &path).unwrap();
+        let mounted = MountPoint::new("erofs", &path, dir, "")?;
+        listing::assert_listed(&listing::by_kernel(&mounted.at()), &listing_of_whole(name), false);
+    }
+    Ok(())
+}
+
+fn erofs_utils_read_metadata() -> Result<(), Failed> {
+    let accepted = |image: &Path, devices: &[PathBuf]| {
+        let arguments = devices.iter().map(|path| format!("--device={}", path.display()));
+        let output = Command::new(program("fsck.erofs").unwrap())
+            .arg("--extract")
+            .args(arguments)
+            .arg(image)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && !said.contains("<E>") && !said.contains("<W>"), "{said}");
+        let output = Command::new(program("dump.erofs").unwrap()).arg("-s").arg(image).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("chunked_file device_table"), "{said}");
+    };
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir()?;
+        let Made { image, device } = made(name, dir.path());
+        accepted(&image, &[device]);
+    }
+    let root = tempfile::tempdir()?;
+    let (image, devices) = merged(root.path());
+    accepted(&image, &devices);
+    Ok(())
+}
+
+/// Where the compressed data of each chunk is in a blob, with the path of its file.
+fn chunks(name: &str, blob: &[u8]) -> Vec<(String, u64, u64)> {
+    let declared = Declared::of(&annotations(&format!("stargz/{name}"))).unwrap();
+    let layout = Layout::find(&blob, &declared).unwrap().unwrap();
+    let json = layout.read_toc(&blob, &declared).unwrap().unwrap();
+    let toc = Toc::read(&json, layout.payload_end).unwrap();
+    let entries = toc.entries().iter().filter(|entry| !entry.is_of_the_format());
+    let chunks = entries.flat_map(|entry| {
+        let path = String::from_utf8(entry.path.clone()).unwrap();
+        toc.chunks_of(entry).iter().map(move |chunk| (path.clone(), chunk.blob_offset, chunk.blob_end))
+    });
+    chunks.collect()
+}
+
+fn a_flipped_bit_in_any_chunk_is_an_error_with_layer_and_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    for name in
+        ["estargz/l2.esgz", "estargz/l3.esgz", "estargz/plain.esgz", "zstdchunked/plain-containers.zc"]
+    {
+        let blob = blob_of(name);
+        for (file, start, end) in chunks(name, &blob) {
+            let mut damaged = blob.clone();
+            // Behind the header of the member, or of the frame, and before its trailer.
+            let at = usize::try_from(start + (end - start).min(24) / 2 + 1).unwrap();
+            damaged[at] ^= 4;
+            let error = whole(name, damaged.clone(), &path).unwrap_err();
+            let said = error.to_string();
+            assert!(error.reason().starts_with("stargz.chunk."), "{name}, {file}: {said}");
+            assert!(!path.exists(), "{name}: {said}");
+            let layer = dir.path().join("damaged");
+            fs::write(&layer, damaged).unwrap();
+            let output = plywood().arg("stargz").arg(&layer).arg("--whole").arg(&path).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(said.contains("damaged: ") && said.contains("[stargz.chunk."), "{said}");
+            assert!(
+                chunks(name, &blob).iter().any(|(file, ..)| said.contains(&format!("\"{file}\": "))),
+                "{said}"
+            );
+            assert!(!path.exists());
+        }
+    }
+}
+
+fn damaged_tables_are_refused_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: serde_json::Value = serde_json::from_str(&text("stargz/bad/expect.json")).unwrap();
+    for case in cases.as_array().unwrap() {
+        let (name, expect) = (case["file"].as_str().unwrap(), case["expect"].as_str().unwrap());
+        let blob = blob_of(&format!("bad/{name}"));
+        let id = id_of(&blob);
+        let path = dir.path().join(format!("{name}.erofs"));
+        let outcome = StargzLayer::open(blob, &BTreeMap::new()).and_then(|layer| {
+            published(&path, |file, work| write_whole(&layer, id, file, &Limits::default(), work))
+        });
+        assert_eq!(outcome.is_ok(), expect == "index-ok", "{name}, {expect}: {:?}", outcome.err());
+        assert_eq!(path.exists(), expect == "index-ok", "{name}");
+    }
+}
+
+fn metadata_of_which_a_byte_is_wrong_is_refused_or_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = fs::read(made("plain", dir.path()).image).unwrap();
+    let mut refused = 0;
+    for at in (1024..image.len()).filter(|at| image[*at] != 0 || at % 64 == 0) {
+        let mut damaged = image.clone();
+        damaged[at] ^= 0x11;
+        // Neither panics nor takes long.
+        let opened = Image::open(damaged.as_slice());
+        let outcome =
+            opened.map_err(Error::from).and_then(|image| Ok(rafs::verify(&image, 1 << 20).map(drop)?));
+        refused += usize::from(outcome.is_err());
+        assert!(damaged.size_bytes() > 0);
+    }
+    assert!(refused > 200, "{refused}");
+}

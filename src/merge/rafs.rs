@@ -56,7 +56,7 @@ pub fn write<R: ReadAt>(
     for view in &views {
         let read =
             Tables::read(view.image(), left).map_err(|error| Error::from(error).context(view.name()))?;
-        left = left.saturating_sub((read.chunks().len() * size_of::<ChunkEntry>()) as u64);
+        left = left.saturating_sub(size_of_val(read.chunks()) as u64);
         tables.push(read);
     }
     let held = limits.metadata_bytes / 2 - left;

@@ -53,8 +53,10 @@ fn merged(layers: &[Vec<u8>]) -> Vec<u8> {
     image
 }
 
-/// Every path with mode, number of links, and the blob and number of its chunks.
-fn listed(image: &[u8]) -> Vec<(String, u16, u32, Vec<(u8, u32)>)> {
+/// A path with its mode, number of links, and the blob and number of its chunks.
+type Listed = (String, u16, u32, Vec<(u8, u32)>);
+
+fn listed(image: &[u8]) -> Vec<Listed> {
     let image = Image::open(image).unwrap();
     let tables = Tables::read(&image, 1 << 20).unwrap();
     let mut found = Vec::new();

@@ -62,7 +62,7 @@ impl Subject<'_> {
             let stack = self.root.scrub.roots.stack(&self.root.survey.view(id))?;
             match stack.layers.into_iter().next().map(|layer| layer.source) {
                 Some(LayerSource::Erofs { image, .. }) => {
-                    let superblock = Image::open(&image)?.superblock().clone();
+                    let superblock = *Image::open(&image)?.superblock();
                     let (declared, found) =
                         (superblock.blocks << superblock.block_bits.get(), image.size_bytes());
                     if found < declared {

@@ -71,6 +71,9 @@ pub fn write_whole<R: ReadAt>(
     Ok((file, summary))
 }
 
+/// Number of each file that has data, by its path.
+type Starts<'t> = HashMap<&'t [u8], u64>;
+
 /// Writes everything but data. Returns the number of each file, by its path.
 fn write_tree<'t>(
     toc: &'t Toc,
@@ -78,7 +81,7 @@ fn write_tree<'t>(
     file: NewFile,
     limits: &Limits,
     (lease, work): (&Lease, Work<'_>),
-) -> Result<(Placed, Summary, HashMap<&'t [u8], u64>)> {
+) -> Result<(Placed, Summary, Starts<'t>)> {
     let options = Options {
         image: WriteOptions::DEFAULT,
         max_nodes: limits.nodes,

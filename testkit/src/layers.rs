@@ -344,7 +344,7 @@ pub fn stack(layers: &[PathBuf], target: &Path) -> anyhow::Result<()> {
         };
         let unlisted = above.difference(&names).map(|name| {
             let found = fs::symlink_metadata(at(name)).ok().filter(fs::Metadata::is_dir);
-            (name.clone(), found.filter(|_| !(is_new && name.is_empty()) && !is_hidden(name)))
+            (name.clone(), found.filter(|_| !(is_hidden(name) || is_new && name.is_empty())))
         });
         let unlisted: Vec<_> = unlisted.collect();
         for directory in &opaque {

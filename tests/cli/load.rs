@@ -207,8 +207,10 @@ fn archives_of_other_programs_give_the_manifest_that_containerd_gives_them() {
     }
 }
 
-/// An archive with files of these names and contents.
-fn docker_archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+/// Names and contents.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+fn docker_archive(files: Files<'_>) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, data) in files {
         let mut header = tar::Header::new_ustar();
@@ -252,7 +254,7 @@ fn archives_load_in_every_shape_that_programs_give_them() {
         list(&json_name, plain, &[first]),
         list(&in_blobs, blobs_gz, &[first]),
     ];
-    let shapes: [(&str, &[(&str, &[u8])], usize); 6] = [
+    let shapes: [(&str, Files<'_>, usize); 6] = [
         // crane pull, ko, kaniko: the configuration has its digest for a name, and layers come as they are in the registry.
         ("tarball", &[(&id, &config), (gz[0], one_gz), (gz[1], two_gz), ("manifest.json", &lists[0])], 1),
         // The same for two tags: the configuration is there twice.

@@ -117,8 +117,8 @@ fn a_layer_of_the_content_store_is_compared_with_what_its_image_says() {
     fs::create_dir(node.scratch.path().join("none")).unwrap();
     for (arguments, reason) in [
         (&["--content", content.as_str(), "--of", "wrong", "-o", "none"][..], "stargz.toc.digest"),
-        (&["--content", &described["diffID"].as_str().unwrap(), "-o", "none"], "store.not-found"),
-        (&["--content", &described["diffID"].as_str().unwrap(), "--of", "right", "-o", "none"], "cli.usage"),
+        (&["--content", described["diffID"].as_str().unwrap(), "-o", "none"], "store.not-found"),
+        (&["--content", described["diffID"].as_str().unwrap(), "--of", "right", "-o", "none"], "cli.usage"),
     ] {
         let output = on_node(&node, arguments);
         let error = String::from_utf8(output.stderr.clone()).unwrap();

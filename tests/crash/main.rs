@@ -7,6 +7,7 @@
 //! Two publishers: the library alone, which has few calls and all of them about the layer, and the
 //! daemon. Needs strace, and root for the daemon; `CRASH_POINTS` sets how many calls of each scenario are tried.
 
+#![allow(clippy::print_stdout, reason = "counts are for people")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod daemon;

@@ -18,7 +18,7 @@ use crate::{
     call::Cancel,
     error::{Error, Kind, Result},
     format::{
-        ReadAt,
+        ReadAt, Sink,
         rafs::{self, Body, ChunkEntry, ChunkRef, Contents, IMPLIED, Tables, Tree},
     },
     limits::{self, Limits},
@@ -37,7 +37,7 @@ pub struct Layer<R> {
     pub explicit: Option<HashSet<Vec<u8>>>,
 }
 
-/// Returns the merged metadata of `layers`, the bottom one first, and its number of files and directories.
+/// Writes the merged metadata of `layers`, the bottom one first, to `sink`. Returns its number of files and directories.
 ///
 /// Errors: [`MergeError`] for layers that cannot be merged; those of reading them; `limit.metadata` and `limit.nodes`.
 pub fn write<R: ReadAt>(
@@ -45,7 +45,8 @@ pub fn write<R: ReadAt>(
     limits: &Limits,
     lease: &Lease,
     cancel: &Cancel,
-) -> Result<(Vec<u8>, u64)> {
+    sink: &mut impl Sink,
+) -> Result<u64> {
     if layers.is_empty() || layers.len() > limits::MOUNTS {
         return Err(MergeError::Layers { count: layers.len() }.into());
     }
@@ -84,16 +85,16 @@ pub fn write<R: ReadAt>(
     let Merged { mut contents, mut memory, places, .. } = output;
     contents.chunks.shrink_to_fit();
     contents.tree.shrink();
-    // The image takes their place.
+    // The places of the inodes take theirs.
     drop((places, tables, views));
-    // The image is about as large as the tree, and stands beside it.
-    memory.add(contents.chunks.len() * ChunkEntry::LEN + contents.tree.nodes().len() * INODE_BYTES)?;
+    memory.add(contents.tree.nodes().len() * PLACE_BYTES)?;
     let nodes = contents.tree.nodes().len() as u64;
-    Ok((contents.encode()?, nodes))
+    contents.write(sink)?;
+    Ok(nodes)
 }
 
-/// Bytes of an image for each file, about.
-const INODE_BYTES: usize = 160;
+/// Bytes of memory for the place of an inode, about.
+const PLACE_BYTES: usize = 96;
 
 /// Flags and size of the chunks of all layers.
 fn common<R: ReadAt>(views: &[ErofsView<R>], tables: &[Tables]) -> Result<(u64, u32)> {

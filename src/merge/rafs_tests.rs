@@ -43,7 +43,9 @@ fn merged_with(layers: &[(Vec<u8>, Explicit)], limits: &Limits) -> Result<Vec<u8
     let layers = (0..).zip(layers).map(layer).collect::<Result<Vec<_>>>()?;
     let budget = Budget::new(limits);
     let lease = budget.lease(&cancel)?;
-    Ok(write(layers, limits, &lease, &cancel)?.0)
+    let mut image = Vec::new();
+    write(layers, limits, &lease, &cancel, &mut image)?;
+    Ok(image)
 }
 
 fn merged(layers: &[Vec<u8>]) -> Vec<u8> {

@@ -17,7 +17,7 @@ use crate::{
     call::Cancel,
     error::{Error, Kind, Result},
     format::{
-        ReadAt, Sink as _,
+        ReadAt,
         erofs::reader::Image,
         rafs::{self, Tables},
         stargz::{self, Toc},
@@ -130,25 +130,23 @@ pub fn merge_layers(
     }
     let budget = Budget::new(limits);
     let lease = budget.lease(cancel)?;
-    let merged = match layers {
-        [_] => None,
-        _ => Some(merge::write_rafs(opened, limits, &lease, cancel)?),
-    };
     let mut files = NewFiles::default();
     for from in contexts {
         copy_context(&mut files, &from, output)?;
     }
-    match (&merged, layers) {
-        (Some((bytes, _)), _) => files.add(output, Some(MODE), |mut file| {
-            file.write_at(0, bytes).map_err(Error::disk)?;
+    let nodes = match layers {
+        [only] => {
+            copy(&mut files, &only.image, output, Some(MODE))?;
+            None
+        }
+        _ => Some(files.add(output, Some(MODE), |mut file| {
+            let nodes = merge::write_rafs(opened, limits, &lease, cancel, &mut file)?;
             check(&file, limits)?;
-            Ok((file, ()))
-        })?,
-        (None, [only, ..]) => copy(&mut files, &only.image, output, Some(MODE))?,
-        (None, []) => {}
-    }
+            Ok((file, nodes))
+        })?),
+    };
     files.keep();
-    Ok(merged.map(|(_, nodes)| nodes))
+    Ok(nodes)
 }
 
 /// Checks the merged metadata: a broken rule is a fault of this program.

@@ -79,11 +79,17 @@ pub enum RafsError {
     /// The metadata is too large.
     #[error("the metadata has more than 2^32 blocks")]
     Size,
+    /// The metadata cannot be written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 impl Classify for RafsError {
     fn kind(&self) -> Kind {
-        Kind::NotImplemented
+        match self {
+            Self::Io(error) => disk_kind(error),
+            _ => Kind::NotImplemented,
+        }
     }
 
     fn reason(&self) -> &'static str {
@@ -96,6 +102,7 @@ impl Classify for RafsError {
             Self::Link { .. } => "rafs.link",
             Self::Xattr { .. } => "rafs.xattr",
             Self::Size => "rafs.size",
+            Self::Io(_) => "disk.io",
         }
     }
 }

@@ -19,14 +19,17 @@ use super::{
     tree::{Body, Node, Tree},
 };
 use crate::{
-    format::erofs::{
-        Block, BlockBits, Nid, SLOT_LEN,
-        chunk::{ChunkFormat, ChunkIndex},
-        device::DeviceSlot,
-        inode::{Data, Inode},
-        superblock::{Superblock, compat, incompat},
-        writer::{Blocks, Extent, WriterError, encode_xattr, with_dots},
-        xattr::{BodyHeader, icount},
+    format::{
+        Sink,
+        erofs::{
+            Block, BlockBits, Nid, SLOT_LEN,
+            chunk::{ChunkFormat, ChunkIndex},
+            device::DeviceSlot,
+            inode::{Data, Inode},
+            superblock::{Superblock, compat, incompat},
+            writer::{Blocks, Extent, GAP, Window, WriterError, encode_xattr, with_dots},
+            xattr::{BodyHeader, icount},
+        },
     },
     tree::xattr,
 };
@@ -58,8 +61,8 @@ pub struct Contents<'t> {
 }
 
 impl Contents<'_> {
-    /// Spells the image. Errors: an attribute that cannot be stored; too many blobs or blocks.
-    pub fn encode(&self) -> Result<Vec<u8>, RafsError> {
+    /// Writes the image to `sink`. Errors: an attribute that cannot be stored; too many blobs or blocks; those of the sink.
+    pub fn write(&self, sink: &mut impl Sink) -> Result<(), RafsError> {
         if self.blobs.len() > MOST_BLOBS.into() {
             return Err(RafsError::Blobs { count: self.blobs.len(), limit: MOST_BLOBS.into() });
         }
@@ -71,16 +74,15 @@ impl Contents<'_> {
         let chunk_table = (metadata_start + layout.len()).next_multiple_of(BITS.size());
         let chunk_table_bytes = (self.chunks.len() * ChunkEntry::LEN) as u64;
         let size = (chunk_table + chunk_table_bytes).next_multiple_of(BITS.size());
-        let mut image = Image::new(size)?;
 
         let narrow = |number: u64| u32::try_from(number).map_err(|_too_large| RafsError::Size);
+        let (mut slots, mut entries) = (Vec::new(), Vec::new());
         let (mut line, mut device_blocks) = (size, 0_u64);
-        for (number, (blob, blocks)) in (0_u64..).zip(&self.blobs) {
+        for (blob, blocks) in &self.blobs {
             line = line.next_multiple_of(DEVICE_UNIT);
             let unified_start = BITS.block_of(line);
-            let slot = DeviceSlot { tag: blob.id, blocks: *blocks, unified_start };
-            image.put(SLOTS + number * DeviceSlot::LEN as u64, &slot.encode());
-            image.put(blob_table + number * BlobEntry::LEN as u64, &blob.encode());
+            slots.extend(DeviceSlot { tag: blob.id, blocks: *blocks, unified_start }.encode());
+            entries.extend(blob.encode());
             narrow(unified_start.saturating_add(*blocks))?;
             line = line.saturating_add(*blocks << BITS.get());
             device_blocks += *blocks;
@@ -101,27 +103,20 @@ impl Contents<'_> {
             chunk_table: (chunk_table, chunk_table_bytes),
             prefetch_table: (0, 0),
         };
-        image.put(Superblock::OFFSET, &superblock.encode());
-        image.put(Superblock::OFFSET + Superblock::LEN as u64, &extended.encode());
-        layout.encode(&mut image)?;
+        let mut head = Window::new(GAP);
+        head.write(sink, Superblock::OFFSET, &superblock.encode())?;
+        head.write(sink, Superblock::OFFSET + Superblock::LEN as u64, &extended.encode())?;
+        head.write(sink, SLOTS, &slots)?;
+        head.write(sink, blob_table, &entries)?;
+        head.flush(sink)?;
+        layout.write(sink)?;
+        let mut chunks = Window::new(GAP);
         for (number, chunk) in (0_u64..).zip(&self.chunks) {
-            image.put(chunk_table + number * ChunkEntry::LEN as u64, &chunk.encode());
+            chunks.write(sink, chunk_table + number * ChunkEntry::LEN as u64, &chunk.encode())?;
         }
-        Ok(image.0)
-    }
-}
-
-/// An image in memory.
-struct Image(Vec<u8>);
-
-impl Image {
-    fn new(size_bytes: u64) -> Result<Self, RafsError> {
-        usize::try_from(size_bytes).map(|size| Self(vec![0; size])).map_err(|_too_large| RafsError::Size)
-    }
-
-    fn put(&mut self, offset: u64, bytes: &[u8]) {
-        let place = usize::try_from(offset).ok().and_then(|at| self.0.get_mut(at..)?.get_mut(..bytes.len()));
-        place.expect("the image is as large as its parts").copy_from_slice(bytes);
+        chunks.flush(sink)?;
+        sink.set_len(size)?;
+        Ok(())
     }
 }
 
@@ -240,8 +235,9 @@ impl<'a, 't> Layout<'a, 't> {
         self.inode_bytes + (self.blocks << BITS.get())
     }
 
-    /// Puts the inodes and the blocks behind them into `out`.
-    fn encode(&self, out: &mut Image) -> Result<(), RafsError> {
+    /// Writes the inodes and the blocks behind them.
+    fn write(&self, sink: &mut impl Sink) -> Result<(), RafsError> {
+        let (mut inodes, mut blocks) = (Window::new(GAP), Window::new(GAP));
         for (ino, number) in (1_u32..).zip(self.order.iter().copied()) {
             let (Some(node), Some(place)) = (self.tree.nodes().get(number), self.places.get(number)) else {
                 continue;
@@ -255,7 +251,8 @@ impl<'a, 't> Layout<'a, 't> {
             };
             let whole = usize::try_from(place.blocks.1 << BITS.get()).unwrap_or(usize::MAX).min(data.len());
             let (body, tail) = data.split_at(whole);
-            out.put(self.metadata_start + self.inode_bytes + (place.blocks.0 << BITS.get()), body);
+            let start = self.metadata_start + self.inode_bytes + (place.blocks.0 << BITS.get());
+            blocks.write(sink, start, body)?;
             record.extend_from_slice(tail);
             if let Body::Regular { chunks, .. } = &node.body
                 && !chunks.is_empty()
@@ -263,8 +260,10 @@ impl<'a, 't> Layout<'a, 't> {
                 record.resize(record.len().next_multiple_of(ChunkIndex::LEN), 0);
                 chunks.iter().for_each(|chunk| record.extend_from_slice(&chunk.encode()));
             }
-            out.put(self.metadata_start + place.position, &record);
+            inodes.write(sink, self.metadata_start + place.position, &record)?;
         }
+        inodes.flush(sink)?;
+        blocks.flush(sink)?;
         Ok(())
     }
 

@@ -53,7 +53,8 @@ pub fn write(toc: &Toc, blob_id: [u8; 64]) -> Result<Metadata, RafsError> {
         chunks: plan.chunks.iter().copied().map(chunk).collect(),
         tree: tree_of(toc, &plan)?,
     };
-    let image = contents.encode()?;
+    let mut image = Vec::new();
+    contents.write(&mut image)?;
     let context = has_data.then(|| context::encode(&plan.chunks, count));
     Ok(Metadata { image, context, data_bytes: plan.device_bytes })
 }

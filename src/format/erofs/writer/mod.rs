@@ -30,11 +30,12 @@ use self::{
     below::Borrowed,
     metadata::{Metadata, Slot},
     sparse::Chunks,
-    stream::{GAP, Stream},
+    stream::Stream,
 };
 pub(in crate::format) use self::{
     attributes::encode as encode_xattr,
     directory::{Blocks, Extent, with_dots},
+    stream::{GAP, Window},
 };
 pub use self::{
     elsewhere::{Records, is_mappable},

@@ -15,7 +15,7 @@ const GATHERED: usize = 1 << 20;
 const DIRECT: usize = GATHERED / 2;
 /// Longest gap of zeros between two writes that is gathered too, in bytes. Larger gaps are left to
 /// the sink.
-pub(super) const GAP: u64 = 64 << 10;
+pub(in crate::format) const GAP: u64 = 64 << 10;
 /// Shortest discarded stretch that is left to the sink as a hole, in bytes: the block size of
 /// common file systems.
 const HOLE: u64 = 4096;
@@ -30,7 +30,7 @@ pub(super) struct Stream {
 
 /// Write buffer in front of the sink.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(in crate::format) struct Window {
     /// Longest gap that is filled with zeros, in bytes.
     gap: u64,
     start: u64,

@@ -20,6 +20,7 @@ pub fn add(suite: &mut Suite) {
         a_sealed_file_and_its_pair_are_committed_to_the_same_bytes,
         what_cannot_be_committed_leaves_nothing,
         a_stack_is_flattened_and_merged_to_the_expected_device,
+        a_command_without_its_files_shows_every_form_that_it_takes,
         a_stack_over_archives_is_flattened_from_its_files_alone,
         a_result_file_says_whether_the_tool_could_open_the_device,
         directories_get_the_files_of_the_upstream_wrapper,
@@ -79,6 +80,21 @@ fn expected(stack: &str) -> String {
 
 fn sha256(path: &Path) -> String {
     Digest::sha256(&fs::read(path).unwrap()).hex().to_owned()
+}
+
+fn a_command_without_its_files_shows_every_form_that_it_takes() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (command, forms) in [
+        ("create", &["<DATA> <INDEX> <VSIZE_GB>\n", "<DIR> <VSIZE_GB>\n"][..]),
+        ("seal", &["<DATA> <INDEX>\n", "<DIR> <OUT_DIR>\n"]),
+        ("commit", &["<DATA> <INDEX> <OUT>\n", "<DIR> <OUT_DIR>\n", "--commit_sealed <SEALED> <OUT>\n"]),
+        ("flatten", &["--output <OUT> <LOWER>...\n", "--config <FILE> --output <OUT>\n"]),
+    ] {
+        for form in forms {
+            fails(&layer(scratch.path(), &[command]), 2, form);
+        }
+    }
+    fails(&tool(scratch.path(), "overlaybd-create", &[]), 255, "Usage: overlaybd-create ");
 }
 
 fn a_writable_layer_is_created_once_and_an_existing_file_is_kept() {

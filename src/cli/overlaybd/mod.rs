@@ -40,14 +40,24 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// The commands.
+/// The commands. Where a command takes its files in several forms, its usage is written out: that of the parser shows one.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create the files of a writable layer
+    #[command(override_usage = "\
+plywood overlaybd create [OPTIONS] <DATA> <INDEX> <VSIZE_GB>
+       plywood overlaybd create [OPTIONS] <DIR> <VSIZE_GB>")]
     Create(create::Arguments),
     /// Make the data file of a writable layer a read-only layer
+    #[command(override_usage = "\
+plywood overlaybd seal <DATA> <INDEX>
+       plywood overlaybd seal <DIR> <OUT_DIR>")]
     Seal(commit::SealArguments),
     /// Write a read-only layer of a writable or sealed one
+    #[command(override_usage = "\
+plywood overlaybd commit [OPTIONS] <DATA> <INDEX> <OUT>
+       plywood overlaybd commit [OPTIONS] <DIR> <OUT_DIR>
+       plywood overlaybd commit [OPTIONS] --commit_sealed <SEALED> <OUT>")]
     Commit(commit::Arguments),
     /// Unpack a layer's archive into the writable layer of a device
     Apply(apply::Arguments),
@@ -58,6 +68,9 @@ pub enum Command {
     /// Write one layer of all layers of a device
     Merge(merge::Arguments),
     /// Write a device as a plain file
+    #[command(override_usage = "\
+plywood overlaybd flatten [OPTIONS] --output <OUT> <LOWER>...
+       plywood overlaybd flatten --config <FILE> --output <OUT>")]
     Flatten(merge::FlattenArguments),
     /// Write the headers of an archive without its data, and the index of a gzip blob
     Export(export::Arguments),

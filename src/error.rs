@@ -15,7 +15,8 @@ pub enum Kind {
     NotImplemented,
     /// The request, the archive or the image breaks a rule: retrying cannot help.
     Malformed,
-    /// The request names a place inside a configured root that has the wrong owner, link or marker.
+    /// The request names a place inside a configured root that has the wrong owner, link or marker, or the configuration
+    /// forbids what the layer holds.
     Denied,
     /// The directory is in a state that forbids the request: busy with other content, immutable.
     Conflict,

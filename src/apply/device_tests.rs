@@ -239,6 +239,55 @@ fn a_native_layer_is_checked_from_end_to_end() {
     }
 }
 
+/// The kernel mounts a published file system unchecked.
+#[test]
+fn published_ext4_is_refused_where_the_operator_does_not_want_it_and_erofs_is_not() {
+    const NATIVE_EXT4: &[u8] =
+        include_bytes!("../../tests/fixtures/overlaybd/native-ext4/base.overlaybd.tar");
+    const EXT4_META: &[u8] = include_bytes!("../../tests/fixtures/overlaybd/turbo/base.ext4.fs.meta");
+    const TURBO_LAYER: &[u8] =
+        include_bytes!("../../tests/fixtures/overlaybd/turbo/base.erofs.fs.meta.uncompressed");
+    let members = members();
+    let (meta, index) = (&members["erofs.fs.meta"][..], &members["gzip.meta"][..]);
+    let erofs =
+        archive(&[("overlaybd.commit", include_bytes!("../../tests/fixtures/overlaybd/lsmt/erofs.commit"))]);
+    let both = archive(&[("erofs.fs.meta", meta), ("ext4.fs.meta", EXT4_META), ("gzip.meta", index)]);
+    let ext4 = archive(&[("ext4.fs.meta", EXT4_META), ("gzip.meta", index)]);
+    let misnamed = archive(&[("erofs.fs.meta", EXT4_META), ("gzip.meta", index)]);
+    let plain = archive(&[("erofs.fs.meta", TURBO_LAYER), ("gzip.meta", index)]);
+    // The entry of the superblock's sector, the first of the index, points into the original layer.
+    let mut elsewhere = TURBO_LAYER.to_vec();
+    let trailer = elsewhere.len() - 4096;
+    let at = HEADER_INDEX_OFFSET + trailer;
+    let first = usize::try_from(u64::from_le_bytes(*elsewhere[at..].first_chunk().unwrap())).unwrap();
+    elsewhere[first + 15] = 1;
+    let elsewhere = archive(&[("erofs.fs.meta", &elsewhere), ("gzip.meta", index)]);
+    let turbo = [NATIVE, TARGET, (TURBO_TARGET_TYPES[0], GZIP)];
+    for (annotations, blob, is_refused) in [
+        (&[NATIVE][..], NATIVE_EXT4, true),
+        (&[NATIVE], &erofs, false),
+        (&turbo, &ext4, true),
+        (&turbo, &both, true),
+        (&turbo, &misnamed, true),
+        (&turbo, &elsewhere, true),
+        (&turbo, &plain, false),
+        (&turbo, TURBO, false),
+    ] {
+        let mut fixture = fixture();
+        let blob = if blob.starts_with(&[0x1f, 0x8b]) { blob.to_vec() } else { gzip(blob) };
+        fixture.overlaybd.published_ext4 = false;
+        let outcome = fixture.lowest(GZIP, annotations, &blob);
+        let refused = outcome.as_ref().err().map(|error| (error.kind(), error.reason()));
+        assert_eq!(refused, is_refused.then_some((Kind::Denied, "overlaybd.ext4")), "{outcome:?}");
+        assert_eq!(fixture.names("1").is_empty(), is_refused);
+        fixture.overlaybd.published_ext4 = true;
+        fixture.lowest(GZIP, annotations, &blob).unwrap();
+    }
+}
+
+/// Place of the index's offset in a layer's trailer.
+const HEADER_INDEX_OFFSET: usize = 32;
+
 #[test]
 fn a_list_of_blocks_to_fetch_early_is_published_as_it_is() {
     let fixture = fixture();

@@ -18,6 +18,7 @@ mod merged;
 mod options;
 mod parents;
 mod processors;
+mod published_ext4;
 mod request;
 mod strategy;
 

@@ -32,12 +32,15 @@ pub struct Overlaybd {
     pub virtual_bytes: u64,
     /// Whether an archive gets an image beside it that the kernel can mount.
     pub kernel_index: bool,
+    /// Whether published layers may come with an ext4 file system.
+    pub published_ext4: bool,
 }
 
 impl Default for Overlaybd {
     fn default() -> Self {
         let (layers, flavour) = (OrdinaryLayers::default(), Flavour::default());
-        Self { layers, flavour, virtual_bytes: u64::from(Self::VIRTUAL_GIB) << 30, kernel_index: false }
+        let virtual_bytes = u64::from(Self::VIRTUAL_GIB) << 30;
+        Self { layers, flavour, virtual_bytes, kernel_index: false, published_ext4: true }
     }
 }
 

@@ -152,6 +152,9 @@ table! {
         /// Also make an EROFS image beside each archive that is kept (layer.tar.erofs), which the kernel mounts
         /// without a device driver: mount -t erofs -o loop,device=layer.tar layer.tar.erofs DIRECTORY
         kernel_index: bool = false;
+        /// Take published layers that come with an ext4 file system, as those of overlaybd's own tools do. The
+        /// kernel mounts it unchecked: set it to false on nodes whose images are not trusted.
+        published_ext4: bool = true;
     }
 }
 
@@ -416,8 +419,9 @@ impl Config {
 
     /// Settings of Apply for snapshots of the overlaybd snapshotter.
     pub fn overlaybd(&self) -> apply::Overlaybd {
-        let Overlaybd { layers, flavour, virtual_gib, kernel_index, .. } = self.overlaybd;
-        apply::Overlaybd { layers, flavour, virtual_bytes: u64::from(virtual_gib) << 30, kernel_index }
+        let Overlaybd { layers, flavour, virtual_gib, kernel_index, published_ext4, .. } = self.overlaybd;
+        let virtual_bytes = u64::from(virtual_gib) << 30;
+        apply::Overlaybd { layers, flavour, virtual_bytes, kernel_index, published_ext4 }
     }
 
     /// Directories with images that snapshots share; empty when nothing reads the layers of a

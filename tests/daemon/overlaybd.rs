@@ -25,6 +25,7 @@ use super::{diff::shop, harness::*};
 
 pub const TESTS: &[Test] = &[
     ("every_kind_of_layer_is_published_and_answered_for", published),
+    ("published_ext4_is_denied_where_the_configuration_forbids_it", published_ext4),
     ("what_is_wrong_below_a_layer_has_a_status_of_its_own_and_nothing_is_published", below),
     ("layers_below_that_the_mounts_hide_are_found_without_attaching_a_device", hidden),
     ("layers_below_that_nobody_knows_are_refused_before_a_byte_is_read", unknown),
@@ -93,6 +94,22 @@ fn published() {
         let count = format!("layer=\"{layer}\",code=\"ok\",reason=\"\"}} 2");
         assert!(metrics.contains(&count), "{count} not in {metrics}");
     }
+    daemon.stop();
+}
+
+fn published_ext4() {
+    let node = node("published_ext4 = false");
+    let daemon = node.start();
+    node.device_snapshot(1);
+    let apply = |media_type, annotations: &[(&str, &str)], blob| {
+        node.apply_over_grpc(&node.device_request(node.device_bind(1, "rw"), media_type, annotations, blob))
+    };
+    // A native layer with an ext4 file system, and a turboOCI layer with EROFS.
+    let ext4 = apply(TAR, &[(BLOB_DIGEST, "sha256:x")], WRAPPED);
+    assert_eq!(refused(ext4), (7, "overlaybd.ext4".to_owned()));
+    assert!(device_names(&node, 1).is_empty());
+    apply(GZIP, &[(BLOB_DIGEST, "sha256:x"), (TARGET, "sha256:y")], PUBLISHED).unwrap();
+    assert_eq!(device_names(&node, 1), ["fs/.turbo.ociv1", "fs/erofs.fs.meta", "fs/gzip.meta"]);
     daemon.stop();
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::{
     apply::{
         job::{Built, Job, verified},
+        published_ext4::refuse_superblock,
         request::Contents,
     },
     call::Cancel,
@@ -56,7 +57,8 @@ impl Classify for LayerError {
 
 /// Takes the layer of a device out of its archive, and checks all of it.
 pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
-    unwrap(job, OVERLAYBD_NAME, wrapper::NAME, check)
+    let takes_ext4 = job.options.overlaybd.published_ext4;
+    unwrap(job, OVERLAYBD_NAME, wrapper::NAME, |file, cancel| check(file, takes_ext4, cancel))
 }
 
 /// Takes the list of blocks to fetch early out of its archive. It is a hint, which nobody checks.
@@ -81,9 +83,12 @@ fn unwrap(
 }
 
 /// Checks a layer of a device: both formats from end to end, the contents of every block included.
-fn check(file: &NewFile, cancel: &Cancel) -> Result<()> {
+fn check(file: &NewFile, takes_ext4: bool, cancel: &Cancel) -> Result<()> {
     let contents = Blob::target(file)?;
-    Layer::open(&contents)?;
+    let layer = Layer::open(&contents)?;
+    if !takes_ext4 {
+        refuse_superblock(&layer, &contents)?;
+    }
     match contents {
         // Nothing but the index says whether it is right.
         Blob::Plain(_) => Ok(()),

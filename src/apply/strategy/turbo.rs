@@ -11,6 +11,7 @@ use super::overlaybd::read_all;
 use crate::{
     apply::{
         job::{Built, Job, verified},
+        published_ext4::{PublishedExt4, refuse_superblock},
         request::Contents,
     },
     call::Cancel,
@@ -94,11 +95,13 @@ fn declared(member: Member) -> &'static str {
 /// Unpacks a turboOCI layer, and checks all of it.
 pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     let is_compressed = is_compressed(job.layer.annotations)?;
-    let Job { layer, publication, plan, .. } = job;
+    let Job { layer, publication, plan, options } = job;
+    let takes_ext4 = options.overlaybd.published_ext4;
     let target = Target { is_compressed, size_bytes: layer.target_bytes };
     let stage = Unpack {
         reader: Reader::new(),
         publication,
+        takes_ext4,
         files: BTreeMap::new(),
         open: None,
         busy: Duration::ZERO,
@@ -106,7 +109,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
     let ran = layer.pipeline(plan).run(stage)?;
     let ((mut files, busy), mut facts) = (ran.output, ran.facts);
     facts.times.build = busy;
-    facts.times.verify = verified(plan, || check(&files, target, plan.work.cancel))?;
+    facts.times.verify = verified(plan, || check(&files, target, takes_ext4, plan.work.cancel))?;
     // The set ends with the marker, whose name has changed over time.
     if let Entry::Vacant(place) = files.entry(Member::Marker) {
         place.insert(publication.file(TURBO_MARKER_NAME)?);
@@ -135,7 +138,7 @@ struct Target {
 }
 
 /// Checks the index, and the metadata of each file system from end to end.
-fn check(files: &BTreeMap<Member, NewFile>, target: Target, cancel: &Cancel) -> Result<()> {
+fn check(files: &BTreeMap<Member, NewFile>, target: Target, takes_ext4: bool, cancel: &Cancel) -> Result<()> {
     let plain_bytes = match files.get(&Member::GzipIndex) {
         Some(file) => {
             let index = Index::read(file)?;
@@ -154,7 +157,11 @@ fn check(files: &BTreeMap<Member, NewFile>, target: Target, cancel: &Cancel) -> 
         let contents = Blob::target(file)?;
         // Only where the layer points is looked at, not what is there: the original is not at hand.
         let (metadata, original): (&dyn ReadAt, &dyn ReadAt) = (&contents, &NOTHING);
-        let end = Layer::open_turbo(metadata, original)?.target_end();
+        let layer = Layer::open_turbo(metadata, original)?;
+        if !takes_ext4 {
+            refuse_superblock(&layer, &contents)?;
+        }
+        let end = layer.target_end();
         if let Some(plain_bytes) = plain_bytes.filter(|bytes| end > bytes.next_multiple_of(SECTOR)) {
             return Err(TargetError::End { name: member.name(), found: end, plain_bytes }.into());
         }
@@ -167,6 +174,7 @@ fn check(files: &BTreeMap<Member, NewFile>, target: Target, cancel: &Cancel) -> 
 struct Unpack<'a> {
     reader: Reader,
     publication: &'a Publication,
+    takes_ext4: bool,
     files: BTreeMap<Member, NewFile>,
     /// The member whose data follows.
     open: Option<Member>,
@@ -177,6 +185,9 @@ impl Unpack<'_> {
     fn take(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(event) = self.reader.next(&mut input)? {
             match event {
+                Event::Member { member: Member::Ext4, .. } if !self.takes_ext4 => {
+                    return Err(PublishedExt4::Metadata.into());
+                }
                 Event::Member { member, .. } => {
                     self.files.insert(member, self.publication.file(declared(member))?);
                     self.open = Some(member);

@@ -107,6 +107,18 @@ impl<R: ReadAt> Blob<R> {
     }
 }
 
+/// The place of a sector's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SectorPlace {
+    /// Sector `at` of the layer's own file.
+    Layer {
+        /// Number of the sector in the file.
+        at: u64,
+    },
+    /// In the target of a turboOCI layer.
+    Target,
+}
+
 /// A layer of a device. `R` reads its file, and the target of a turboOCI layer.
 #[derive(Debug)]
 pub struct Layer<R> {
@@ -157,6 +169,16 @@ impl<R> Layer<R> {
             _ => None,
         });
         ends.max().unwrap_or(0).saturating_mul(SECTOR)
+    }
+
+    /// The file in which the layer has sector `number` of the device; `None` where it maps none or zeros.
+    pub fn sector(&self, number: u64) -> Option<SectorPlace> {
+        let segment = self.index.from(number).first().filter(|segment| segment.start() <= number)?;
+        match segment.place() {
+            Place::Data { source: 1, .. } => Some(SectorPlace::Target),
+            Place::Data { at, .. } => Some(SectorPlace::Layer { at: at + number - segment.start() }),
+            Place::Zero | Place::Hole => None,
+        }
     }
 
     /// The layer on another reader of its files.

@@ -54,7 +54,7 @@ pub use self::{
     form::Form,
     fuzz::{entries as fuzz_entries, fuzz},
     header::{Header, Uuid},
-    layer::Layer,
+    layer::{Layer, SectorPlace},
     seal::Seal,
     upper::{NewUpper, Upper, Writable},
     writer::Writer,

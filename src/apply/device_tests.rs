@@ -278,7 +278,7 @@ fn published_ext4_is_refused_where_the_operator_does_not_want_it_and_erofs_is_no
         fixture.overlaybd.published_ext4 = false;
         let outcome = fixture.lowest(GZIP, annotations, &blob);
         let refused = outcome.as_ref().err().map(|error| (error.kind(), error.reason()));
-        assert_eq!(refused, is_refused.then_some((Kind::Denied, "overlaybd.ext4")), "{outcome:?}");
+        assert_eq!(refused, is_refused.then_some((Kind::Denied, "overlaybd.published-ext4")), "{outcome:?}");
         assert_eq!(fixture.names("1").is_empty(), is_refused);
         fixture.overlaybd.published_ext4 = true;
         fixture.lowest(GZIP, annotations, &blob).unwrap();

@@ -43,7 +43,7 @@ impl Classify for PublishedExt4 {
     }
 
     fn reason(&self) -> &'static str {
-        "overlaybd.ext4"
+        "overlaybd.published-ext4"
     }
 }
 

@@ -106,7 +106,7 @@ fn published_ext4() {
     };
     // A native layer with an ext4 file system, and a turboOCI layer with EROFS.
     let ext4 = apply(TAR, &[(BLOB_DIGEST, "sha256:x")], WRAPPED);
-    assert_eq!(refused(ext4), (7, "overlaybd.ext4".to_owned()));
+    assert_eq!(refused(ext4), (7, "overlaybd.published-ext4".to_owned()));
     assert!(device_names(&node, 1).is_empty());
     apply(GZIP, &[(BLOB_DIGEST, "sha256:x"), (TARGET, "sha256:y")], PUBLISHED).unwrap();
     assert_eq!(device_names(&node, 1), ["fs/.turbo.ociv1", "fs/erofs.fs.meta", "fs/gzip.meta"]);

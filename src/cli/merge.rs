@@ -48,7 +48,7 @@ pub struct Arguments {
     /// image.boot in the last of them, which is respected if it is there
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// What is written [default: what the layers are]
+    /// Format of the merged metadata [default: fsmeta for images with data, rafs for RAFS metadata]
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
     /// Also describe the flat disk of the merged metadata and all layers, one behind the other, as a VMDK descriptor. It

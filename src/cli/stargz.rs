@@ -158,13 +158,7 @@ fn from_store(arguments: &Arguments, digest: &Digest, cancel: &Cancel) -> Result
     let (client, call) = (&connection.client, &connection.call);
     let descriptor = match &arguments.of {
         Some(name) => {
-            let options = Options {
-                platform: arguments.platform.clone().unwrap_or_else(Platform::of_this_machine),
-                all_platforms: false,
-                name: None,
-                nameless: true,
-                all_tags: false,
-            };
+            let options = Options::of_containerd(arguments.platform.as_ref());
             let image = unpack::find(client, call, name, &options)?;
             let found = image.layers.into_iter().find(|layer| layer.descriptor.digest == *digest);
             found.ok_or_else(|| output::usage(format!("{} has no such layer", image.name)))?.descriptor

@@ -63,13 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let cancel = Cancel::new();
     let runtime = store::runtime(&cancel)?;
     let connection = arguments.containerd.connect(&runtime, &cancel);
-    let options = Options {
-        platform: arguments.platform.clone().unwrap_or_else(Platform::of_this_machine),
-        all_platforms: false,
-        name: None,
-        nameless: true,
-        all_tags: false,
-    };
+    let options = Options::of_containerd(arguments.platform.as_ref());
     let board = Board::default();
     let unpacker = arguments.unpacking.unpacker(&connection, &board)?;
     let image = unpack::find(&connection.client, &connection.call, &arguments.image, &options)?;

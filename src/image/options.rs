@@ -16,3 +16,16 @@ pub struct Options {
     /// Gives an image of a set all names that its archive has.
     pub all_tags: bool,
 }
+
+impl Options {
+    /// An image of containerd for `platform`, or for this machine's. Its names are as they are.
+    pub fn of_containerd(platform: Option<&Platform>) -> Self {
+        Self {
+            platform: platform.cloned().unwrap_or_else(Platform::of_this_machine),
+            all_platforms: false,
+            name: None,
+            nameless: true,
+            all_tags: false,
+        }
+    }
+}

@@ -48,7 +48,7 @@ pub enum MergeError {
     Flags {
         /// Name of the layer.
         layer: String,
-        /// Its flags.
+        /// Flags of the layer.
         found: u64,
         /// Flags of the bottom layer.
         want: u64,

@@ -232,7 +232,7 @@ fn the_index_of_a_layer_counts_as_memory_of_the_request() {
     assert!(with >= without + 100_000 * 32, "{with} bytes, {without} without mappings");
 }
 
-/// Its entries may be as many as the archive has files.
+/// An index may have as many entries as the archive has files.
 #[test]
 fn the_index_of_a_new_layer_counts_against_the_memory_while_it_is_checked() {
     let limit = crate::pipeline::budget::SHARE_BYTES;

@@ -36,7 +36,7 @@ const MERGED_NAME: &str = "image.boot";
 pub struct LayerFile {
     /// The metadata.
     pub image: PathBuf,
-    /// Its table of contents, if there is one.
+    /// Table of contents of the layer, if there is one.
     pub table: Option<PathBuf>,
 }
 

@@ -15,8 +15,7 @@ use crate::codec::{
 
 /// Takes in a stream as it is decoded, and gives out the points.
 ///
-/// Its own copies are two of at most 32 KiB for each piece of the stream, however many blocks are in it, and one for each
-/// point.
+/// It copies at most 32 KiB twice for each piece of the stream, however many blocks are in it, and once for each point.
 pub struct Chooser {
     span_bytes: u64,
     /// Where the next point is wanted.

@@ -43,7 +43,7 @@ pub enum RafsError {
         path: Vec<u8>,
         /// The field.
         what: &'static str,
-        /// Its value.
+        /// Value of the field.
         found: u64,
         /// First value that is too large.
         limit: u64,
@@ -129,7 +129,7 @@ pub enum TableError {
     Field {
         /// Name of the field.
         what: &'static str,
-        /// Its value.
+        /// Value of the field.
         found: u64,
         /// Allowed value.
         want: String,

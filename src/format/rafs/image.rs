@@ -45,7 +45,7 @@ const DEVICE_UNIT: u64 = 0x8_0000;
 /// Most blobs: the number of a device has 8 bits, and 0 means none.
 pub const MOST_BLOBS: u8 = 254;
 
-/// What an image is made of.
+/// Contents of an image.
 #[derive(Debug)]
 pub struct Contents<'t> {
     /// Bits of [`super::records::flags`].

@@ -144,7 +144,7 @@ pub struct BlobEntry {
     pub toc: [u32; 2],
     /// Offset, size and decompressed size of the context, in bytes.
     pub context: [u64; 3],
-    /// What only other kinds of blobs have.
+    /// Fields that only other kinds of blobs have.
     pub rest: [u8; 120],
 }
 

@@ -34,7 +34,7 @@ pub enum Body<'t> {
     Regular {
         /// Size in bytes.
         size_bytes: u64,
-        /// Its chunks, in order.
+        /// Chunks of the file, in order.
         chunks: Vec<ChunkRef>,
     },
     /// Symbolic link.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{
+    piece::{Input, Job, Next, Part, Run},
     run::{self, is_too_dense},
-    shared::{Input, Job, Next, Part, Run, Shared},
+    shared::Shared,
     stream::{HELPER_WINDOW_BYTES, Stream},
 };
 use crate::{

@@ -20,6 +20,7 @@
 mod fuzz;
 mod helper;
 mod options;
+mod piece;
 mod run;
 mod shared;
 mod stream;
@@ -37,7 +38,8 @@ pub use self::{
 };
 use self::{
     helper::Helper,
-    shared::{Begins, Part, Ready, Shared, Taken, abandoned},
+    piece::{Begins, Part, Ready, Taken},
+    shared::{Shared, abandoned},
     stream::Stream,
 };
 use super::{

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    shared::{Decoded, Part, Run, Shared},
+    piece::{Decoded, Part, Run},
+    shared::Shared,
     stream::Stream,
 };
 use crate::{

@@ -3,7 +3,7 @@ use std::{io::Write, sync::Mutex, thread, time::Instant};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 
-use super::{shared::Job, stream::HELPER_WINDOW_BYTES, *};
+use super::{piece::Job, stream::HELPER_WINDOW_BYTES, *};
 use crate::{
     call::{Cancel, Progress, Work},
     codec::{Coding, Decoder as _},

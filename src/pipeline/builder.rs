@@ -9,7 +9,7 @@ use std::{thread, time::Duration};
 use super::{
     ahead::AheadFacts,
     detect::{Detect, Manner, Spare, Streamed},
-    hash::Hashed,
+    hash::{Hashed, Waiting},
     index::IndexFile,
     processor::{Chain, Processed},
     resources::Plan,
@@ -135,15 +135,16 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         let is_stream = chain.is_none() && source.algorithm() == Algorithm::Sha256;
         let whole = is_stream.then_some(&spare);
         let size_bytes = source.size_bytes;
-        let manner = Manner { plan, is_small: source.is_small(), size_bytes, coding, whole };
+        let blob = Waiting::new(source.algorithm());
+        let manner = Manner { plan, is_small: source.is_small(), size_bytes, coding, whole, blob: &blob };
         let _at_work = plan.resources.helpers.begin_layer();
         let feed = Feed::new(source, plan)?;
         let index = index.filter(|_| chain.is_none());
         let fed = thread::scope(|scope| {
             let detect = Detect::new(scope, manner, consumer).indexed(index);
             match chain {
-                Some(chain) => feed.drive(scope, &spare, Processed::start(chain, plan, detect)?),
-                None => feed.drive(scope, &spare, detect),
+                Some(chain) => feed.drive(scope, &spare, &blob, Processed::start(chain, plan, detect)?),
+                None => feed.drive(scope, &spare, &blob, detect),
             }
         })?;
         Ok(fed.into_ran())

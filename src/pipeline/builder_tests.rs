@@ -188,10 +188,13 @@ fn the_coding_is_that_of_the_bytes_that_reach_the_detection() {
                 let work = Work { cancel: &cancel, progress: &Progress::default() };
                 let plan = Plan { resources: &resources, lease: &lease, work };
                 let source = Source { reader: &mut &blob[..], size_bytes, digest };
-                let manner = Manner { plan, is_small: false, size_bytes: None, coding: None, whole: None };
+                let hash = Waiting::new(Algorithm::Sha256);
+                let (is_small, coded) = (false, None);
+                let manner =
+                    Manner { plan, is_small, size_bytes: None, coding: coded, whole: None, blob: &hash };
                 let fed = thread::scope(|scope| {
                     let detect = Detect::new(scope, manner, Collect::default());
-                    Feed::new(source, plan)?.drive(scope, &Spare::default(), Flip(detect))
+                    Feed::new(source, plan)?.drive(scope, &Spare::default(), &hash, Flip(detect))
                 });
                 let Ran { output, facts, .. } = fed.unwrap().into_ran();
                 assert_eq!((facts.coding, output == bytes), (coding, true), "{len} bytes, {helpers} helpers");

@@ -5,7 +5,7 @@
 //! stages behind are set up only then.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread::Scope,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use super::{
     ahead::{Ahead, AheadFacts, AheadPlan, Hired},
     buffer::{Chunk, Pool},
     decode::{Decode, Decoded, Meter},
-    hash::{Hash, Hashed},
+    hash::{Hash, Hashed, Waiting},
     helpers::Permit,
     index::{IndexFile, Indexing},
     resources::Plan,
@@ -62,6 +62,8 @@ pub(super) struct Manner<'env> {
     /// Set when the bytes are a whole blob whose SHA-256 is computed before this stage: a plain stream is not hashed
     /// again then, and leaves the permit for hashing here.
     pub(super) whole: Option<&'env Spare>,
+    /// The hash of the blob, which the hash of the stream takes along.
+    pub(super) blob: &'env Arc<Waiting>,
 }
 
 /// Takes in a stream, compressed or not, and pushes it into a consumer, uncompressed.
@@ -152,7 +154,7 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         ahead: Option<AheadPlan>,
         consumer: S,
     ) -> Result<Way<'scope, 'env, S>> {
-        let (scope, Manner { plan, is_small, whole, .. }) = (self.scope, self.manner);
+        let (scope, Manner { plan, is_small, whole, blob, .. }) = (self.scope, self.manner);
         let limits = &plan.resources.limits;
         let permits = |wanted| plan.resources.helpers.take_up_to(if is_small { 0 } else { wanted });
         if let (Coding::Plain, Some(spare)) = (coding, whole) {
@@ -172,7 +174,7 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
         let indexing = if index.is_some() { permits.next() } else { None };
         let hashing = permits.next();
         let stream = if is_small { SMALL_STREAM_BYTES } else { STREAM_BYTES };
-        let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256))?;
+        let diff_id = Placed::new(scope, hashing, "diff-id", Hash::new(Algorithm::Sha256).beside(blob))?;
         let consume = Placed::new(scope, apart, "build", Both(diff_id, consumer))?;
         let pool = Pool::new(stream);
         let decoding = match (decoding, ahead) {

@@ -10,7 +10,7 @@ use std::{
 use super::{
     buffer::{Chunk, Pool},
     detect::Spare,
-    hash::{Hash, Hashed},
+    hash::{Hashed, Waiting},
     resources::Plan,
     stage::{Placed, Stage},
 };
@@ -160,16 +160,17 @@ impl<'s, 'p> Feed<'s, 'p> {
         Ok((filled > 0).then(|| buffer.freeze(filled)))
     }
 
-    /// Pushes everything into `next` and hashes it, on a thread in `scope` once `spare` holds a permit for one.
+    /// Pushes everything into `next`, and into `hash`, which is on a thread in `scope` once `spare` holds a permit for one.
     /// Compares at the end.
     pub(super) fn drive<'scope, S: Stage>(
         mut self,
         scope: &'scope Scope<'scope, '_>,
         spare: &Spare,
+        hash: &Arc<Waiting>,
         next: S,
     ) -> Result<Fed<S::Output>> {
         let mut next = Ok(next);
-        let mut hash = Placed::Here(Hash::new(self.source.algorithm()));
+        let mut hash = Placed::Here(Arc::clone(hash));
         while let Some(bytes) = self.read()? {
             if let Ok(stage) = &mut next
                 && let Err(error) = stage.push(bytes.clone())

@@ -516,3 +516,56 @@ fn the_memory_of_a_layer_that_is_written_is_that_of_its_index() {
     }
     assert!(layer.memory_bytes() < 4 * sorted, "{} after {sorted}", layer.memory_bytes());
 }
+
+/// A file on a full disk: nothing can be written from byte `end` on.
+struct Full {
+    bytes: Vec<u8>,
+    end: u64,
+}
+
+impl ReadAt for Full {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.bytes.read_exact_at(offset, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.bytes.size_bytes()
+    }
+}
+
+impl Sink for Full {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        match offset + bytes.len() as u64 <= self.end {
+            true => self.bytes.write_at(offset, bytes),
+            false => Err(std::io::ErrorKind::StorageFull.into()),
+        }
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.bytes.discard(offset, len)
+    }
+
+    fn set_len(&mut self, len: u64) -> std::io::Result<()> {
+        Sink::set_len(&mut self.bytes, len)
+    }
+}
+
+#[test]
+fn a_full_disk_does_not_tear_what_a_layer_with_data_in_its_place_holds() {
+    for kind in [Writable::Sparse, Writable::Turbo] {
+        let new = NewUpper { kind, virtual_size: 8 * MIB, uuid: Uuid::NULL, parent_uuid: Uuid::NULL };
+        let (mut data, mut index) = (Full { bytes: Vec::new(), end: u64::MAX }, Vec::new());
+        let old = writer(8 * MIB, &[(0, &[1; 4096])]).finish().unwrap();
+        Upper::create(new, &mut data, &mut index).unwrap().write(&old).unwrap();
+        let before = (data.bytes.clone(), index.clone());
+        // Both what changes and what is new are more than one copy takes.
+        let newer = vec![2; 3 << 20];
+        let newer = writer(8 * MIB, &[(0, &newer), (4 * MIB, &newer[..1 << 20])]).finish().unwrap();
+        for end in [4 * MIB, 2 * MIB, 8192] {
+            data.end = end;
+            let mut upper = Upper::open(&mut data, &mut index, kind == Writable::Turbo, 0).unwrap();
+            assert_eq!(upper.write(&newer).unwrap_err().kind(), Kind::Exhausted);
+            assert!(data.bytes[..MIB as usize] == before.0[..MIB as usize] && index == before.1, "{kind:?}");
+        }
+    }
+}

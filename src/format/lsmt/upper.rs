@@ -137,7 +137,11 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
         self.index.write_at(0, &index_header(&self.header).encode()).map_err(LsmtError::write)
     }
 
-    /// Writes everything that `layer` maps to the files, in the order of the device: the data, then the records.
+    /// Writes everything that `layer` maps to the files: the data, then the records in the order of the device.
+    ///
+    /// Data that has its place in the file is written from the end of the device to its start. There may be a file system
+    /// already, and what changes of it comes before what is new: a disk that is full is found so while the old file system
+    /// is whole.
     ///
     /// Errors: the layer has data in a target, and this is no turboOCI layer; something is behind the end of the device.
     pub fn write(&mut self, layer: &Layer<impl ReadAt>) -> Result<(), LsmtError> {
@@ -155,11 +159,18 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
                 return refused("only a turboOCI layer has data in a target");
             }
         }
-        let mut records = Vec::with_capacity(segments.len().saturating_mul(Entry::LEN));
-        let mut buffer = vec![0; COPY_BYTES];
-        for segment in segments {
-            records.extend(self.write_segment(*segment, layer, &mut buffer)?.encode());
+        let (mut buffer, mut records) = (vec![0; COPY_BYTES], Vec::with_capacity(segments.len()));
+        let in_order: &mut dyn Iterator<Item = &Segment> = match self.kind {
+            Writable::Append => &mut segments.iter(),
+            Writable::Sparse | Writable::Turbo => &mut segments.iter().rev(),
+        };
+        for segment in in_order {
+            records.push(self.write_segment(*segment, layer, &mut buffer)?.encode());
         }
+        if self.kind == Writable::Turbo {
+            records.reverse();
+        }
+        let records = records.concat();
         if self.kind != Writable::Sparse {
             self.index.write_at(self.index_end, &records).map_err(LsmtError::write)?;
             self.index_end += records.len() as u64;
@@ -192,14 +203,18 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
         while done < len {
             let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(buffer.len());
             let piece = buffer.get_mut(..want).unwrap_or_default();
+            let begin = match self.kind {
+                Writable::Append => done,
+                Writable::Sparse | Writable::Turbo => len - done - want as u64,
+            };
             match from {
                 Some(from) => {
-                    let offset = from + done;
+                    let offset = from + begin;
                     layer.blob.read_at(offset, piece).map_err(LsmtError::read("the new data", offset))?;
                 }
                 None => piece.fill(0),
             }
-            self.data.write_at(at + done, piece).map_err(LsmtError::write)?;
+            self.data.write_at(at + begin, piece).map_err(LsmtError::write)?;
             done += want as u64;
         }
         if self.kind == Writable::Append {

@@ -61,8 +61,10 @@ pub enum MergeError {
         /// Place of the chunk.
         chunk: u32,
     },
-    /// A layer has devices in files of their own.
-    #[error("{layer} has extra devices, which are not behind it in the same file")]
+    /// A layer has devices in files of their own, as merged metadata has.
+    #[error(
+        "{layer} has extra devices, which are not behind it in the same file; merged metadata is no layer"
+    )]
     Devices {
         /// Name of the layer.
         layer: String,

@@ -75,7 +75,10 @@ pub fn write<R: ReadAt, S: Sink>(
         if is_rafs(image) {
             return Err(MergeError::Form { layer: name() }.into());
         }
-        if image.has_device_files() {
+        // Without files of its own, an image has its devices behind it, or they are not there: merged metadata.
+        let end = blocks(image).saturating_mul(found.size());
+        let is_whole = image.slots().is_empty() || image.device_size_bytes(0).is_some_and(|size| end <= size);
+        if image.has_device_files() || !is_whole {
             return Err(MergeError::Devices { layer: name() }.into());
         }
         devices.push(LayerDevice { uuid: image.superblock().uuid, blocks: blocks(image) });

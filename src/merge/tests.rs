@@ -163,3 +163,10 @@ fn a_disk_is_described_in_extents_of_two_gibibytes_at_most() {
     }
     assert!(matches!(describe(&opened, path("m"), &[]), Err(MergeError::Layers { count: 0 })));
 }
+
+#[test]
+fn merged_metadata_is_no_layer() {
+    let layers = [Entries::new().file("a", "1").image(), Entries::new().file("b", "2").image()];
+    let error = refusal(&[merged(&layers).unwrap(), layers[1].clone()]);
+    assert_eq!(error.reason(), "merge.devices", "{error}");
+}

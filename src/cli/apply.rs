@@ -12,6 +12,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
 use super::{
+    files::require_other,
     output,
     report::{self, Bar},
     stack::{Reading, Spelled},
@@ -148,6 +149,10 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         overlaybd: &Overlaybd::default(),
     };
     let strategy = choose(&asked).ok_or_else(|| ApplyError::Snapshot(layer_type.media_type.to_owned()))?;
+    require_other(
+        &arguments.output,
+        arguments.parents.iter().chain([&arguments.layer]).map(PathBuf::as_path),
+    )?;
     let publication = Publication::beside(&arguments.output)?;
     let options = Options {
         image: WriteOptions {

@@ -12,6 +12,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
 use super::{
+    files::{directory, require_other},
     output::{self, usage},
     report::{self, Bar},
     stack::{Reading, Spelled},
@@ -206,6 +207,10 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     if !arguments.devices.is_empty() && !layers.any(takes_devices) {
         return Err(usage("--device: no image of either side has extra devices"));
     }
+    if !to_standard_output {
+        let layers = lower.layers.iter().chain(&upper.layers).map(|layer| layer.path.as_path());
+        require_other(&arguments.output, layers.chain(arguments.devices.iter().map(PathBuf::as_path)))?;
+    }
     let sides = Sides { lower, upper };
 
     // No reserve: users may fill their disk, with an image as with an archive.
@@ -246,11 +251,7 @@ fn diff(arguments: &Arguments) -> Result<Written> {
 
 /// Directory in which an image is laid out before it is compressed or sent on: that of the output.
 fn work_directory(output: &Path) -> PathBuf {
-    match output.parent() {
-        _ if is_standard_output(output) => std::env::temp_dir(),
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
+    if is_standard_output(output) { std::env::temp_dir() } else { directory(output).to_owned() }
 }
 
 fn unwritable(error: io::Error) -> Error {

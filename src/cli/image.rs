@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Seek as _, SeekFrom},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +20,7 @@ use crate::{
         magic,
         rafs::is_rafs,
     },
+    sys::file,
 };
 
 /// A file or block device, and its size in bytes.
@@ -48,9 +50,13 @@ impl ReadAt for ImageFile {
 
 /// Opens a file or block device for reading. Errors: `image.open`.
 pub fn open_file(path: &Path) -> Result<ImageFile> {
-    let opened = File::open(path).and_then(|mut file| {
-        if file.metadata()?.is_dir() {
+    let opened = file::open_without_waiting(path).and_then(|mut file| {
+        let found = file.metadata()?.file_type();
+        if found.is_dir() {
             return Err(io::Error::other("an image is a file or a block device, and this is a directory"));
+        }
+        if !found.is_file() && !found.is_block_device() {
+            return Err(io::Error::other("an image is a file or a block device, and this is neither"));
         }
         // The size in the metadata of a block device is 0.
         let size_bytes = file.seek(SeekFrom::End(0))?;

@@ -8,7 +8,10 @@ use std::{
 
 use indicatif::{HumanBytes, HumanCount};
 
-use super::output;
+use super::{
+    files::{directory, open_regular, require_apart, require_other},
+    output,
+};
 use crate::{
     call::Cancel,
     error::{Error, Result},
@@ -76,6 +79,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Some(file_path) = &arguments.output else {
         return Err(output::usage("-o FILE is missing: only directories have a place for merged metadata"));
     };
+    let open = |path: &PathBuf| named(open_regular(path, "image.open"), path);
+    let files = arguments.layers.iter().map(open).collect::<Result<Vec<_>>>()?;
+    for to in [Some(file_path), arguments.disk.as_ref()].into_iter().flatten() {
+        require_other(to, arguments.layers.iter().map(PathBuf::as_path))?;
+    }
+    if let Some(disk) = &arguments.disk {
+        require_apart(file_path, disk)?;
+    }
     let format = match (arguments.format, arguments.layers.first()) {
         (Some(format), _) => format,
         (None, Some(bottom)) if named(is_rafs_file(bottom), bottom)? => Format::Rafs,
@@ -84,7 +95,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if format == Format::Rafs {
         return run_rafs(arguments, file_path);
     }
-    let files = arguments.layers.iter().map(|path| named(open(path), path)).collect::<Result<Vec<_>>>()?;
     let (file, summary) = named(merged(arguments, &files, file_path), file_path)?;
     let description = arguments.disk.as_deref().map(|disk| {
         let image = Image::open(&file).map_err(Error::from)?;
@@ -170,27 +180,11 @@ fn merged(arguments: &Arguments, files: &[File], to: &Path) -> Result<(NewFile, 
 
 /// The name of a file in a description at `disk`.
 fn place(disk: &Path, path: &Path) -> Result<PathBuf> {
-    let directory = |path: &Path| match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
     let resolved =
         |path: &Path| path.canonicalize().map_err(|error| output::unreadable(&error, "merge.path"));
-    let (from, to) = (resolved(&directory(disk))?, resolved(&directory(path))?);
+    let (from, to) = (resolved(directory(disk))?, resolved(directory(path))?);
     let name = path.file_name().unwrap_or_default();
     Ok(if from == to { PathBuf::from(name) } else { to.join(name) })
-}
-
-fn open(path: &Path) -> Result<File> {
-    let opened = File::open(path).and_then(|file| {
-        let found = file.metadata()?;
-        if found.is_file() {
-            Ok(file)
-        } else {
-            Err(std::io::Error::other("a layer is a file, and this is none"))
-        }
-    });
-    opened.map_err(|error| output::unreadable(&error, "image.open"))
 }
 
 fn named<T>(outcome: Result<T>, path: &Path) -> Result<T> {

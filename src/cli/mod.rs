@@ -11,6 +11,7 @@ pub mod containerd;
 pub mod diff;
 mod drop_in;
 pub mod dump;
+mod files;
 pub mod generate;
 mod image;
 mod indexed;

@@ -23,6 +23,7 @@ use crate::{
     codec::Coding,
     error::{Error, Result},
     limits::{self, Limits},
+    sys::file,
 };
 
 /// Rules for the members of an archive.
@@ -69,7 +70,7 @@ pub(super) struct Found<'a> {
 
 /// Opens a file that the user named. Errors: `image.name` for what is not a regular file.
 pub(super) fn open(path: &Path) -> Result<File> {
-    let file = File::open(path).map_err(unopened)?;
+    let file = file::open_without_waiting(path).map_err(unopened)?;
     check_regular(&file, path)?;
     Ok(file)
 }

@@ -9,6 +9,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -17,6 +18,7 @@ use super::blob::damaged;
 use crate::{
     error::{Classify, Error, Kind, Quoted, Result},
     limits,
+    sys::file,
 };
 
 /// Most read-only layers of a device.
@@ -281,6 +283,19 @@ impl ImageConfig {
         !self.upper.data.is_empty() || !self.upper.index.is_empty()
     }
 
+    /// Paths of all files of the device, whether they exist or not. Of a directory, all that may be the layer.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let lowers = self.lowers.iter().flat_map(|lower| {
+            let LowerConfig { file, dir, target_file, gzip_index, .. } = lower;
+            let in_dir = LAYER_NAMES
+                .map(|name| if dir.is_empty() { PathBuf::new() } else { Path::new(dir).join(name) });
+            in_dir.into_iter().chain([file, target_file, gzip_index].map(PathBuf::from))
+        });
+        let UpperConfig { data, index, target, gzip_index, .. } = &self.upper;
+        let upper = [data, index, target, gzip_index].map(PathBuf::from);
+        lowers.chain(upper).filter(|path| !path.as_os_str().is_empty())
+    }
+
     /// Opens all files of the device, the writable layer in `mode`. Nothing is read, so the files may be anything.
     ///
     /// Errors: `overlaybd.config.…`, and those of `open`.
@@ -358,6 +373,10 @@ impl Opened<'_> {
             return Ok(None);
         };
         let metadata = file.metadata().map_err(|error| damaged(Error::disk(error), role))?;
+        if !metadata.is_file() {
+            let message = format!("{path} is not a regular file");
+            return Err(Error::new(Kind::Malformed, "overlaybd.input", message).context(role));
+        }
         let key = (metadata.dev(), metadata.ino());
         self.check(role, path, usage, key)?;
         self.files.push((key, role.to_owned(), usage));
@@ -466,7 +485,11 @@ fn missing(role: String, mut tried: Vec<String>, digest: &str) -> ConfigError {
 
 /// Opens a file anywhere, as a command does that was given the configuration.
 pub fn anywhere(path: &str, mode: Mode) -> Result<Option<File>> {
-    match File::options().read(true).write(mode == Mode::Write).open(path) {
+    let opened = match mode {
+        Mode::Read => file::open_without_waiting(path),
+        Mode::Write => File::options().read(true).write(true).open(path),
+    };
+    match opened {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::disk(error).context(path)),
@@ -522,8 +545,6 @@ pub fn fuzz(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
-
     use super::*;
 
     fn reason(json: &str) -> &'static str {

@@ -17,6 +17,7 @@ use std::{
 
 use super::{
     blob::Blob,
+    config::Mode,
     device::{self, DeviceLayer},
     wrap::{self, Wrapping, Written},
 };
@@ -86,7 +87,7 @@ impl Pair {
     ///
     /// Errors: a turboOCI layer has no data file that could be one.
     pub fn seal(&self) -> Result<()> {
-        let mut data = open(&self.data, File::options().read(true).write(true))?;
+        let mut data = open(&self.data, Mode::Write)?;
         if Layer::is_sealed(&data) {
             return Ok(());
         }
@@ -102,16 +103,16 @@ impl Pair {
     }
 
     fn opened(&self, data: File) -> Result<Layer<File>> {
-        let index = open(&self.index, File::options().read(true))?;
+        let index = open(&self.index, Mode::Read)?;
         device::writable(data, &index).map_err(|error| named(&self.data, error))
     }
 
     /// Opens the layer for reading. `turbo` says that it is a turboOCI layer, which its files do not; its target is not
     /// needed for committing.
     pub fn layer(&self, turbo: bool) -> Result<DeviceLayer> {
-        let data = open(&self.data, File::options().read(true))?;
+        let data = open(&self.data, Mode::Read)?;
         if turbo {
-            let index = open(&self.index, File::options().read(true))?;
+            let index = open(&self.index, Mode::Read)?;
             let (data, nothing): (Box<dyn DeviceFile>, Box<dyn DeviceFile>) =
                 (Box::new(data), Box::new(Vec::new()));
             return Layer::open_turbo_pair(data, &index, nothing)
@@ -123,7 +124,7 @@ impl Pair {
 
 /// Opens a sealed or committed layer, whatever is around it.
 pub fn read_only(path: &Path) -> Result<DeviceLayer> {
-    let file = open(path, File::options().read(true))?;
+    let file = open(path, Mode::Read)?;
     let blob = Blob::layer(file).map_err(|error| named(path, error))?;
     Layer::open(Box::new(blob) as Box<dyn DeviceFile>).map_err(|error| named(path, error.into()))
 }
@@ -230,8 +231,12 @@ fn failed(path: &Path, error: io::Error) -> Error {
     if missing { error.with_kind(Kind::NotFound) } else { error }
 }
 
-fn open(path: &Path, how: &fs::OpenOptions) -> Result<File> {
-    let opened = how.open(path).map_err(|error| failed(path, error))?;
+fn open(path: &Path, mode: Mode) -> Result<File> {
+    let opened = match mode {
+        Mode::Read => file::open_without_waiting(path),
+        Mode::Write => File::options().read(true).write(true).open(path),
+    };
+    let opened = opened.map_err(|error| failed(path, error))?;
     match opened.metadata() {
         Ok(metadata) if metadata.is_file() => Ok(opened),
         Ok(_) => Err(named(path, Error::new(Kind::Malformed, "overlaybd.input", "not a regular file"))),

@@ -133,7 +133,7 @@ fn a_turbo_pair_is_committed_with_its_target_outside() {
     let json = format!(r#"{{"lowers":[{{"file":"{0}/layer","targetFile":"{0}/target"}}]}}"#, dir.display());
     let open = || {
         let config = ImageConfig::read(json.as_bytes()).unwrap();
-        device::open(config.open(&crate::overlaybd::config::anywhere, crate::overlaybd::config::Mode::Read)?)
+        device::open(config.open(&crate::overlaybd::config::anywhere, Mode::Read)?)
     };
     let mut found = [0; 5000];
     open().unwrap().read_exact_at(8 * MIB, &mut found).unwrap();
@@ -163,7 +163,7 @@ fn a_device_is_flattened_with_its_holes_and_a_lying_lower_is_named() {
     );
     let open = || {
         let config = ImageConfig::read(json.as_bytes()).unwrap();
-        device::open(config.open(&crate::overlaybd::config::anywhere, crate::overlaybd::config::Mode::Read)?)
+        device::open(config.open(&crate::overlaybd::config::anywhere, Mode::Read)?)
     };
     let device = open().unwrap();
     assert_eq!(device.size_bytes(), 64 * MIB);
@@ -208,7 +208,7 @@ fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
         );
         let open = || {
             let config = ImageConfig::read(json.as_bytes()).unwrap();
-            config.open(&crate::overlaybd::config::anywhere, crate::overlaybd::config::Mode::Write).unwrap()
+            config.open(&crate::overlaybd::config::anywhere, Mode::Write).unwrap()
         };
         let files = open();
         let below = device::open(Files { lowers: files.lowers, upper: None }).unwrap();

@@ -63,6 +63,12 @@ impl Sink for File {
     }
 }
 
+/// Opens a file for reading. Unlike [`File::open`], does not wait for the writer of a pipe.
+pub fn open_without_waiting(path: impl Arg) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?.into())
+}
+
 /// Overwrites `len` bytes from `offset` on with zeros, up to the end of the file: for file systems without holes.
 pub fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let zeros = [0; ZEROS];

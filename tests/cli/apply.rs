@@ -15,6 +15,7 @@ pub fn add(suite: &mut Suite) {
         a_file_and_a_pipe_give_the_same_image_and_the_same_digests,
         an_image_is_recognised_by_its_bytes_and_published_as_it_is,
         a_refused_layer_leaves_the_old_file_and_says_why,
+        a_layer_is_not_replaced_by_its_image,
         block_size_and_inline_limit_change_the_image_and_the_summary_is_for_people,
         an_empty_input_is_a_failed_download_unless_its_digest_is_asked_for,
         an_image_is_not_written_to_standard_output,
@@ -123,6 +124,16 @@ fn a_refused_layer_leaves_the_old_file_and_says_why() {
         }
     }
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+}
+
+fn a_layer_is_not_replaced_by_its_image() {
+    let scratch = tempfile::tempdir().unwrap();
+    let layer = scratch.path().join("layer.tar.gz");
+    fs::write(&layer, gzip(&archive())).unwrap();
+    let done = plywood(&[text(&layer), "-o", text(&layer)], b"");
+    let message = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.code() == Some(1) && message.ends_with("[cli.same-file]\n"), "{message}");
+    assert!(fs::read(&layer).unwrap() == gzip(&archive()));
 }
 
 fn block_size_and_inline_limit_change_the_image_and_the_summary_is_for_people() {

@@ -306,9 +306,11 @@ fn what_cannot_be_done_is_said_and_leaves_no_file() {
     let scratch = trees();
     let dir = scratch.path();
     fs::write(dir.join("layer.tar"), [0; 1024]).unwrap();
+    expect(dir, &["none", "new", "-o", "image.erofs"]);
     let before: Vec<PathBuf> = listing(dir);
     for (arguments, code, want) in [
-        (&["old", "absent", "-o", "x.tar"][..], 1, "the newer side: layer absent: "),
+        (&["old", "image.erofs", "-o", "image.erofs"][..], 1, "[cli.same-file]"),
+        (&["old", "absent", "-o", "x.tar"], 1, "the newer side: layer absent: "),
         (&["old", "layer.tar", "-o", "x.tar"], 1, "[diff.layer]"),
         (&["old:", "new", "-o", "x.tar"], 2, "a name in it is empty"),
         (&["old", "new", "-o", "x"], 2, "--type"),

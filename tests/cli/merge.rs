@@ -1,6 +1,10 @@
 //! `plywood merge` as a user runs it.
 
-use std::{fs, path::Path, process::Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use testkit::{
     Need, Suite,
@@ -12,6 +16,7 @@ pub fn add(suite: &mut Suite) {
         merged_metadata_is_sound_and_the_command_says_what_it_made,
         a_disk_of_all_layers_is_described_beside_it,
         layers_that_cannot_be_merged_leave_no_file,
+        no_layer_is_replaced_by_the_metadata_or_the_disk,
     ];
     let name = "needs_qemu_img_the_described_disk_is_the_concatenation";
     suite.test(name, &[Need::Tool("qemu-img")], qemu_reads_the_disk);
@@ -84,7 +89,7 @@ fn a_disk_of_all_layers_is_described_beside_it() {
 fn qemu_reads_the_disk() {
     let dir = layers();
     assert!(plywood(dir.path(), &[&MERGE[..], &["--disk", "image.vmdk"]].concat()).status.success());
-    let mut qemu = std::process::Command::new(program("qemu-img").unwrap());
+    let mut qemu = Command::new(program("qemu-img").unwrap());
     host::run(qemu.current_dir(dir.path()).args(["convert", "-f", "vmdk", "-O", "raw", "image.vmdk", "raw"]))
         .unwrap();
     let mut want = Vec::new();
@@ -98,15 +103,29 @@ fn layers_that_cannot_be_merged_leave_no_file() {
     let dir = layers();
     let small = ["apply", "layer.tar", "-o", "2.erofs", "--block-size", "512"];
     assert!(plywood(dir.path(), &small).status.success());
+    assert!(Command::new("mkfifo").arg(dir.path().join("fifo")).status().unwrap().success());
     for (arguments, code, reason) in [
         (&MERGE[..], 1, "merge.block-size"),
         (&["merge", "1.erofs", "layer.tar", "-o", "fsmeta.erofs"][..], 1, "erofs.superblock.magic"),
         (&["merge", "1.erofs", "none", "-o", "fsmeta.erofs"][..], 1, "image.open"),
         (&["merge", "1.erofs", ".", "-o", "fsmeta.erofs"][..], 1, "image.open"),
+        (&["merge", "fifo", "1.erofs", "-o", "fsmeta.erofs"][..], 1, "image.open"),
     ] {
         let output = plywood(dir.path(), arguments);
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert!(text(&output.stderr).trim_end().ends_with(&format!("[{reason}]")), "{output:?}");
         assert!(!dir.path().join("fsmeta.erofs").exists());
+    }
+}
+
+fn no_layer_is_replaced_by_the_metadata_or_the_disk() {
+    let dir = layers();
+    let layer = fs::read(dir.path().join("2.erofs")).unwrap();
+    for (output, disk) in [("2.erofs", "disk.vmdk"), ("fsmeta.erofs", "2.erofs"), ("same", "./same")] {
+        let arguments = ["merge", "1.erofs", "2.erofs", "-o", output, "--disk", disk];
+        let made = plywood(dir.path(), &arguments);
+        assert!(text(&made.stderr).ends_with("[cli.same-file]\n"), "{made:?}");
+        assert!(fs::read(dir.path().join("2.erofs")).unwrap() == layer);
+        assert!(["disk.vmdk", "fsmeta.erofs", "same"].iter().all(|name| !dir.path().join(name).exists()));
     }
 }

@@ -2,6 +2,7 @@
 //! way has to give the same layer.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -18,6 +19,9 @@ pub fn add(suite: &mut Suite) {
         a_native_layer_is_read_out_of_the_writable_files,
         an_archive_that_is_refused_leaves_the_writable_layer_as_it_was,
         ext4_is_refused_before_anything_is_written,
+        no_output_takes_the_place_of_a_file_that_is_read,
+        a_layer_that_is_no_file_is_refused_at_once,
+        sealing_and_committing_take_no_more_files_than_they_name,
     ];
 }
 
@@ -47,6 +51,13 @@ impl Bench {
 
     fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap()
+    }
+
+    /// The files, with what is in them.
+    fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let files = fs::read_dir(self.0.path()).unwrap().map(Result::unwrap);
+        let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
+        files.map(|entry| (name(&entry), fs::read(entry.path()).unwrap_or_default())).collect()
     }
 
     /// Runs a tool by its name, or `plywood overlaybd`.
@@ -181,4 +192,76 @@ fn ext4_is_refused_before_anything_is_written() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(testkit::tree::names(bench.0.path()), before);
     assert!(bench.read("index") == index);
+}
+
+fn no_output_takes_the_place_of_a_file_that_is_read() {
+    let bench = Bench::new();
+    bench.succeed("plywood overlaybd convert base.tar base.layer --vsize 1 --workdir w");
+    bench.succeed("overlaybd-create data index 1 --turboOCI");
+    bench.succeed("overlaybd-create rw rw.index 1");
+    symlink("base.tar.gz", bench.path("link")).unwrap();
+    fs::write(bench.path("fake"), "").unwrap();
+    bench.config("upper.json", "", "fake");
+    fs::write(bench.path("below.json"), format!(r#"{{"lowers":[{BELOW}]}}"#)).unwrap();
+    fs::write(bench.path("gz.meta"), "").unwrap();
+    let before = bench.contents();
+    for line in [
+        "export base.tar.gz base.tar.gz",
+        "export link base.tar.gz",
+        "export base.tar.gz out --gz_index_path base.tar.gz",
+        "export base.tar.gz out --gz_index_path ./out",
+        "turbo-export base.tar.gz -o base.tar.gz",
+        "turbo-export base.tar.gz -o base.layer --config below.json",
+        "turbo-apply base.tar.gz upper.json --gz_index_path base.tar.gz",
+        "turbo-apply base.tar.gz upper.json --gz_index_path index",
+        "convert base.tar base.tar --workdir v",
+        "convert top.tar base.layer --config below.json --workdir v",
+        "commit -f rw rw.index rw",
+        "commit -f rw rw.index rw.index",
+        "commit -f --commit_sealed base.layer base.layer",
+        "zfile -f base.tar base.tar",
+        "zfile -x -f base.layer base.layer",
+        "merge below.json base.layer",
+        "flatten --config below.json -o base.tar",
+        "flatten base.layer --target 1=base.tar -o base.tar",
+        "flatten base.layer --target 1=base.tar -o base.layer",
+    ] {
+        let output = bench.run(&format!("plywood overlaybd {line}"));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.ends_with("[cli.same-file]\n"), "{line}: {error}");
+        assert!(bench.contents() == before, "{line}");
+    }
+}
+
+fn a_layer_that_is_no_file_is_refused_at_once() {
+    let bench = Bench::new();
+    assert!(Command::new("mkfifo").arg(bench.path("fifo")).status().unwrap().success());
+    fs::write(bench.path("fifo.json"), r#"{"lowers":[{"file":"fifo"}]}"#).unwrap();
+    fs::write(bench.path("zero.json"), r#"{"lowers":[{"file":"/dev/zero"}]}"#).unwrap();
+    for line in [
+        "merge fifo.json out",
+        "merge zero.json out",
+        "flatten fifo -o out",
+        "commit --commit_sealed fifo out",
+        "commit fifo fifo out",
+        "zfile --verify fifo",
+        "zfile -x fifo out",
+    ] {
+        let output = bench.run(&format!("plywood overlaybd {line}"));
+        let error = String::from_utf8(output.stderr).unwrap();
+        let is_refused = error.ends_with("not a regular file [overlaybd.input]\n");
+        assert!(output.status.code() == Some(1) && is_refused, "{line}: {error}");
+    }
+}
+
+fn sealing_and_committing_take_no_more_files_than_they_name() {
+    let bench = Bench::new();
+    bench.succeed("overlaybd-create data index 1");
+    fs::create_dir(bench.path("d")).unwrap();
+    bench.succeed("overlaybd-create d 1");
+    let before = bench.contents();
+    for line in ["overlaybd-commit --seal data index more", "overlaybd-commit d e f"] {
+        assert!(bench.fail(line).ends_with("[cli.usage]\n"), "{line}");
+        assert!(bench.contents() == before, "{line}");
+    }
 }

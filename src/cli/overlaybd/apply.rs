@@ -13,7 +13,7 @@ use indicatif::{HumanBytes, HumanCount};
 use super::{create::GIB, export, produce::produce};
 use crate::{
     call::{Cancel, Progress, Work},
-    cli::{output, report::Bar},
+    cli::{files::require_other, output, report::Bar},
     codec::Coding,
     digest::Digest,
     error::{Error, Kind, Result},
@@ -135,6 +135,10 @@ pub fn run_turbo(arguments: &TurboArguments) -> Result<()> {
     let config = read_config(config)?;
     let how = How { flavour, mkfs: arguments.mkfs, import: arguments.import, checksum: None };
     let is_gzip = !arguments.import && starts_as_gzip(tar)?;
+    if is_gzip {
+        require_other(gz_index_path, [tar.as_path()])?;
+        config.paths().try_for_each(|file| require_other(gz_index_path, [file.as_path()]))?;
+    }
     let applied = with_archive(tar, |source, plan| match is_gzip {
         true => {
             produce(gz_index_path, true, |index| apply::to_upper(&config, source, Some(index), &how, plan))
@@ -196,9 +200,12 @@ pub fn run_convert(arguments: &ConvertArguments) -> Result<()> {
     let virtual_bytes = size.ok_or_else(|| output::usage("--vsize is larger than a device can be"))?;
     let device = DeviceOptions { flavour: arguments.fstype, virtual_bytes };
     device.check()?;
+    let config = arguments.config.as_deref().map(read_config).transpose()?.unwrap_or_default();
+    require_other(&arguments.output, [arguments.tar.as_path()])?;
+    config.paths().try_for_each(|file| require_other(&arguments.output, [file.as_path()]))?;
     let conversion = Conversion {
         workdir: arguments.workdir.clone(),
-        config: arguments.config.as_deref().map(read_config).transpose()?.unwrap_or_default(),
+        config,
         device,
         import: arguments.import,
         output: arguments.output.clone(),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     call::{Cancel, Phase, Progress, Work},
-    cli::{output, report::Bar},
+    cli::{files::require_other, output, report::Bar},
     error::Result,
     format::{
         lsmt::{CommitOptions, Targets, Uuid},
@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(output::usage("a layer and a file to write are needed"));
     };
     if arguments.seal {
-        return seal(&[first.clone(), second.clone()]);
+        return seal(&arguments.files);
     }
     if arguments.tar && !arguments.compress {
         output::note("plywood: -t has an effect with -z only");
@@ -118,19 +118,26 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let work = Work { cancel: &cancel, progress: &progress };
     if first.is_dir() {
+        if !third.is_empty() {
+            return Err(output::usage(
+                "a directory takes the place of both files of a layer, and OUT is a directory too",
+            ));
+        }
         let _bar = Bar::show(&progress);
         let written = life::commit(first, second, arguments.sealed, &how, work)?;
         let file = second.join("overlaybd.commit");
         return output::result(&format!("{}: {}\n", file.display(), HumanBytes(written.file_bytes)));
     }
-    let (layer, out) = match (arguments.sealed, third) {
-        (true, []) => (life::read_only(first)?, second),
-        (false, [out]) => {
-            let pair = Pair { data: first.clone(), index: second.clone() };
-            (pair.layer(arguments.turbo)?, out)
-        }
+    let (inputs, out) = match (arguments.sealed, third) {
+        (true, []) => (vec![first.as_path()], second),
+        (false, [out]) => (vec![first.as_path(), second], out),
         (true, _) => return Err(output::usage("--commit_sealed takes a sealed file and a file to write")),
         (false, _) => return Err(output::usage("a data file, an index file and a file to write are needed")),
+    };
+    require_other(out, inputs)?;
+    let layer = match arguments.sealed {
+        true => life::read_only(first)?,
+        false => Pair { data: first.clone(), index: second.clone() }.layer(arguments.turbo)?,
     };
     let device = LayeredDevice::new(vec![layer])?;
     progress.begin(Phase::Transfer, Some(device::data_bytes(&device)));

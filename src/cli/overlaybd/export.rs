@@ -11,7 +11,11 @@ use indicatif::HumanBytes;
 use super::produce::produce;
 use crate::{
     call::{Cancel, Progress, Work},
-    cli::{output, report::Bar},
+    cli::{
+        files::{require_apart, require_other},
+        output,
+        report::Bar,
+    },
     codec::Coding,
     error::{Error, Result},
     format::{ReadAt as _, Sequential},
@@ -65,6 +69,12 @@ fn export(arguments: &Arguments) -> Result<Exported> {
     let is_gzip = Coding::detect(&head) == Coding::Gzip;
     let mut input = head.chain(input);
 
+    let input_path = [arguments.tar.as_path()];
+    require_other(&arguments.output, input_path)?;
+    if is_gzip {
+        require_other(&arguments.gz_index_path, input_path)?;
+        require_apart(&arguments.output, &arguments.gz_index_path)?;
+    }
     let resources = Resources::new(Limits::default(), Helpers::default_threads());
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let lease = resources.budget.lease(&cancel)?;

@@ -12,7 +12,11 @@ use indicatif::HumanBytes;
 use super::produce::produce;
 use crate::{
     call::{Cancel, Phase, Progress, Work},
-    cli::{output, report::Bar},
+    cli::{
+        files::{open_regular, require_other},
+        output,
+        report::Bar,
+    },
     error::{Error, Result},
     format::{ReadAt as _, lsmt::CommitOptions, zfile::writer::Options},
     overlaybd::{
@@ -62,6 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let path = &arguments.config;
     let config = read_config(path)?;
+    config.paths().try_for_each(|file| require_other(&arguments.output, [file.as_path()]))?;
     let device = opened(&config);
     config.report(&device)?;
     let device = device.map_err(|error| named(error, path))?;
@@ -113,8 +118,12 @@ pub struct FlattenArguments {
 /// Runs the command. Errors: those of the files, with their names.
 pub fn run_flatten(arguments: &FlattenArguments) -> Result<()> {
     let device = match &arguments.config {
-        Some(config) => configured(config)?,
-        None => device::open(lowers(arguments)?)?,
+        Some(config) => configured(config, &arguments.output)?,
+        None => {
+            let further = arguments.target.iter().chain(&arguments.gzip_index).map(|(_, path)| path);
+            require_other(&arguments.output, arguments.lowers.iter().chain(further).map(PathBuf::as_path))?;
+            device::open(lowers(arguments)?)?
+        }
     };
     shown(&device, |work| produce(&arguments.output, true, |file| device::flatten(&device, file, work)))?;
     let (path, data) = (arguments.output.display(), HumanBytes(device::data_bytes(&device)));
@@ -139,11 +148,11 @@ fn lowers(arguments: &FlattenArguments) -> Result<Files> {
     let lowers = (1..).zip(lowers).map(|(number, path)| {
         let target = of(targets, number).map(|path| {
             let name = format!("target of lower {number}, {}", path.display());
-            let gzip_index = of(indexes, number).map(|path| open(&path)).transpose()?;
-            Ok::<_, Error>(TargetFiles { name, file: open(&path)?, gzip_index })
+            let gzip_index = of(indexes, number).map(|path| open_layer(&path)).transpose()?;
+            Ok::<_, Error>(TargetFiles { name, file: open_layer(&path)?, gzip_index })
         });
         let name = format!("lower {number}, {}", path.display());
-        Ok(LowerFiles { name, layer: open(path)?, target: target.transpose()? })
+        Ok(LowerFiles { name, layer: open_layer(path)?, target: target.transpose()? })
     });
     Ok(Files { lowers: lowers.collect::<Result<_>>()?, upper: None })
 }
@@ -156,9 +165,11 @@ fn numbered(text: &str) -> std::result::Result<(usize, PathBuf), String> {
     Ok((number, path.into()))
 }
 
-/// Opens the device that a configuration describes.
-pub(super) fn configured(path: &Path) -> Result<LayeredDevice> {
-    opened(&read_config(path)?).map_err(|error| named(error, path))
+/// Opens the device that a configuration describes. Errors: also when the `output` is one of its files.
+pub(super) fn configured(path: &Path, output: &Path) -> Result<LayeredDevice> {
+    let config = read_config(path)?;
+    config.paths().try_for_each(|file| require_other(output, [file.as_path()]))?;
+    opened(&config).map_err(|error| named(error, path))
 }
 
 fn read_config(path: &Path) -> Result<ImageConfig> {
@@ -179,6 +190,10 @@ fn shown<T>(device: &LayeredDevice, work: impl FnOnce(Work<'_>) -> Result<T>) ->
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| named(output::unreadable(&error, "overlaybd.input"), path))
+}
+
+fn open_layer(path: &Path) -> Result<File> {
+    open_regular(path, "overlaybd.input").map_err(|error| named(error, path))
 }
 
 fn named(error: Error, path: &Path) -> Error {

@@ -1,16 +1,17 @@
 //! `plywood overlaybd turbo-export`: the turboOCI layer of an existing layer.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, path::PathBuf};
 
 use serde_json::json;
 
 use super::{merge::configured, produce::produce};
 use crate::{
     call::{Cancel, Progress, Work},
-    cli::{output, report::Bar},
+    cli::{
+        files::{directory, require_other},
+        output,
+        report::Bar,
+    },
     digest::Digest,
     error::{Error, Result},
     format::Sink as _,
@@ -79,7 +80,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn export(arguments: &Arguments) -> Result<TurboLayer> {
     let options = DeviceOptions { flavour: arguments.flavour, virtual_bytes: arguments.vsize << 30 };
-    let below = arguments.config.as_deref().map(configured).transpose()?;
+    let below = arguments.config.as_deref().map(|config| configured(config, &arguments.output));
+    let below = below.transpose()?;
+    require_other(&arguments.output, [arguments.layer.as_path()])?;
     let base = match &below {
         Some(device) => Base::open(device, &options)?,
         None => Base::new(&options)?,
@@ -96,11 +99,7 @@ fn export(arguments: &Arguments) -> Result<TurboLayer> {
     let source = Source { reader: &mut input, size_bytes, digest: arguments.digest.clone() };
     let _bar = Bar::show(&progress);
     let media_type = arguments.media_type.map(|layer_type| layer_type.media_type);
-    let directory = match arguments.output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let scratch = || Ok(NewFile::scratch(directory, &resources.limits)?);
+    let scratch = || Ok(NewFile::scratch(directory(&arguments.output), &resources.limits)?);
     produce(&arguments.output, true, |file| {
         let mut at = 0;
         let mut deliver = |bytes: &[u8]| {

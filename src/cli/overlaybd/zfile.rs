@@ -13,7 +13,11 @@ use indicatif::HumanBytes;
 use super::produce::produce;
 use crate::{
     call::{Cancel, Phase, Progress, Work},
-    cli::{output, report::Bar},
+    cli::{
+        files::{open_regular, require_other},
+        output,
+        report::Bar,
+    },
     error::{Error, Kind, Result},
     format::{
         ReadAt, Sink,
@@ -86,6 +90,9 @@ pub(super) fn block_size(text: &str) -> Result<BlockSize, String> {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let work = Work { cancel: &cancel, progress: &progress };
+    if let Some(destination) = &arguments.destination {
+        require_other(destination, [arguments.source.as_path()])?;
+    }
     let text = match &arguments.destination {
         None => verify(&arguments.source, work).map_err(|error| named(error, &arguments.source))?,
         Some(destination) if arguments.extract => {
@@ -152,7 +159,7 @@ fn verify(source: &Path, work: Work<'_>) -> Result<String> {
 
 /// Passes the contents of a ZFile to `take`, piece by piece. Returns their length.
 fn each(source: &Path, work: Work<'_>, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<u64> {
-    let blob = Blob::layer(open(source)?)?;
+    let blob = Blob::layer(open_regular(source, "overlaybd.input")?)?;
     if !matches!(blob, Blob::Zfile(_)) {
         return Err(Error::new(Kind::Malformed, "zfile.magic", "this is not a ZFile"));
     }

@@ -38,6 +38,17 @@ const TURBO_VERSION: &str = "0.1.0-turbo.ociv1";
 /// Reason why no turboOCI layer can be made.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
+    /// Readers would read the layer in another way.
+    #[error(
+        "the media type {media_type} is that of another layer than a tar compressed with {}",
+        coding.as_str()
+    )]
+    MediaType {
+        /// The media type.
+        media_type: &'static str,
+        /// Compression of the layer.
+        coding: Coding,
+    },
     /// The format has no index for the layer's compression.
     #[error("a layer compressed with {} cannot be read in pieces: only plain and gzip tars can", coding.as_str())]
     Coding {
@@ -70,13 +81,13 @@ pub struct TurboLayer {
 }
 
 /// Makes the turboOCI layer of `source`, on the device `base`, and delivers it. `scratch` makes files for what is not
-/// complete yet. `media_type` is that of the layer; without one it follows from the compression.
+/// complete yet. `layer_type` is what the layer is said to be; without it, that follows from the compression.
 ///
 /// Errors: those of the pipeline, of archives and of the builder; a gzip blob of several members; `turbo.target` for a
-/// compression other than gzip.
+/// compression other than gzip, and for a layer that is not of its type.
 pub fn turbo(
     source: Source<'_>,
-    media_type: Option<&str>,
+    layer_type: Option<&LayerType>,
     base: &Base<'_>,
     scratch: &dyn Fn() -> Result<NewFile>,
     plan: Plan<'_>,
@@ -91,6 +102,11 @@ pub fn turbo(
     if !matches!(coding, Coding::Plain | Coding::Gzip) {
         return Err(PublishError::Coding { coding }.into());
     }
+    // The media type says whether the layer is read through the index.
+    if let Some(said) = layer_type.filter(|said| (said.container, said.coding) != (Container::Tar, coding)) {
+        return Err(PublishError::MediaType { media_type: said.media_type, coding }.into());
+    }
+    let media_type = layer_type.map_or_else(|| media_type_of(coding), |said| said.media_type);
     let layer = ran.output.writer.finish_unchecked(base)?;
     let mut metadata = scratch()?;
     write_checked(&layer, base, plan, &mut metadata)?;
@@ -137,11 +153,7 @@ fn media_type_of(coding: Coding) -> &'static str {
     TABLE.iter().find(is).map_or_else(Default::default, |row| row.media_type)
 }
 
-fn annotations(
-    archive: &encode::Facts,
-    original: &Facts,
-    media_type: Option<&str>,
-) -> BTreeMap<String, String> {
+fn annotations(archive: &encode::Facts, original: &Facts, media_type: &str) -> BTreeMap<String, String> {
     let [target, _older] = TURBO_TARGETS;
     let [target_type, _older] = TURBO_TARGET_TYPES;
     let pairs = [
@@ -149,7 +161,7 @@ fn annotations(
         (BLOB_SIZE, archive.blob_bytes.to_string()),
         (VERSION, TURBO_VERSION.to_owned()),
         (target, original.blob.to_string()),
-        (target_type, media_type.unwrap_or_else(|| media_type_of(original.coding)).to_owned()),
+        (target_type, media_type.to_owned()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -210,6 +210,8 @@ fn a_turbo_layer_is_the_same_from_run_to_run_and_needs_a_layer_that_can_be_read_
         (&["layer", "--fstype", "ext4"], "overlaybd.ext4"),
         (&["layer", "--digest", &zeros], "blob.digest"),
         (&["layer", "--config", "gone"], "overlaybd.input"),
+        (&["layer", "--media-type", "application/vnd.oci.image.layer.v1.tar"], "turbo.target"),
+        (&["layer", "--media-type", "application/vnd.erofs.layer.v1"], "turbo.target"),
     ] {
         let made = plywood(dir, &[&["turbo-export", "-o", "out"], arguments].concat());
         assert_eq!(made.status.code(), Some(1), "{made:?}");

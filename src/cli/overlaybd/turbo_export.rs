@@ -91,14 +91,15 @@ fn export(arguments: &Arguments) -> Result<TurboLayer> {
         File::open(&arguments.layer).map_err(|error| output::unreadable(&error, "overlaybd.input"))?;
     let metadata = input.metadata().map_err(Error::disk)?;
     let size_bytes = metadata.is_file().then_some(metadata.len());
-    let resources = Resources::new(Limits::default(), Helpers::default_threads());
+    // Scratch files are as large as what is made, and the disk is the caller's to fill.
+    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
+    let resources = Resources::new(limits, Helpers::default_threads());
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let lease = resources.budget.lease(&cancel)?;
     let plan =
         Plan { resources: &resources, lease: &lease, work: Work { cancel: &cancel, progress: &progress } };
     let source = Source { reader: &mut input, size_bytes, digest: arguments.digest.clone() };
     let _bar = Bar::show(&progress);
-    let media_type = arguments.media_type.map(|layer_type| layer_type.media_type);
     let scratch = || Ok(NewFile::scratch(directory(&arguments.output), &resources.limits)?);
     produce(&arguments.output, true, |file| {
         let mut at = 0;
@@ -107,6 +108,6 @@ fn export(arguments: &Arguments) -> Result<TurboLayer> {
             at += bytes.len() as u64;
             Ok(())
         };
-        publish::turbo(source, media_type, &base, &scratch, plan, &mut deliver)
+        publish::turbo(source, arguments.media_type, &base, &scratch, plan, &mut deliver)
     })
 }

@@ -12,6 +12,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -144,7 +145,7 @@ pub fn to_upper<'a>(
         upper.set_virtual_size(device.size_bytes())?;
     }
     if let Some(layer) = layer.into_layer() {
-        upper.write(&layer)?;
+        upper.write(&layer, &device)?;
     }
     Ok(Applied { facts, nodes, index })
 }
@@ -163,7 +164,9 @@ fn open(config: &ImageConfig) -> Result<Opened> {
     let again = |file: &File| file.try_clone().map_err(Error::disk);
     let (data, records) = (again(&found.data)?, again(&found.index)?);
     let lowers = u8::try_from(files.lowers.len()).unwrap_or(u8::MAX);
-    let upper = Upper::open(data, records, is_turbo, lowers)?;
+    let block_bytes = data.metadata().map_err(Error::disk)?.blksize();
+    let mut upper = Upper::open(data, records, is_turbo, lowers)?;
+    upper.set_block_bytes(block_bytes);
     Ok(Opened { upper, is_turbo, device: device::open(files)? })
 }
 

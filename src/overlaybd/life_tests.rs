@@ -33,7 +33,7 @@ fn fill(dir: &Path, turbo: bool) {
     }
     let open = |name: &str| File::options().read(true).write(true).open(dir.join(name)).unwrap();
     let mut upper = Upper::open(open("writable_data"), open("writable_index"), turbo, 0).unwrap();
-    upper.write(&writer.finish().unwrap()).unwrap();
+    upper.write(&writer.finish().unwrap(), &vec![0; 64 << 20]).unwrap();
 }
 
 fn all(layer: DeviceLayer) -> Vec<u8> {
@@ -198,6 +198,7 @@ fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         create(dir, new(Writable::Append)).unwrap();
+        fill(dir, false);
         fs::write(dir.join("a"), committed(dir, false, Wrapping::default(), 0, Targets::Store)).unwrap();
         fs::write(dir.join("t"), [9; 4096]).unwrap();
         create(dir, NewUpper { virtual_size: 0, ..new(kind) }).unwrap();
@@ -220,10 +221,11 @@ fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
         let mut writer = Writer::new(Vec::new(), 64 * MIB);
         writer.write_at(60 * MIB, &[5; 512]).unwrap();
         writer.zero(0, 4096).unwrap();
+        writer.write_at(40 * MIB + 1024, &[6; 512]).unwrap();
         if turbo {
             writer.map_target(8 * MIB, 1000, 512).unwrap();
         }
-        upper.write(&writer.finish().unwrap()).unwrap();
+        upper.write(&writer.finish().unwrap(), &below).unwrap();
         let device = device::open(open()).unwrap();
         assert_eq!(device.size_bytes(), 64 * MIB);
         let byte = |at: u64| {
@@ -232,5 +234,8 @@ fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
             byte[0]
         };
         assert_eq!((byte(60 * MIB), byte(0), byte(8 * MIB)), (5, 0, if turbo { 9 } else { 0 }), "{kind:?}");
+        // What is written of a block leaves the rest of it as it was.
+        let around = [0, 512, 1024, 1536].map(|at| byte(40 * MIB + at));
+        assert_eq!(around, [2, 2, 6, 2], "{kind:?}");
     }
 }

@@ -58,7 +58,7 @@ impl Fixture {
             parent_uuid: Uuid::NULL,
         };
         let (mut data, mut index) = (Vec::new(), Vec::new());
-        Upper::create(new, &mut data, &mut index).unwrap().write(&layer_of(byte)).unwrap();
+        Upper::create(new, &mut data, &mut index).unwrap().write(&layer_of(byte), &Vec::new()).unwrap();
         self.write(id, "block/writable_data", &data);
         self.write(id, "block/writable_index", &index);
     }

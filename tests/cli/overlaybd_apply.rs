@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Read as _,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -19,6 +20,7 @@ pub fn add(suite: &mut Suite) {
         a_native_layer_is_read_out_of_the_writable_files,
         an_archive_that_is_refused_leaves_the_writable_layer_as_it_was,
         ext4_is_refused_before_anything_is_written,
+        a_layer_written_to_a_file_with_holes_is_that_of_a_pair,
         no_output_takes_the_place_of_a_file_that_is_read,
         a_layer_that_is_no_file_is_refused_at_once,
         sealing_and_committing_take_no_more_files_than_they_name,
@@ -154,6 +156,41 @@ fn a_native_layer_is_read_out_of_the_writable_files() {
     assert_eq!(image.find(b"srv/more/deep/file").unwrap().unwrap().inode.size_bytes, 5000);
     // The attributes of a directory that the upper archive only implies are those below.
     assert_eq!(image.find(b"srv").unwrap().unwrap().inode.attributes.mtime.seconds, 1_600_000_000);
+}
+
+fn a_layer_written_to_a_file_with_holes_is_that_of_a_pair() {
+    let bench = Bench::new();
+    // The directory takes several sectors, of which the second archive changes some.
+    let archive = |numbers: std::ops::Range<u32>, text: &str| {
+        let mut builder = tar::Builder::new(Vec::new());
+        for number in numbers {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(text.len() as u64);
+            let name = format!("d/a-file-with-quite-a-long-name-{number:04}");
+            builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    fs::write(bench.path("many.tar"), archive(0..60, "old")).unwrap();
+    fs::write(bench.path("one.tar"), archive(50..51, "new")).unwrap();
+    let mut devices = Vec::new();
+    for sparse in ["", " -s"] {
+        bench.succeed(&format!("overlaybd-create data index 1{sparse}"));
+        bench.config("bottom.json", "", "");
+        bench.succeed("overlaybd-apply many.tar bottom.json");
+        bench.succeed("overlaybd-commit -f data index base.layer");
+        ["data", "index"].iter().for_each(|name| fs::remove_file(bench.path(name)).unwrap());
+        bench.succeed(&format!("overlaybd-create data index 0{sparse}"));
+        bench.config("top.json", r#"{"file":"base.layer"}"#, "");
+        bench.succeed("overlaybd-apply one.tar top.json");
+        bench.succeed("plywood overlaybd flatten --config top.json -o device");
+        ["data", "index"].iter().for_each(|name| fs::remove_file(bench.path(name)).unwrap());
+        // The file system is at the start.
+        let mut start = vec![0; 16 << 20];
+        fs::File::open(bench.path("device")).unwrap().read_exact(&mut start).unwrap();
+        devices.push(start);
+    }
+    assert!(devices[0] == devices[1]);
 }
 
 fn an_archive_that_is_refused_leaves_the_writable_layer_as_it_was() {

@@ -142,7 +142,10 @@ fn upper() {
         let new = NewUpper { kind, virtual_size: 16 << 20, uuid, parent_uuid };
         let (mut data, mut index) = (Vec::new(), Vec::new());
         Upper::create(new, &mut data, &mut index).unwrap();
-        Upper::open(&mut data, &mut index, kind == Writable::Turbo, 3).unwrap().write(&pair(name)).unwrap();
+        Upper::open(&mut data, &mut index, kind == Writable::Turbo, 3)
+            .unwrap()
+            .write(&pair(name), &vec![0; 16 << 20])
+            .unwrap();
         (data, index)
     };
     for name in ["ops2", "over2"] {

@@ -552,11 +552,12 @@ impl Sink for Full {
 
 #[test]
 fn a_full_disk_does_not_tear_what_a_layer_with_data_in_its_place_holds() {
+    let zeros = vec![0; 8 << 20];
     for kind in [Writable::Sparse, Writable::Turbo] {
         let new = NewUpper { kind, virtual_size: 8 * MIB, uuid: Uuid::NULL, parent_uuid: Uuid::NULL };
         let (mut data, mut index) = (Full { bytes: Vec::new(), end: u64::MAX }, Vec::new());
         let old = writer(8 * MIB, &[(0, &[1; 4096])]).finish().unwrap();
-        Upper::create(new, &mut data, &mut index).unwrap().write(&old).unwrap();
+        Upper::create(new, &mut data, &mut index).unwrap().write(&old, &zeros).unwrap();
         let before = (data.bytes.clone(), index.clone());
         // Both what changes and what is new are more than one copy takes.
         let newer = vec![2; 3 << 20];
@@ -564,8 +565,34 @@ fn a_full_disk_does_not_tear_what_a_layer_with_data_in_its_place_holds() {
         for end in [4 * MIB, 2 * MIB, 8192] {
             data.end = end;
             let mut upper = Upper::open(&mut data, &mut index, kind == Writable::Turbo, 0).unwrap();
-            assert_eq!(upper.write(&newer).unwrap_err().kind(), Kind::Exhausted);
+            assert_eq!(upper.write(&newer, &zeros).unwrap_err().kind(), Kind::Exhausted);
             assert!(data.bytes[..MIB as usize] == before.0[..MIB as usize] && index == before.1, "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn whole_blocks_of_a_sparse_file_are_written_as_the_device_has_them() {
+    // What a file system with such blocks has of the file, once one sector at 200 is written.
+    for (block_bytes, want) in [(512, 102_400..106_496), (4096, 102_400..106_496), (16384, 94_208..110_592)] {
+        let virtual_size = MIB;
+        let new =
+            NewUpper { kind: Writable::Sparse, virtual_size, uuid: Uuid::NULL, parent_uuid: Uuid::NULL };
+        let (mut data, mut index) = (Vec::new(), Vec::new());
+        let mut upper = Upper::create(new, &mut data, &mut index).unwrap();
+        upper.set_block_bytes(block_bytes);
+        let layer = writer(MIB, &[(200 * 512, &[1; 512])]).finish().unwrap();
+        upper.write(&layer, &vec![7; 1 << 20]).unwrap();
+        let found = |at: usize| data[4096 + at];
+        for at in (0..1 << 20).step_by(512) {
+            let byte = if at == 200 * 512 {
+                1
+            } else if want.contains(&at) {
+                7
+            } else {
+                0
+            };
+            assert_eq!((found(at), found(at + 511)), (byte, byte), "{block_bytes}: {at}");
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Source: `docs/formats/overlaybd.md`, "Writable layers"; overlaybd `src/overlaybd/lsmt/file.cpp`.
 
+use std::ops::Range;
+
 use super::{
     HEADER_BLOCK, Header, Layer, LsmtError, SECTOR, Uuid,
     entry::Entry,
@@ -13,6 +15,8 @@ use crate::format::{ReadAt, Sink};
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
+/// Smallest hole of most file systems, in bytes.
+const BLOCK_BYTES: u64 = 4096;
 
 /// Kinds of writable layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct Upper<D, I> {
     data_end: u64,
     /// End of the index file, in bytes.
     index_end: u64,
+    /// Smallest hole of a sparse data file, in bytes.
+    block_bytes: u64,
 }
 
 impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
@@ -84,7 +90,8 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
             index.write_at(0, &index_header(&header).encode()).map_err(LsmtError::write)?;
             index_end = HEADER_BLOCK;
         }
-        Ok(Self { data, index, kind: new.kind, header, tag: 0, data_end, index_end })
+        let block_bytes = BLOCK_BYTES;
+        Ok(Self { data, index, kind: new.kind, header, tag: 0, data_end, index_end, block_bytes })
     }
 
     /// Opens the files of a layer above `lowers` other ones. `turbo` says that it is a turboOCI layer, which its files
@@ -109,7 +116,8 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
         // A record that was cut off gives way to the next one.
         let index_end = index_end - index_end.saturating_sub(HEADER_BLOCK) % Entry::LEN as u64;
         let data_end = data.size_bytes().next_multiple_of(SECTOR);
-        Ok(Self { data, index, kind, header, tag: lowers, data_end, index_end })
+        let block_bytes = BLOCK_BYTES;
+        Ok(Self { data, index, kind, header, tag: lowers, data_end, index_end, block_bytes })
     }
 
     /// Identity and device size.
@@ -137,14 +145,21 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
         self.index.write_at(0, &index_header(&self.header).encode()).map_err(LsmtError::write)
     }
 
-    /// Writes everything that `layer` maps to the files: the data, then the records in the order of the device.
+    /// Sets the size of the blocks that the file system of the data file has, in bytes: a hole of a sparse file is as large
+    /// at least.
+    pub fn set_block_bytes(&mut self, bytes: u64) {
+        self.block_bytes = bytes.max(BLOCK_BYTES);
+    }
+
+    /// Writes everything that `layer` maps to the files: the data, then the records in the order of the device. `below` is
+    /// the device as it is now, with this layer and all that are below it.
     ///
     /// Data that has its place in the file is written from the end of the device to its start. There may be a file system
     /// already, and what changes of it comes before what is new: a disk that is full is found so while the old file system
     /// is whole.
     ///
     /// Errors: the layer has data in a target, and this is no turboOCI layer; something is behind the end of the device.
-    pub fn write(&mut self, layer: &Layer<impl ReadAt>) -> Result<(), LsmtError> {
+    pub fn write(&mut self, layer: &Layer<impl ReadAt>, below: &impl ReadAt) -> Result<(), LsmtError> {
         let segments = layer.index.segments();
         let end = device_end(self.header.virtual_size)?;
         for segment in segments {
@@ -159,23 +174,82 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
                 return refused("only a turboOCI layer has data in a target");
             }
         }
-        let (mut buffer, mut records) = (vec![0; COPY_BYTES], Vec::with_capacity(segments.len()));
-        let in_order: &mut dyn Iterator<Item = &Segment> = match self.kind {
-            Writable::Append => &mut segments.iter(),
-            Writable::Sparse | Writable::Turbo => &mut segments.iter().rev(),
-        };
-        for segment in in_order {
-            records.push(self.write_segment(*segment, layer, &mut buffer)?.encode());
-        }
-        if self.kind == Writable::Turbo {
-            records.reverse();
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut records = Vec::with_capacity(segments.len());
+        match self.kind {
+            Writable::Sparse => return self.write_blocks(layer, below, &mut buffer),
+            Writable::Append => {
+                for segment in segments {
+                    records.push(self.write_segment(*segment, layer, &mut buffer)?.encode());
+                }
+            }
+            Writable::Turbo => {
+                for segment in segments.iter().rev() {
+                    records.push(self.write_segment(*segment, layer, &mut buffer)?.encode());
+                }
+                records.reverse();
+            }
         }
         let records = records.concat();
-        if self.kind != Writable::Sparse {
-            self.index.write_at(self.index_end, &records).map_err(LsmtError::write)?;
-            self.index_end += records.len() as u64;
+        self.index.write_at(self.index_end, &records).map_err(LsmtError::write)?;
+        self.index_end += records.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the blocks of a sparse file in which `layer` maps something. The rest of them is written as it is on the
+    /// device now: it would be zeros otherwise, since the file system has no smaller holes.
+    fn write_blocks(
+        &mut self,
+        layer: &Layer<impl ReadAt>,
+        below: &impl ReadAt,
+        buffer: &mut [u8],
+    ) -> Result<(), LsmtError> {
+        for Range { start, mut end } in self.blocks_of(layer).into_iter().rev() {
+            while end > start {
+                // Pieces begin a sector, also where the device ends within one.
+                let from = start + (end - start - 1) / COPY_BYTES as u64 * COPY_BYTES as u64;
+                let len = usize::try_from(end - from).unwrap_or(usize::MAX);
+                let piece = buffer.get_mut(..len).unwrap_or_default();
+                below.read_exact_at(from, piece).map_err(LsmtError::read("the device", from))?;
+                let (first, last) = (from / SECTOR, end.div_ceil(SECTOR));
+                let parts = layer.index.from(first).iter().map_while(|segment| segment.within(first, last));
+                for part in parts {
+                    let [at, stop] = [part.start(), part.end()]
+                        .map(|sector| usize::try_from(sector * SECTOR - from).unwrap_or(usize::MAX).min(len));
+                    let bytes = piece.get_mut(at..stop).unwrap_or_default();
+                    match part.place() {
+                        Place::Data { at, .. } => {
+                            let offset = at * SECTOR;
+                            layer
+                                .blob
+                                .read_at(offset, bytes)
+                                .map_err(LsmtError::read("the new data", offset))?;
+                        }
+                        Place::Zero => bytes.fill(0),
+                        Place::Hole => {}
+                    }
+                }
+                self.data.write_at(HEADER_BLOCK + from, piece).map_err(LsmtError::write)?;
+                end = from;
+            }
         }
         Ok(())
+    }
+
+    /// Bytes of the device, in ascending order, that are in blocks of the sparse file in which `layer` maps something.
+    fn blocks_of<R>(&self, layer: &Layer<R>) -> Vec<Range<u64>> {
+        let mut blocks: Vec<Range<u64>> = Vec::new();
+        for segment in layer.index.segments() {
+            let [start, end] = [segment.start(), segment.end()].map(|sector| HEADER_BLOCK + sector * SECTOR);
+            // The first block may hold the header, and the last one end behind the device.
+            let start = (start - start % self.block_bytes).saturating_sub(HEADER_BLOCK);
+            let end = (end.next_multiple_of(self.block_bytes) - HEADER_BLOCK).min(self.header.virtual_size);
+            match blocks.last_mut() {
+                Some(last) if last.end >= start => last.end = end,
+                _ => blocks.push(start..end),
+            }
+        }
+        blocks
     }
 
     /// Writes the data of a segment, and returns its record.
@@ -187,33 +261,20 @@ impl<D: ReadAt + Sink, I: ReadAt + Sink> Upper<D, I> {
     ) -> Result<Entry, LsmtError> {
         let (start, sectors) = (segment.start(), segment.sectors());
         let entry = |at, zeroed, tag| Entry { start, sectors, at, zeroed, tag };
-        let at = match self.kind {
-            Writable::Append => self.data_end,
-            Writable::Sparse => HEADER_BLOCK + start * SECTOR,
-            Writable::Turbo => start * SECTOR,
-        };
+        let is_in_place = self.kind != Writable::Append;
+        let at = if is_in_place { start * SECTOR } else { self.data_end };
         let from = match segment.place() {
             Place::Data { source: 1, at } => return Ok(entry(at, false, self.tag.saturating_add(1))),
-            Place::Data { at, .. } => Some(at * SECTOR),
-            // A hole of a sparse file would show what is below, so it takes zeros.
-            Place::Zero if self.kind == Writable::Sparse => None,
+            Place::Data { at, .. } => at * SECTOR,
             Place::Zero | Place::Hole => return Ok(entry(at / SECTOR, true, self.tag)),
         };
         let (mut done, len) = (0, sectors * SECTOR);
         while done < len {
             let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(buffer.len());
             let piece = buffer.get_mut(..want).unwrap_or_default();
-            let begin = match self.kind {
-                Writable::Append => done,
-                Writable::Sparse | Writable::Turbo => len - done - want as u64,
-            };
-            match from {
-                Some(from) => {
-                    let offset = from + begin;
-                    layer.blob.read_at(offset, piece).map_err(LsmtError::read("the new data", offset))?;
-                }
-                None => piece.fill(0),
-            }
+            let begin = if is_in_place { len - done - want as u64 } else { done };
+            let offset = from + begin;
+            layer.blob.read_at(offset, piece).map_err(LsmtError::read("the new data", offset))?;
             self.data.write_at(at + begin, piece).map_err(LsmtError::write)?;
             done += want as u64;
         }

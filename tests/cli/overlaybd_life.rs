@@ -21,6 +21,7 @@ pub fn add(suite: &mut Suite) {
         what_cannot_be_committed_leaves_nothing,
         a_stack_is_flattened_and_merged_to_the_expected_device,
         a_command_without_its_files_shows_every_form_that_it_takes,
+        a_tool_shows_its_arguments_by_its_own_name,
         a_stack_over_archives_is_flattened_from_its_files_alone,
         a_result_file_says_whether_the_tool_could_open_the_device,
         directories_get_the_files_of_the_upstream_wrapper,
@@ -95,6 +96,40 @@ fn a_command_without_its_files_shows_every_form_that_it_takes() {
         }
     }
     fails(&tool(scratch.path(), "overlaybd-create", &[]), 255, "Usage: overlaybd-create ");
+}
+
+fn a_tool_shows_its_arguments_by_its_own_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, usage, example) in [
+        (
+            "overlaybd-create",
+            "overlaybd-create [OPTIONS] <DATA> <INDEX> <VSIZE_GB>\n",
+            "create data index 64",
+        ),
+        (
+            "overlaybd-commit",
+            "overlaybd-commit [OPTIONS] --commit_sealed <SEALED> <OUT>\n",
+            "commit dir other",
+        ),
+        (
+            "overlaybd-apply",
+            "overlaybd-apply [OPTIONS] <TAR> <CONFIG>\n",
+            "apply layer.tar.gz config.v1.json",
+        ),
+        ("turboOCI-apply", "turboOCI-apply [OPTIONS] <TAR> <CONFIG>\n", "config.v1.json --fstype erofs"),
+        (
+            "overlaybd-merge",
+            "overlaybd-merge [OPTIONS] <CONFIG> <OUT>\n",
+            "merge config.v1.json merged.zfile",
+        ),
+        ("overlaybd-zfile", "overlaybd-zfile [OPTIONS] <SRC> [DST]\n", "zfile --verify layer.tar"),
+    ] {
+        let output = tool(scratch.path(), name, &["--help"]);
+        succeeds(&output);
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.contains(usage) && help.contains(example), "{help}");
+        assert!(!help.contains("plywood overlaybd") && !help.contains("Arguments of"), "{help}");
+    }
 }
 
 fn a_writable_layer_is_created_once_and_an_existing_file_is_kept() {

@@ -84,9 +84,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 #[command(after_help = "\
 Examples:
   The metadata of a layer for a device that reads the data from the layer:
-    plywood overlaybd turbo-apply layer.tar.gz config.v1.json
+    plywood overlaybd turbo-apply layer.tar.gz config.v1.json --fstype erofs
   Of what was exported from the layer earlier:
-    plywood overlaybd turbo-apply layer.tar.meta config.v1.json --import
+    plywood overlaybd turbo-apply layer.tar.meta config.v1.json --import \\
+      --fstype erofs
   Write the metadata of the archive:
     plywood overlaybd turbo-apply layer.tar.gz layer.tar.meta --export")]
 pub struct TurboArguments {

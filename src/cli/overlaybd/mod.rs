@@ -101,43 +101,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
     name: &'static str,
-    /// Adds the tool's arguments.
-    arguments: fn(clap::Command) -> clap::Command,
+    /// The command that takes the tool's arguments.
+    command: &'static str,
     run: fn(&clap::ArgMatches) -> Result<()>,
 }
 
 /// The upstream tools.
 const TOOLS: &[Tool] = &[
-    Tool {
-        name: "overlaybd-create",
-        arguments: create::Arguments::augment_args,
-        run: |matches| create::run(&parsed(matches)?),
-    },
-    Tool {
-        name: "overlaybd-commit",
-        arguments: commit::Arguments::augment_args,
-        run: |matches| commit::run(&parsed(matches)?),
-    },
-    Tool {
-        name: "overlaybd-apply",
-        arguments: apply::Arguments::augment_args,
-        run: |matches| apply::run(&parsed(matches)?),
-    },
+    Tool { name: "overlaybd-create", command: "create", run: |matches| create::run(&parsed(matches)?) },
+    Tool { name: "overlaybd-commit", command: "commit", run: |matches| commit::run(&parsed(matches)?) },
+    Tool { name: "overlaybd-apply", command: "apply", run: |matches| apply::run(&parsed(matches)?) },
     Tool {
         name: "turboOCI-apply",
-        arguments: apply::TurboArguments::augment_args,
+        command: "turbo-apply",
         run: |matches| apply::run_turbo_tool(&parsed(matches)?),
     },
-    Tool {
-        name: "overlaybd-merge",
-        arguments: merge::Arguments::augment_args,
-        run: |matches| merge::run(&parsed(matches)?),
-    },
-    Tool {
-        name: "overlaybd-zfile",
-        arguments: zfile::Arguments::augment_args,
-        run: |matches| zfile::run(&parsed(matches)?),
-    },
+    Tool { name: "overlaybd-merge", command: "merge", run: |matches| merge::run(&parsed(matches)?) },
+    Tool { name: "overlaybd-zfile", command: "zfile", run: |matches| zfile::run(&parsed(matches)?) },
 ];
 
 impl Tool {
@@ -150,10 +130,26 @@ impl Tool {
         TOOLS.iter().find(|tool| name == tool.name)
     }
 
+    /// The parser of its arguments: that of the command, by the tool's name wherever the command's stands.
+    fn parser(&self) -> clap::Command {
+        let all = Command::augment_subcommands(clap::Command::new("overlaybd"));
+        let mut command = all.find_subcommand(self.command).cloned().expect("the tools are commands as well");
+        let spelled = format!("plywood overlaybd {}", self.command);
+        let renamed = |text: &clap::builder::StyledStr| text.to_string().replace(&spelled, self.name);
+        let usage = renamed(&command.render_usage());
+        let help = command.get_after_help().map(renamed).unwrap_or_default();
+        // A usage that is written out names the tool by now, and one that the parser makes will.
+        let usage =
+            usage.strip_prefix("Usage: ").filter(|usage| usage.starts_with(self.name)).map(str::to_owned);
+        if let Some(usage) = usage {
+            command = command.override_usage(usage);
+        }
+        command.name(self.name).after_help(help).no_binary_name(true).version(env!("PLYWOOD_VERSION"))
+    }
+
     /// Runs the tool. Returns exit code 0 for success, and 255 for a failure, whose reason is on standard error.
     pub fn run(&self, arguments: impl Iterator<Item = OsString>) -> ExitCode {
-        let command = clap::Command::new(self.name).no_binary_name(true).version(env!("PLYWOOD_VERSION"));
-        let outcome = match (self.arguments)(command).try_get_matches_from(arguments) {
+        let outcome = match self.parser().try_get_matches_from(arguments) {
             Ok(matches) => (self.run)(&matches),
             Err(error) => {
                 // A terminal that went away does not matter any more.
@@ -193,7 +189,7 @@ mod tests {
     #[test]
     fn the_arguments_of_every_tool_are_consistent() {
         for tool in TOOLS {
-            (tool.arguments)(clap::Command::new(tool.name)).debug_assert();
+            tool.parser().debug_assert();
         }
     }
 }

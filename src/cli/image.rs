@@ -66,10 +66,11 @@ pub fn open_file(path: &Path) -> Result<ImageFile> {
 }
 
 /// Opens the image at `path`, with its extra `devices`. A wrong checksum is no error here. The devices of RAFS metadata
-/// need not be given: all but data can be read without them.
+/// need not be given: all but data can be read without them, and the data too if it is in the same file.
 pub fn open(path: &Path, devices: &[PathBuf]) -> Result<Image<ImageFile>> {
     let image = open_with(path, devices)?;
-    if !is_rafs(&image) || !devices.is_empty() || image.slots().is_empty() {
+    let has_devices = !devices.is_empty() || image.slots().is_empty() || image.holds_devices();
+    if !is_rafs(&image) || has_devices {
         return Ok(image);
     }
     let size = |blocks: u64| blocks.saturating_mul(image.superblock().block_bits.size());

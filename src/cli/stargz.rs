@@ -1,4 +1,4 @@
-//! `plywood stargz`: the metadata of an indexed layer, made of its table of contents, and images with its data.
+//! `plywood stargz`: the metadata of an eStargz layer, made of its table of contents, and its data.
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +6,6 @@ use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
-
-use indicatif::HumanBytes;
 
 use super::{
     image::{ImageFile, open_file},
@@ -23,9 +21,11 @@ use crate::{
     format::{ReadAt, Sequential, Sink as _},
     image::{options::Options, platform::Platform, unpack},
     limits::Limits,
-    snapshot::{Durability, LAYER_NAME, NewFile, Publication},
+    pipeline::{Resources, helpers::Helpers},
+    snapshot::NewFile,
     stargz::{
-        BlobId, StargzLayer, is_stargz_data_layer, prepare_stargz_meta_layer, write_device, write_whole,
+        BlobId, StargzLayer, is_stargz_data_layer, prepare_stargz_meta_layer, prepare_with_device,
+        write_whole,
     },
     store::ContentStore as _,
 };
@@ -44,21 +44,22 @@ Examples:
   The metadata and its data device, to mount both:
     plywood stargz layer.esgz --data -o /tmp/layer
     mount -t erofs -o device=/tmp/layer/HEX.blob.data /tmp/layer/HEX /mnt
-  One image with data, each chunk compared with its digest:
-    plywood stargz layer.zst --whole layer.erofs
+  Both in one file, which is mounted by itself:
+    plywood stargz layer.esgz --whole /tmp/layer.boot
+    mount -t erofs /tmp/layer.boot /mnt
   A layer that containerd has, and what the image says about it:
     plywood stargz --content sha256:HEX --of alpine -o /tmp/layer")]
 pub struct Arguments {
-    /// An eStargz or zstd:chunked layer, or a table of contents alone: stargz.index.json
+    /// An eStargz layer, or a table of contents alone: stargz.index.json
     #[arg(required_unless_present = "content", conflicts_with = "content")]
     pub layer: Option<PathBuf>,
-    /// Directory for the metadata, which eStargz alone has. If the layer's is there already, nothing is done
+    /// Directory for the metadata. If the layer's is there already, nothing is done
     #[arg(short, long, value_name = "DIRECTORY", required_unless_present = "whole")]
     pub output: Option<PathBuf>,
     /// Also write the data device, filled, beside the metadata. An existing one stays
     #[arg(long, requires = "output")]
     pub data: bool,
-    /// Write one image with the data, which is mounted by itself. An existing file is replaced
+    /// Write the metadata and the data into one file, which is mounted by itself. An existing file is replaced
     #[arg(long, value_name = "FILE")]
     pub whole: Option<PathBuf>,
     /// The table of contents of LAYER, if it is in another file: JSON, or the layer that holds it
@@ -133,11 +134,7 @@ fn open<R: ReadAt>(
     blob: R,
     annotations: &BTreeMap<String, String>,
 ) -> Result<StargzLayer<R>> {
-    // An image with data needs no metadata that only eStargz has.
-    let layer = match arguments.output {
-        Some(_) => is_stargz_data_layer(blob, annotations)?,
-        None => StargzLayer::open(blob, annotations)?,
-    };
+    let layer = is_stargz_data_layer(blob, annotations)?;
     Ok(match &arguments.toc {
         Some(path) => {
             let json =
@@ -210,17 +207,25 @@ fn downloaded(arguments: &Arguments, blob: &mut impl io::Read, digest: &Digest) 
 }
 
 /// Makes what the arguments ask for. Returns the lines to print.
-fn make<R: ReadAt>(
+fn make<R: ReadAt + Sync>(
     arguments: &Arguments,
     layer: &StargzLayer<R>,
     id: BlobId,
     cancel: &Cancel,
 ) -> Result<String> {
+    let resources = Resources::new(Limits::default(), Helpers::default_threads());
     let progress = Progress::default();
     let work = Work { cancel, progress: &progress };
     let mut text = String::new();
     if let Some(directory) = &arguments.output {
-        match prepare_stargz_meta_layer(layer, id, directory, None)? {
+        let (prepared, device_bytes) = match arguments.data {
+            true => {
+                let _bar = Bar::show(&progress);
+                prepare_with_device(layer, id, directory, &resources, work)?
+            }
+            false => (prepare_stargz_meta_layer(layer, id, directory, None)?, None),
+        };
+        match prepared {
             Some(made) => {
                 for (name, bytes) in made.files {
                     text += &format!("{name}: {bytes} bytes\n");
@@ -229,27 +234,14 @@ fn make<R: ReadAt>(
             }
             None => text += &format!("{id}: it is there already\n"),
         }
-        let name = format!("{id}.blob.data");
-        let path = directory.join(&name);
-        if arguments.data && !path.exists() {
-            let _bar = Bar::show(&progress);
-            let bytes = publish(&path, |file| write_device(layer, file, work))?;
-            text += &format!("{name}: {bytes} bytes\n");
+        if let Some(bytes) = device_bytes {
+            text += &format!("{id}.blob.data: {bytes} bytes\n");
         }
     }
     if let Some(path) = &arguments.whole {
         let _bar = Bar::show(&progress);
-        let summary = publish(path, |file| write_whole(layer, id, file, &Limits::default(), work))?;
-        let (size, nodes) = (HumanBytes(summary.size_bytes), summary.nodes);
-        text += &format!("{}: {size}, {nodes} files and directories\n", path.display());
+        let bytes = write_whole(layer, id, path, &resources, work)?;
+        text += &format!("{}: {bytes} bytes\n", path.display());
     }
     Ok(text)
-}
-
-/// Writes a file that appears when it is complete.
-fn publish<T>(path: &Path, write: impl FnOnce(NewFile) -> Result<(NewFile, T)>) -> Result<T> {
-    let publication = Publication::beside(path)?;
-    let (file, made) = write(publication.file(LAYER_NAME)?)?;
-    publication.commit([file], Durability::Request, false)?;
-    Ok(made)
 }

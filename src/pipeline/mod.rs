@@ -26,6 +26,7 @@ pub mod buffer;
 mod builder;
 pub mod decode;
 mod detect;
+pub mod each;
 pub mod encode;
 pub mod hash;
 pub mod helpers;

@@ -1,207 +1,144 @@
-//! The data of an indexed layer, decoded member by member and put in its place: into the data device of its metadata, or
-//! into an image of its own.
+//! The data of a layer, decoded member by member and put where its metadata says it is: into the data device, or behind
+//! the metadata in one file.
 //!
-//! Where everything goes is known before anything is decoded. Each member or frame is decoded once, in the order of the
-//! blob, in a bounded buffer; each chunk is compared with its digest. Blocks of zeros are not written.
+//! Where everything goes is known before anything is decoded. So several threads decode, each runs of members of its own
+//! in a bounded buffer, and write at any place of the file. Each chunk is compared with its digest. Blocks of zeros are
+//! not written.
 
-use std::{collections::HashMap, io};
+use std::{
+    io,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use uuid::Uuid;
-
-use super::layer::{BlobId, StargzLayer};
+use super::{
+    check::check,
+    files::NewFiles,
+    layer::{BlobId, StargzLayer},
+    prepare::{Prepared, device_name, prepare_stargz_meta_layer},
+};
 use crate::{
     call::{Phase, Work},
     error::{Error, Kind, Result},
     format::{
-        ReadAt, Remote, Sink,
-        erofs::writer::{Options, Summary, WriteOptions},
-        rafs::Plan,
-        stargz::{self, Chunk, Entry, Toc, extract},
+        ReadAt, Sink as _,
+        erofs::reader::Image,
+        rafs::{self, Plan},
+        stargz::{Toc, Wanted, extract, runs, wanted},
     },
-    limits::Limits,
-    pipeline::{
-        budget::{Budget, Lease},
-        image::{self, ImageWriter},
-    },
+    pipeline::{Resources, each::for_each},
     snapshot::NewFile,
-    tree::{self, xattr},
 };
 
-/// Unit of places in both files, in bytes.
-const BLOCK: u64 = 4096;
+/// Data that one thread decodes at a time, in bytes: that of a usual chunk. Less would wake threads for nothing.
+const RUN_BYTES: u64 = 4 << 20;
+
+/// [`prepare_stargz_meta_layer`] with the data device, `<id>.blob.data`, beside the metadata. The device is complete before
+/// the metadata gets its names; one that is there already stays.
+///
+/// Returns the metadata, and the size of the device in bytes, unless they were there. Errors: also the first chunk that is
+/// not what its digest says, with its path. Then nothing is left.
+pub fn prepare_with_device<R: ReadAt + Sync>(
+    layer: &StargzLayer<R>,
+    id: BlobId,
+    storage: &Path,
+    resources: &Resources,
+    work: Work<'_>,
+) -> Result<(Option<Prepared>, Option<u64>)> {
+    let path = storage.join(device_name(&id.to_string()));
+    let mut files = NewFiles::default();
+    let device_bytes = match path.exists() {
+        true => None,
+        false => Some(files.add(&path, None, |file| write_device(layer, file, resources, work))?),
+    };
+    let prepared = prepare_stargz_meta_layer(layer, id, storage, None)?;
+    files.keep();
+    Ok((prepared, device_bytes))
+}
 
 /// Fills the data device of the layer's metadata: every distinct chunk at its place. Returns the size in bytes.
-///
-/// Errors: the layer has no such metadata; the first chunk that is not what its digest says, with its path.
-pub fn write_device<R: ReadAt>(
+fn write_device<R: ReadAt + Sync>(
     layer: &StargzLayer<R>,
     mut file: NewFile,
+    resources: &Resources,
     work: Work<'_>,
 ) -> Result<(NewFile, u64)> {
     let (_, toc) = layer.table()?;
     let plan = Plan::of(&toc)?;
-    fill(layer, &toc, &mut file, work, |_, chunk| plan.find(chunk).map(|chunk| chunk.device_offset))?;
-    file.set_len(plan.device_bytes).map_err(Error::disk)?;
+    fill(layer, &toc, &plan, &mut file, 0, (resources, work))?;
     Ok((file, plan.device_bytes))
 }
 
-/// Writes an image with all files of the layer and their data, which mounts by itself. Whiteouts have overlayfs's form,
-/// and the format's own files are left out. Any kind of indexed layer will do.
+/// Makes the file `path` of the layer's metadata and, where that has its data device, the data: an image that mounts by
+/// itself. An existing file is replaced. Returns its size in bytes.
 ///
-/// Errors: [`write_device`], but of no metadata; those of the writer.
-pub fn write_whole<R: ReadAt>(
+/// Errors: the layer has no such metadata; the first chunk that is not what its digest says, with its path; those of the
+/// file. Then nothing is left.
+pub fn write_whole<R: ReadAt + Sync>(
     layer: &StargzLayer<R>,
     id: BlobId,
-    file: NewFile,
-    limits: &Limits,
+    path: &Path,
+    resources: &Resources,
     work: Work<'_>,
-) -> Result<(NewFile, Summary)> {
+) -> Result<u64> {
     let (_, toc) = layer.table()?;
-    let budget = Budget::new(limits);
-    let lease = budget.lease(work.cancel)?;
-    let (placed, summary, starts) = write_tree(&toc, id, file, limits, (&lease, work))?;
-    let Placed { mut file, places } = placed;
-    fill(layer, &toc, &mut file, work, |entry, chunk| {
-        let start = places.get(starts.get(entry.path.as_slice())?)?;
-        Some(start + chunk.offset)
+    let metadata = rafs::write(&toc, id.bytes())?;
+    let plan = Plan::of(&toc)?;
+    let mut files = NewFiles::default();
+    let size_bytes = files.add(path, None, |mut file| {
+        file.write_at(0, &metadata.image).map_err(Error::disk)?;
+        let image = Image::open(metadata.image.as_slice())?;
+        if let [slot] = image.slots() {
+            let start = slot.unified_start << image.superblock().block_bits.get();
+            fill(layer, &toc, &plan, &mut file, start, (resources, work))?;
+        }
+        check(&file, &resources.limits)?;
+        let size_bytes = file.size_bytes();
+        Ok((file, size_bytes))
     })?;
-    let size_bytes = file.size_bytes().max(summary.size_bytes);
-    file.set_len(size_bytes).map_err(Error::disk)?;
-    image::verify_own(&file, limits, &lease, work.cancel)?;
-    Ok((file, summary))
+    files.keep();
+    Ok(size_bytes)
 }
 
-/// Number of each file that has data, by its path.
-type Starts<'t> = HashMap<&'t [u8], u64>;
-
-/// Writes everything but data. Returns the number of each file, by its path.
-fn write_tree<'t>(
-    toc: &'t Toc,
-    id: BlobId,
-    file: NewFile,
-    limits: &Limits,
-    (lease, work): (&Lease, Work<'_>),
-) -> Result<(Placed, Summary, Starts<'t>)> {
-    let options = Options {
-        image: WriteOptions::DEFAULT,
-        max_nodes: limits.nodes,
-        max_metadata_bytes: limits.metadata_bytes,
-        ..Options::default()
-    };
-    let placed = Placed { file, places: HashMap::new() };
-    let mut writer = ImageWriter::new(placed, options, lease, work.cancel);
-    let mut starts = HashMap::new();
-    let mut next = 0_u64;
-    let shown = || toc.entries().iter().filter(|entry| !entry.is_of_the_format());
-    let is_link = |entry: &&Entry| matches!(entry.body, stargz::Body::HardLink { .. });
-    // A link may come before what it leads to.
-    for entry in shown().filter(|entry| !is_link(entry)).chain(shown().filter(is_link)) {
-        let path = match entry.path.as_slice() {
-            b"" => b".".to_vec(),
-            path => path.to_vec(),
-        };
-        let body = body_of(toc, entry);
-        let size_bytes = if let tree::Body::Regular { size_bytes, .. } = &body { *size_bytes } else { 0 };
-        let xattrs = entry.xattrs.iter().filter(|found| xattr::is_kept(&found.name)).cloned().collect();
-        let made = tree::Entry { path, attributes: entry.attributes, xattrs, body };
-        if size_bytes > 0 {
-            starts.insert(entry.path.as_slice(), next);
-            writer.entry_mapped(&made, next)?;
-            next = next.saturating_add(size_bytes.next_multiple_of(BLOCK));
-        } else {
-            writer.entry(&made)?;
-        }
-        writer.end_entry()?;
-    }
-    let uuid = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("erofs:indexed/sha256:{id}").as_bytes());
-    let (placed, summary) = writer.finish(uuid.into_bytes())?;
-    Ok((placed, summary, starts))
-}
-
-fn body_of(toc: &Toc, entry: &Entry) -> tree::Body {
-    match &entry.body {
-        stargz::Body::Directory => tree::Body::Directory,
-        stargz::Body::Regular { size_bytes, .. } => {
-            tree::Body::Regular { size_bytes: *size_bytes, extents: None }
-        }
-        stargz::Body::Symlink { target } => tree::Body::Symlink { target: target.clone() },
-        stargz::Body::HardLink { target } => {
-            let target = toc.entries().get(*target).expect("a link leads to an entry");
-            tree::Body::HardLink { target: target.path.clone() }
-        }
-        stargz::Body::CharDevice(device) => tree::Body::CharDevice(*device),
-        stargz::Body::BlockDevice(device) => tree::Body::BlockDevice(*device),
-        stargz::Body::Fifo => tree::Body::Fifo,
-    }
-}
-
-/// An image whose writer has set blocks aside for the data.
-#[derive(Debug)]
-struct Placed {
-    file: NewFile,
-    /// First byte of each file's data, by the number that the file was given.
-    places: HashMap<u64, u64>,
-}
-
-impl Sink for Placed {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_at(offset, bytes)
-    }
-
-    fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.file.discard(offset, len)
-    }
-
-    fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        (self.places.capacity() * size_of::<(u64, u64)>()) as u64
-    }
-}
-
-impl Remote for Placed {
-    fn map(&mut self, offset: u64, _len: u64, target: u64) -> io::Result<()> {
-        self.places.insert(target, offset);
-        Ok(())
-    }
-}
-
-/// Decodes the data of `layer` into `file`. `place` says where a chunk of a file begins; `None`: it is not wanted.
-fn fill<R: ReadAt>(
+/// Decodes the data of `layer` into `file`, from the byte `start` on, on as many threads as there are to be had.
+fn fill<R: ReadAt + Sync>(
     layer: &StargzLayer<R>,
     toc: &Toc,
+    plan: &Plan,
     file: &mut NewFile,
-    work: Work<'_>,
-    place: impl Fn(&Entry, &Chunk) -> Option<u64>,
+    start: u64,
+    (resources, work): (&Resources, Work<'_>),
 ) -> Result<()> {
     let Some((blob, layout)) = layer.blob() else {
         let message = "a table of contents alone has no data";
         return Err(Error::new(Kind::NotImplemented, "rafs.form", message));
     };
-    let chunks = toc.entries().iter().flat_map(|entry| toc.chunks_of(entry));
-    let total = chunks.map(|chunk| chunk.size_bytes).fold(0, u64::saturating_add);
+    file.set_len(start.saturating_add(plan.device_bytes)).map_err(Error::disk)?;
+    let file = file.file();
+    let chunks = wanted(toc);
+    let total = chunks.iter().map(|(_, chunk)| chunk.size_bytes).fold(0, u64::saturating_add);
     work.progress.begin(Phase::Transfer, Some(total));
-    let mut done = 0_u64;
-    let mut progress = |bytes| {
-        done = done.saturating_add(bytes);
-        work.progress.set_done(done.min(total));
-        Ok(work.cancel.check()?)
-    };
-    let mut take = |same: &[(&Entry, &Chunk)], at: u64, bytes: &[u8]| {
-        for (entry, chunk) in same {
-            if let Some(start) = place(entry, chunk) {
-                write_sparse(file, start.saturating_add(at), bytes).map_err(Error::disk)?;
-            }
-        }
-        Ok(())
-    };
-    extract(blob, layout, toc, &mut take, &mut progress).map(drop)
+    let done = AtomicU64::new(0);
+    for_each(&resources.helpers, "stargz", runs(&chunks, RUN_BYTES), &|run| {
+        let mut take = |same: &[Wanted<'_>], at: u64, bytes: &[u8]| {
+            // Equal chunks are one chunk. The files of the format itself have no place.
+            let place = same.first().and_then(|(_, chunk)| plan.find(chunk));
+            place.map_or(Ok(()), |chunk| {
+                write_sparse(file, start + chunk.device_offset + at, bytes).map_err(Error::disk)
+            })
+        };
+        let mut progress = |bytes| {
+            let before = done.fetch_add(bytes, Ordering::Relaxed);
+            work.progress.set_done(before.saturating_add(bytes).min(total));
+            Ok(work.cancel.check()?)
+        };
+        extract(blob, layout, run, &mut take, &mut progress).map(drop)
+    })
 }
 
 /// Writes `bytes` without those pieces of a block that are zeros, which the new file reads as anyway.
-fn write_sparse(file: &mut impl Sink, start: u64, bytes: &[u8]) -> io::Result<()> {
+fn write_sparse(file: &std::fs::File, start: u64, bytes: &[u8]) -> io::Result<()> {
     const PIECE: usize = 4096;
     let mut at = start;
     for run in bytes.chunks(PIECE).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
@@ -209,7 +146,7 @@ fn write_sparse(file: &mut impl Sink, start: u64, bytes: &[u8]) -> io::Result<()
         let from = usize::try_from(at - start).map_err(io::Error::other)?;
         let piece = bytes.get(from..from + len).unwrap_or_default();
         if !is_zero(piece) {
-            file.write_at(at, piece)?;
+            file.write_all_at(piece, at)?;
         }
         at += len as u64;
     }

@@ -7,7 +7,7 @@ use crate::{
     format::{
         ReadAt,
         rafs::is_digest,
-        stargz::{Declared, Form, Layout, Toc},
+        stargz::{Declared, Layout, Toc},
     },
 };
 
@@ -36,7 +36,7 @@ impl fmt::Display for BlobId {
     }
 }
 
-/// A layer with a table of contents.
+/// An eStargz layer, or its table of contents alone.
 #[derive(Debug)]
 pub struct StargzLayer<R> {
     /// `None` for a table alone.
@@ -60,14 +60,14 @@ pub fn is_stargz_data_layer<R: ReadAt>(
     blob: R,
     annotations: &BTreeMap<String, String>,
 ) -> Result<StargzLayer<R>> {
-    let layer = StargzLayer::open(blob, annotations)?;
-    match layer.form() {
-        Some(form) if form.is_zstd() => Err(refuse(format!(
-            "it is {}, and only eStargz has metadata of chunks in members",
-            form.as_str()
-        ))),
-        _ => Ok(layer),
+    let declared = Declared::of(annotations)?;
+    let layout =
+        Layout::find(&blob, &declared)?.ok_or_else(|| refuse("it is no indexed layer".to_owned()))?;
+    if layout.form.is_zstd() {
+        let form = layout.form.as_str();
+        return Err(refuse(format!("it is {form}, and only eStargz has metadata of chunks in members")));
     }
+    Ok(StargzLayer { blob: Some(Opened { blob, layout, declared }), beside: None })
 }
 
 fn refuse(message: String) -> Error {
@@ -75,14 +75,6 @@ fn refuse(message: String) -> Error {
 }
 
 impl<R: ReadAt> StargzLayer<R> {
-    /// Opens a layer of any kind with a table of contents. Errors: it is none.
-    pub fn open(blob: R, annotations: &BTreeMap<String, String>) -> Result<Self> {
-        let declared = Declared::of(annotations)?;
-        let layout =
-            Layout::find(&blob, &declared)?.ok_or_else(|| refuse("it is no indexed layer".to_owned()))?;
-        Ok(Self { blob: Some(Opened { blob, layout, declared }), beside: None })
-    }
-
     /// A table of contents without its layer.
     pub fn of_table(json: Vec<u8>) -> Self {
         Self { blob: None, beside: Some(json) }
@@ -91,10 +83,6 @@ impl<R: ReadAt> StargzLayer<R> {
     /// This layer with a table of contents from elsewhere.
     pub fn with_table(self, json: Vec<u8>) -> Self {
         Self { beside: Some(json), ..self }
-    }
-
-    fn form(&self) -> Option<Form> {
-        self.blob.as_ref().map(|opened| opened.layout.form)
     }
 
     /// The blob and where its parts are; `None` for a table alone.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    check::check,
     files::NewFiles,
     layer::BlobId,
     prepare::{MODE, TOC_NAME, context_name},
@@ -147,17 +148,6 @@ pub fn merge_layers(
     };
     files.keep();
     Ok(nodes)
-}
-
-/// Checks the merged metadata: a broken rule is a fault of this program.
-fn check(file: &impl ReadAt, limits: &Limits) -> Result<()> {
-    let checked = Image::open(file)
-        .map_err(Error::from)
-        .and_then(|image| Ok(rafs::verify(&image, limits.metadata_bytes).map(drop)?));
-    checked.map_err(|error| {
-        let message = format!("the metadata just made: {error} [{}]", error.reason());
-        Error::new(Kind::Internal, "image.self-check", message)
-    })
 }
 
 fn open(path: &Path) -> Result<File> {

@@ -11,6 +11,7 @@
 //! Described in `docs/formats/rafs.md` and `docs/formats/merged.md`. Source: nydus-snapshotter
 //! `pkg/filesystem/stargz_adaptor.go`.
 
+mod check;
 mod data;
 mod files;
 mod layer;
@@ -18,7 +19,7 @@ mod merge;
 mod prepare;
 
 pub use self::{
-    data::{write_device, write_whole},
+    data::{prepare_with_device, write_whole},
     layer::{BlobId, StargzLayer, is_stargz_data_layer},
     merge::{LayerFile, is_rafs_file, merge_layers, merge_stargz_meta_layer},
     prepare::{Prepared, prepare_stargz_meta_layer},

@@ -65,3 +65,8 @@ pub fn prepare_stargz_meta_layer<R: ReadAt>(
 pub(super) fn context_name(id: &str) -> String {
     format!("{id}.blob.meta")
 }
+
+/// Name of the data device of a blob.
+pub(super) fn device_name(id: &str) -> String {
+    format!("{id}.blob.data")
+}

@@ -18,7 +18,7 @@ pub fn add(suite: &mut Suite) {
         the_files_of_a_layer_have_the_names_and_modes_of_the_nydus_snapshotter,
         layers_without_such_metadata_are_refused,
         a_layer_of_the_content_store_is_compared_with_what_its_image_says,
-        a_whole_image_of_a_layer_in_the_content_store_is_sound,
+        metadata_and_data_of_a_layer_in_the_content_store_are_sound,
     ];
 }
 
@@ -66,9 +66,11 @@ fn the_files_of_a_layer_have_the_names_and_modes_of_the_nydus_snapshotter() {
 fn layers_without_such_metadata_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().to_str().unwrap();
+    let whole = format!("{out}/layer.boot");
     for (arguments, code, reason) in [
         (&["estargz/l2-inner.esgz", "-o", out][..], 1, "rafs.inner-offset"),
         (&["zstdchunked/plain-stargz.zc", "-o", out][..], 1, "rafs.form"),
+        (&["zstdchunked/plain-containers.zc", "--whole", &whole], 1, "rafs.form"),
         (&["README.md", "-o", out][..], 1, "rafs.form"),
         (&["estargz/eqsize.esgz", "--blob-id", "e9", "-o", out][..], 2, "cli.usage"),
     ] {
@@ -127,12 +129,16 @@ fn a_layer_of_the_content_store_is_compared_with_what_its_image_says() {
     assert_eq!(fs::read_dir(node.scratch.path().join("none")).unwrap().count(), 0);
 }
 
-fn a_whole_image_of_a_layer_in_the_content_store_is_sound() {
+fn metadata_and_data_of_a_layer_in_the_content_store_are_sound() {
     let node = Node::new();
-    let blob = fs::read(fixture("zstdchunked/plain-containers.zc")).unwrap();
+    let blob = fs::read(fixture("estargz/eqsize.esgz")).unwrap();
     let content = node.store.add::<String>(NAMESPACE, blob);
-    let output = on_node(&node, &["--content", &content, "--whole", "layer.erofs"]);
+    let output = on_node(&node, &["--content", &content, "--whole", "layer.boot", "--data", "-o", "."]);
     assert!(output.status.success(), "{output:?}");
-    let layer = node.scratch.path().join("layer.erofs");
-    assert!(host::plywood().arg("check").arg(layer).output().unwrap().status.success());
+    let made = |name: &str| node.scratch.path().join(name);
+    for image in ["layer.boot", ID] {
+        assert!(host::plywood().arg("check").arg(made(image)).output().unwrap().status.success());
+    }
+    let device = fs::read(made(&format!("{ID}.blob.data"))).unwrap();
+    assert!(fs::read(made("layer.boot")).unwrap().ends_with(&device));
 }

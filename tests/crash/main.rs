@@ -4,12 +4,13 @@
 //! `ENOSPC` or `EIO`. Whatever happens, the snapshot directory holds no layer or a whole one, a reply of
 //! success means a whole one, and after the next start nothing else is left.
 //!
-//! Two publishers: the library alone, which has few calls and all of them about the layer, and the
-//! daemon. Needs strace, and root for the daemon; `CRASH_POINTS` sets how many calls of each scenario are tried.
+//! Three publishers: the library alone, which has few calls and all of them about the layer, the daemon, and a command
+//! that makes several files. Needs strace, and root for the daemon; `CRASH_POINTS` sets how many calls of each scenario are tried.
 
 #![allow(clippy::print_stdout, reason = "counts are for people")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod command;
 mod daemon;
 mod library;
 
@@ -73,6 +74,9 @@ fn main() -> ExitCode {
     for (name, size) in daemon::SCENARIOS {
         let name = format!("daemon: {name}");
         add(&name, &[STRACE, Need::Root], &|| Box::new(daemon::Service::new(size)));
+    }
+    for (name, arguments) in command::SCENARIOS {
+        add(&format!("command: {name}"), &[STRACE], &|| Box::new(command::Stargz::new(arguments)));
     }
     let name = "daemon: a_system_call_that_failed_once_is_made_again";
     suite.test(name, &[STRACE, Need::Root], daemon::failures_are_not_remembered);

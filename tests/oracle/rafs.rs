@@ -10,6 +10,7 @@ use std::{
     process::Command,
 };
 
+use erofs_rs::{EroFS, backend::SliceImage};
 use libtest_mimic::Failed;
 use plywood::{
     call::{Cancel, Progress, Work},
@@ -22,10 +23,10 @@ use plywood::{
         stargz::{Declared, Layout, Toc},
     },
     limits::Limits,
-    snapshot::{Durability, LAYER_NAME, Publication},
+    pipeline::Resources,
     stargz::{
         BlobId, StargzLayer, is_stargz_data_layer, merge_stargz_meta_layer, prepare_stargz_meta_layer,
-        write_device, write_whole,
+        prepare_with_device, write_whole,
     },
 };
 use testkit::{
@@ -33,7 +34,7 @@ use testkit::{
     host::{plywood, program},
 };
 
-use super::{erofs_writer::MountPoint, layer_model::Listing, listing, merge};
+use super::{erofs_writer::MountPoint, layer_model::Listing, listing};
 
 pub fn add(suite: &mut Suite) {
     let kernel = [Need::Root, Need::FileSystem("erofs")];
@@ -44,14 +45,18 @@ pub fn add(suite: &mut Suite) {
         a_snapshot_directory_ends_as_the_nydus_snapshotter_leaves_it,
         implied_directories_keep_the_attributes_below,
         a_layer_that_is_none_leaves_nothing_behind,
-        images_with_data_merge_to_the_files_of_the_image,
+        one_file_is_the_metadata_with_the_device_at_its_mapped_address,
+        one_file_has_the_files_of_the_layer,
+        one_file_reads_as_by_erofs_rs,
+        files_with_data_merge_like_their_metadata,
         a_flipped_bit_in_any_chunk_is_an_error_with_layer_and_path,
+        of_several_damaged_chunks_the_first_in_the_blob_is_reported,
         damaged_tables_are_refused_and_leave_nothing,
         metadata_of_which_a_byte_is_wrong_is_refused_or_sound,
     ];
     suite.test("needs_kernel_erofs_metadata_mounts_with_its_data_device", &kernel, metadata_in_the_kernel);
     suite.test("needs_kernel_erofs_merged_metadata_mounts_with_all_devices", &kernel, merged_in_the_kernel);
-    suite.test("needs_kernel_erofs_an_image_with_data_mounts_by_itself", &kernel, whole_in_the_kernel);
+    suite.test("needs_kernel_erofs_one_file_mounts_without_a_device", &kernel, one_file_in_the_kernel);
     let fsck = [Need::Tool("fsck.erofs"), Need::Tool("dump.erofs")];
     suite.test("needs_fsck_erofs_metadata_passes_with_its_devices", &fsck, erofs_utils_read_metadata);
 }
@@ -89,16 +94,15 @@ fn annotations(layer: &str) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect()
 }
 
-/// Runs something that writes a file, which then gets the name `path`.
-fn published<T>(
-    path: &Path,
-    write: impl FnOnce(plywood::snapshot::NewFile, Work<'_>) -> Result<(plywood::snapshot::NewFile, T), Error>,
-) -> Result<T, Error> {
+/// Runs something with so many threads beside its own.
+fn with_threads<T>(threads: usize, make: impl FnOnce(&Resources, Work<'_>) -> T) -> T {
     let (cancel, progress) = (Cancel::new(), Progress::default());
-    let publication = Publication::beside(path)?;
-    let (file, made) = write(publication.file(LAYER_NAME)?, Work { cancel: &cancel, progress: &progress })?;
-    publication.commit([file], Durability::Never, false)?;
-    Ok(made)
+    make(&Resources::new(Limits::default(), threads), Work { cancel: &cancel, progress: &progress })
+}
+
+fn layer_of(name: &str) -> (StargzLayer<Vec<u8>>, BlobId) {
+    let (blob, id) = estargz(name);
+    (is_stargz_data_layer(blob, &annotations(&format!("stargz/estargz/{name}.esgz"))).unwrap(), id)
 }
 
 /// Metadata and data device of a layer in a directory.
@@ -108,12 +112,11 @@ struct Made {
 }
 
 fn made(name: &str, dir: &Path) -> Made {
-    let (blob, id) = estargz(name);
-    let layer = is_stargz_data_layer(blob, &annotations(&format!("stargz/estargz/{name}.esgz"))).unwrap();
-    prepare_stargz_meta_layer(&layer, id, dir, None).unwrap().unwrap();
-    let device = dir.join(format!("{id}.blob.data"));
-    published(&device, |file, work| write_device(&layer, file, work)).unwrap();
-    Made { image: dir.join(id.to_string()), device }
+    let (layer, id) = layer_of(name);
+    let made =
+        with_threads(2, |resources, work| prepare_with_device(&layer, id, dir, resources, work)).unwrap();
+    assert!(matches!(made, (Some(_), Some(_))));
+    Made { image: dir.join(id.to_string()), device: dir.join(format!("{id}.blob.data")) }
 }
 
 fn read_listing(image: &Path, devices: &[PathBuf]) -> Listing {
@@ -160,12 +163,9 @@ fn snapshots(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
         fs::create_dir_all(&upper).unwrap();
         let data = root.join("data");
         fs::create_dir_all(&data).unwrap();
-        let (blob, id) = estargz(name);
-        let layer = is_stargz_data_layer(blob, &annotations(&format!("stargz/estargz/{name}.esgz"))).unwrap();
+        let (layer, id) = layer_of(name);
         prepare_stargz_meta_layer(&layer, id, &upper, None).unwrap().unwrap();
-        let device = data.join(format!("{id}.blob.data"));
-        published(&device, |file, work| write_device(&layer, file, work)).unwrap();
-        devices.push(device);
+        devices.push(made(name, &data).device);
         upper_paths.insert(0, upper);
     }
     (upper_paths, devices)
@@ -379,70 +379,98 @@ fn a_layer_that_is_none_leaves_nothing_behind() {
     assert!(files(&upper_paths[0]) == before);
 }
 
-/// One image with the data of a layer.
-fn whole(name: &str, blob: Vec<u8>, path: &Path) -> Result<(), Error> {
-    let id = id_of(&blob);
-    let layer = StargzLayer::open(blob, &annotations(&format!("stargz/{name}")))?;
-    published(path, |file, work| write_whole(&layer, id, file, &Limits::default(), work)).map(drop)
+/// The metadata and the data of a layer in one file.
+fn whole(layer: &StargzLayer<Vec<u8>>, id: BlobId, path: &Path, threads: usize) -> Result<u64, Error> {
+    with_threads(threads, |resources, work| write_whole(layer, id, path, resources, work))
+}
+
+fn one_file(name: &str, dir: &Path) -> PathBuf {
+    let path = dir.join("layer.boot");
+    let (layer, id) = layer_of(name);
+    let bytes = whole(&layer, id, &path, 2).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), bytes);
+    path
 }
 
 fn blob_of(name: &str) -> Vec<u8> {
     fs::read(fixture(&format!("stargz/{name}"))).unwrap()
 }
 
-/// Layers of every kind, and those whose names of whiteouts are no files of an image.
-const WHOLE: [&str; 9] = [
-    "estargz/eqsize.esgz",
-    "estargz/l1.esgz",
-    "estargz/l1-prio.esgz",
-    "estargz/plain.esgz",
-    "estargz/plain-chunk256k.esgz",
-    "zstdchunked/l1-containers.zc",
-    "zstdchunked/l1-stargz.zc",
-    "zstdchunked/plain-containers.zc",
-    "zstdchunked/plain-stargz.zc",
-];
-
-fn listing_of_whole(name: &str) -> String {
-    let layer = name.rsplit('/').next().unwrap().split('.').next().unwrap();
-    listing_of(layer.trim_end_matches("-containers").trim_end_matches("-stargz"))
+fn one_file_is_the_metadata_with_the_device_at_its_mapped_address() {
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir().unwrap();
+        let Made { image, device } = made(name, dir.path());
+        let mut want = fs::read(&image).unwrap();
+        let slots = Image::open(want.as_slice()).unwrap().slots().to_vec();
+        want.resize(usize::try_from(slots[0].unified_start * 4096).unwrap(), 0);
+        want.extend(fs::read(&device).unwrap());
+        let path = dir.path().join("layer.boot");
+        let (layer, id) = layer_of(name);
+        for threads in [0, 1, 4] {
+            whole(&layer, id, &path, threads).unwrap();
+            assert!(fs::read(&path).unwrap() == want, "{name}, {threads} threads");
+        }
+    }
 }
 
-fn images_with_data_merge_to_the_files_of_the_image() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("layer.erofs");
-    for name in WHOLE {
-        whole(name, blob_of(name), &path).unwrap();
-        let image = fs::read(&path).unwrap();
-        // The containers tools keep the entry of the root.
-        listing::assert_listed(&listing::by_our_reader(&image), &listing_of_whole(name), false);
+fn one_file_has_the_files_of_the_layer() {
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir().unwrap();
+        let path = one_file(name, dir.path());
+        listing::assert_listed(&read_listing(&path, &[]), &listing_of(name), true);
         let output = plywood().arg("check").arg(&path).output().unwrap();
-        assert!(output.status.success(), "{name}: {output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && said.contains("RAFS metadata"), "{said}");
     }
-    let image = |name: &str| {
-        whole(name, blob_of(name), &path).unwrap();
-        fs::read(&path).unwrap()
-    };
-    for (first, second) in
-        [("zstdchunked/l1-containers.zc", "estargz/l2-inner.esgz"), ("estargz/l1.esgz", "estargz/l2.esgz")]
-    {
-        let layers = [image(first), image(second), image("estargz/l3.esgz")];
-        let merged = merge::merged(&layers).unwrap();
-        let devices = layers.iter().map(Vec::as_slice).collect();
-        let found = listing::of_image(&Image::open_with_devices(merged.as_slice(), devices).unwrap());
-        listing::assert_listed(&found, &text("erofs/merge/merged.jsonl"), false);
-    }
+    // A file that ends within its data is not taken for metadata alone.
+    let dir = tempfile::tempdir().unwrap();
+    let path = one_file("plain", dir.path());
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(fs::metadata(&path).unwrap().len() - 4096).unwrap();
+    let output = plywood().arg("check").arg(&path).output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(!output.status.success() && said.contains("[erofs.device.range]"), "{said}");
 }
 
-fn whole_in_the_kernel() -> Result<(), Failed> {
-    for name in WHOLE {
+fn one_file_in_the_kernel() -> Result<(), Failed> {
+    for name in WITH_METADATA {
         let dir = tempfile::tempdir()?;
-        let path = dir.path().join("layer.erofs");
-        whole(name, blob_of(name), &path).unwrap();
+        let path = one_file(name, dir.path());
         let mounted = MountPoint::new("erofs", &path, dir, "")?;
-        listing::assert_listed(&listing::by_kernel(&mounted.at()), &listing_of_whole(name), false);
+        listing::assert_listed(&listing::by_kernel(&mounted.at()), &listing_of(name), true);
     }
     Ok(())
+}
+
+/// The part of such a file that is the data device: erofs-rs and fsck.erofs want every device as a file of its own.
+fn device_in(file: &[u8]) -> &[u8] {
+    let slots = Image::open(file).unwrap().slots().to_vec();
+    &file[usize::try_from(slots[0].unified_start * 4096).unwrap()..]
+}
+
+fn one_file_reads_as_by_erofs_rs() {
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::read(one_file(name, dir.path())).unwrap();
+        let devices = vec![SliceImage::new(device_in(&file))];
+        let image = EroFS::new_with_devices(SliceImage::new(&file), devices).unwrap();
+        listing::assert_listed(&listing::of_erofs_rs(&image), &listing_of(name), true);
+    }
+}
+
+/// Where the data is does not matter to a merge: it keeps the places on the devices.
+fn files_with_data_merge_like_their_metadata() {
+    let root = tempfile::tempdir().unwrap();
+    let (want, _) = merged(root.path());
+    let layers = LAYERS.map(|name| {
+        let dir = root.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        one_file(name, &dir)
+    });
+    let found = root.path().join("image.boot");
+    let output = plywood().arg("merge").args(layers).arg("-o").arg(&found).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(fs::read(found).unwrap() == fs::read(want).unwrap());
 }
 
 fn erofs_utils_read_metadata() -> Result<(), Failed> {
@@ -464,6 +492,10 @@ fn erofs_utils_read_metadata() -> Result<(), Failed> {
         let dir = tempfile::tempdir()?;
         let Made { image, device } = made(name, dir.path());
         accepted(&image, &[device]);
+        let file = one_file(name, dir.path());
+        let data = dir.path().join("data");
+        fs::write(&data, device_in(&fs::read(&file)?))?;
+        accepted(&file, &[data]);
     }
     let root = tempfile::tempdir()?;
     let (image, devices) = merged(root.path());
@@ -487,31 +519,57 @@ fn chunks(name: &str, blob: &[u8]) -> Vec<(String, u64, u64)> {
 
 fn a_flipped_bit_in_any_chunk_is_an_error_with_layer_and_path() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("out");
+    let (path, damaged) = (dir.path().join("out"), dir.path().join("damaged"));
     for name in
         ["estargz/l2.esgz", "estargz/l3.esgz", "estargz/plain.esgz", "zstdchunked/plain-containers.zc"]
     {
         let blob = blob_of(name);
+        let has_metadata = name.starts_with("estargz");
         for (file, start, end) in chunks(name, &blob) {
-            let mut damaged = blob.clone();
+            let mut bytes = blob.clone();
             // Behind the header of the member, or of the frame, and before its trailer.
             let at = usize::try_from(start + (end - start).min(24) / 2 + 1).unwrap();
-            damaged[at] ^= 4;
-            let error = whole(name, damaged.clone(), &path).unwrap_err();
-            let said = error.to_string();
-            assert!(error.reason().starts_with("stargz.chunk."), "{name}, {file}: {said}");
-            assert!(!path.exists(), "{name}: {said}");
-            let layer = dir.path().join("damaged");
-            fs::write(&layer, damaged).unwrap();
-            let output = plywood().arg("stargz").arg(&layer).arg("--whole").arg(&path).output().unwrap();
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert!(said.contains("damaged: ") && said.contains("[stargz.chunk."), "{said}");
-            assert!(
-                chunks(name, &blob).iter().any(|(file, ..)| said.contains(&format!("\"{file}\": "))),
-                "{said}"
-            );
-            assert!(!path.exists());
+            bytes[at] ^= 4;
+            fs::write(&damaged, &bytes).unwrap();
+            let mut commands = vec![plywood()];
+            commands[0].arg("check").arg(&damaged);
+            if has_metadata {
+                let layer = is_stargz_data_layer(bytes, &annotations(&format!("stargz/{name}"))).unwrap();
+                let error = whole(&layer, id_of(&blob), &path, 2).unwrap_err();
+                assert!(error.reason().starts_with("stargz.chunk."), "{name}, {file}: {error}");
+                for arguments in [&["--whole", "out"][..], &["--data", "-o", "."]] {
+                    let mut command = plywood();
+                    command.arg("stargz").arg(&damaged).args(arguments).current_dir(dir.path());
+                    commands.push(command);
+                }
+            }
+            for mut command in commands {
+                let output = command.output().unwrap();
+                let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+                assert!(said.contains("damaged: ") && said.contains("[stargz.chunk."), "{said}");
+                // Another file may share the chunk.
+                let names_a_file = |(file, ..): &(String, u64, u64)| said.contains(&format!("\"{file}\": "));
+                assert!(chunks(name, &blob).iter().any(names_a_file), "{said}");
+            }
+            assert_eq!(names(dir.path()).len(), 1, "nothing but the layer is left");
         }
+    }
+}
+
+/// With several threads a later one is found earlier.
+fn of_several_damaged_chunks_the_first_in_the_blob_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "estargz/plain-chunk256k.esgz";
+    let mut blob = blob_of(name);
+    let mut found = chunks(name, &blob);
+    found.sort_by_key(|(_, start, _)| *start);
+    for (_, start, _) in &found {
+        blob[usize::try_from(*start).unwrap()] = 0;
+    }
+    let layer = is_stargz_data_layer(blob, &annotations(&format!("stargz/{name}"))).unwrap();
+    for threads in [0, 4] {
+        let error = whole(&layer, id_of(b""), &dir.path().join("out"), threads).unwrap_err().to_string();
+        assert!(error.contains(&format!("byte {} of the blob", found[0].1)), "{error}");
     }
 }
 
@@ -522,10 +580,9 @@ fn damaged_tables_are_refused_and_leave_nothing() {
         let (name, expect) = (case["file"].as_str().unwrap(), case["expect"].as_str().unwrap());
         let blob = blob_of(&format!("bad/{name}"));
         let id = id_of(&blob);
-        let path = dir.path().join(format!("{name}.erofs"));
-        let outcome = StargzLayer::open(blob, &BTreeMap::new()).and_then(|layer| {
-            published(&path, |file, work| write_whole(&layer, id, file, &Limits::default(), work))
-        });
+        let path = dir.path().join(format!("{name}.boot"));
+        let outcome =
+            is_stargz_data_layer(blob, &BTreeMap::new()).and_then(|layer| whole(&layer, id, &path, 2));
         assert_eq!(outcome.is_ok(), expect == "index-ok", "{name}, {expect}: {:?}", outcome.err());
         assert_eq!(path.exists(), expect == "index-ok", "{name}");
     }

@@ -25,5 +25,5 @@ pub use self::{
     fuzz::fuzz,
     layout::{Form, Layout, toc_in_archive},
     toc::{Body, Chunk, Entry, Toc, is_own_name},
-    verify::{Verified, extract, verify},
+    verify::{Verified, Wanted, extract, runs, verify, wanted},
 };

@@ -28,7 +28,10 @@ pub struct Verified {
 
 /// Takes the data of chunks: those that have it, the byte of the chunk, and the bytes there. The digest is compared when
 /// all bytes of a chunk were handed over.
-pub type Take<'a> = &'a mut dyn FnMut(&[(&Entry, &Chunk)], u64, &[u8]) -> Result<(), Error>;
+pub type Take<'a> = &'a mut dyn FnMut(&[Wanted<'_>], u64, &[u8]) -> Result<(), Error>;
+
+/// A chunk, and the file that it belongs to.
+pub type Wanted<'t> = (&'t Entry, &'t Chunk);
 
 /// Decodes every chunk of `toc` and compares its digest. `progress` gets the bytes of each step, and may end the work.
 ///
@@ -39,24 +42,47 @@ pub fn verify(
     toc: &Toc,
     progress: &mut dyn FnMut(u64) -> Result<(), Error>,
 ) -> Result<Verified, Error> {
-    extract(blob, layout, toc, &mut |_, _, _| Ok(()), progress)
+    extract(blob, layout, &wanted(toc), &mut |_, _, _| Ok(()), progress)
 }
 
-/// Like [`verify`], and hands the data to `take`, in the order of the blob. What of it was handed over before an error may
-/// be wrong.
-pub fn extract(
-    blob: &impl ReadAt,
-    layout: &Layout,
-    toc: &Toc,
-    take: Take<'_>,
-    progress: &mut dyn FnMut(u64) -> Result<(), Error>,
-) -> Result<Verified, Error> {
+/// All chunks of `toc`, in the order in which [`extract`] takes them.
+pub fn wanted(toc: &Toc) -> Vec<Wanted<'_>> {
     let entries = toc.entries().iter();
     let mut wanted: Vec<_> =
         entries.flat_map(|entry| toc.chunks_of(entry).iter().map(move |chunk| (entry, chunk))).collect();
-    // Each member or frame is decoded once, whatever the number of chunks in it.
     wanted.sort_by_key(|(_, chunk)| (chunk.blob_offset, chunk.inner_offset, chunk.size_bytes));
+    wanted
+}
+
+/// Cuts [`wanted`] chunks into runs that may be extracted apart from each other: none ends within a member or frame. All
+/// but the last have `run_bytes` of data or more.
+pub fn runs<'w, 't>(wanted: &'w [Wanted<'t>], run_bytes: u64) -> impl Iterator<Item = &'w [Wanted<'t>]> {
+    let mut rest = wanted;
+    std::iter::from_fn(move || {
+        let (mut bytes, mut last) = (0_u64, None);
+        let end = rest.iter().position(|(_, chunk)| {
+            let is_full = bytes >= run_bytes && last != Some(chunk.blob_offset);
+            last = Some(chunk.blob_offset);
+            bytes = bytes.saturating_add(chunk.size_bytes);
+            is_full
+        });
+        let (run, more) = rest.split_at(end.unwrap_or(rest.len()));
+        rest = more;
+        (!run.is_empty()).then_some(run)
+    })
+}
+
+/// Like [`verify`] for some of the [`wanted`] chunks, whose data is handed to `take`, in the order of the blob. What of it
+/// was handed over before an error may be wrong.
+pub fn extract(
+    blob: &impl ReadAt,
+    layout: &Layout,
+    wanted: &[Wanted<'_>],
+    take: Take<'_>,
+    progress: &mut dyn FnMut(u64) -> Result<(), Error>,
+) -> Result<Verified, Error> {
     let mut verified = Verified::default();
+    // Each member or frame is decoded once, whatever the number of chunks in it.
     for group in wanted.chunk_by(|(_, a), (_, b)| a.blob_offset == b.blob_offset) {
         let Some((_, Chunk { blob_offset, .. })) = group.first() else { continue };
         let blob_end = group.iter().map(|(_, chunk)| chunk.blob_end).max().unwrap_or(*blob_offset);
@@ -127,7 +153,7 @@ impl<'a, R: ReadAt> Data<'a, R> {
     /// digest.
     fn digest(
         &mut self,
-        same: &[(&Entry, &Chunk)],
+        same: &[Wanted<'_>],
         take: Take<'_>,
         progress: &mut dyn FnMut(u64) -> Result<(), Error>,
     ) -> Result<Digest, Error> {

@@ -69,6 +69,11 @@ impl<R: ReadAt> Devices<R> {
         !self.files.is_empty()
     }
 
+    /// First block of the unified line that is a device's.
+    pub(super) fn first_on_line(&self) -> Option<u64> {
+        self.line.first().map(|(first, ..)| *first)
+    }
+
     /// True when the blocks `start..end` of the file of `device` lie inside the slot of one device.
     pub(super) fn declare(&self, device: u16, start: u64, end: u64) -> bool {
         if device == 0 {

@@ -183,13 +183,20 @@ impl<R: ReadAt> Image<R> {
         self.devices.has_files()
     }
 
+    /// True when the file goes on where the first device has its place: its data is in the same file.
+    pub fn holds_devices(&self) -> bool {
+        let file_blocks = self.superblock.block_bits.block_of(self.size_bytes);
+        self.devices.first_on_line().is_some_and(|first| first < file_blocks)
+    }
+
     /// Blocks of the image itself, without those of its devices. The superblock declares them, but that of RAFS metadata
-    /// counts the blocks of the data instead.
+    /// counts the blocks of the data instead: there the image ends where its file does, or its first device begins.
     pub(super) fn own_blocks(&self) -> u64 {
-        match self.superblock.has_compat(compat::RAFS) {
-            true => self.superblock.block_bits.block_of(self.size_bytes),
-            false => self.superblock.blocks,
+        if !self.superblock.has_compat(compat::RAFS) {
+            return self.superblock.blocks;
         }
+        let file_blocks = self.superblock.block_bits.block_of(self.size_bytes);
+        self.devices.first_on_line().map_or(file_blocks, |first| file_blocks.min(first))
     }
 
     /// True when the superblock, or a slot of the device table, declares the blocks `start..end` of

@@ -95,6 +95,6 @@ fn build(image: &NewFile, stack: &Stack, publication: &Publication, plan: Plan<'
     let file = publication.file(MERGED_NAME).map_err(Error::from)?;
     let (file, _) = merge::write(&views, file, limits, lease, cancel)?;
     drop(views);
-    image::verify_merged(&file, &files, limits, lease, cancel)?;
+    image::verify_own(&file, &files, limits, lease, cancel)?;
     Ok(Merged { file, layers: files.len() as u64 })
 }

@@ -174,7 +174,7 @@ fn merged(arguments: &Arguments, files: &[File], to: &Path) -> Result<(NewFile, 
     let (file, summary) = merge::write(&views, file, &limits, &lease, &cancel)?;
     drop(views);
     let devices: Vec<&dyn ReadAt> = files.iter().map(|file| file as &dyn ReadAt).collect();
-    image::verify_merged(&file, &devices, &limits, &lease, &cancel)?;
+    image::verify_own(&file, &devices, &limits, &lease, &cancel)?;
     Ok((file, summary))
 }
 

@@ -47,7 +47,7 @@ use crate::{
 const READER_BYTES: u64 = 1 << 20;
 
 /// Writes the merged metadata of `layers`, the bottom one first, into `file`, which is empty. The bytes depend on the
-/// layers alone. Memory is charged to `lease`. [`crate::pipeline::image::verify_merged`] checks the result.
+/// layers alone. Memory is charged to `lease`. [`crate::pipeline::image::verify_own`] checks the result.
 ///
 /// Errors: [`MergeError`] for layers that cannot be merged; those of reading them, and of writing.
 pub fn write<R: ReadAt, S: Sink>(

@@ -148,7 +148,7 @@ impl<'d> Base<'d> {
     fn check_within<R: ReadAt>(&self, layer: &lsmt::Device<R>, plan: Plan<'_>) -> Result<()> {
         let whole = Whole { layer, below: self.device };
         let (limits, lease, cancel) = (&plan.resources.limits, plan.lease, plan.work.cancel);
-        image::verify_own(&whole, limits, lease, cancel).map_err(|error| {
+        image::verify_own(&whole, &[], limits, lease, cancel).map_err(|error| {
             // What is wrong may lie in parts of the device that the layer leaves as they are.
             let below = self.device.filter(|_| self.image.is_some());
             let below = below.and_then(|below| {

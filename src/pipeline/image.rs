@@ -238,28 +238,24 @@ pub fn verify(
     lease: &Lease,
     cancel: &Cancel,
 ) -> Result<()> {
-    verify_by(image, &Policy { level, ..Policy::layer() }, limits, lease, cancel).map(drop)
+    verify_by(image, &[], &Policy { level, ..Policy::layer() }, limits, lease, cancel).map(drop)
 }
 
-/// Like [`verify`] at the strictest level, for an image of any origin that is in use already: whether it is sound, not
-/// whether it would be taken.
-pub fn examine(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<Report> {
-    verify_by(image, &Policy::any(), limits, lease, cancel)
-}
-
-fn verify_by(
-    image: &impl ReadAt,
-    policy: &Policy,
+/// Like [`verify`] at the strictest level, for an image of any origin that is in use already, with its extra devices:
+/// whether it is sound, not whether it would be taken.
+pub fn examine<'r>(
+    image: &'r dyn ReadAt,
+    devices: &[&'r dyn ReadAt],
     limits: &Limits,
     lease: &Lease,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let image = Watched { file: image, cancel };
-    verified(|policy| check::verify(&image, policy), policy, limits, lease, cancel)
+    verify_by(image, devices, &Policy::any(), limits, lease, cancel)
 }
 
-fn verified(
-    check: impl Fn(&Policy) -> std::result::Result<Report, CheckError>,
+fn verify_by<'r>(
+    image: &'r dyn ReadAt,
+    devices: &[&'r dyn ReadAt],
     policy: &Policy,
     limits: &Limits,
     lease: &Lease,
@@ -267,15 +263,18 @@ fn verified(
 ) -> Result<Report> {
     lease.charge(Use::Window, 0, cancel)?;
     lease.charge(Use::Index, 0, cancel)?;
+    let watched = |file| Watched { file, cancel };
     // How much memory it takes is known only when the check runs out of it. So it gets the share that every request
     // has, and is repeated with the most there is if that was too little.
-    let devices = lease.used(Use::Device);
-    let [small, large] = [SHARE_BYTES, limits.metadata_bytes].map(|share| share.saturating_sub(devices));
+    let used = lease.used(Use::Device);
+    let [small, large] = [SHARE_BYTES, limits.metadata_bytes].map(|share| share.saturating_sub(used));
     let mut max_memory_bytes = if lease.is_large() { large } else { small };
     loop {
         lease.charge(Use::Metadata, max_memory_bytes, cancel)?;
         let policy = Policy { max_nodes: limits.nodes, max_memory_bytes, ..policy.clone() };
-        let error = match check(&policy) {
+        let devices = devices.iter().copied().map(watched).collect();
+        let opened = Image::open_with_devices(watched(image), devices).map_err(CheckError::from);
+        let error = match opened.and_then(|image| check::verify_image(&image, &policy)) {
             Ok(report) => return Ok(report),
             Err(error) => error,
         };
@@ -287,53 +286,22 @@ fn verified(
     }
 }
 
-/// Like [`verify`] at the strictest level, for an image made here: a broken rule is a fault of this program.
-pub fn verify_own(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
-    own(verify(image, Level::Strict, limits, lease, cancel))
+/// Like [`verify`] at the strictest level, for an image made here, with its extra devices: a broken rule is a fault of
+/// this program.
+pub fn verify_own<'r>(
+    image: &'r dyn ReadAt,
+    devices: &[&'r dyn ReadAt],
+    limits: &Limits,
+    lease: &Lease,
+    cancel: &Cancel,
+) -> Result<()> {
+    let policy = Policy { devices: !devices.is_empty(), ..Policy::layer() };
+    own(verify_by(image, devices, &policy, limits, lease, cancel).map(drop))
 }
 
 /// Like [`verify_own`] for the index of an archive, with the archive, its extra device, behind it.
 pub fn verify_index(image: &impl ReadAt, limits: &Limits, lease: &Lease, cancel: &Cancel) -> Result<()> {
-    own(verify_by(image, &Policy { devices: true, ..Policy::layer() }, limits, lease, cancel).map(drop))
-}
-
-/// Like [`verify_own`] for a merged image with `layers`, its extra devices.
-pub fn verify_merged<'r>(
-    image: &'r dyn ReadAt,
-    layers: &[&'r dyn ReadAt],
-    limits: &Limits,
-    lease: &Lease,
-    cancel: &Cancel,
-) -> Result<()> {
-    let policy = Policy { devices: true, ..Policy::layer() };
-    own(with_devices(image, layers, &policy, limits, lease, cancel))
-}
-
-/// Like [`verify_merged`], for a merged image of any origin that is in use already.
-pub fn examine_merged<'r>(
-    image: &'r dyn ReadAt,
-    layers: &[&'r dyn ReadAt],
-    limits: &Limits,
-    lease: &Lease,
-    cancel: &Cancel,
-) -> Result<()> {
-    with_devices(image, layers, &Policy::any(), limits, lease, cancel)
-}
-
-fn with_devices<'r>(
-    image: &'r dyn ReadAt,
-    layers: &[&'r dyn ReadAt],
-    policy: &Policy,
-    limits: &Limits,
-    lease: &Lease,
-    cancel: &Cancel,
-) -> Result<()> {
-    let check = |policy: &Policy| {
-        let watched = |file| Watched { file, cancel };
-        let layers = layers.iter().copied().map(watched).collect();
-        check::verify_image(&Image::open_with_devices(watched(image), layers)?, policy)
-    };
-    verified(check, policy, limits, lease, cancel).map(drop)
+    own(verify_by(image, &[], &Policy { devices: true, ..Policy::layer() }, limits, lease, cancel).map(drop))
 }
 
 fn own(verified: Result<()>) -> Result<()> {
@@ -376,7 +344,7 @@ mod tests {
         (0..names).try_for_each(|number| writer.entry(&symlink(number)))?;
         let (image, _) = writer.finish([0; 16])?;
         let charged = budget.charged_bytes();
-        verify_own(&image, limits, &lease, &cancel)?;
+        verify_own(&image, &[], limits, &lease, &cancel)?;
         Ok(charged)
     }
 

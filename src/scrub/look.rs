@@ -72,7 +72,7 @@ impl Subject<'_> {
         let examined = {
             let resources = self.root.scrub.resources;
             let lease = resources.budget.lease(cancel)?;
-            image::examine(&image, &resources.limits, &lease, cancel)
+            image::examine(&image, &[], &resources.limits, &lease, cancel)
         };
         let is_native = self.strategy().is_some_and(|strategy| matches!(strategy, Strategy::Native { .. }));
         let image_bytes = match examined {

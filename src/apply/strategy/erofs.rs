@@ -64,7 +64,7 @@ pub(in crate::apply) fn run(job: Job<'_, '_>) -> Result<Built> {
         without_parents,
         ..Contents::default()
     };
-    facts.times.verify = verified(plan, || image::verify_own(&image, limits, lease, cancel))?;
+    facts.times.verify = verified(plan, || image::verify_own(&image, &[], limits, lease, cancel))?;
     Ok(Built { image_bytes: image.size_bytes(), files: vec![image], contents, facts })
 }
 

@@ -483,6 +483,21 @@ fn merged(env: &mut Env) -> anyhow::Result<()> {
     anyhow::ensure!(numbers(&found, "broken") == [snapshots[1].0], "{found:#?}");
     findings(env, &["--repair"], 0)?;
     anyhow::ensure!(!file.exists() && findings(env, &["--deep"], 0)?.is_empty());
+
+    // A sound image that was put in the place of a layer, and whose files are compressed: there is nothing to merge.
+    let packed = env.path("packed");
+    std::fs::create_dir(&packed)?;
+    std::fs::write(packed.join("zeros"), vec![0; 1 << 20])?;
+    let mut mkfs = Command::new(host::program("mkfs.erofs").context("no mkfs.erofs")?);
+    host::run(mkfs.args(["--quiet", "-zlz4"]).arg(dirs[1].join("layer.erofs")).arg(&packed))?;
+    std::fs::write(&file, "merged")?;
+    let found = findings(env, &["--repair"], 0)?;
+    anyhow::ensure!(
+        numbers(&found, "repaired") == [number]
+            && found[0]["notes"].to_string().contains("[merge.compressed]"),
+        "{found:#?}"
+    );
+    anyhow::ensure!(!file.exists() && findings(env, &[], 0)?.is_empty(), "what cannot be merged is left");
     Ok(())
 }
 

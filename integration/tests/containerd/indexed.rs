@@ -1,7 +1,11 @@
-//! Diff to eStargz and zstd:chunked, read by the tools for which they are: `ctr-remote` of the stargz snapshotter, and
-//! containers/storage, the store of podman, buildah and skopeo.
+//! Indexed layers: Diff to eStargz and zstd:chunked, read by the tools for which they are (`ctr-remote` of the stargz
+//! snapshotter, and containers/storage, the store of podman, buildah and skopeo), and metadata of layers in a content store.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use anyhow::Context as _;
 use containerd_client::services::v1::DiffRequest;
@@ -21,6 +25,8 @@ const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 pub fn add(suite: &mut Suite) {
+    let setup = Setup::default();
+    suite.with_env("stargz_makes_the_metadata_of_a_layer_in_the_content_store", setup, of_content_store);
     type Test = fn(&mut Env) -> anyhow::Result<()>;
     let tests: [(&str, &'static str, Test); 2] = [
         ("tables_of_a_diff_are_those_that_the_stargz_tools_write", "ctr-remote", stargz_tools),
@@ -119,10 +125,10 @@ fn containers_storage(env: &mut Env) -> anyhow::Result<()> {
     let pulled = Pulled::new(env, "erofs")?;
     let container = changed(env, &pulled, "erofs", "changing")?;
     // A table cannot spell such a name.
-    for entry in std::fs::read_dir(container.root().join("names"))? {
+    for entry in fs::read_dir(container.root().join("names"))? {
         let entry = entry?;
         if entry.file_name().to_str().is_none() {
-            std::fs::remove_file(entry.path())?;
+            fs::remove_file(entry.path())?;
         }
     }
     let want = carried(&container.root())?;
@@ -137,8 +143,8 @@ fn containers_storage(env: &mut Env) -> anyhow::Result<()> {
         "[storage]\ndriver = \"overlay\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n[storage.options]\n\
          pull_options = {{enable_partial_images = \"true\", insecure_allow_unpredictable_image_contents = \"true\"}}\n"
     );
-    std::fs::write(env.path("storage.conf"), config)?;
-    std::fs::write(env.path("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
+    fs::write(env.path("storage.conf"), config)?;
+    fs::write(env.path("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
     let mut skopeo = host::command("skopeo");
     skopeo
         .env("CONTAINERS_STORAGE_CONF", env.path("storage.conf"))
@@ -152,7 +158,7 @@ fn containers_storage(env: &mut Env) -> anyhow::Result<()> {
     let outcome = (|| {
         anyhow::ensure!(output.status.success() && said.contains("Retrieved partial blob"), "{said}");
         let mut trees = Vec::new();
-        for entry in std::fs::read_dir(&layers).with_context(|| said.to_string())? {
+        for entry in fs::read_dir(&layers).with_context(|| said.to_string())? {
             let tree = entry?.path().join("diff");
             if tree.is_dir() {
                 trees.push(tree);
@@ -165,4 +171,86 @@ fn containers_storage(env: &mut Env) -> anyhow::Result<()> {
         host::run(host::command("umount").arg(mount))?;
     }
     outcome
+}
+
+/// The layer comes from containerd by its digest: what is made of it is what is made of the file.
+fn of_content_store(env: &mut Env) -> anyhow::Result<()> {
+    let fixture =
+        |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/stargz").join(name);
+    let file = fixture("estargz/l1.esgz");
+    let described: Value = serde_json::from_slice(&fs::read(fixture("estargz/l1.esgz.json"))?)?;
+    let annotations = described["descriptor"]["annotations"].as_object().context("no annotations")?;
+    let annotations =
+        annotations.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()));
+    let layer = Layer {
+        media_type: GZIP.to_owned(),
+        blob: fs::read(&file)?,
+        diff_id: described["diffID"].as_str().context("no diffID")?.to_owned(),
+        annotations: annotations.collect(),
+    };
+    let digest = layer.digest();
+    let image = Image::oci(vec![layer.clone()]);
+    let reference = env.push("estargz", &image)?;
+    env.pull(&reference, "erofs", &[])?;
+    let diff_id = layer.diff_id.clone();
+    let wrong = layer.annotated(TOC_DIGEST, &digest);
+    let wrong = env.push("wrong", &Image::oci(vec![wrong]))?;
+    host::run(&mut env.ctr(&["content", "fetch", "--plain-http", &wrong]))?;
+
+    let address = env.containerd_socket().display().to_string();
+    let content = ["--address", &address, "--namespace", env.namespace(), "--content"];
+    let stargz = |layer: &[&str], directory: &Path| -> anyhow::Result<Output> {
+        fs::create_dir_all(directory)?;
+        let mut command = Command::new(host::plywood_binary().context("no plywood binary")?);
+        command.arg("stargz").args(layer).args(["--data", "-o", ".", "--whole", "layer.boot"]);
+        Ok(command.current_dir(directory).output()?)
+    };
+    let made = |layer: &[&str], name: &str| -> anyhow::Result<BTreeMap<PathBuf, (u32, Vec<u8>)>> {
+        let directory = env.path(name);
+        let output = stargz(layer, &directory)?;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        fs::read_dir(directory)?
+            .map(|entry| {
+                let entry = entry?;
+                let mode = entry.metadata()?.permissions().mode();
+                Ok((entry.file_name().into(), (mode, fs::read(entry.path())?)))
+            })
+            .collect()
+    };
+    let want = made(&[&file.display().to_string()], "of-the-file")?;
+    anyhow::ensure!(want.len() == 5, "{:?}", want.keys());
+    anyhow::ensure!(made(&[&content[..], &[&digest]].concat(), "of-the-digest")? == want, "other files");
+    let of = [&content[..], &[&digest, "--of", &reference]].concat();
+    anyhow::ensure!(made(&of, "of-the-image")? == want, "other files of an image's layer");
+
+    // The kernel mounts it alone, with the files of the layer as a snapshot has them.
+    let mounted = env.path("mounted");
+    fs::create_dir(&mounted)?;
+    host::run(
+        Command::new("mount")
+            .args(["-t", "erofs", "-o", "ro,loop"])
+            .arg(env.path("of-the-digest/layer.boot"))
+            .arg(&mounted),
+    )?;
+    let found = carried(&mounted);
+    host::run(Command::new("umount").arg(&mounted))?;
+    let without_links = |mut tree: Tree| {
+        tree.retain(|path, _| ![&b"stargz.index.json"[..], b".no.prefetch.landmark"].contains(&&path[..]));
+        // Counted among all.
+        tree.values_mut().for_each(|node| node.link_group = 0);
+        tree
+    };
+    let pulled = env.mount(&image)?;
+    tree::ensure_equal(&without_links(carried(pulled.path())?), &without_links(found?))?;
+
+    let none = env.path("none");
+    for (layer, reason) in
+        [(&[&digest, "--of", &wrong][..], "stargz.toc.digest"), (&[&diff_id], "store.not-found")]
+    {
+        let output = stargz(&[&content[..], layer].concat(), &none)?;
+        let said = String::from_utf8(output.stderr.clone())?;
+        anyhow::ensure!(said.trim_end().ends_with(&format!("[{reason}]")), "{output:?}");
+    }
+    anyhow::ensure!(fs::read_dir(none)?.count() == 0, "a layer that is none leaves files");
+    Ok(())
 }

@@ -12,7 +12,8 @@ cd "$repo" || exit 1
 
 # strace counts system calls, attr and acl read extended attributes, GNU tar packs and e2fsprogs makes small disks.
 # python3 starts the daemon under a filter of system calls. xz, lz4 and bzip2 pack what `plywood stream` unpacks.
-TEST_PACKAGES="strace attr acl tar zstd xz-utils lz4 bzip2 util-linux e2fsprogs python3"
+# XFS shares the blocks of copies. cmake and perl build what nydus-image needs.
+TEST_PACKAGES="strace attr acl tar zstd xz-utils lz4 bzip2 util-linux e2fsprogs xfsprogs python3 cmake perl"
 
 case ${1:-} in
 -*) sed -n '2,/^set /{/^#/!d;s/^# \{0,1\}//;p}' "$0"; [ "$1" = --help ] && exit; exit 2 ;;
@@ -35,6 +36,7 @@ else
 fi
 integration/setup/tools.sh docker >/dev/null || echo "test: going on; tests that need docker are skipped"
 integration/setup/tools.sh archives >/dev/null || echo "test: going on; tests that need skopeo and its like are skipped"
+integration/setup/tools.sh nydus >/dev/null || echo "test: going on; tests that need nydus-image are skipped"
 export CARGO_TERM_COLOR=never
 
 # check NAME COMMAND...: one check that passes or fails as a whole.

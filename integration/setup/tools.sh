@@ -1,17 +1,19 @@
 #!/bin/sh
-# Unpacks programs from Debian's testing suite into a directory of its own.
+# Unpacks programs from Debian's testing suite into a directory of its own, and builds one that Debian lacks.
 #
 #   eval "$(integration/setup/tools.sh)"        # containerd, runc, a registry, erofs-utils, imgcrypt, ctr-remote: what demo and tests drive
 #   eval "$(integration/setup/tools.sh docker)" # besides those: dockerd, its client and buildx
 #   eval "$(integration/setup/tools.sh archives)" # besides those: programs that write archives of images
+#   eval "$(integration/setup/tools.sh nydus)"  # besides those: nydus-image, which cargo builds from crates.io
 #   eval "$(integration/setup/tools.sh rust)"   # a Rust toolchain, for machines without one that is new enough
 #
-# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the second and the third do the same, with their
-# own in $PLYWOOD_TOOLS/docker/bin and $PLYWOOD_TOOLS/archives/bin; the fourth puts its own first on PATH.
+# The first exports PLYWOOD_TOOLS, with the programs in $PLYWOOD_TOOLS/bin; the next three do the same, with their own in
+# $PLYWOOD_TOOLS/docker/bin, archives/bin and nydus/bin; the last puts its own first on PATH.
 #
 # Nothing of the host is replaced: apt runs with a configuration, lists, cache and (empty) status file of its own,
 # packages are unpacked and not installed, and every program is patched to the loader and libraries unpacked beside
-# it. Needs apt, dpkg-deb and network; not root. Runs again at once while the list of packages below is the same.
+# it. Needs apt, dpkg-deb and network; not root. nydus needs cargo, a C compiler, cmake, make and perl instead.
+# Runs again at once while the list of packages below is the same.
 #
 #   PLYWOOD_TOOLS_DIR       where to unpack (default /var/cache/plywood-tools, without root ~/.cache/plywood-tools)
 #   PLYWOOD_DEBIAN_MIRROR   mirror to use (default: the first of the host's apt sources that offers the suite)
@@ -57,13 +59,19 @@ archives)
     PROGRAMS="skopeo umoci buildah podman"
     dir=$dir/archives
     ;;
+nydus)
+    # The last version there that has the program.
+    LINKED= PLAIN="nydus-rs 2.2.0"
+    PROGRAMS="nydus-image"
+    dir=$dir/nydus
+    ;;
 rust)
     LINKED="rustc cargo rust-clippy rustfmt patchelf"
     PLAIN=
     PROGRAMS="rustc rustdoc cargo rustfmt cargo-fmt clippy-driver cargo-clippy"
     dir=$dir/rust
     ;;
-*) fail "$set is none of daemons, docker, archives and rust" ;;
+*) fail "$set is none of daemons, docker, archives, nydus and rust" ;;
 esac
 
 for program in apt-get apt-config dpkg dpkg-deb flock; do
@@ -78,7 +86,7 @@ dir=$(cd "$dir" && pwd -P)
 answer() {
     case $set in
     daemons) echo "export PLYWOOD_TOOLS='$dir'" ;;
-    docker | archives) echo "export PLYWOOD_TOOLS='${dir%/"$set"}'" ;;
+    docker | archives | nydus) echo "export PLYWOOD_TOOLS='${dir%/"$set"}'" ;;
     rust) echo "export PATH='$dir/bin':\$PATH" ;;
     esac
 }
@@ -95,6 +103,20 @@ rm -rf "${dir:?}/.stamp" "${dir:?}/bin" "${dir:?}/root" "${dir:?}/apt"
 mkdir -p "$dir/bin" "$dir/root" "$dir/apt/lists/partial" "$dir/apt/cache/archives/partial" "$dir/apt/none"
 : >"$dir/apt/status"
 log=$dir/apt/log
+
+if [ "$set" = nydus ]; then
+    for program in cargo cc cmake make perl; do
+        command -v "$program" >/dev/null || fail "$program is missing: nydus-image is built"
+    done
+    say "building $PLAIN with cargo into $dir"
+    # Without optimizations it is built in a few minutes, and is fast enough for tests.
+    cargo install --quiet --force --locked --debug --root "$dir" --bin nydus-image --version "${PLAIN#* }" "${PLAIN% *}" \
+        >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; fail "cargo failed"; }
+    "$dir/bin/nydus-image" --version >>"$log" 2>&1 || fail "nydus-image does not start"
+    echo "$stamp" >"$dir/.stamp"
+    answer
+    exit 0
+fi
 
 keyring=${PLYWOOD_DEBIAN_KEYRING:-}
 for candidate in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do

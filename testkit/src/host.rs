@@ -21,7 +21,7 @@ pub fn tools() -> PathBuf {
 /// The directories in which programs are looked for: those of the tools first, then `PATH`, then those of the system's
 /// administrator, which a user's `PATH` may lack.
 pub fn program_path() -> OsString {
-    let mut dirs = ["bin", "docker/bin", "archives/bin"].map(|dir| tools().join(dir)).to_vec();
+    let mut dirs = ["bin", "docker/bin", "archives/bin", "nydus/bin"].map(|dir| tools().join(dir)).to_vec();
     dirs.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     dirs.extend(["/usr/sbin".into(), "/sbin".into()]);
     env::join_paths(dirs).unwrap()

@@ -31,7 +31,7 @@ use plywood::{
 };
 use testkit::{
     Need, Suite,
-    host::{plywood, program},
+    host::{plywood, program, run},
 };
 
 use super::{erofs_writer::MountPoint, layer_model::Listing, listing};
@@ -59,6 +59,22 @@ pub fn add(suite: &mut Suite) {
     suite.test("needs_kernel_erofs_one_file_mounts_without_a_device", &kernel, one_file_in_the_kernel);
     let fsck = [Need::Tool("fsck.erofs"), Need::Tool("dump.erofs")];
     suite.test("needs_fsck_erofs_metadata_passes_with_its_devices", &fsck, erofs_utils_read_metadata);
+    let xfs = [
+        Need::Root,
+        Need::Tool("mkfs.xfs"),
+        Need::Tool("filefrag"),
+        Need::FileSystem("xfs"),
+        Need::LoopDevices,
+    ];
+    suite.test(
+        "needs_kernel_xfs_copies_beside_merged_metadata_share_their_blocks",
+        &xfs,
+        copies_share_their_blocks,
+    );
+    let nydus = [Need::Tool("nydus-image")];
+    suite.test("needs_nydus_image_check_accepts_metadata_and_what_is_merged", &nydus, nydus_accepts);
+    suite.test("needs_nydus_image_it_merges_metadata_to_the_files_of_the_image", &nydus, nydus_merges);
+    suite.test("needs_nydus_image_it_reads_the_files_of_a_layer_from_its_blob", &nydus, nydus_unpacks);
 }
 
 const LAYERS: [&str; 3] = ["l1", "l2", "l3"];
@@ -300,6 +316,21 @@ fn a_snapshot_directory_ends_as_the_nydus_snapshotter_leaves_it() {
     let before = files(&upper_paths[0]);
     assert_eq!(merge(&upper_paths).unwrap(), None, "an existing one is respected");
     assert!(files(&upper_paths[0]) == before);
+    // Whatever it is: not even the parents are looked at.
+    let (merged, context) =
+        (upper_paths[0].join("image.boot"), upper_paths[0].join(format!("{}.blob.meta", ids[0])));
+    let made = fs::read(&merged).unwrap();
+    fs::write(&merged, "another one").unwrap();
+    fs::remove_file(&context).unwrap();
+    assert_eq!(merge(&[&upper_paths[..1], &[root.path().join("none")]].concat()).unwrap(), None);
+    assert_eq!(fs::read(&merged).unwrap(), b"another one");
+    assert!(!context.exists());
+    // So is an existing compression context, when merged metadata has to be made.
+    fs::remove_file(&merged).unwrap();
+    fs::write(&context, "another one").unwrap();
+    merge(&upper_paths).unwrap().unwrap();
+    assert!(fs::read(&merged).unwrap() == made && fs::read(&context).unwrap() == b"another one");
+    fs::copy(upper_paths[2].join(context.file_name().unwrap()), &context).unwrap();
     // The command for directories makes the same call.
     fs::remove_file(upper_paths[0].join("image.boot")).unwrap();
     let output = plywood().arg("merge").args(upper_paths.iter().rev()).output().unwrap();
@@ -313,6 +344,33 @@ fn a_snapshot_directory_ends_as_the_nydus_snapshotter_leaves_it() {
     want.push(("image.boot".to_owned(), 0o440));
     want.sort();
     assert_eq!(names(&upper_paths[2]), want);
+}
+
+/// A copy of a file of a snapshot costs no space where the file system can share blocks.
+fn copies_share_their_blocks() -> Result<(), Failed> {
+    let dir = tempfile::tempdir()?;
+    let (disk, at) = (dir.path().join("disk"), dir.path().join("mnt"));
+    fs::File::create(&disk)?.set_len(400 << 20)?;
+    fs::create_dir(&at)?;
+    run(Command::new(program("mkfs.xfs").unwrap()).args(["-q", "-m", "reflink=1"]).arg(&disk))?;
+    run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&at))?;
+    let (upper_paths, _) = snapshots(&at);
+    let merge = |parents: &[PathBuf]| merge_stargz_meta_layer(parents, &Limits::default(), &Cancel::new());
+    let outcome = merge(&upper_paths).and_then(|_| merge(&upper_paths[2..]));
+    let contexts =
+        LAYERS[..2].iter().map(|name| upper_paths[0].join(format!("{}.blob.meta", estargz(name).1)));
+    let copies: Vec<_> = contexts.chain([upper_paths[2].join("image.boot")]).collect();
+    let extents: Vec<_> = copies
+        .iter()
+        .map(|path| run(Command::new(program("filefrag").unwrap()).arg("-vs").arg(path)))
+        .collect();
+    run(Command::new("umount").arg(&at))?;
+    outcome?;
+    for said in extents {
+        let said = said?;
+        assert!(said.lines().any(|line| line.ends_with("shared,eof")), "{said}");
+    }
+    Ok(())
 }
 
 /// `/data` and `/usr` of the lowest layer have entries, and the names of the layers above only imply them.
@@ -500,6 +558,59 @@ fn erofs_utils_read_metadata() -> Result<(), Failed> {
     let root = tempfile::tempdir()?;
     let (image, devices) = merged(root.path());
     accepted(&image, &devices);
+    Ok(())
+}
+
+fn nydus_image(arguments: &[&Path]) -> Result<(), Failed> {
+    run(Command::new(program("nydus-image").unwrap()).args(arguments)).map(drop)
+}
+
+fn nydus_accepts() -> Result<(), Failed> {
+    let check = |image: &Path| nydus_image(&["check".as_ref(), "--bootstrap".as_ref(), image]);
+    for name in WITH_METADATA {
+        let dir = tempfile::tempdir()?;
+        check(&made(name, dir.path()).image)?;
+        check(&one_file(name, dir.path()))?;
+    }
+    let root = tempfile::tempdir()?;
+    check(&merged(root.path()).0)
+}
+
+/// It gives implied directories of upper layers their own attributes.
+fn nydus_merges() -> Result<(), Failed> {
+    let root = tempfile::tempdir()?;
+    let layers = LAYERS.map(|name| made(name, root.path()));
+    let merged = root.path().join("image.boot");
+    let arguments = ["merge".as_ref(), "--bootstrap".as_ref(), merged.as_path()];
+    let images = layers.iter().map(|layer| layer.image.as_path());
+    nydus_image(&arguments.into_iter().chain(images).collect::<Vec<_>>())?;
+    let devices = layers.map(|layer| layer.device);
+    let devices = in_slot_order(&fs::read(&merged)?, &devices);
+    listing::assert_listed(&read_listing(&merged, &devices), &text("erofs/merge/merged.jsonl"), false);
+    Ok(())
+}
+
+/// The archive that it makes, which has all data, is that of the layer. Whiteouts are files in it, but not in an image.
+fn nydus_unpacks() -> Result<(), Failed> {
+    for name in ["eqsize", "l1", "plain", "plain-chunk256k"] {
+        let dir = tempfile::tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        let blob = at("blob");
+        fs::write(&blob, estargz(name).0)?;
+        let (tar, image) = (at("tar"), at("image"));
+        let metadata = made(name, dir.path()).image;
+        nydus_image(&[
+            "unpack".as_ref(),
+            "--bootstrap".as_ref(),
+            &metadata,
+            "--blob".as_ref(),
+            &blob,
+            "--output".as_ref(),
+            &tar,
+        ])?;
+        run(plywood().arg("apply").arg(&tar).arg("-o").arg(&image))?;
+        listing::assert_listed(&listing::by_our_reader(&fs::read(&image)?), &listing_of(name), false);
+    }
     Ok(())
 }
 

@@ -34,6 +34,8 @@ pub const SYMLINK_HOPS: u32 = 40;
 pub const GZIP_HEADER_BYTES: u64 = 1 << 20;
 /// Most points of a gzip index, at 40 bytes each: a stream of 4 TiB with one every MiB.
 pub const GZIP_INDEX_POINTS: u64 = 4 << 20;
+/// Most checkpoints of a zTOC, at 24 bytes each: a stream of 1 TiB with one every 4 MiB, as SOCI chooses them.
+pub const ZTOC_CHECKPOINTS: u64 = 1 << 18;
 /// Largest table of contents of an indexed layer, in bytes, compressed or not. Those of layers with 300 000 files have
 /// about 100 MB.
 pub const STARGZ_TOC_BYTES: u64 = 150 << 20;

@@ -10,7 +10,7 @@ use plywood::{
         erofs::check::{Policy, verify},
         gzindex, lsmt, rafs, stargz,
         tar::{Parser, TarError, metadata, wrapper},
-        turbo, zfile,
+        turbo, zfile, ztoc,
     },
     overlaybd,
 };
@@ -33,6 +33,7 @@ const TARGETS: &[(&str, Entry)] = &[
     ("turbo_archive", turbo::fuzz),
     ("stargz", stargz::fuzz),
     ("rafs", rafs::fuzz),
+    ("ztoc", ztoc::fuzz),
     ("bolt", bolt::fuzz),
 ];
 
@@ -238,6 +239,34 @@ fn indexed_layers_of_other_tools_and_damaged_ones_pass_the_target_too() {
                 &fs::read(entry.expect("the fixtures are readable").path()).expect("fixtures are readable"),
             );
         }
+    }
+}
+
+#[test]
+fn ztocs_are_refused_for_the_reason_in_their_name() {
+    for (name, file) in corpus("ztoc") {
+        let Some((want, _)) = name.split_once('@') else { continue };
+        let found = ztoc::Ztoc::read(&file).err();
+        let reason = found.as_ref().map_or("ok", Classify::reason);
+        assert_eq!(reason, want, "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_reason_in_the_rules_of_ztocs_has_an_input() {
+    let rules = include_str!("../docs/formats/ztoc.md");
+    let ids = rules.split('`').filter(|word| word.starts_with("ztoc.") || *word == "limit.ztoc");
+    // These are about the layer, and about the code of SOCI.
+    let others = ["ztoc.blob-size", "ztoc.place", "ztoc.fbs"];
+    let rules: BTreeSet<_> = ids.filter(|id| !others.contains(id)).map(str::to_owned).collect();
+    assert_eq!(rules, reasons("ztoc"));
+}
+
+#[test]
+fn ztocs_of_soci_pass_the_target_too() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ztoc");
+    for name in ["layer.ztoc", "twice.ztoc", "plain.ztoc"] {
+        ztoc::fuzz(&fs::read(directory.join(name)).expect("fixtures are readable"));
     }
 }
 

@@ -91,6 +91,7 @@ impl Applier {
             file: file.as_ref(),
             reader: &mut blob,
             chain,
+            ztoc: None,
             parents: Some(Parents { open: &open, required: false }),
             device,
             target_bytes,

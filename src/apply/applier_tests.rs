@@ -588,6 +588,7 @@ fn layers_below_that_are_odd_are_left_out_and_those_that_fail_to_be_read_fail_th
             size_bytes: None,
             digest: None,
             chain: None,
+            ztoc: None,
             parents: Some(Parents { open: &open, required }),
             device: None,
             target_bytes: None,

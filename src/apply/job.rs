@@ -12,6 +12,7 @@ use crate::{
     call::Phase,
     digest::Digest,
     error::Result,
+    format::ztoc::Ztoc,
     kind::LayerType,
     pipeline::{Facts, Pipeline, Plan, Source, processor::Chain},
     snapshot::{DeviceDir, NewFile, Publication},
@@ -33,6 +34,8 @@ pub struct Layer<'a> {
     pub digest: Option<Digest>,
     /// Processors that the blob goes through before it is of type `layer_type`.
     pub chain: Option<&'a Chain>,
+    /// Index of the blob, whose places help to decode it.
+    pub ztoc: Option<&'a Ztoc<'a>>,
     /// Access to the layers below, for directories that the layer does not list.
     pub parents: Option<Parents<'a>>,
     /// The device of the layers below, for a layer of a device; `None` for the lowest one.
@@ -46,7 +49,7 @@ impl<'a> Layer<'a> {
     /// it is of another type.
     pub(super) fn pipeline<'p>(self, plan: Plan<'p>) -> Pipeline<'a, 'p> {
         let source = Source { reader: self.reader, size_bytes: self.size_bytes, digest: self.digest };
-        Pipeline::new(source, plan).through(self.chain)
+        Pipeline::new(source, plan).through(self.chain).hinted(self.ztoc)
     }
 }
 

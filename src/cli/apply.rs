@@ -13,17 +13,22 @@ use serde_json::json;
 
 use super::{
     files::require_other,
-    output,
+    image, output,
     report::{self, Bar},
     stack::{Reading, Spelled},
 };
 use crate::{
-    apply::{Applied, ApplyError, Asked, Converter, Layer, Options, Overlaybd, Parents, Processors, choose},
+    apply::{
+        Applied, ApplyError, Asked, Converter, Layer, Options, Overlaybd, Parents, Processors, Stats, choose,
+    },
     call::{Cancel, Progress, Work},
     config::{self, DecodeAhead},
     digest::Digest,
-    error::{Error, Kind, Quoted, Result},
-    format::erofs::{BlockBits, writer::WriteOptions},
+    error::{Classify as _, Error, Kind, Quoted, Result},
+    format::{
+        erofs::{BlockBits, writer::WriteOptions},
+        ztoc::{Ztoc, ZtocError},
+    },
     kind::{
         self, Container, LayerType, OCI_LAYER_TAR,
         sniff::{self, Head},
@@ -83,6 +88,10 @@ pub struct Arguments {
     /// Whether threads that use idle processors decode a large gzip or zstd layer ahead. The image is the same either way
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub decode_ahead: DecodeAhead,
+    /// SOCI's index (zTOC) of a gzip layer: threads that decode ahead start where it says, without a search. The image is the
+    /// same either way; a layer that it does not fit is applied without it, with a warning
+    #[arg(long, value_name = "FILE")]
+    pub ztoc: Option<PathBuf>,
     /// Write the image through to the disk before the command ends
     #[arg(long)]
     pub sync: bool,
@@ -151,8 +160,16 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let strategy = choose(&asked).ok_or_else(|| ApplyError::Snapshot(layer_type.media_type.to_owned()))?;
     require_other(
         &arguments.output,
-        arguments.parents.iter().chain([&arguments.layer]).map(PathBuf::as_path),
+        arguments.parents.iter().chain([&arguments.layer]).chain(&arguments.ztoc).map(PathBuf::as_path),
     )?;
+    let index = match &arguments.ztoc {
+        Some(path) => Some((path, image::open_file(path).map_err(|error| of_ztoc(path, error))?)),
+        None => None,
+    };
+    let ztoc = match &index {
+        Some((path, file)) => Some(Ztoc::read(file).map_err(|error| of_ztoc(path, error.into()))?),
+        None => None,
+    };
     let publication = Publication::beside(&arguments.output)?;
     let options = Options {
         image: WriteOptions {
@@ -180,6 +197,7 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
         size_bytes,
         digest: arguments.digest.clone(),
         chain: chain.as_ref(),
+        ztoc: ztoc.as_ref(),
         parents: Some(Parents { open: &parents, required: true }),
         device: None,
         target_bytes: None,
@@ -187,7 +205,28 @@ fn apply(arguments: &Arguments) -> Result<Applied> {
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let work = Work { cancel: &cancel, progress: &progress };
     let _bar = Bar::show(&progress);
-    converter.convert(work, strategy, layer, publication, arguments.sync)
+    let applied = converter.convert(work, strategy, layer, publication, arguments.sync)?;
+    if let (Some((path, _)), Some(ztoc)) = (&index, &ztoc)
+        && let Some(misfit) = misfit(ztoc, &applied.stats)
+    {
+        let (path, reason) = (path.display(), misfit.reason());
+        output::note(&format!("plywood: warning: {path} does not fit the layer: {misfit} [{reason}]"));
+    }
+    Ok(applied)
+}
+
+/// An error of the zTOC at `path`.
+fn of_ztoc(path: &Path, error: Error) -> Error {
+    error.context(format!("zTOC {}", path.display()))
+}
+
+/// The first thing about the layer that is not as its zTOC says, if there is one.
+fn misfit(ztoc: &Ztoc<'_>, stats: &Stats) -> Option<ZtocError> {
+    let (stored, found) = (ztoc.blob_bytes(), stats.blob_bytes);
+    if stored != found {
+        return Some(ZtocError::BlobSize { stored, found });
+    }
+    stats.ahead.misfit.map(|place| ZtocError::Place { bit: place.0 })
 }
 
 /// The processors of `file`, which are started as by the daemon. Programs of the user's own are run as well.
@@ -274,6 +313,7 @@ fn as_json(applied: &Applied) -> serde_json::Value {
             "late": stats.ahead.late,
             "missed": stats.ahead.missed,
             "bytes": stats.ahead.bytes,
+            "indexed": stats.ahead.indexed,
         },
         "seconds": report::seconds(stats.times.steps(), stats.total),
     })

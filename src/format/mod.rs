@@ -16,6 +16,7 @@ pub mod stargz;
 pub mod tar;
 pub mod turbo;
 pub mod zfile;
+pub mod ztoc;
 
 use std::io;
 

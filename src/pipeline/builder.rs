@@ -20,7 +20,7 @@ use crate::{
     codec::Coding,
     digest::{Algorithm, Digest},
     error::Result,
-    format::{Sink, gzindex},
+    format::{Sink, gzindex, ztoc::Ztoc},
 };
 
 /// A run that succeeded.
@@ -97,12 +97,13 @@ pub struct Pipeline<'s, 'p> {
     coding: Option<Coding>,
     index: Option<IndexFile<'p>>,
     chain: Option<&'s Chain>,
+    ztoc: Option<&'s Ztoc<'s>>,
 }
 
 impl<'s, 'p> Pipeline<'s, 'p> {
     /// Reads `source`, whose first bytes decide how it is compressed.
     pub fn new(source: Source<'s>, plan: Plan<'p>) -> Self {
-        Self { source, plan, coding: None, index: None, chain: None }
+        Self { source, plan, coding: None, index: None, chain: None, ztoc: None }
     }
 
     /// Says how the stream is compressed instead.
@@ -124,19 +125,28 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         Self { chain, ..self }
     }
 
+    /// Lets helpers start at the places that an index of the blob lists. Not in what processors return. The outcome does not
+    /// depend on it.
+    #[must_use]
+    pub fn hinted(self, ztoc: Option<&'s Ztoc<'s>>) -> Self {
+        Self { ztoc, ..self }
+    }
+
     /// Moves the whole stream into `consumer`.
     ///
     /// Errors: [`BlobError`](super::BlobError) when the bytes are not those asked for; those of the processors, of the
     /// decoder, of the consumer and of the limits; `Cancelled`.
     pub fn run<S: Stage>(self, consumer: S) -> Result<Ran<S::Output>> {
-        let Self { source, plan, coding, index, chain } = self;
+        let Self { source, plan, coding, index, chain, ztoc } = self;
         let spare = Spare::default();
         // The blob's own digest is the diffID of an uncompressed blob, if it is of the right kind.
         let is_stream = chain.is_none() && source.algorithm() == Algorithm::Sha256;
         let whole = is_stream.then_some(&spare);
         let size_bytes = source.size_bytes;
+        let ztoc = ztoc.filter(|_| chain.is_none());
         let blob = Waiting::new(source.algorithm());
-        let manner = Manner { plan, is_small: source.is_small(), size_bytes, coding, whole, blob: &blob };
+        let manner =
+            Manner { plan, is_small: source.is_small(), size_bytes, ztoc, coding, whole, blob: &blob };
         let _at_work = plan.resources.helpers.begin_layer();
         let feed = Feed::new(source, plan)?;
         let index = index.filter(|_| chain.is_none());

@@ -189,9 +189,9 @@ fn the_coding_is_that_of_the_bytes_that_reach_the_detection() {
                 let plan = Plan { resources: &resources, lease: &lease, work };
                 let source = Source { reader: &mut &blob[..], size_bytes, digest };
                 let hash = Waiting::new(Algorithm::Sha256);
-                let (is_small, coded) = (false, None);
-                let manner =
-                    Manner { plan, is_small, size_bytes: None, coding: coded, whole: None, blob: &hash };
+                let (is_small, size_bytes) = (false, None);
+                let (ztoc, coded, whole) = (None, None, None);
+                let manner = Manner { plan, is_small, size_bytes, ztoc, coding: coded, whole, blob: &hash };
                 let fed = thread::scope(|scope| {
                     let detect = Detect::new(scope, manner, Collect::default());
                     Feed::new(source, plan)?.drive(scope, &Spare::default(), &hash, Flip(detect))

@@ -24,7 +24,7 @@ use crate::{
     codec::Coding,
     digest::Algorithm,
     error::{Error, Kind, Result},
-    format::gzindex::Header,
+    format::{gzindex::Header, ztoc::Ztoc},
 };
 
 /// Uncompressed bytes handed on at a time: large enough that writing them costs few calls, small enough
@@ -49,7 +49,7 @@ impl Spare {
 }
 
 /// How a stream is taken in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Manner<'env> {
     /// Threads, memory, limits.
     pub(super) plan: Plan<'env>,
@@ -57,6 +57,8 @@ pub(super) struct Manner<'env> {
     pub(super) is_small: bool,
     /// Size of the blob in bytes, if it is known. It decides whether helpers decode ahead.
     pub(super) size_bytes: Option<u64>,
+    /// Index of the stream, for helpers.
+    pub(super) ztoc: Option<&'env Ztoc<'env>>,
     /// The compression; `None` detects it.
     pub(super) coding: Option<Coding>,
     /// Set when the bytes are a whole blob whose SHA-256 is computed before this stage: a plain stream is not hashed
@@ -140,8 +142,8 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
                 head.iter().flat_map(|chunk| chunk.iter()).copied().take(Coding::PREFIX_LEN).collect();
             Coding::detect(&prefix)
         });
-        let Manner { plan, size_bytes, .. } = self.manner;
-        let ahead = plan.resources.ahead.plan(size_bytes, coding, head.iter().map(|chunk| &**chunk));
+        let Manner { plan, size_bytes, ztoc, .. } = self.manner;
+        let ahead = plan.resources.ahead.plan(size_bytes, coding, head.iter().map(|chunk| &**chunk), ztoc);
         let way = self.set_up(coding, ahead, consumer)?;
         let rest = self.rest.insert(Rest { coding, way });
         head.into_iter().try_for_each(|chunk| rest.push(chunk))?;
@@ -151,7 +153,7 @@ impl<'scope, 'env, S: Stage + 'scope> Detect<'scope, 'env, S> {
     fn set_up(
         &mut self,
         coding: Coding,
-        ahead: Option<AheadPlan>,
+        ahead: Option<AheadPlan<'env>>,
         consumer: S,
     ) -> Result<Way<'scope, 'env, S>> {
         let (scope, Manner { plan, is_small, whole, blob, .. }) = (self.scope, self.manner);

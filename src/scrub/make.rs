@@ -37,6 +37,7 @@ pub(super) fn make(
         size_bytes: Some(origin.blob.size_bytes),
         digest: Some(origin.blob.digest.clone()),
         chain: None,
+        ztoc: None,
         parents: Some(Parents { open: &open, required: false }),
         device,
         target_bytes: None,

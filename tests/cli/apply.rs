@@ -25,6 +25,8 @@ pub fn add(suite: &mut Suite) {
         an_unknown_media_type_is_wrong_usage,
         parents_say_what_directories_are_like_that_the_layer_does_not_list,
         a_layer_goes_through_the_processors_of_a_file,
+        an_index_changes_no_byte_of_the_image_whatever_it_says,
+        an_index_that_cannot_be_read_is_an_error,
         processors_that_fail_or_cannot_be_run_leave_no_image,
     ];
 }
@@ -373,6 +375,52 @@ fn a_layer_goes_through_the_processors_of_a_file() {
     assert_eq!(result["diff_id"], Digest::sha256(&tar).to_string());
     assert_eq!(result["blob_digest"], Digest::sha256(&blob).to_string());
     assert!(out.exists());
+}
+
+fn ztoc(name: &str) -> String {
+    format!("{}/tests/fixtures/ztoc/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn an_index_changes_no_byte_of_the_image_whatever_it_says() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out.erofs");
+    let apply = |index: Option<&str>| {
+        let index = index.map(ztoc);
+        let mut arguments =
+            vec![ztoc("layer.tar.gz"), "-o".to_owned(), text(&out).to_owned(), "--json".to_owned()];
+        arguments.extend(index.into_iter().flat_map(|index| ["--ztoc".to_owned(), index]));
+        let done = plywood(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+        assert!(done.status.success(), "{done:?}");
+        let result: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert_eq!(result["decoded_ahead"]["indexed"], 0, "it is too small for helpers");
+        (fs::read(&out).unwrap(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (want, _) = apply(None);
+    assert_eq!(apply(Some("layer.ztoc")), (want.clone(), String::new()));
+    for other in ["twice.ztoc", "plain.ztoc"] {
+        let (image, warning) = apply(Some(other));
+        assert!(image == want, "{other}");
+        assert!(
+            warning.starts_with("plywood: warning: ") && warning.ends_with(" [ztoc.blob-size]\n"),
+            "{warning}"
+        );
+    }
+}
+
+fn an_index_that_cannot_be_read_is_an_error() {
+    let layer = ztoc("layer.tar.gz");
+    for (index, reason) in [(layer.as_str(), "ztoc."), ("/nonexistent", "image.open")] {
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out.erofs");
+        let done = plywood(&[&layer, "-o", text(&out), "--ztoc", index], &[]);
+        let error = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(1), "{error}");
+        assert!(
+            error.contains(&format!("zTOC {index}: ")) && error.contains(&format!("[{reason}")),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left behind");
+    }
 }
 
 fn processors_that_fail_or_cannot_be_run_leave_no_image() {

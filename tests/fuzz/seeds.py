@@ -860,7 +860,56 @@ STARGZ = {
     "stargz.chunk.data@no-member": indexed_layer(data_at(offset=1)),
 }
 
-for target, inputs in {"bolt": BOLT, "stargz": STARGZ, "foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
+def ztoc(points=((10, 0, 0),), blob=1000, algorithm=None, spans=None, have=None, short=0, info=True, lists=True, window=WINDOW):
+    """An index of SOCI: a flatbuffer whose tables come one after the other, each behind the list of its fields."""
+    have = len(points) if have is None else have
+    body = struct.pack("<iq", have, 4096)
+    for at, out, bits in points:
+        body += struct.pack("<qqB", at, out, bits) + bytes(window)
+    body = body[: len(body) - short]
+    # Before each table the offsets of its fields in it, 0 for those that it lacks; its first number leads back to them.
+    root_fields = struct.pack("<8H", 16, 16, 0, 0, 4, 0, 0, 12 if info else 0)
+    info_fields = struct.pack("<6H", 12, 16, 4 if algorithm is not None else 0, 8, 0, 12 if lists else 0)
+    root = struct.pack("<iqI", len(root_fields), blob, 4 + len(info_fields))
+    inner = struct.pack("<ibxxxiI", len(info_fields), algorithm or 0, len(points) - 1 if spans is None else spans, 4)
+    return struct.pack("<I", 4 + len(root_fields)) + root_fields + root + info_fields + inner + struct.pack("<I", len(body)) + body
+
+
+ZTOC = {
+    "ok@three": ztoc(points=((10, 0, 0), (600, 40_000, 3), (900, 80_000, 0))),
+    "ok@older": ztoc(points=((600, 40_000, 3),), have=2, spans=1),
+    "ok@uncompressed": ztoc((), algorithm=2, lists=False),
+    "ok@gzip-by-number": ztoc(algorithm=1),
+    "ztoc.bounds@empty": b"",
+    "ztoc.bounds@root": struct.pack("<I", 0xFFFF_FFFF) + bytes(60),
+    "ztoc.bounds@list-before-the-file": struct.pack("<Ii", 4, 0x7FFF_FFFF) + bytes(60),
+    "ztoc.bounds@list-behind-the-file": struct.pack("<Ii", 4, -0x8000_0000) + bytes(60),
+    "ztoc.bounds@field": struct.pack("<I8H", 20, 16, 20, 0, 0, 0xFFFF, 0, 0, 12) + struct.pack("<iqII", 16, 1, 0, 0),
+    "ztoc.bounds@checkpoints": ztoc()[:-1],
+    "ztoc.bounds@table-in-itself": struct.pack("<I8H", 20, 16, 20, 0, 0, 4, 0, 0, 12) + struct.pack("<iqII", 16, 1, 0xFFFF_FFFF, 0),
+    "ztoc.missing@everything": struct.pack("<IHHi", 8, 4, 4, 4),
+    "ztoc.missing@compression": ztoc((), info=False),
+    "ztoc.missing@checkpoints": ztoc((), lists=False),
+    "ztoc.size@negative": ztoc((), blob=-1),
+    "ztoc.compression@0": ztoc((), algorithm=0),
+    "ztoc.compression@negative": ztoc((), algorithm=-1),
+    "ztoc.checkpoints@short": ztoc(short=1),
+    "ztoc.checkpoints@no-header": ztoc(points=(), have=0, spans=-1, short=1),
+    "ztoc.checkpoints@two-less": ztoc((), have=2, spans=1),
+    "ztoc.checkpoints@negative": ztoc((), have=-1),
+    "ztoc.checkpoints@other-window": ztoc(window=WINDOW - 1),
+    "limit.ztoc@largest": ztoc((), have=0x7FFF_FFFF),
+    "ztoc.spans@more": ztoc((), spans=3),
+    "ztoc.spans@largest": ztoc((), spans=0x7FFF_FFFF),
+    "ztoc.range@bits": ztoc(points=((10, 0, 8),)),
+    "ztoc.range@behind-the-blob": ztoc(points=((1001, 0, 0),)),
+    "ztoc.range@negative": ztoc(points=((600, -1, 0),)),
+    "ztoc.range@before-the-blob": ztoc(points=((0, 0, 0),)),
+    "ztoc.range@beyond-bits": ztoc(points=((1 << 61, 0, 0),), blob=(1 << 63) - 1),
+    "ztoc.order@blob": ztoc(points=((600, 0, 0), (600, 40_000, 0))),
+    "ztoc.order@stream": ztoc(points=((600, 40_000, 0), (900, 40_000, 0))),
+}
+for target, inputs in {"ztoc": ZTOC, "bolt": BOLT, "stargz": STARGZ, "foreign": FOREIGN, "lsmt": LSMT, "zfile": ZFILE, "tarwrap": TARWRAP, "overlaybd_config": CONFIG, "gzindex": GZINDEX, "tar_metadata": TAR_METADATA, "turbo_archive": TURBO_ARCHIVE, "tar_parser": TAR, "gzip": GZIP, "zstd": ZSTD, "deflate": DEFLATE}.items():
     directory = CORPUS / target
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*@*"):

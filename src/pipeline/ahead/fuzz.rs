@@ -45,20 +45,13 @@ pub fn fuzz_ahead_zstd(stream: &[u8], helpers: usize, distance: u64, chunk_bytes
 }
 
 pub(super) fn compare(coding: Coding, blob: &[u8], helpers: usize, distance: u64, chunk_bytes: usize) {
-    compare_up_to(LIMIT, coding, blob, helpers, distance, chunk_bytes);
+    compare_up_to(LIMIT, AheadPlan { coding, distance, index: None }, blob, helpers, chunk_bytes);
 }
 
 /// Compares at most `limit` bytes.
-pub(super) fn compare_up_to(
-    limit: u64,
-    coding: Coding,
-    blob: &[u8],
-    helpers: usize,
-    distance: u64,
-    chunk_bytes: usize,
-) {
-    let want = in_order(limit, coding, blob, chunk_bytes);
-    let got = ahead(limit, AheadPlan { coding, distance }, blob, helpers, chunk_bytes);
+pub(super) fn compare_up_to(limit: u64, how: AheadPlan<'_>, blob: &[u8], helpers: usize, chunk_bytes: usize) {
+    let want = in_order(limit, how.coding, blob, chunk_bytes);
+    let got = ahead(limit, how, blob, helpers, chunk_bytes);
     match (&want, &got) {
         (Ok(want), Ok(got)) => assert!(want == got, "other bytes with {helpers} helpers"),
         (Err(want), Err(got)) => {
@@ -114,7 +107,7 @@ fn in_order(limit: u64, coding: Coding, blob: &[u8], chunk_bytes: usize) -> Resu
     Ok(plain.bytes)
 }
 
-fn ahead(limit: u64, how: AheadPlan, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Result<Vec<u8>> {
+fn ahead(limit: u64, how: AheadPlan<'_>, blob: &[u8], helpers: usize, chunk_bytes: usize) -> Result<Vec<u8>> {
     let options = AheadOptions { yields: false, ..AheadOptions::AUTO };
     let resources = Resources::with_ahead(Limits::default(), helpers + 2, options);
     let (cancel, progress) = (Cancel::new(), Progress::default());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    piece::{Input, Job, Next, Part, Run},
+    piece::{Indexed, Input, Job, Next, Part, Run},
     run::{self, is_too_dense},
     shared::Shared,
     stream::{HELPER_WINDOW_BYTES, Stream},
@@ -14,6 +14,7 @@ use crate::{
         deflate::{Finder, HEADER_BYTES, Inflate, Pause, Unit, WINDOW_BYTES, known_at_end},
     },
     error::Result,
+    format::ztoc::Ztoc,
     pipeline::{
         buffer::{Chunk, Pool},
         resources::Plan,
@@ -37,7 +38,9 @@ pub(super) struct Helper<'env> {
     pool: Arc<Pool>,
     plan: Plan<'env>,
     /// Number of helpers that go before this one when there are few processors.
-    index: usize,
+    number: usize,
+    /// Index of the stream, which has the windows.
+    index: Option<&'env Ztoc<'env>>,
     finder: Finder,
     marked: Inflate<u16>,
     plain: Inflate<u8>,
@@ -56,20 +59,27 @@ enum Outcome {
 }
 
 impl<'env> Helper<'env> {
-    pub(super) fn new(shared: Arc<Shared>, pool: Arc<Pool>, plan: Plan<'env>, index: usize) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        pool: Arc<Pool>,
+        plan: Plan<'env>,
+        number: usize,
+        index: Option<&'env Ztoc<'env>>,
+    ) -> Self {
         let (finder, marked, plain) = (Finder::new(), Inflate::new(), Inflate::new());
-        Self { shared, pool, plan, index, finder, marked, plain, members: None, window: 0 }
+        Self { shared, pool, plan, number, index, finder, marked, plain, members: None, window: 0 }
     }
 
     /// Works on pieces until there is nothing more to do. Errors: there is no memory for a decoder.
     pub(super) fn work(mut self) -> Result<()> {
-        let (helpers, index) = (&self.plan.resources.helpers, self.index);
-        while let Some(job) = self.shared.job(SEARCH_BYTES, || helpers.idle_processors() > index) {
+        let (helpers, number) = (&self.plan.resources.helpers, self.number);
+        while let Some(job) = self.shared.job(SEARCH_BYTES, || helpers.idle_processors() > number) {
             if self.plan.work.cancel.check().is_err() {
                 return Ok(());
             }
             match job {
                 Job::Search(from) => self.search(from),
+                Job::Indexed(indexed) => self.indexed(indexed),
                 Job::Run(run) => self.run(&run)?,
             }
         }
@@ -110,20 +120,32 @@ impl<'env> Helper<'env> {
         }
     }
 
+    /// Decodes from a place in the index, as far as its window can be read.
+    fn indexed(&mut self, Indexed { start, until, number }: Indexed) {
+        let Some(window) = self.index.and_then(|index| index.window(number).ok()) else {
+            return self.shared.found_unreadable(start);
+        };
+        self.plain.start_at(bit_of(start), &window);
+        if let Some(mut piece) = Progress::announce(&self.shared, start, until, Some(window)) {
+            piece.decode_plain(&mut self.plain, &self.pool);
+            piece.finish();
+        }
+    }
+
     /// Decodes from the block at `start`, if that is one.
     fn piece(&mut self, start: Cut) -> Outcome {
-        let Some(mut piece) = Progress::announce(&self.shared, start) else {
+        // So that there is work for other helpers.
+        let until = Cut(start.0 + 8 * self.shared.distance());
+        let Some(mut piece) = Progress::announce(&self.shared, start, until, None) else {
             return Outcome::Done;
         };
-        let [bit, ..] = start.0.to_le_bytes();
-        self.marked.start_unknown((bit & 7).into());
+        self.marked.start_unknown(bit_of(start));
         let clean = piece.decode_marked(&mut self.marked);
         if let Some(window) = clean.and_then(|()| self.marked.known_window()) {
             let end = piece.end.map_or(start.0, |(end, _)| end.0);
             piece.first_bit = end - end % 8;
             piece.go_to(end / 8);
-            let [bit, ..] = end.to_le_bytes();
-            self.plain.start_at((bit & 7).into(), &window);
+            self.plain.start_at(bit_of(Cut(end)), &window);
             piece.decode_plain(&mut self.plain, &self.pool);
         }
         piece.finish()
@@ -140,6 +162,12 @@ impl<'env> Helper<'env> {
     }
 }
 
+/// Bits before `cut` of the byte that it is in.
+fn bit_of(cut: Cut) -> u32 {
+    let [bit, ..] = cut.0.to_le_bytes();
+    (bit & 7).into()
+}
+
 impl Drop for Helper<'_> {
     fn drop(&mut self) {
         self.shared.give_back_window(self.window);
@@ -152,7 +180,7 @@ struct Progress<'a> {
     start: Cut,
     /// Where the next piece starts.
     until: Option<Cut>,
-    /// Where the piece ends in any case, so that there is work for other helpers.
+    /// Where the piece ends in any case.
     longest: Cut,
     /// Next byte of input, and bit that positions of the decoder count from.
     at: u64,
@@ -181,14 +209,14 @@ enum Step {
 }
 
 impl<'a> Progress<'a> {
-    /// A piece at its start; `None` when nobody wants it.
-    fn announce(shared: &'a Shared, start: Cut) -> Option<Self> {
-        let Next::On(until) = shared.announce(start) else { return None };
+    /// A piece at its start, decoded with `window` if that is known; `None` when nobody wants it.
+    fn announce(shared: &'a Shared, start: Cut, longest: Cut, window: Option<Vec<u8>>) -> Option<Self> {
+        let Next::On(until) = shared.announce(start, window) else { return None };
         Some(Self {
             shared,
             start,
             until,
-            longest: Cut(start.0 + 8 * shared.distance()),
+            longest,
             at: start.0 / 8,
             first_bit: start.0 - start.0 % 8,
             input: None,

@@ -9,6 +9,10 @@
 //! It hands over what it has at every few ends of blocks. When the decoder comes to exactly the first bit of such a piece,
 //! it takes what is ready of it, and does not wait for the rest.
 //!
+//! With an index of the stream ([`Ztoc`](crate::format::ztoc::Ztoc)) a helper need not look: it decodes from a place that the index
+//! lists, with the window that the index has for it. Such a piece counts only if the decoder comes to exactly its first bit,
+//! and has given out exactly that window before.
+//!
 //! Either way what comes out is what decoding in order gives, and every error is one that the decoder met in order.
 //!
 //! Members of gzip and frames of zstd are found in the stream itself ([`Starts`]). So the table of contents of an indexed
@@ -91,7 +95,7 @@ impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
     /// Starts the decoder, whose output goes to `next` in buffers of `pool`, and its helpers.
     pub(super) fn new<'env, S: Stage<Output = T> + 'scope>(
         scope: &'scope Scope<'scope, 'env>,
-        ahead: AheadPlan,
+        ahead: AheadPlan<'env>,
         permit: Permit,
         hired: Vec<Hired>,
         pool: Arc<Pool>,
@@ -101,10 +105,10 @@ impl<'scope, T: Send + 'scope> Ahead<'scope, T> {
         let stream = Stream::new(ahead.coding, plan.resources.limits.zstd_window_bytes)?;
         let shared = Arc::new(Shared::new(ahead, hired.len()));
         // From here on an error ends the threads that were started.
-        let starts = Starts::of(ahead.coding);
+        let (starts, index) = (Starts::of(ahead.coding), ahead.index);
         let mut ahead = Self { shared: Arc::clone(&shared), starts, decoder: None };
-        for (index, Hired { permit, share }) in hired.into_iter().enumerate() {
-            let helper = Helper::new(Arc::clone(&shared), Arc::clone(&pool), plan, index);
+        for (number, Hired { permit, share }) in hired.into_iter().enumerate() {
+            let helper = Helper::new(Arc::clone(&shared), Arc::clone(&pool), plan, number, index);
             let shared = Arc::clone(&shared);
             let yields = plan.resources.ahead.yields;
             let started = spawn_scoped(scope, "ahead", move || {
@@ -196,9 +200,12 @@ impl<S: Stage> Near<'_, S> {
                 let cut = shared.next_piece(offset + chunk.len() as u64);
                 if let Some(at) = stream.cut().filter(|at| cut.is_some_and(|cut| *at >= cut)) {
                     let mut started = Instant::now();
-                    let begins = if stream.is_between_members() { Begins::Member } else { Begins::Block };
-                    let is_taken = match shared.take(at, begins) {
-                        Ready::Taken(taken) => splice(&shared, &mut stream, &mut outlet, taken)?,
+                    let (begins, window) = match stream.is_between_members() {
+                        true => (Begins::Member, Vec::new()),
+                        false => (Begins::Block, stream.window()),
+                    };
+                    let is_taken = match shared.take(at, begins, &window) {
+                        Ready::Taken(taken) => splice(&shared, &mut stream, &mut outlet, taken, &window)?,
                         Ready::UnderWay => {
                             let run = shared.meanwhile(at);
                             started = Instant::now();
@@ -241,16 +248,17 @@ impl<S: Stage> Near<'_, S> {
     }
 }
 
-/// Puts what is ready of a piece behind what was decoded, and goes on behind it; `false` when it refers to bytes before the
-/// start of the stream.
+/// Puts what is ready of a piece behind what was decoded, of which `window` are the last bytes, and goes on behind it; `false`
+/// when it refers to bytes before the start of the stream.
 fn splice<S: Stage>(
     shared: &Shared,
     stream: &mut Stream,
     outlet: &mut Outlet<'_, S>,
     taken: Taken,
+    window: &[u8],
 ) -> Result<bool> {
     match (taken.begins, stream) {
-        (Begins::Block, Stream::Gzip(gzip)) => splice_blocks(shared, gzip, outlet, taken),
+        (Begins::Block, Stream::Gzip(gzip)) => splice_blocks(shared, gzip, outlet, taken, window),
         (_, stream) => {
             splice_members(shared, stream, outlet, taken)?;
             Ok(true)
@@ -290,8 +298,9 @@ fn splice_blocks<S: Stage>(
     gzip: &mut Gzip,
     outlet: &mut Outlet<'_, S>,
     taken: Taken,
+    window: &[u8],
 ) -> Result<bool> {
-    let window = Window::new(&gzip.window());
+    let window = Window::new(window);
     let Taken { parts, end, .. } = taken;
     let is_known = parts.iter().all(|part| match part {
         Part::Marked(units) => window.knows(units.units()),

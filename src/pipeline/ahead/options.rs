@@ -1,13 +1,16 @@
 //! When streams are decoded ahead, and what came of it.
 
-use crate::codec::{Coding, Starts};
+use crate::{
+    codec::{Coding, Cut, Starts},
+    format::ztoc::Ztoc,
+};
 
 /// When streams are decoded ahead, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AheadOptions {
     /// Shortest other blob that helpers work on, in bytes; `None`: there are no helpers at all.
     pub from_bytes: Option<u64>,
-    /// Shortest gzip blob of many members that helpers work on, in bytes.
+    /// Shortest gzip blob of many members, or with an index, that helpers work on, in bytes.
     pub members_from_bytes: u64,
     /// Compressed bytes between the decoder and the first piece, and from each piece to the next one.
     pub distance: u64,
@@ -24,18 +27,22 @@ impl AheadOptions {
     /// Helpers never work.
     pub const OFF: Self = Self { from_bytes: None, ..Self::AUTO };
 
-    /// How helpers may work on a blob of `size_bytes` whose first bytes are `head`, if they may.
-    pub(in crate::pipeline) fn plan<'a>(
+    /// How helpers may work on a blob of `size_bytes` whose first bytes are `head`, if they may. `index` is that of the blob,
+    /// or so they say.
+    pub(in crate::pipeline) fn plan<'a, 'i>(
         &self,
         size_bytes: Option<u64>,
         coding: Coding,
         head: impl IntoIterator<Item = &'a [u8]>,
-    ) -> Option<AheadPlan> {
+        index: Option<&'i Ztoc<'i>>,
+    ) -> Option<AheadPlan<'i>> {
         let (from_bytes, size_bytes) = (self.from_bytes?, size_bytes?);
         if size_bytes < from_bytes.min(self.members_from_bytes) {
             return None;
         }
+        let index = index.filter(|index| coding == Coding::Gzip && index.blob_bytes() == size_bytes);
         let from = match coding {
+            Coding::Gzip if index.is_some() => self.members_from_bytes,
             Coding::Plain => return None,
             Coding::Gzip => {
                 let (mut starts, mut found) = (Starts::of(coding), 0);
@@ -45,17 +52,19 @@ impl AheadOptions {
             // It is decoded so fast that the memory of helpers takes longer than they save of a shorter one.
             Coding::Zstd => from_bytes,
         };
-        (size_bytes >= from).then_some(AheadPlan { coding, distance: self.distance })
+        (size_bytes >= from).then_some(AheadPlan { coding, distance: self.distance, index })
     }
 }
 
 /// How helpers work on one stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::pipeline) struct AheadPlan {
+#[derive(Clone, Copy)]
+pub(in crate::pipeline) struct AheadPlan<'i> {
     /// Compression of the stream.
     pub(in crate::pipeline) coding: Coding,
     /// Compressed bytes from piece to piece.
     pub(in crate::pipeline) distance: u64,
+    /// Places in the stream at which helpers can start. All of it may be a lie.
+    pub(in crate::pipeline) index: Option<&'i Ztoc<'i>>,
 }
 
 /// Work of helpers on one stream.
@@ -65,8 +74,12 @@ pub struct AheadFacts {
     pub used: u64,
     /// Pieces that it came to before anything of them was ready.
     pub late: u64,
-    /// Pieces that were none: nothing of them is in the stream.
+    /// Pieces that were none: nothing of them is in the stream, or what the index has before them is not.
     pub missed: u64,
     /// Uncompressed bytes of the pieces that were used.
     pub bytes: u64,
+    /// Pieces among those used that began where the index says.
+    pub indexed: u64,
+    /// Place for which the index was given up, if it was: it does not fit the stream.
+    pub misfit: Option<Cut>,
 }

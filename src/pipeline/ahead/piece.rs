@@ -5,7 +5,7 @@ use crate::{codec::Cut, pipeline::buffer::Chunk};
 /// Start of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begins {
-    /// A block, before which the window is not known.
+    /// A block.
     Block,
     /// A member or a frame.
     Member,
@@ -15,8 +15,20 @@ pub(super) enum Begins {
 pub(super) enum Job {
     /// Look for a block from this bit on.
     Search(u64),
+    /// Decode from a place in the index.
+    Indexed(Indexed),
     /// Decode members or frames.
     Run(Run),
+}
+
+/// Blocks that begin where the index says.
+#[derive(Clone, Copy)]
+pub(super) struct Indexed {
+    /// First bit, and the one at which to end.
+    pub(super) start: Cut,
+    pub(super) until: Cut,
+    /// Number of the checkpoint that has the window.
+    pub(super) number: usize,
 }
 
 /// Members or frames that one thread decodes: the piece that starts with the first of them.
@@ -55,9 +67,18 @@ pub(super) struct Decoded {
 pub(super) struct Piece {
     pub(super) start: Cut,
     pub(super) begins: Begins,
+    /// The bytes before it that the index has, and that it was decoded with.
+    pub(super) window: Option<Vec<u8>>,
     pub(super) parts: Vec<Part>,
     /// Where the last whole block ends, and how many bytes come before that.
     pub(super) end: Option<(Cut, usize)>,
+}
+
+impl Piece {
+    /// Whether it follows these bytes, if it was decoded with any.
+    pub(super) fn follows(&self, window: &[u8]) -> bool {
+        self.window.as_deref().is_none_or(|expected| expected == window)
+    }
 }
 
 /// A part of a piece.

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     options::{AheadFacts, AheadPlan},
-    piece::{Begins, Decoded, Input, Job, Next, Part, Piece, Ready, Run, Taken, Units},
+    piece::{Begins, Decoded, Indexed, Input, Job, Next, Part, Piece, Ready, Run, Taken, Units},
 };
 use crate::{
     codec::{Coding, Cut, Starts},
@@ -20,7 +20,8 @@ use crate::{
 pub(super) const PART_UNITS: usize = 256 << 10;
 /// Input that waits for a decoder without helpers.
 const NEAR_BYTES: u64 = 768 << 10;
-/// Misses in a row after which no more pieces are looked for.
+/// Misses in a row after which no more pieces are looked for, and after which an index is given up. One may be right but for
+/// some places: the window that SOCI has for the start of a member is the end of the one before.
 const MISSES_MAX: u32 = 3;
 /// Bytes of input without the start of a frame after which helpers end. The files of indexed layers begin every few MiB at
 /// least.
@@ -69,6 +70,10 @@ struct State {
     members: VecDeque<u64>,
     members_found: u64,
     last_member: u64,
+    /// Places in the index that nobody has come to, and the numbers of their checkpoints; pieces in a row that began at such
+    /// places and were none.
+    index: VecDeque<(Cut, usize)>,
+    index_misses: u32,
     /// No piece is looked for before this bit.
     search_from: u64,
     misses: u32,
@@ -86,13 +91,14 @@ pub(super) const PLAIN_BYTES: u64 = 512 << 10;
 const UNITS_BYTES: u64 = 2 * PART_UNITS as u64;
 
 impl Shared {
-    pub(super) fn new(plan: AheadPlan, helpers: usize) -> Self {
-        let AheadPlan { coding, distance } = plan;
+    pub(super) fn new(plan: AheadPlan<'_>, helpers: usize) -> Self {
+        let AheadPlan { coding, distance, index } = plan;
         let helpers = helpers as u64;
         let (run, run_max) = (distance / 4, distance + distance / 4);
         let window = (helpers + 1) * run_max;
         let memory = (helpers * SHARE_BYTES).saturating_sub(window).max(4 * UNITS_BYTES);
-        let (state, changed) = (Mutex::new(State::new()), Condvar::new());
+        let index = index.map(|index| index.starts().collect()).unwrap_or_default();
+        let (state, changed) = (Mutex::new(State { index, ..State::new() }), Condvar::new());
         Self { state, changed, coding, distance, run, run_max, window, memory }
     }
 
@@ -201,13 +207,13 @@ impl Shared {
         state.pieces.front().map(|piece| piece.start)
     }
 
-    /// The piece that starts at `at`, where the decoder stands, as far as it is ready. Those before, which it has decoded
-    /// itself and met no such block, are none.
-    pub(super) fn take(&self, at: Cut, begins: Begins) -> Ready {
+    /// The piece that starts at `at`, where the decoder stands and `window` are the bytes before, as far as it is ready. Those
+    /// before, which it has decoded itself and met no such block, are none.
+    pub(super) fn take(&self, at: Cut, begins: Begins, window: &[u8]) -> Ready {
         let mut state = self.lock();
-        while let Some(piece) = pop_if(&mut state.pieces, |piece| piece.start < at) {
-            state.miss();
-            state.cut_off(piece.parts, 0);
+        let is_none = |piece: &Piece| piece.start < at || (piece.start == at && !piece.follows(window));
+        while let Some(piece) = pop_if(&mut state.pieces, is_none) {
+            state.drop_none(piece);
         }
         if begins == Begins::Member && state.is_under_way(at) {
             return Ready::UnderWay;
@@ -215,9 +221,14 @@ impl Shared {
         let piece = pop_if(&mut state.pieces, |piece| piece.start == at);
         let taken = piece.and_then(|piece| match piece.end {
             Some((end, bytes)) if piece.begins == begins => {
-                state.misses = 0;
                 state.facts.used += 1;
                 state.facts.bytes += bytes as u64;
+                if piece.window.is_some() {
+                    state.index_misses = 0;
+                    state.facts.indexed += 1;
+                } else {
+                    state.misses = 0;
+                }
                 Some(Taken { parts: state.cut_off(piece.parts, bytes), end, begins })
             }
             _ => {
@@ -319,6 +330,9 @@ impl Shared {
                         return Some(Job::Run(run));
                     }
                 } else if may_search && (state.has_ended || from / 8 + bytes <= state.end) {
+                    if let Some(indexed) = state.next_indexed(Cut(from), 8 * self.run_max) {
+                        return Some(Job::Indexed(indexed));
+                    }
                     state.search_from = from + 8 * self.distance;
                     return Some(Job::Search(from));
                 }
@@ -339,7 +353,8 @@ impl Shared {
         state.memory = memory;
         state.search_from = 8 * end;
         let place = state.pieces.iter().position(|piece| piece.start.0 > 8 * start);
-        let piece = Piece { start: Cut(8 * start), begins: Begins::Member, parts: Vec::new(), end: None };
+        let (start_cut, begins) = (Cut(8 * start), Begins::Member);
+        let piece = Piece { start: start_cut, begins, window: None, parts: Vec::new(), end: None };
         state.pieces.insert(place.unwrap_or(state.pieces.len()), piece);
         Some(Run {
             start,
@@ -394,8 +409,9 @@ impl Shared {
         copy(&input, from, output)
     }
 
-    /// Announces a piece that begins with a block; [`Next::Gone`] when the decoder or another piece may be there already.
-    pub(super) fn announce(&self, start: Cut) -> Next {
+    /// Announces a piece that begins with a block, after `window` if the index has that; [`Next::Gone`] when the decoder or
+    /// another piece may be there already.
+    pub(super) fn announce(&self, start: Cut, window: Option<Vec<u8>>) -> Next {
         let mut state = self.lock();
         let place = state.pieces.iter().position(|piece| piece.start >= start).unwrap_or(state.pieces.len());
         let is_there = state.pieces.get(place).is_some_and(|piece| piece.start == start);
@@ -405,20 +421,28 @@ impl Shared {
         if state.is_closed || start.0 <= decoder || is_there || !is_behind {
             return Next::Gone;
         }
-        state.pieces.insert(place, Piece { start, begins: Begins::Block, parts: Vec::new(), end: None });
+        state
+            .pieces
+            .insert(place, Piece { start, begins: Begins::Block, window, parts: Vec::new(), end: None });
         state.until(place)
     }
 
     /// Takes back a piece without a whole block; `is_false`: because it is none.
     pub(super) fn withdraw(&self, start: Cut, is_false: bool) {
         let mut state = self.lock();
-        if let Some(place) = state.pieces.iter().position(|piece| piece.start == start) {
-            let piece = state.pieces.remove(place);
-            state.cut_off(piece.map(|piece| piece.parts).unwrap_or_default(), 0);
+        let place = state.pieces.iter().position(|piece| piece.start == start);
+        if let Some(piece) = place.and_then(|place| state.pieces.remove(place)) {
             if is_false {
-                state.miss();
+                state.drop_none(piece);
+            } else {
+                state.cut_off(piece.parts, 0);
             }
         }
+    }
+
+    /// The window of the index at `start` could not be read.
+    pub(super) fn found_unreadable(&self, start: Cut) {
+        self.lock().miss_indexed(start);
     }
 
     /// A helper has failed, which nothing in the stream can make it do.
@@ -523,6 +547,8 @@ impl State {
             members: VecDeque::new(),
             members_found: 0,
             last_member: 0,
+            index: VecDeque::new(),
+            index_misses: 0,
             search_from: 0,
             misses: 0,
             failed: None,
@@ -583,9 +609,39 @@ impl State {
         self.input.iter().filter(is_in).cloned().collect()
     }
 
+    /// The next place in the index at bit `from` or soon behind, and how far to decode from there: to another such place
+    /// within `reach` bits, so that the next piece follows, or as far as that.
+    fn next_indexed(&mut self, from: Cut, reach: u64) -> Option<Indexed> {
+        while pop_if(&mut self.index, |(start, _)| *start < from).is_some() {}
+        let (start, number) = *self.index.front().filter(|(start, _)| start.0 - from.0 <= reach)?;
+        let ends = self.index.iter().skip(1).map(|(end, _)| *end);
+        let until = ends.take_while(|end| end.0 - start.0 <= reach).last().unwrap_or(Cut(start.0 + reach));
+        self.search_from = until.0;
+        Some(Indexed { start, until, number })
+    }
+
     fn miss(&mut self) {
         self.misses += 1;
         self.facts.missed += 1;
+    }
+
+    /// A piece that began at `start` because the index says so was none.
+    fn miss_indexed(&mut self, start: Cut) {
+        self.index_misses += 1;
+        self.facts.missed += 1;
+        if self.index_misses >= MISSES_MAX {
+            self.facts.misfit.get_or_insert(start);
+            self.index.clear();
+        }
+    }
+
+    /// Takes note of a piece that was none.
+    fn drop_none(&mut self, piece: Piece) {
+        match piece.window {
+            Some(_) => self.miss_indexed(piece.start),
+            None => self.miss(),
+        }
+        self.cut_off(piece.parts, 0);
     }
 
     /// Up to where the piece at `place` goes.

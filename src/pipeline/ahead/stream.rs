@@ -50,6 +50,14 @@ impl Stream {
         }
     }
 
+    /// The last bytes given out of this member, at most 32768; none of a frame.
+    pub(super) fn window(&self) -> Vec<u8> {
+        match self {
+            Self::Gzip(gzip) => gzip.window(),
+            Self::Zstd(_) => Vec::new(),
+        }
+    }
+
     /// Whether the decoder stands between two members or frames.
     pub(super) fn is_between_members(&self) -> bool {
         match self {

@@ -9,6 +9,10 @@ use crate::{
     codec::{Coding, Decoder as _},
     digest::Digest,
     error::Kind,
+    format::ztoc::{
+        Ztoc,
+        fixture::{self, Point},
+    },
     limits::Limits,
     pipeline::{Pipeline, Ran, Resources, Source},
 };
@@ -40,6 +44,16 @@ fn run(blob: &[u8], helpers: usize, ahead: AheadOptions) -> Result<Ran<Vec<u8>>>
 }
 
 fn run_as(blob: &[u8], digest: Option<Digest>, helpers: usize, ahead: AheadOptions) -> Result<Ran<Vec<u8>>> {
+    run_hinted(blob, None, digest, helpers, ahead)
+}
+
+fn run_hinted(
+    blob: &[u8],
+    index: Option<&Ztoc<'_>>,
+    digest: Option<Digest>,
+    helpers: usize,
+    ahead: AheadOptions,
+) -> Result<Ran<Vec<u8>>> {
     let resources = Resources::with_ahead(Limits::default(), helpers, ahead);
     let cancel = Cancel::new();
     let lease = resources.budget.lease(&cancel).unwrap();
@@ -49,7 +63,7 @@ fn run_as(blob: &[u8], digest: Option<Digest>, helpers: usize, ahead: AheadOptio
         work: Work { cancel: &cancel, progress: &Progress::default() },
     };
     let source = Source { reader: &mut &*blob, size_bytes: Some(blob.len() as u64), digest };
-    let outcome = Pipeline::new(source, plan).run(Collect::default());
+    let outcome = Pipeline::new(source, plan).hinted(index).run(Collect::default());
     drop(lease);
     assert_eq!(resources.helpers.free_idle(), helpers.saturating_sub(2), "permits come back");
     assert_eq!(resources.budget.charged_bytes(), 0, "memory comes back");
@@ -124,8 +138,18 @@ impl Bench {
     }
 
     fn filled(blob: &[u8], distance: u64, helpers: usize, chunk_bytes: usize) -> Shared {
+        Self::hinted(blob, None, distance, helpers, chunk_bytes)
+    }
+
+    fn hinted(
+        blob: &[u8],
+        index: Option<&Ztoc<'_>>,
+        distance: u64,
+        helpers: usize,
+        chunk_bytes: usize,
+    ) -> Shared {
         let coding = Coding::detect(blob);
-        let mut shared = Shared::new(AheadPlan { coding, distance }, helpers);
+        let mut shared = Shared::new(AheadPlan { coding, distance, index }, helpers);
         let mut starts = Starts::of(coding);
         shared.set_window(u64::MAX);
         for bytes in blob.chunks(chunk_bytes) {
@@ -138,11 +162,20 @@ impl Bench {
     /// Runs `helpers` helpers one after the other over the whole input, and then the decoder: nothing depends on who is
     /// faster.
     fn in_turn(&self, shared: &Arc<Shared>, helpers: usize) -> Result<(Vec<u8>, AheadFacts)> {
+        self.in_turn_with(None, shared, helpers)
+    }
+
+    fn in_turn_with(
+        &self,
+        index: Option<&Ztoc<'_>>,
+        shared: &Arc<Shared>,
+        helpers: usize,
+    ) -> Result<(Vec<u8>, AheadFacts)> {
         let lease = self.resources.budget.lease(&self.cancel).unwrap();
         let work = Work { cancel: &self.cancel, progress: &self.progress };
         let plan = Plan { resources: &self.resources, lease: &lease, work };
         for _ in 0..helpers {
-            Helper::new(Arc::clone(shared), Arc::clone(&self.pool), plan, 0).work()?;
+            Helper::new(Arc::clone(shared), Arc::clone(&self.pool), plan, 0, index).work()?;
         }
         let pool = Arc::clone(&self.pool);
         let outlet = Outlet::new(Arc::clone(&pool), plan, Collect::default());
@@ -259,9 +292,9 @@ fn members_that_a_helper_is_at_work_on_are_not_decoded_twice() {
         let shared = Bench::filled(&blob, 100 << 10, 1, 64 << 10);
         let Some(Job::Run(first)) = shared.job(0, || true) else { panic!("no members") };
         let start = Cut(8 * first.start);
-        assert!(matches!(shared.take(start, Begins::Member), Ready::UnderWay));
+        assert!(matches!(shared.take(start, Begins::Member, &[]), Ready::UnderWay));
         let second = shared.meanwhile(start).expect("the decoder takes the next ones");
-        assert!(matches!(shared.take(start, Begins::Member), Ready::UnderWay));
+        assert!(matches!(shared.take(start, Begins::Member, &[]), Ready::UnderWay));
         let mut stream = Stream::new(shared.coding(), HELPER_WINDOW_BYTES).unwrap();
         let mut at = start;
         for run in [second, first] {
@@ -271,7 +304,9 @@ fn members_that_a_helper_is_at_work_on_are_not_decoded_twice() {
         }
         assert!(shared.meanwhile(start).is_none(), "it is there");
         for _ in 0..2 {
-            let Ready::Taken(taken) = shared.take(at, Begins::Member) else { panic!("nothing at {at:?}") };
+            let Ready::Taken(taken) = shared.take(at, Begins::Member, &[]) else {
+                panic!("nothing at {at:?}")
+            };
             at = taken.end;
         }
         assert_eq!((shared.facts().used, shared.facts().late), (2, 0));
@@ -308,7 +343,7 @@ fn a_member_behind_a_long_one_is_found_by_its_header_and_the_blocks_of_the_long_
 fn helpers_of_a_stream_that_is_one_long_frame_end() {
     let noise = (0_u32..5 << 20).flat_map(|at| at.wrapping_mul(0x9e37_79b9).to_be_bytes());
     let blob = zstd::bulk::compress(&noise.collect::<Vec<_>>(), 1).unwrap();
-    let plan = AheadPlan { coding: Coding::Zstd, distance: 1 << 20 };
+    let plan = AheadPlan { coding: Coding::Zstd, distance: 1 << 20, index: None };
     let (mut shared, mut starts) = (Shared::new(plan, 1), Starts::of(Coding::Zstd));
     shared.set_window(u64::MAX);
     for bytes in blob.chunks(1 << 20) {
@@ -333,6 +368,160 @@ fn members_inside_of_stored_members_are_not_taken_for_those_of_the_stream() {
     assert_eq!(ahead.missed, 0, "blocks say how long they are");
 }
 
+/// One helper, before the decoder, with an index.
+fn in_turn_with(index: &[u8], blob: &[u8], distance: u64) -> (Vec<u8>, AheadFacts) {
+    let ztoc = Ztoc::read(&index).unwrap();
+    let mut shared = Bench::hinted(blob, Some(&ztoc), distance, 1, 256 << 10);
+    shared.set_memory(u64::MAX / 2);
+    Bench::new().in_turn_with(Some(&ztoc), &Arc::new(shared), 1).unwrap()
+}
+
+#[test]
+fn with_an_index_pieces_begin_where_it_says() {
+    let plain = mixed(3 << 20);
+    for level in [4, 6, 9] {
+        let blob = gzip(&plain, level);
+        let index = fixture::file(blob.len() as u64, &fixture::points(&blob, 100_000));
+        let (output, ahead) = in_turn_with(&index, &blob, 200 << 10);
+        assert!(output == plain, "level {level}");
+        assert_eq!((ahead.missed, ahead.late, ahead.misfit), (0, 0, None), "level {level}: {ahead:?}");
+        assert!(ahead.indexed > 5 && ahead.indexed == ahead.used, "level {level}: {ahead:?}");
+        assert!(ahead.bytes > plain.len() as u64 * 3 / 4, "level {level}: {ahead:?}");
+    }
+}
+
+/// Indexes of a blob that lie in one way each.
+fn lies(blob: &[u8]) -> Vec<(&'static str, Vec<Point>)> {
+    let points = fixture::points(blob, 60_000);
+    let each = |change: fn(&mut Point)| {
+        let mut points = points.clone();
+        points.iter_mut().skip(1).for_each(change);
+        points
+    };
+    let mut turned = points.clone();
+    for (point, other) in turned.iter_mut().zip(points.iter().cycle().skip(1)) {
+        point.window.clone_from(&other.window);
+    }
+    let other: Vec<u8> = mixed(6 << 20).split_off(2 << 20);
+    vec![
+        ("a byte late", each(|point| point.byte += 1)),
+        ("a bit early", each(|point| (point.byte, point.bits) = (point.byte - 1, point.bits ^ 1))),
+        ("far off", each(|point| point.byte -= 20_000)),
+        ("the oldest byte of the window", each(|point| point.window[0] ^= 1)),
+        ("the last byte of the window", each(|point| point.window[32_767] ^= 0x80)),
+        ("windows of other places", turned),
+        ("of another layer", fixture::points(&gzip(&other, 6), 60_000)),
+    ]
+}
+
+#[test]
+fn an_index_that_lies_is_given_up() {
+    let plain = mixed(4 << 20);
+    let blob = gzip(&plain, 6);
+    for (what, mut points) in lies(&blob) {
+        points.retain(|point| point.byte <= blob.len() as u64);
+        let (output, ahead) = in_turn_with(&fixture::file(blob.len() as u64, &points), &blob, 100 << 10);
+        assert!(output == plain, "{what}");
+        assert_eq!(ahead.indexed, 0, "{what}: {ahead:?}");
+        assert!(ahead.missed >= 3 && ahead.misfit.is_some(), "{what}: {ahead:?}");
+    }
+}
+
+#[test]
+fn an_index_with_some_wrong_places_is_used_for_the_others() {
+    let plain = mixed(4 << 20);
+    let blob = gzip(&plain, 6);
+    let mut points = fixture::points(&blob, 60_000);
+    points.iter_mut().step_by(4).for_each(|point| point.window[9] ^= 1);
+    let (output, ahead) = in_turn_with(&fixture::file(blob.len() as u64, &points), &blob, 30 << 10);
+    assert!(output == plain);
+    assert!(ahead.indexed > 5 && ahead.missed > 3 && ahead.misfit.is_none(), "{ahead:?}");
+}
+
+#[test]
+fn indexes_that_soci_wrote_are_used() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ztoc");
+    let read = |name: &str| std::fs::read(fixtures.join(name)).unwrap();
+    // The second member begins where the index has a place, and the decoder does not pause there.
+    for (index, members, indexed, missed) in [("layer.ztoc", 1, 2, 0), ("twice.ztoc", 2, 4, 1)] {
+        let blob = read("layer.tar.gz").repeat(members);
+        let (output, ahead) = in_turn_with(&read(index), &blob, 40 << 10);
+        let Ran { output: plain, .. } = run(&blob, 0, AheadOptions::OFF).unwrap();
+        assert!(output == plain, "{index}");
+        let found = (ahead.indexed, ahead.missed, ahead.misfit);
+        assert_eq!(found, (indexed, missed, None), "{index}: {ahead:?}");
+    }
+}
+
+#[test]
+fn an_index_makes_no_difference_to_a_real_run() {
+    let plain = mixed(4 << 20);
+    let blob = gzip(&plain, 6);
+    let mut indexes = lies(&blob);
+    indexes.push(("right", fixture::points(&blob, 60_000)));
+    for (what, mut points) in indexes {
+        points.retain(|point| point.byte <= blob.len() as u64);
+        let index = fixture::file(blob.len() as u64, &points);
+        let ztoc = Ztoc::read(&index).unwrap();
+        // Two threads are those of decoding and building.
+        for helpers in [0, 1, 2, 8] {
+            let digest = Some(Digest::sha256(&blob));
+            let Ran { output, facts, .. } =
+                run_hinted(&blob, Some(&ztoc), digest, helpers + 2, SMALL).unwrap();
+            assert!(output == plain, "{what}, {helpers} helpers");
+            assert_eq!(facts.diff_id, Digest::sha256(&plain), "{what}, {helpers} helpers");
+            let is_right = what == "right";
+            assert!(is_right || facts.ahead.indexed == 0, "{what}, {helpers} helpers: {:?}", facts.ahead);
+            assert!(!is_right || facts.ahead.misfit.is_none(), "{helpers} helpers: {:?}", facts.ahead);
+        }
+    }
+}
+
+#[test]
+fn an_index_whose_windows_cannot_be_read_any_more_is_given_up() {
+    struct Shrinking(Vec<u8>, std::sync::atomic::AtomicBool);
+    impl crate::format::ReadAt for Shrinking {
+        fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+            match self.1.load(std::sync::atomic::Ordering::Relaxed) {
+                true => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                false => self.0.read_exact_at(offset, buf),
+            }
+        }
+
+        fn size_bytes(&self) -> u64 {
+            self.0.len() as u64
+        }
+    }
+    let plain = mixed(2 << 20);
+    let blob = gzip(&plain, 6);
+    let file = fixture::file(blob.len() as u64, &fixture::points(&blob, 60_000));
+    let file = Shrinking(file, false.into());
+    let ztoc = Ztoc::read(&file).unwrap();
+    file.1.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut shared = Bench::hinted(&blob, Some(&ztoc), 60 << 10, 1, 256 << 10);
+    shared.set_memory(u64::MAX / 2);
+    let (output, ahead) = Bench::new().in_turn_with(Some(&ztoc), &Arc::new(shared), 1).unwrap();
+    assert!(output == plain);
+    assert!(ahead.indexed == 0 && ahead.used > 3 && ahead.misfit.is_some(), "{ahead:?}");
+}
+
+#[test]
+fn an_index_is_that_of_a_gzip_blob_of_its_size() {
+    let (one, frame) = (gzip(&mixed(100_000), 6), zstd::bulk::compress(&mixed(100_000), 1).unwrap());
+    let file = fixture::file(20 << 20, &fixture::points(&one, 10_000));
+    let ztoc = Ztoc::read(&file).unwrap();
+    for (head, size, want) in [
+        (&one, Some(20 << 20), Some(true)),
+        (&one, Some((20 << 20) + 1), None),
+        (&one, Some(64 << 20), Some(false)),
+        (&one, None, None),
+        (&frame, Some(20 << 20), None),
+    ] {
+        let plan = AheadOptions::AUTO.plan(size, Coding::detect(head), [head.as_slice()], Some(&ztoc));
+        assert_eq!(plan.map(|plan| plan.index.is_some()), want, "{size:?}");
+    }
+}
+
 #[test]
 fn layers_of_other_tools_are_decoded_ahead_as_in_order() {
     let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stargz");
@@ -348,7 +537,8 @@ fn layers_of_other_tools_are_decoded_ahead_as_in_order() {
                 continue;
             }
             for (helpers, distance) in [(1, 4000), (3, 300)] {
-                fuzz::compare_up_to(16 << 20, coding, &blob, helpers, distance, 5000);
+                let how = AheadPlan { coding, distance, index: None };
+                fuzz::compare_up_to(16 << 20, how, &blob, helpers, 5000);
             }
         }
     }
@@ -415,7 +605,7 @@ fn pieces_hold_no_more_memory_than_the_shares_of_their_helpers() {
     let plan = Plan { resources: &bench.resources, lease: &lease, work };
     thread::scope(|scope| {
         // It stops for want of memory, until the decoder takes pieces or everything ends.
-        let helper = Helper::new(Arc::clone(&shared), Arc::clone(&bench.pool), plan, 0);
+        let helper = Helper::new(Arc::clone(&shared), Arc::clone(&bench.pool), plan, 0, None);
         let helping = scope.spawn(|| helper.work().unwrap());
         let mut before = 0;
         loop {
@@ -544,9 +734,9 @@ fn size_and_first_bytes_decide_whether_a_blob_is_decoded_ahead() {
         (&plain, Some(64 * MIB), None),
     ] {
         let coding = Coding::detect(head);
-        let plan = |options: AheadOptions| options.plan(size, coding, [head.as_slice()]);
+        let plan = |options: AheadOptions| options.plan(size, coding, [head.as_slice()], None);
         assert_eq!(plan(AheadOptions::AUTO).map(|plan| plan.distance), want, "{coding:?} {size:?}");
-        assert_eq!(plan(AheadOptions::OFF), None);
+        assert!(plan(AheadOptions::OFF).is_none());
     }
 }
 
@@ -564,6 +754,24 @@ proptest! {
         let mut damaged = deflate.to_vec();
         damaged[at.index(deflate.len())] ^= value;
         fuzz_ahead(&damaged, helpers, distance, chunk_bytes.max(deflate.len() / 2000));
+    }
+
+    #[test]
+    fn an_index_makes_no_difference(
+        len in 1_usize..300_000, level in 0_u32..10, span in 1_usize..60_000, bytes in 9000_usize..400_000,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        helpers in 1_usize..8, distance in 16_u64..60_000, chunk_bytes in 1000_usize..40_000,
+    ) {
+        let blob: Vec<u8> = mixed(len).chunks(bytes).flat_map(|bytes| gzip(bytes, level)).collect();
+        let mut index = fixture::file(blob.len() as u64, &fixture::points(&blob, span));
+        for (at, value) in changes {
+            let at = at.index(index.len());
+            index[at] ^= value;
+        }
+        if let Ok(ztoc) = Ztoc::read(&index) {
+            let how = AheadPlan { coding: Coding::Gzip, distance, index: Some(&ztoc) };
+            fuzz::compare_up_to(1 << 20, how, &blob, helpers, chunk_bytes);
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("format/stargz/fuzz.rs", "fuzz"),
     ("format/rafs/fuzz.rs", "fuzz"),
     ("format/zfile/fuzz.rs", "fuzz"),
+    ("format/ztoc/fuzz.rs", "fuzz"),
     ("overlaybd/config.rs", "fuzz"),
     ("format/lsmt/fuzz.rs", "fuzz"),
     ("format/lsmt/fuzz.rs", "entries"),

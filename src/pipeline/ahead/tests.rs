@@ -455,7 +455,7 @@ fn indexes_that_soci_wrote_are_used() {
 
 #[test]
 fn an_index_makes_no_difference_to_a_real_run() {
-    let plain = mixed(4 << 20);
+    let plain = mixed(2 << 20);
     let blob = gzip(&plain, 6);
     let mut indexes = lies(&blob);
     indexes.push(("right", fixture::points(&blob, 60_000)));

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Contents, Times,
     changes::{self, Counts, RootEntry, XattrFilter},
-    erofs,
+    chunked, erofs,
     indexed::{self, Indexed},
     output::Output,
     overlaybd, tar,
@@ -20,7 +20,7 @@ use crate::{
     codec::{Coding, encode::Compression},
     digest::Digest,
     error::Result,
-    kind::{Container, LayerType},
+    kind::{Container, Index, LayerType},
     overlaybd::snapshot,
     pipeline::{
         Plan, Resources,
@@ -175,21 +175,23 @@ impl Composer {
                     Coding::Gzip => *gzip,
                     Coding::Zstd => *zstd,
                 };
-                match layer_type.container {
-                    Container::Tar if layer_type.indexed => {
+                match (layer_type.container, layer_type.indexed) {
+                    (Container::Tar, Some(index)) => {
                         let options = tar::Options { compression, nanoseconds: *nanoseconds };
-                        let written = indexed::write(plan, options, deliver, |output| {
-                            compare(RootEntry::WhenChanged, output)
-                        })?;
+                        let changes = |output: &mut dyn Output| compare(RootEntry::WhenChanged, output);
+                        let written = match index {
+                            Index::Stargz => indexed::write(plan, options, deliver, changes)?,
+                            Index::Containers => chunked::write(plan, options, deliver, changes)?,
+                        };
                         let Indexed { output, facts, annotations: own } = written;
                         annotations = own;
                         (output, facts)
                     }
-                    Container::Tar | Container::Overlaybd | Container::Turbo => {
+                    (Container::Tar | Container::Overlaybd | Container::Turbo, _) => {
                         let options = tar::Options { compression, nanoseconds: *nanoseconds };
                         tar::write(plan, options, deliver, |output| compare(RootEntry::WhenChanged, output))?
                     }
-                    Container::Erofs => {
+                    (Container::Erofs, _) => {
                         let options = erofs::Options { compression, ..image.clone() };
                         // The root of an image needs attributes, even when they did not change.
                         erofs::write(plan, &options, deliver, |output| compare(RootEntry::Always, output))?

@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     error::{Classify, Error, Kind, Result},
     kind::{
-        LayerType, OCI_LAYER_TAR,
+        Index, LayerType, OCI_LAYER_TAR,
         overlaybd::{BLOB_DIGEST, BLOB_SIZE, FS_TYPE, NATIVE_VERSION, VERSION},
     },
     overlaybd::snapshot,
@@ -21,8 +21,12 @@ use crate::{
 /// Label with the digest of the uncompressed layer: clients look for it on every blob.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// Label of a request that asks for a layer with a table of contents. Snapshotters set it on snapshots of such layers.
-const INDEXED: &str = "containerd.io/snapshot/stargz";
+/// Labels of a request that ask for a layer with a table of contents. Snapshotters set the first on snapshots of such
+/// layers; the second is what the names of the annotations of such layers begin with.
+const INDEXED: [(&str, Index); 2] = [
+    ("containerd.io/snapshot/stargz", Index::Stargz),
+    ("io.github.containers.zstd-chunked", Index::Containers),
+];
 
 /// Why a request is declined.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +35,9 @@ enum CompareError {
     /// This differ does not write the type. Another one may.
     #[error("this differ does not write layers of type {0:?}")]
     MediaType(String),
+    /// No layer has the tables of both.
+    #[error("labels {} and {} ask for two forms of a layer", INDEXED[0].0, INDEXED[1].0)]
+    Index,
     /// A layer of a device has to go on top of the older side.
     #[error(
         "the older side is not the device right below the newer one, so no layer of a device leads from it there"
@@ -41,7 +48,7 @@ enum CompareError {
 impl Classify for CompareError {
     fn kind(&self) -> Kind {
         match self {
-            Self::MediaType(_) => Kind::NotImplemented,
+            Self::MediaType(_) | Self::Index => Kind::NotImplemented,
             Self::NotBelow => Kind::Conflict,
         }
     }
@@ -49,6 +56,7 @@ impl Classify for CompareError {
     fn reason(&self) -> &'static str {
         match self {
             Self::MediaType(_) => "diff.media-type",
+            Self::Index => "diff.index",
             Self::NotBelow => "diff.device",
         }
     }
@@ -152,14 +160,7 @@ impl Differ {
 impl Compare for Differ {
     fn compare(&self, call: &Call, request: &Request) -> Result<Compared> {
         // Nothing is written and no layer is read before both stacks are open.
-        let layer_type = LayerType::to_write(&request.media_type);
-        let layer_type = match request.labels.contains_key(INDEXED) {
-            true => layer_type.and_then(LayerType::with_index),
-            false => layer_type,
-        };
-        let layer_type = layer_type
-            .ok_or_else(|| CompareError::MediaType(request.media_type.clone()))
-            .map_err(|error| Error::from(error).context("diff"))?;
+        let layer_type = layer_type(request).map_err(|error| Error::from(error).context("diff"))?;
         let stack = |mounts, side: &str| -> Result<Stack> {
             self.roots.stack(mounts).map_err(|error| {
                 Error::from(error).context(side).context(format!("diff ({})", layer_type.media_type))
@@ -173,6 +174,18 @@ impl Compare for Differ {
         let form = self.form(request, layer_type, &sides);
         form.and_then(|form| catch(|| self.write(call, request, layer_type, &form, sides)))
             .map_err(|error| error.context(context))
+    }
+}
+
+/// The type of the layer that a request asks for.
+fn layer_type(request: &Request) -> std::result::Result<&'static LayerType, CompareError> {
+    let unknown = || CompareError::MediaType(request.media_type.clone());
+    let layer_type = LayerType::to_write(&request.media_type).ok_or_else(unknown)?;
+    let mut asked = INDEXED.into_iter().filter(|(label, _)| request.labels.contains_key(*label));
+    match (asked.next(), asked.next()) {
+        (None, _) => Ok(layer_type),
+        (Some((_, index)), None) => layer_type.with_index(index).ok_or_else(unknown),
+        (Some(_), Some(_)) => Err(CompareError::Index),
     }
 }
 
@@ -313,7 +326,7 @@ mod tests {
             ("application/vnd.erofs.layer.v1", None),
         ] {
             let mut request = fixture.request(media_type);
-            request.labels.insert(INDEXED.to_owned(), "true".to_owned());
+            request.labels.insert("containerd.io/snapshot/stargz".to_owned(), "true".to_owned());
             let compared = fixture.differ.compare(&call(), &request);
             match form {
                 Some(digest) => {
@@ -336,6 +349,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_label_of_the_containers_tools_gets_their_form_of_zstd_and_no_other() {
+        const PREFIX: &str = "io.github.containers.zstd-chunked";
+        let fixture = fixture(|store| Arc::new(store));
+        let compare = |media_type: &str, labels: &[&str]| {
+            let mut request = fixture.request(media_type);
+            request.labels.extend(labels.iter().map(|label| ((*label).to_owned(), String::new())));
+            fixture.differ.compare(&call(), &request)
+        };
+        let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+        let Descriptor { media_type, annotations, digest, .. } = compare(zstd, &[PREFIX]).unwrap().descriptor;
+        assert_eq!(media_type, zstd);
+        let names: Vec<_> = annotations.keys().map(|name| name.strip_prefix(PREFIX).unwrap()).collect();
+        assert_eq!(names, [".manifest-checksum", ".manifest-position", ".tarsplit-position"]);
+        let (bytes, declared) =
+            (fixture.store.bytes(&digest).unwrap(), Declared::of(&annotations).unwrap());
+        let layout = Layout::find(&&*bytes, &declared).unwrap().unwrap();
+        assert!(layout.read_toc(&&*bytes, &declared).unwrap().is_some());
+
+        for media_type in ["", "application/vnd.oci.image.layer.v1.tar", "application/vnd.erofs.layer.v1+zstd"] {
+            let error = compare(media_type, &[PREFIX]).unwrap_err();
+            assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "diff.media-type"));
+        }
+        let error = compare(zstd, &[PREFIX, "containerd.io/snapshot/stargz"]).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "diff.index"), "{error}");
     }
 
     #[test]

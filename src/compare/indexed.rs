@@ -1,4 +1,4 @@
-//! A layer as eStargz or zstd:chunked: an archive in members or frames, with a table of contents.
+//! A layer as eStargz or as zstd:chunked of the stargz tools: an archive in members or frames, with a table of contents.
 //!
 //! A member begins with each piece of a file's data. So readers of the table fetch files one by one, and others decode
 //! members on many processors.
@@ -73,7 +73,10 @@ pub(super) fn write<T>(
             Ok((output, toc))
         },
         |(_, toc), Delivering { members, blob_bytes }| {
-            let member = |at: usize| members.get(at).map(|member| (member.offset, &member.digest));
+            let member = |at: usize| {
+                let member = members.get(at)?;
+                Some((member.offset, member.digest.as_ref()?))
+            };
             json = std::mem::take(toc).finish(member)?;
             if is_zstd {
                 let (end, place) = zstd_end(&json, &compression.whole(&json)?, blob_bytes);

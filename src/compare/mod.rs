@@ -10,6 +10,7 @@
 //! Described in `docs/formats/containerd.md`, "Diff".
 
 pub mod changes;
+mod chunked;
 mod compose;
 mod differ;
 pub mod erofs;

@@ -42,6 +42,15 @@ impl Container {
     }
 }
 
+/// Family of tools for whose readers a layer has a table of contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Index {
+    /// Those of the stargz snapshotter: eStargz, and their form of zstd:chunked.
+    Stargz,
+    /// Podman, Buildah, Skopeo and CRI-O: their form of zstd:chunked.
+    Containers,
+}
+
 /// A layer type: one row of [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerType {
@@ -56,9 +65,9 @@ pub struct LayerType {
     pub coding: Coding,
     /// Media type of the uncompressed layer: the one in Apply's reply.
     pub applied: &'static str,
-    /// Whether the archive is in members or frames with a table of contents behind them. The row then stands for what Diff
-    /// writes when asked for that; readers know such layers by their bytes.
-    pub indexed: bool,
+    /// Table of contents behind an archive in members or frames. The row then stands for what Diff writes when asked for
+    /// that; readers know such layers by their bytes.
+    pub indexed: Option<Index>,
     /// Whether Diff writes layers of this type.
     pub written: bool,
     /// Names for `plywood diff --type`, the first one preferred.
@@ -86,7 +95,7 @@ const fn tar(media_type: &'static str, coding: Coding) -> LayerType {
         container: Container::Tar,
         coding,
         applied: OCI_LAYER_TAR,
-        indexed: false,
+        indexed: None,
         written: false,
         names: &[],
         endings: &[],
@@ -100,7 +109,7 @@ const fn erofs(media_type: &'static str, coding: Coding, applied: &'static str) 
         container: Container::Erofs,
         coding,
         applied,
-        indexed: false,
+        indexed: None,
         written: true,
         names: &[],
         endings: &[],
@@ -127,17 +136,26 @@ pub const TABLE: &[LayerType] = &[
     },
     LayerType { written: true, names: &["tar"], endings: &[".tar"], ..tar(OCI_LAYER_TAR, Coding::Plain) },
     LayerType {
-        indexed: true,
+        indexed: Some(Index::Stargz),
         written: true,
         names: &["estargz"],
         endings: &[".esgz"],
         ..tar("application/vnd.oci.image.layer.v1.tar+gzip", Coding::Gzip)
     },
+    // Both families call their form zstd:chunked. Options spell it so for `skopeo copy`, `podman push` and `buildah push`,
+    // and zstdchunked for `nerdctl image convert` and `ctr-remote images convert`: the same spelling has the same meaning
+    // here.
     LayerType {
-        indexed: true,
+        indexed: Some(Index::Containers),
         written: true,
         names: &["zstd:chunked"],
         endings: &[".zst-chunked"],
+        ..tar("application/vnd.oci.image.layer.v1.tar+zstd", Coding::Zstd)
+    },
+    LayerType {
+        indexed: Some(Index::Stargz),
+        written: true,
+        names: &["zstdchunked"],
         ..tar("application/vnd.oci.image.layer.v1.tar+zstd", Coding::Zstd)
     },
     LayerType { names: &["erofs"], endings: &[".erofs"], ..erofs(EROFS, Coding::Plain, EROFS) },
@@ -190,7 +208,7 @@ impl LayerType {
     /// assert_eq!(LayerType::of("application/vnd.erofs.layer.v1+gzip"), None);
     /// ```
     pub fn of(media_type: &str) -> Option<&'static Self> {
-        TABLE.iter().find(|row| row.media_type == media_type && row.marks.is_empty() && !row.indexed)
+        TABLE.iter().find(|row| row.media_type == media_type && row.marks.is_empty() && row.indexed.is_none())
     }
 
     /// Returns the type that Diff writes for `media_type`; [`DEFAULT`] for an empty one, `None` for one that Diff does
@@ -208,9 +226,9 @@ impl LayerType {
         Self::of(media_type).filter(|row| row.written)
     }
 
-    /// Returns the row of the same media type with a table of contents; `None` where there is none.
-    pub fn with_index(&self) -> Option<&'static Self> {
-        TABLE.iter().find(|row| row.media_type == self.media_type && row.indexed)
+    /// Returns the row of the same media type with a table of contents of this kind; `None` where there is none.
+    pub fn with_index(&self, index: Index) -> Option<&'static Self> {
+        TABLE.iter().find(|row| row.media_type == self.media_type && row.indexed == Some(index))
     }
 
     /// Returns the type that `plywood diff` writes for `name`, which is a short name or a media type.
@@ -285,7 +303,7 @@ mod tests {
     fn names_and_endings_lead_to_one_row_each() {
         let mut seen = BTreeSet::new();
         for row in TABLE {
-            let media_type = (row.marks.is_empty() && !row.indexed).then_some(row.media_type);
+            let media_type = (row.marks.is_empty() && row.indexed.is_none()).then_some(row.media_type);
             for text in row.names.iter().chain(row.endings).copied().chain(media_type) {
                 assert!(seen.insert(text), "{text} stands twice");
             }
@@ -308,8 +326,11 @@ mod tests {
         );
         for row in TABLE {
             let bytes = match (row.container, row.coding) {
-                (Container::Tar, Coding::Gzip) if row.indexed => "tar, as [eStargz](stargz.md)",
-                (Container::Tar, _) if row.indexed => "tar, as [zstd:chunked](stargz.md)",
+                (Container::Tar, coding) if row.indexed.is_some() => match (row.indexed, coding) {
+                    (Some(Index::Containers), _) => "tar, as [zstd:chunked](stargz.md) of the containers tools",
+                    (_, Coding::Zstd) => "tar, as [zstd:chunked](stargz.md) of the stargz tools",
+                    _ => "tar, as [eStargz](stargz.md)",
+                },
                 (Container::Tar, _) => "tar, compressed as the bytes say",
                 (Container::Erofs, Coding::Plain) => "an EROFS image",
                 (Container::Erofs, _) => "an EROFS image in zstd frames",
@@ -318,7 +339,7 @@ mod tests {
             };
             let marked = if row.marks.is_empty() { "" } else { ", or another tar type, with annotations" };
             let written = match row.written {
-                true if row.indexed => "when asked for",
+                true if row.indexed.is_some() => "when asked for",
                 true => "yes",
                 false => "no",
             };

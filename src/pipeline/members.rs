@@ -38,8 +38,8 @@ const MEMBER_BYTES: usize = 4 << 20;
 pub struct Member {
     /// Byte of the blob at which it begins.
     pub offset: u64,
-    /// SHA-256 of the chunk at its start.
-    pub digest: Digest,
+    /// SHA-256 of the chunk at its start; `None` if it has none.
+    pub digest: Option<Digest>,
 }
 
 /// A part of the blob behind all members of the stream.
@@ -240,7 +240,7 @@ struct Encoder(Compression);
 /// A compressed member.
 struct Encoded {
     bytes: Vec<u8>,
-    digest: Digest,
+    digest: Option<Digest>,
     busy: Duration,
 }
 
@@ -251,7 +251,8 @@ impl Worker for Encoder {
 
     fn work(&self, (bytes, chunk_bytes): (Chunk, usize)) -> Result<Encoded> {
         let started = Instant::now();
-        let digest = Digest::sha256(bytes.get(..chunk_bytes).unwrap_or_default());
+        let chunk = bytes.get(..chunk_bytes).filter(|chunk| !chunk.is_empty());
+        let digest = chunk.map(Digest::sha256);
         let bytes = self.0.whole(&bytes)?;
         Ok(Encoded { bytes, digest, busy: started.elapsed() })
     }

@@ -19,6 +19,7 @@ pub fn add(suite: &mut Suite) {
         a_table_in_another_file_is_checked_with_its_layer,
         a_dump_shows_entries_and_chunks,
         a_difference_is_written_as_an_indexed_layer_and_read_back,
+        a_chunked_layer_of_the_containers_tools_is_the_archive_that_a_plain_one_is,
         what_a_table_cannot_spell_is_refused_and_leaves_no_file,
     ];
 }
@@ -210,7 +211,7 @@ fn a_difference_is_written_as_an_indexed_layer_and_read_back() {
     fs::write(tree.join(".no.prefetch.landmark"), "\x0f").unwrap();
     for (kind, ending, media_type) in [
         ("estargz", "esgz", "application/vnd.oci.image.layer.v1.tar+gzip"),
-        ("zstd:chunked", "zc", "application/vnd.oci.image.layer.v1.tar+zstd"),
+        ("zstdchunked", "zc", "application/vnd.oci.image.layer.v1.tar+zstd"),
     ] {
         let layer = format!("layer.{ending}");
         let arguments = ["diff", "--user-xattr", "none", "tree", "-t", kind, "-o", &layer, "--json"];
@@ -265,6 +266,44 @@ fn a_difference_is_written_as_an_indexed_layer_and_read_back() {
     }
 }
 
+fn a_chunked_layer_of_the_containers_tools_is_the_archive_that_a_plain_one_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    let tree = dir.join("tree");
+    fs::create_dir_all(tree.join("a/b")).unwrap();
+    fs::create_dir_all(dir.join("nothing")).unwrap();
+    fs::write(tree.join("a/b/small"), "text").unwrap();
+    fs::write(tree.join("a/empty"), "").unwrap();
+    let noise: Vec<u8> = (0..1_500_000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_be_bytes()).collect();
+    fs::write(tree.join("large"), &noise).unwrap();
+    fs::hard_link(tree.join("large"), tree.join("again")).unwrap();
+    fs::File::create(tree.join("hole")).unwrap().set_len(9 << 20).unwrap();
+    // Names of the other forms mean nothing to this one.
+    fs::write(tree.join("stargz.index.json"), "{}").unwrap();
+    for side in ["tree", "nothing"] {
+        let diff = |kind: &str, layer: &str, more: &[&str]| {
+            let arguments = ["diff", "--user-xattr", "none", side, "-t", kind, "-o", layer, "--json"];
+            json(&plywood(dir, &[&arguments, more].concat()))
+        };
+        let plain = diff("tar", "layer.tar", &[]);
+        let report = diff("zstd:chunked", "layer", &[]);
+        assert_eq!(report["media_type"], "application/vnd.oci.image.layer.v1.tar+zstd");
+        assert_eq!(report["diff_id"], plain["diff_id"], "{side}");
+        let bytes = fs::read(dir.join("layer")).unwrap();
+        assert!(zstd::decode_all(&bytes[..]).unwrap() == fs::read(dir.join("layer.tar")).unwrap(), "{side}");
+        for threads in ["0", "5"] {
+            let again = diff("zstd:chunked", "layer", &["--threads", threads]);
+            assert_eq!(again["annotations"], report["annotations"], "{threads} threads");
+            assert!(fs::read(dir.join("layer")).unwrap() == bytes, "{side}, {threads} threads");
+        }
+        let found = json(&plywood(dir, &["check", "--json", "layer"]));
+        assert_eq!(found[0]["indexed"]["form"], "zstd:chunked of the containers tools", "{found}");
+        assert_eq!(found[0]["indexed"]["entries"], report["entries"], "{found}");
+        let applied = json(&plywood(dir, &["apply", "layer", "-o", "image", "--json"]));
+        assert_eq!(applied["diff_id"], report["diff_id"], "{side}");
+    }
+}
+
 fn what_a_table_cannot_spell_is_refused_and_leaves_no_file() {
     use std::os::unix::ffi::OsStrExt as _;
     let scratch = tempfile::tempdir().unwrap();
@@ -276,4 +315,20 @@ fn what_a_table_cannot_spell_is_refused_and_leaves_no_file() {
     assert!(!dir.join("layer.esgz").exists());
     let output = plywood(dir, &["diff", "--user-xattr", "none", "tree", "-o", "layer.tar.gz"]);
     assert!(output.status.success(), "archives can: {output:?}");
+    let output = plywood(dir, &["diff", "--user-xattr", "none", "tree", "-t", "zstd:chunked", "-o", "l", "--json"]);
+    assert!(!output.status.success() && text(&output.stdout).contains("stargz.write.name"), "{output:?}");
+
+    fs::remove_dir_all(dir.join("tree")).unwrap();
+    fs::create_dir(dir.join("tree")).unwrap();
+    let late = fs::File::create(dir.join("tree/late")).unwrap();
+    // Not every file system has such times.
+    let seconds = std::time::Duration::from_secs(300_000_000_000);
+    late.set_modified(std::time::SystemTime::UNIX_EPOCH + seconds).unwrap();
+    let has_it = late.metadata().unwrap().modified().unwrap() == std::time::SystemTime::UNIX_EPOCH + seconds;
+    for kind in ["estargz", "zstdchunked", "zstd:chunked"] {
+        let arguments = ["diff", "--user-xattr", "none", "tree", "-t", kind, "-o", "layer", "--json"];
+        let output = plywood(dir, &arguments);
+        let is_refused = text(&output.stdout).contains("stargz.write.time");
+        assert_eq!(is_refused, has_it, "{kind}: {output:?}");
+    }
 }

@@ -192,7 +192,7 @@ fn python_reads() -> Result<(), Failed> {
         (&[older.as_os_str(), newer.as_os_str()], 3),
         (&[OsStr::new("--layer"), older.as_os_str(), upper.as_os_str()], 2),
     ] {
-        for kind in ["estargz", "zstd:chunked"] {
+        for kind in ["estargz", "zstdchunked"] {
             let layer = scratch.path().join("layer");
             let mut diff = host::plywood();
             let diff = diff.args(["diff", "--user-xattr", "--json", "-t", kind, "-o"]);

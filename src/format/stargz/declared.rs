@@ -13,8 +13,9 @@ pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 pub(super) const STARGZ_CHECKSUM: &str = "io.containers.zstd-chunked.manifest-checksum";
 pub(super) const STARGZ_POSITION: &str = "io.containers.zstd-chunked.manifest-position";
-const CONTAINERS_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
-const CONTAINERS_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+pub(super) const CONTAINERS_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+pub(super) const CONTAINERS_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+pub(super) const CONTAINERS_TAR_SPLIT: &str = "io.github.containers.zstd-chunked.tarsplit-position";
 
 /// Table of contents as the annotations of a descriptor declare it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

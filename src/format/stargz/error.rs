@@ -101,6 +101,25 @@ pub enum StargzError {
         /// Name, target or attribute that is not UTF-8.
         bytes: Vec<u8>,
     },
+    /// A table cannot spell a time.
+    #[error("{}: {seconds} seconds after 1970 are in none of the years 0 to 9999, and so have no place in a table of contents", Quoted(path))]
+    WrittenTime {
+        /// Name of the entry.
+        path: Vec<u8>,
+        /// Its time.
+        seconds: i64,
+    },
+    /// Compressing failed.
+    #[error(transparent)]
+    Encoder(CodecError),
+    /// The record of the archive for Podman and others is too large.
+    #[error("the tar-split data has {size_bytes} compressed bytes, more than {limit}")]
+    TarSplitSize {
+        /// Size in bytes, as far as it was written.
+        size_bytes: u64,
+        /// Largest size in bytes, [`crate::limits::STARGZ_TAR_SPLIT_BYTES`].
+        limit: u64,
+    },
     /// An entry breaks a rule.
     #[error("entry {}: {fault}", Quoted(path))]
     Entry {
@@ -231,8 +250,8 @@ impl Classify for StargzError {
     fn kind(&self) -> Kind {
         match self {
             Self::Io { source, .. } => disk_kind(source),
-            Self::TocSize { .. } | Self::Entries { .. } => Kind::Exhausted,
-            Self::TocData(error) => error.kind(),
+            Self::TocSize { .. } | Self::Entries { .. } | Self::TarSplitSize { .. } => Kind::Exhausted,
+            Self::TocData(error) | Self::Encoder(error) => error.kind(),
             Self::TocDigest { .. } => Kind::DataLoss,
             Self::Chunk { fault: ChunkFault::Digest { .. }, .. } => Kind::DataLoss,
             _ => Kind::Malformed,
@@ -245,13 +264,15 @@ impl Classify for StargzError {
             Self::Annotation { .. } | Self::Contradiction { .. } => "stargz.annotation",
             Self::Place { .. } => "stargz.toc.place",
             Self::TocSize { .. } | Self::Entries { .. } => "limit.stargz.toc",
-            Self::TocData(error) => error.reason(),
+            Self::TocData(error) | Self::Encoder(error) => error.reason(),
             Self::TocArchive(error) => error.reason(),
             Self::TocDigest { .. } => "stargz.toc.digest",
             Self::Json(_) => "stargz.toc.json",
             Self::Version { .. } => "stargz.toc.version",
             Self::Empty => "stargz.toc.empty",
             Self::Spelling { .. } => "stargz.write.name",
+            Self::WrittenTime { .. } => "stargz.write.time",
+            Self::TarSplitSize { .. } => "limit.stargz.tar-split",
             Self::Entry { fault, .. } => fault.reason(),
             Self::Chunk { fault, .. } => match fault {
                 ChunkFault::Data(_) => "stargz.chunk.data",

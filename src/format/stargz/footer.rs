@@ -92,6 +92,16 @@ impl Footer {
         [skippable(packed), skippable(&footer)].concat()
     }
 
+    /// The footer of a zstd:chunked layer of the containers tools, in its frame. `toc` and `tar_split` are the places behind
+    /// the headers of their frames.
+    pub(super) fn encode_containers(toc: Position, tar_split: Position) -> Vec<u8> {
+        let place = |place: Position| [place.offset, place.compressed_bytes, place.uncompressed_bytes];
+        let fields = [&place(toc)[..], &[Position::TOC_TYPE], &place(tar_split)].concat();
+        let mut footer: Vec<u8> = fields.into_iter().flat_map(u64::to_le_bytes).collect();
+        footer.extend_from_slice(b"GNUlInUx");
+        skippable(&footer)
+    }
+
     /// The footer at the end of `tail`, the last bytes of a blob: up to [`TAIL_BYTES`].
     pub(super) fn decode(tail: &[u8]) -> Option<Self> {
         None.or_else(|| estargz(tail.last_chunk()?))
@@ -147,9 +157,15 @@ fn is_skippable<const N: usize>(bytes: &[u8; N], len: u32) -> bool {
 }
 
 fn skippable(body: &[u8]) -> Vec<u8> {
+    [&skippable_header(body), body].concat()
+}
+
+/// The header of a frame that decoders skip, with `body` in it.
+pub(super) fn skippable_header(body: &[u8]) -> [u8; 8] {
     // Tables end far below 4 GiB.
-    let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    [&SKIPPABLE[..], &len.to_le_bytes(), body].concat()
+    let [l0, l1, l2, l3] = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let [m0, m1, m2, m3] = SKIPPABLE;
+    [m0, m1, m2, m3, l0, l1, l2, l3]
 }
 
 fn zstd(is_one: bool, is_containers: bool, fields: [u8; 32], footer_bytes: u64) -> Option<Footer> {

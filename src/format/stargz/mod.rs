@@ -7,6 +7,9 @@
 //! Source: stargz-snapshotter `docs/estargz.md` and `docs/stargz-estargz.md`; containers/storage `pkg/chunked`;
 //! `docs/formats/stargz.md`.
 
+pub mod chunked;
+mod crc64;
+mod cutter;
 mod declared;
 mod error;
 mod footer;
@@ -14,6 +17,8 @@ mod fuzz;
 mod layout;
 #[cfg(test)]
 mod tests;
+
+mod tar_split;
 mod text;
 mod toc;
 mod verify;

@@ -423,3 +423,37 @@ fn a_written_table_has_files_with_and_without_data() {
     ];
     assert_eq!(spelled.collect::<Vec<_>>(), want);
 }
+
+/// The containers tools have cut the same files.
+#[test]
+fn chunks_of_the_containers_tools_end_where_ours_do() {
+    let mut cut = 0;
+    for name in ["zstdchunked/l1-containers.zc", "zstdchunked/plain-containers.zc"] {
+        let (blob, _) = layer(name);
+        let blob = &blob[..];
+        let (layout, toc) = open(blob, &Declared::default()).unwrap();
+        let mut files: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut take = |same: &[(&Entry, &Chunk)], _, bytes: &[u8]| {
+            for (entry, _) in same {
+                files.entry(entry.path.clone()).or_default().extend_from_slice(bytes);
+            }
+            Ok(())
+        };
+        extract(&blob, &layout, &wanted(&toc), &mut take, &mut |_| Ok(())).unwrap();
+        for entry in toc.entries().iter().filter(|entry| !toc.chunks_of(entry).is_empty()) {
+            let data = &files[&entry.path];
+            let mut sizes = Vec::new();
+            let mut take = |cut: chunked::Cut<'_>| -> Result<(), Error> {
+                sizes.push(cut.bytes.len() as u64);
+                Ok(())
+            };
+            let mut cutter = chunked::Cutter::new(data.len() as u64, Vec::new());
+            cutter.push(data, &mut take).unwrap();
+            cutter.end(&mut take).unwrap();
+            let want: Vec<_> = toc.chunks_of(entry).iter().map(|chunk| chunk.size_bytes).collect();
+            assert_eq!(sizes, want, "{name}: {}", entry.path.escape_ascii());
+            cut += sizes.len();
+        }
+    }
+    assert!(cut > 20, "{cut} chunks");
+}

@@ -14,6 +14,7 @@ use super::{
     text,
 };
 use crate::{
+    digest::Digest,
     limits,
     tree::{Attributes, Device, Xattr},
 };
@@ -31,6 +32,7 @@ const OWN_NAMES: [&[u8]; 3] = [b".prefetch.landmark", b".no.prefetch.landmark", 
 pub struct Toc {
     entries: Vec<Entry>,
     chunks: Vec<Chunk>,
+    tar_split: Option<Digest>,
 }
 
 /// An entry of the table.
@@ -133,6 +135,11 @@ impl Toc {
         &self.entries
     }
 
+    /// SHA-256 of the compressed tar-split data of the layer, if the table has it.
+    pub fn tar_split(&self) -> Option<&Digest> {
+        self.tar_split.as_ref()
+    }
+
     /// The chunks of a file in their order; none of anything else.
     pub fn chunks_of(&self, entry: &Entry) -> &[Chunk] {
         match &entry.body {
@@ -204,6 +211,7 @@ struct Builder {
     file: Option<File>,
     /// By entry: where a hard link leads to, as a path.
     links: BTreeMap<usize, Vec<u8>>,
+    tar_split: Option<Digest>,
     /// Why reading ended.
     failed: Option<StargzError>,
 }
@@ -360,14 +368,15 @@ impl Builder {
             return Err(StargzError::Version { found: self.version });
         }
         self.end_file()?;
-        if self.entries.is_empty() {
+        // The containers tools list nothing of an empty archive. All others have a landmark at least.
+        if self.entries.is_empty() && self.tar_split.is_none() {
             return Err(StargzError::Empty);
         }
         self.bound_chunks();
         let order = self.order()?;
         self.resolve_links(&order)?;
         self.keep(&order);
-        Ok(Toc { entries: self.entries, chunks: self.chunks })
+        Ok(Toc { entries: self.entries, chunks: self.chunks, tar_split: self.tar_split })
     }
 
     /// Ends the data of each chunk where the next member or frame begins that the table knows. Offsets need not rise.
@@ -543,11 +552,16 @@ impl<'de> Visitor<'de> for Document<'_> {
         let mut seen = Vec::new();
         while let Some(key) = map.next_key::<Cow<'_, str>>()? {
             match &*key {
-                "version" | "entries" if seen.contains(&key) => {
+                "version" | "entries" | "tarSplitDigest" if seen.contains(&key) => {
                     return Err(A::Error::custom(format!("{key} comes twice")));
                 }
                 "version" => self.0.version = map.next_value()?,
                 "entries" => map.next_value_seed(Entries(self.0))?,
+                "tarSplitDigest" => {
+                    let text = map.next_value::<Cow<'_, str>>()?;
+                    let digest = text::digest(&text).map_err(A::Error::custom)?;
+                    self.0.tar_split = Some(Digest::of_sha256(digest));
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                     continue;

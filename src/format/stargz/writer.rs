@@ -60,8 +60,8 @@ pub struct Piece {
 
 /// Entry of the table, in the order in which Go writes its members.
 #[derive(Debug, Default, Serialize)]
-struct Written {
-    name: String,
+pub(super) struct Written {
+    pub(super) name: String,
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(skip_serializing_if = "is_zero")]
@@ -85,7 +85,7 @@ struct Written {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     xattrs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "String::is_empty")]
-    digest: String,
+    pub(super) digest: String,
     #[serde(rename = "chunkOffset", skip_serializing_if = "is_zero")]
     chunk_offset: u64,
     #[serde(rename = "chunkSize", skip_serializing_if = "is_zero")]
@@ -97,41 +97,26 @@ struct Written {
     member: Option<usize>,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// A table that was written.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    version: u32,
-    entries: &'a [Written],
-}
-
-impl TocWriter {
-    /// A table without entries, whose times have nanoseconds or not.
-    pub fn new(nanoseconds: bool) -> Self {
-        Self { entries: Vec::new(), nanoseconds }
-    }
-
-    /// Adds an entry. [`Self::data`] adds the data of a file afterwards.
-    ///
-    /// Errors: a name is not UTF-8, which JSON cannot spell.
-    pub fn entry(&mut self, entry: &Entry) -> Result<(), StargzError> {
+impl Written {
+    /// The members that an entry has in the archive as well.
+    pub(super) fn of(entry: &Entry, nanoseconds: bool) -> Result<Self, StargzError> {
         let spell = |bytes: &[u8]| match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
             Err(_not_utf8) => Err(StargzError::Spelling { path: entry.path.clone(), bytes: bytes.to_vec() }),
         };
         let mut name = spell(&entry.path)?;
         let Attributes { mode, uid, gid, mtime } = entry.attributes;
-        let mtime = if self.nanoseconds { mtime } else { Timestamp { nanoseconds: 0, ..mtime } };
+        let mtime = if nanoseconds { mtime } else { Timestamp { nanoseconds: 0, ..mtime } };
         let mut written = Written {
-            modtime: if mtime == Timestamp::default() { String::new() } else { text::spell_time(mtime) },
+            modtime: text::spell_time(mtime),
             mode: (mode & 0o7777).into(),
             uid: uid.into(),
             gid: gid.into(),
             ..Written::default()
         };
+        if written.modtime.is_empty() {
+            return Err(StargzError::WrittenTime { path: entry.path.clone(), seconds: mtime.seconds });
+        }
         for xattr in &entry.xattrs {
             written.xattrs.insert(spell(&xattr.name)?, STANDARD.encode(&xattr.value));
         }
@@ -164,10 +149,39 @@ impl TocWriter {
             Body::Fifo => "fifo",
         };
         written.name = name;
+        Ok(written)
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A table that was written.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    version: u32,
+    entries: &'a [Written],
+}
+
+impl TocWriter {
+    /// A table without entries, whose times have nanoseconds or not.
+    pub fn new(nanoseconds: bool) -> Self {
+        Self { entries: Vec::new(), nanoseconds }
+    }
+
+    /// Adds an entry. [`Self::data`] adds the data of a file afterwards.
+    ///
+    /// Errors: a name is not UTF-8, which JSON cannot spell; a time has no year that RFC 3339 can spell.
+    pub fn entry(&mut self, entry: &Entry) -> Result<(), StargzError> {
+        let mut written = Written::of(entry, self.nanoseconds)?;
+        // The Go writer leaves out the year 1970.
+        if written.modtime == text::spell_time(Timestamp::default()) {
+            written.modtime.clear();
+        }
         self.entries.push(written);
         Ok(())
     }
-
     /// Adds the data of the file that was added last: its pieces in their order, none if it is empty, and its digest if
     /// there are several.
     pub fn data(&mut self, pieces: &[Piece], digest: Option<&Digest>) {

@@ -1,0 +1,190 @@
+//! A layer as zstd:chunked of the containers tools: the archive that a plain layer would be, in frames, with a table of
+//! contents and what it takes to make the archive again from its files.
+//!
+//! Every chunk of a file's data has a frame of its own; headers and padding are in others. So Podman and its like fetch
+//! the chunks that they lack, and others decode frames on many processors.
+
+use std::io::{self, Write};
+
+use super::{
+    indexed::Indexed,
+    output::Output,
+    tar::{self, writer_error},
+};
+use crate::{
+    digest::{Algorithm, Digest, Hasher},
+    error::{Error, Result},
+    format::{
+        stargz::chunked::{ChunkedToc, Cut, Cutter, End, Frame, Piece, TarSplit, end},
+        tar::writer::{self, Writer},
+    },
+    pipeline::{
+        Plan,
+        encode::Deliver,
+        members::{self, Delivering, Ending, Members},
+    },
+    tree::{Body, Entry},
+};
+
+/// Like [`tar::write`], with a table of contents behind the archive.
+///
+/// Errors: also when a name is not UTF-8, or the table becomes larger than readers take.
+pub(super) fn write<T>(
+    plan: Plan<'_>,
+    options: tar::Options,
+    deliver: Deliver<'_>,
+    changes: impl FnOnce(&mut dyn Output) -> Result<T>,
+) -> Result<Indexed<T>> {
+    let tar::Options { compression, nanoseconds } = options;
+    let mut annotations = None;
+    let ((output, ..), facts) = members::run(
+        plan,
+        compression,
+        deliver,
+        |members| {
+            let frames = Frames { members, split: TarSplit::new(compression), file: None, space: Vec::new() };
+            let archive = Writer::new(frames, writer::Options { nanoseconds });
+            let mut archive = Archive { archive, toc: ChunkedToc::new(nanoseconds), name: String::new() };
+            let output = changes(&mut archive)?;
+            let Archive { archive, toc, .. } = archive;
+            let Frames { split, .. } = archive.finish().map_err(writer_error)?;
+            Ok((output, Some((toc, split))))
+        },
+        |(_, written), Delivering { members, blob_bytes }| {
+            let Some((toc, split)) = written.take() else { return Ok(Vec::new()) };
+            let frame = |at: usize| {
+                let member = members.get(at)?;
+                let end = members.get(at + 1).map_or(blob_bytes, |next| next.offset);
+                Some(Frame { offset: member.offset, end, digest: member.digest.as_ref()? })
+            };
+            let split = split.finish()?;
+            let json = toc.finish(frame, &Digest::sha256(&split.packed))?;
+            let packed = compression.whole(&json)?;
+            let End { parts, annotations: own } = end(&json, packed, split, blob_bytes);
+            annotations = Some(own);
+            Ok(parts.into_iter().map(Ending::Raw).collect())
+        },
+    )?;
+    Ok(Indexed { output, facts, annotations: annotations.unwrap_or_default() })
+}
+
+/// The archive, and its table.
+struct Archive<'a> {
+    archive: Writer<Frames<'a>>,
+    toc: ChunkedToc,
+    /// Name of the file whose data is being written, as the archive spells it.
+    name: String,
+}
+
+impl Output for Archive<'_> {
+    fn entry(&mut self, entry: &Entry) -> Result<()> {
+        self.name = self.toc.entry(entry)?;
+        if let Body::Regular { size_bytes, .. } = entry.body {
+            self.archive.sink().members.announce(size_bytes)?;
+        }
+        self.archive.entry(entry).map_err(writer_error)?;
+        let frames = self.archive.sink_mut();
+        frames.split.end_headers()?;
+        match entry.body {
+            Body::Regular { size_bytes, .. } => frames.begin(size_bytes),
+            _ => frames.split.end_entry(&self.name, 0)?,
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.archive.data(offset, bytes).map_err(writer_error)
+    }
+
+    fn end_entry(&mut self) -> Result<()> {
+        self.archive.end_entry().map_err(writer_error)?;
+        let frames = self.archive.sink_mut();
+        if let Some(File { size_bytes, pieces, hasher, .. }) = frames.file.take() {
+            frames.split.end_entry(&self.name, size_bytes)?;
+            self.toc.data(&self.name, &pieces, hasher.map(Hasher::finish))?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts each chunk of a file into a frame of its own, and what is between files into others.
+struct Frames<'a> {
+    members: &'a mut dyn Members,
+    split: TarSplit,
+    file: Option<File>,
+    /// Buffer of the last file's chunks, for those of the next one.
+    space: Vec<u8>,
+}
+
+/// A file whose data is being written, holes included.
+struct File {
+    size_bytes: u64,
+    written: u64,
+    /// `None` once all data has come.
+    cutter: Option<Cutter>,
+    pieces: Vec<Piece>,
+    /// Bytes of them.
+    cut_bytes: u64,
+    /// Digest of a file of several pieces.
+    hasher: Option<Hasher>,
+}
+
+impl Frames<'_> {
+    fn begin(&mut self, size_bytes: u64) {
+        let cutter = Some(Cutter::new(size_bytes, std::mem::take(&mut self.space)));
+        let pieces = Vec::new();
+        self.file = Some(File { size_bytes, written: 0, cutter, pieces, cut_bytes: 0, hasher: None });
+    }
+
+    /// Writes as much as belongs to the file, or else to the headers; how much.
+    fn take(&mut self, bytes: &[u8]) -> Result<usize> {
+        let Some(file) = self.file.as_mut().filter(|file| file.written < file.size_bytes) else {
+            // Headers, and what fills the last block of a file.
+            self.split.raw(bytes);
+            self.members.write_all(bytes).map_err(Error::disk)?;
+            return Ok(bytes.len());
+        };
+        let left = usize::try_from(file.size_bytes - file.written).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..left.min(bytes.len())).unwrap_or_default();
+        self.split.data(bytes);
+        file.written += bytes.len() as u64;
+        let Some(mut cutter) = file.cutter.take() else { return Ok(bytes.len()) };
+        let is_whole = file.written == file.size_bytes;
+        let mut chunk = |cut: Cut<'_>| file.chunk(self.members, cut);
+        cutter.push(bytes, &mut chunk)?;
+        if is_whole {
+            self.space = cutter.end(&mut chunk)?;
+            self.members.begin(0)?;
+        } else {
+            file.cutter = Some(cutter);
+        }
+        Ok(bytes.len())
+    }
+}
+
+impl File {
+    /// Writes a frame with a chunk.
+    fn chunk(&mut self, members: &mut dyn Members, cut: Cut<'_>) -> Result<()> {
+        let Cut { bytes, is_hole } = cut;
+        let (offset, size_bytes) = (self.cut_bytes, bytes.len() as u64);
+        let member = members.begin(bytes.len())?;
+        members.write_all(bytes).map_err(Error::disk)?;
+        self.pieces.push(Piece { member, offset, size_bytes, is_hole });
+        self.cut_bytes += size_bytes;
+        // A file of one piece has the piece's digest.
+        if size_bytes < self.size_bytes {
+            self.hasher.get_or_insert_with(|| Hasher::new(Algorithm::Sha256)).update(bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Write for Frames<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.take(bytes).map_err(Error::into_io)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

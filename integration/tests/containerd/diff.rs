@@ -101,6 +101,11 @@ impl Pulled {
     fn top(&self) -> &str {
         &self.chain[self.chain.len() - 1]
     }
+
+    /// Layers of the image, the lowest first.
+    pub fn layers(&self) -> anyhow::Result<Vec<Layer>> {
+        self.files.iter().map(|file| Layer::oci(&std::fs::read(file)?, Coding::Gzip)).collect()
+    }
 }
 
 /// `ctr snapshots diff`, which asks containerd, which asks Plywood: the blob.

@@ -28,9 +28,14 @@ pub fn add(suite: &mut Suite) {
     let setup = Setup::default();
     suite.with_env("stargz_makes_the_metadata_of_a_layer_in_the_content_store", setup, of_content_store);
     type Test = fn(&mut Env) -> anyhow::Result<()>;
-    let tests: [(&str, &'static str, Test); 2] = [
+    let tests: [(&str, &'static str, Test); 3] = [
         ("tables_of_a_diff_are_those_that_the_stargz_tools_write", "ctr-remote", stargz_tools),
-        ("containers_storage_fetches_an_estargz_layer_file_by_file", "skopeo", containers_storage),
+        ("containers_storage_fetches_an_estargz_layer_file_by_file", "skopeo", estargz_in_a_store),
+        (
+            "containers_storage_fetches_a_zstd_chunked_layer_file_by_file_and_makes_its_archive_again",
+            "skopeo",
+            chunked_in_a_store,
+        ),
     ];
     for (name, program, test) in tests {
         suite.test(name, &[Need::Tool(program)], move || {
@@ -40,9 +45,13 @@ pub fn add(suite: &mut Suite) {
     }
 }
 
+/// Label of a request for the tables of the stargz tools, and for those of the containers tools.
+const STARGZ: &str = "containerd.io/snapshot/stargz";
+const CHUNKED: &str = "io.github.containers.zstd-chunked";
+
 /// The answer to `asked` as an indexed layer.
-fn indexed(caller: &Caller, asked: &DiffRequest, media_type: &str) -> anyhow::Result<Layer> {
-    let labels: HashMap<_, _> = [("containerd.io/snapshot/stargz".to_owned(), "true".to_owned())].into();
+fn indexed(caller: &Caller, asked: &DiffRequest, media_type: &str, label: &str) -> anyhow::Result<Layer> {
+    let labels: HashMap<_, _> = [(label.to_owned(), "true".to_owned())].into();
     let message = DiffRequest { media_type: media_type.into(), labels, ..asked.clone() };
     let found: Descriptor = caller.diff(Differ::Plywood, message, None)?;
     let (_, labels) = caller.content(&found.digest)?.context("the blob is not in the store")?;
@@ -61,7 +70,7 @@ fn stargz_tools(env: &mut Env) -> anyhow::Result<()> {
     let caller = env.caller()?;
     let asked = on_top(&caller, &pulled, "changing")?;
     for (media_type, name, flags) in [(GZIP, "estargz", &[][..]), (ZSTD, "chunked", &["--zstdchunked"])] {
-        let layer = indexed(&caller, &asked, media_type)?;
+        let layer = indexed(&caller, &asked, media_type, STARGZ)?;
         let ctr_remote = |arguments: &[&str]| {
             let mut command = host::command("ctr-remote");
             command.arg("--address").arg(env.containerd_socket()).args(["--namespace", env.namespace()]);
@@ -110,67 +119,155 @@ fn stargz_tools(env: &mut Env) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The regular files of a tree. That reader of eStargz makes no devices and pipes, and sets the times of files alone.
+/// A store of containers/storage, which skopeo fills. Dropping it unmounts what is mounted in it.
+struct Store<'e> {
+    env: &'e Env,
+    graph: PathBuf,
+}
+
+impl<'e> Store<'e> {
+    /// An empty store with these `pull_options`.
+    fn new(env: &'e Env, options: &str) -> anyhow::Result<Self> {
+        let (graph, run) = (env.path("graph"), env.path("run"));
+        let config = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n[storage.options]\n\
+             pull_options = {{{options}}}\n"
+        );
+        fs::write(env.path("storage.conf"), config)?;
+        fs::write(env.path("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
+        Ok(Self { env, graph })
+    }
+
+    /// Copies an image, and returns what skopeo says to that.
+    fn copy(&self, from: &str, to: &str) -> anyhow::Result<String> {
+        let mut skopeo = host::command("skopeo");
+        skopeo.env("CONTAINERS_STORAGE_CONF", self.env.path("storage.conf"));
+        skopeo.arg("--policy").arg(self.env.path("policy.json"));
+        let output = skopeo.args(["--debug", "copy", "--src-tls-verify=false", from, to]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        anyhow::ensure!(output.status.success(), "{said}");
+        Ok(said)
+    }
+
+    /// Directories of the layers, the highest first.
+    fn layers(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut layers = Vec::new();
+        for entry in fs::read_dir(self.graph.join("overlay"))? {
+            let directory = entry?.path();
+            if directory.join("diff").is_dir() {
+                // Links to all layers below.
+                let lower = fs::read_to_string(directory.join("lower")).unwrap_or_default();
+                layers.push((lower.split(':').filter(|link| !link.is_empty()).count(), directory.join("diff")));
+            }
+        }
+        layers.sort();
+        Ok(layers.into_iter().rev().map(|(_, directory)| directory).collect())
+    }
+}
+
+impl Drop for Store<'_> {
+    fn drop(&mut self) {
+        for mount in host::mounts_below(&self.graph) {
+            let _left = host::run(host::command("umount").arg(mount));
+        }
+    }
+}
+
+/// What of a tree that store makes when it fetches files by themselves: no devices and pipes, no owners of symlinks, and
+/// no times but those of files.
 fn files(mut tree: Tree) -> Tree {
-    tree.retain(|_, node| matches!(node.kind, Kind::Regular { .. }));
+    let is_made = |kind: &Kind| matches!(kind, Kind::Regular { .. } | Kind::Directory | Kind::Symlink { .. });
+    tree.retain(|_, node| is_made(&node.kind));
     for node in tree.values_mut() {
         // Counted among all.
         node.link_group = 0;
+        if !matches!(node.kind, Kind::Regular { .. }) {
+            node.mtime = (0, 0);
+        }
+        if matches!(node.kind, Kind::Symlink { .. }) {
+            (node.uid, node.gid) = (0, 0);
+        }
     }
     tree
 }
 
-/// A store that fetches the files of a layer that it lacks, by the table: the tree is that of the container.
-fn containers_storage(env: &mut Env) -> anyhow::Result<()> {
-    let pulled = Pulled::new(env, "erofs")?;
-    let container = changed(env, &pulled, "erofs", "changing")?;
-    // A table cannot spell such a name.
-    for entry in fs::read_dir(container.root().join("names"))? {
+/// A table cannot spell names that are not UTF-8.
+fn remove_odd_names(root: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(root.join("names"))? {
         let entry = entry?;
         if entry.file_name().to_str().is_none() {
             fs::remove_file(entry.path())?;
         }
     }
+    Ok(())
+}
+
+/// A store that fetches the files of a layer that it lacks, by the table: the tree is that of the container.
+fn estargz_in_a_store(env: &mut Env) -> anyhow::Result<()> {
+    let pulled = Pulled::new(env, "erofs")?;
+    let container = changed(env, &pulled, "erofs", "changing")?;
+    remove_odd_names(&container.root())?;
     let want = carried(&container.root())?;
     let caller = env.caller()?;
     let whole = DiffRequest { left: Vec::new(), ..on_top(&caller, &pulled, "changing")? };
-    let reference = env.push("estargz", &Image::oci(vec![indexed(&caller, &whole, GZIP)?]))?;
+    let reference = env.push("estargz", &Image::oci(vec![indexed(&caller, &whole, GZIP, STARGZ)?]))?;
 
-    let (graph, run) = (env.path("graph"), env.path("run"));
     // Without the option such a store fetches eStargz layers as a whole: their archive cannot be made again from the
     // files, and so its digest is not known.
-    let config = format!(
-        "[storage]\ndriver = \"overlay\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n[storage.options]\n\
-         pull_options = {{enable_partial_images = \"true\", insecure_allow_unpredictable_image_contents = \"true\"}}\n"
-    );
-    fs::write(env.path("storage.conf"), config)?;
-    fs::write(env.path("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
-    let mut skopeo = host::command("skopeo");
-    skopeo
-        .env("CONTAINERS_STORAGE_CONF", env.path("storage.conf"))
-        .arg("--policy")
-        .arg(env.path("policy.json"));
-    skopeo.args(["--debug", "copy", "--src-tls-verify=false"]);
-    let output =
-        skopeo.args([&format!("docker://{reference}"), "containers-storage:localhost/made:1"]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let layers = graph.join("overlay");
-    let outcome = (|| {
-        anyhow::ensure!(output.status.success() && said.contains("Retrieved partial blob"), "{said}");
-        let mut trees = Vec::new();
-        for entry in fs::read_dir(&layers).with_context(|| said.to_string())? {
-            let tree = entry?.path().join("diff");
-            if tree.is_dir() {
-                trees.push(tree);
-            }
+    let options =
+        r#"enable_partial_images = "true", insecure_allow_unpredictable_image_contents = "true""#;
+    let store = Store::new(env, options)?;
+    let said = store.copy(&format!("docker://{reference}"), "containers-storage:localhost/made:1")?;
+    anyhow::ensure!(said.contains("Retrieved partial blob"), "{said}");
+    let layers = store.layers()?;
+    let [found] = &layers[..] else { anyhow::bail!("one layer was made: {layers:?}") };
+    tree::ensure_equal(&files(want), &files(carried(found)?))
+}
+
+/// The same without an option that allows less. The store computes the digest of the archive, which it makes again of the
+/// files, and refuses a layer whose digest is not the one in the image's configuration.
+fn chunked_in_a_store(env: &mut Env) -> anyhow::Result<()> {
+    let pulled = Pulled::new(env, "erofs")?;
+    let container = changed(env, &pulled, "erofs", "changing")?;
+    let caller = env.caller()?;
+    let asked = on_top(&caller, &pulled, "changing")?;
+    // Whiteouts, and what changed.
+    let top = indexed(&caller, &asked, ZSTD, CHUNKED)?;
+    let mut stacked = pulled.layers()?;
+    stacked.push(top.clone());
+    let stacked = (top.diff_id, env.push("stacked", &Image::oci(stacked))?, carried(&container.root())?);
+    remove_odd_names(&container.root())?;
+    let whole = indexed(&caller, &DiffRequest { left: Vec::new(), ..asked }, ZSTD, CHUNKED)?;
+    let whole = (whole.diff_id.clone(), env.push("whole", &Image::oci(vec![whole]))?, carried(&container.root())?);
+
+    for (name, (diff_id, reference, want)) in [("stacked", stacked), ("whole", whole)] {
+        let store = Store::new(env, r#"enable_partial_images = "true""#)?;
+        let image = format!("containers-storage:localhost/{name}:1");
+        let said = store.copy(&format!("docker://{reference}"), &image)?;
+        anyhow::ensure!(said.contains("Created zstd:chunked differ") && said.contains("Retrieved partial blob"), "{said}");
+        let layers = store.layers()?;
+        let tree = env.path("tree");
+        fs::create_dir_all(&tree)?;
+        let joined = layers.iter().map(|layer| layer.to_string_lossy()).collect::<Vec<_>>().join(":");
+        let empty = env.path("empty");
+        fs::create_dir_all(&empty)?;
+        let mount = format!("ro,lowerdir={joined}:{}", empty.display());
+        host::run(host::command("mount").args(["-t", "overlay", "overlay", "-o", &mount]).arg(&tree))?;
+        let found = carried(&tree);
+        host::run(host::command("umount").arg(&tree))?;
+        tree::ensure_equal(&files(want), &files(found?)).context(name)?;
+
+        // The archive, made of the store's files. That of GNU tar with a sparse file, in the other image, cannot be.
+        if name == "whole" {
+            let again = env.path("again");
+            store.copy(&image, &format!("dir:{}", again.display()))?;
+            let archive = again.join(diff_id.trim_start_matches("sha256:"));
+            anyhow::ensure!(archive.is_file(), "{diff_id} is not among the archives");
         }
-        let [found] = &trees[..] else { anyhow::bail!("one layer was made: {trees:?}") };
-        tree::ensure_equal(&files(want), &files(carried(found)?))
-    })();
-    for mount in host::mounts_below(&graph) {
-        host::run(host::command("umount").arg(mount))?;
+        drop(store);
+        fs::remove_dir_all(env.path("graph"))?;
     }
-    outcome
+    Ok(())
 }
 
 /// The layer comes from containerd by its digest: what is made of it is what is made of the file.

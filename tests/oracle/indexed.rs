@@ -23,15 +23,36 @@ pub fn add(suite: &mut Suite) {
 
 const CHUNK: usize = 4 << 20;
 
-/// Reads a layer by its footer and its table, and compares that with the archive as `tarfile` reads it. Prints the number
-/// of entries, of those without data, and of chunks.
-const PYTHON: &str = r#"
+/// A layer, and entries as `tarfile` reads them and as a table lists them.
+const COMMON: &str = r#"
 import base64, calendar, hashlib, io, json, struct, subprocess, sys, tarfile, time, zlib
 blob = open(sys.argv[1], "rb").read()
 report = json.loads(sys.argv[2])
 notes = report["annotations"]
 digest = lambda data: "sha256:" + hashlib.sha256(data).hexdigest()
 unzstd = lambda data: subprocess.run(["zstd", "-dcq"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+kinds = {b"0": "reg", b"1": "hardlink", b"2": "symlink", b"3": "char", b"4": "block", b"5": "dir", b"6": "fifo"}
+raw = lambda text: text.encode("utf-8", "surrogateescape")
+untar = lambda data: tarfile.open(fileobj=io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
+
+def archived(m):
+    xattrs = {k[13:]: raw(v) for k, v in m.pax_headers.items() if k.startswith("SCHILY.xattr.")}
+    return (m.name, kinds[m.type], m.size, m.mode, m.uid, m.gid, m.mtime, m.linkname, m.devmajor, m.devminor, xattrs)
+
+def listed(e):
+    assert e["name"].endswith("/") == (e["type"] == "dir"), e
+    time_of = lambda text: calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
+    when = time_of(e["modtime"]) if "modtime" in e else 0
+    xattrs = {k: base64.b64decode(v, validate=True) for k, v in e.get("xattrs", {}).items()}
+    numbers = [e.get(k, 0) for k in ("size", "mode", "uid", "gid")]
+    devices = [e.get(k, 0) for k in ("devMajor", "devMinor")]
+    return (e["name"].rstrip("/"), e["type"], *numbers, when, e.get("linkName", ""), *devices, xattrs)
+"#;
+
+/// Reads a layer by its footer and its table, and compares that with the archive as `tarfile` reads it. Prints the number
+/// of entries, of those without data, and of chunks.
+const STARGZ: &str = r#"
 
 def members(data):
     found, at = [], 0
@@ -77,25 +98,13 @@ assert table["version"] == 1
 entries = table["entries"]
 offsets = sorted({e["offset"] for e in entries if "offset" in e} | {start})
 
-kinds = {b"0": "reg", b"1": "hardlink", b"2": "symlink", b"3": "char", b"4": "block", b"5": "dir", b"6": "fifo"}
-raw = lambda text: text.encode("utf-8", "surrogateescape")
-archive = tarfile.open(fileobj=io.BytesIO(stream), encoding="utf-8", errors="surrogateescape")
+archive = untar(stream)
 want, data = [], []
 for m in archive:
     if m.name == "stargz.index.json" and m.offset_data > len(stream) // 2:
         continue
-    xattrs = {k[13:]: raw(v) for k, v in m.pax_headers.items() if k.startswith("SCHILY.xattr.")}
-    want.append((m.name, kinds[m.type], m.size, m.mode, m.uid, m.gid, m.mtime, m.linkname, m.devmajor, m.devminor, xattrs))
+    want.append(archived(m))
     data.append(archive.extractfile(m).read() if m.isreg() else None)
-
-def listed(e):
-    assert e["name"].endswith("/") == (e["type"] == "dir"), e
-    time_of = lambda text: calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
-    when = time_of(e["modtime"]) if "modtime" in e else 0
-    xattrs = {k: base64.b64decode(v, validate=True) for k, v in e.get("xattrs", {}).items()}
-    numbers = [e.get(k, 0) for k in ("size", "mode", "uid", "gid")]
-    devices = [e.get(k, 0) for k in ("devMajor", "devMinor")]
-    return (e["name"].rstrip("/"), e["type"], *numbers, when, e.get("linkName", ""), *devices, xattrs)
 
 got = [listed(e) for e in entries if e["type"] != "chunk"]
 for a, b in zip(got, want):
@@ -120,6 +129,98 @@ for e in entries:
         assert chunk == data[number][at:at + size] and digest(chunk) == e["chunkDigest"], e
         at, chunks = at + size, chunks + 1
 print(len(want), sum(d == b"" for d in data), chunks)
+"#;
+
+/// Reads a layer of the containers tools by its annotations, as these do: makes the archive of the chunks and the tar-split
+/// data, whose headers the table has to match one by one, and compares it with the archive in the file of the third
+/// argument. Prints the number of entries, of those without data, and of chunks.
+const CHUNKED: &str = r#"
+note = lambda name: notes.pop("io.github.containers.zstd-chunked." + name)
+start, packed, size, kind = map(int, note("manifest-position").split(":"))
+split_start, split_packed, split_size = map(int, note("tarsplit-position").split(":"))
+table = blob[start:start + packed]
+assert digest(table) == note("manifest-checksum") and not notes, notes
+frame = lambda body: b"\x50\x2a\x4d\x18" + struct.pack("<I", len(body)) + body
+split = blob[split_start:split_start + split_packed]
+footer = struct.pack("<QQQQQQQ8s", start, packed, size, 1, split_start, split_packed, split_size, b"GNUlInUx")
+assert kind == 1 and blob[start - 8:] == frame(table) + frame(split) + frame(footer)
+stream = open(sys.argv[3], "rb").read()
+assert unzstd(blob) == stream and unzstd(blob[:start - 8]) == stream, "the archive is another one"
+assert digest(stream) == report["diff_id"] and digest(blob) == report["blob_digest"]
+table = unzstd(table)
+assert len(table) == size
+table = json.loads(table)
+assert table["version"] == 1 and table["tarSplitDigest"] == digest(split), table.keys()
+split = unzstd(split)
+assert len(split) == split_size
+
+entries, files, chunks, last = {}, {}, 0, 0
+for e in table["entries"]:
+    if e["type"] != "chunk":
+        assert e["name"] not in entries, e
+        entries[e["name"]] = e
+        assert "modtime" in e, e
+        if e["type"] == "reg":
+            files[e["name"]] = [e]
+    else:
+        assert set(e) - {"chunkType"} == {"type", "name", "offset", "chunkSize", "chunkOffset", "chunkDigest"}, e
+        files[e["name"]].append(e)
+data = {}
+for name, parts in files.items():
+    file, pieces = parts[0], []
+    if file.get("size", 0) == 0:
+        assert "offset" not in file and "endOffset" not in file, file
+    else:
+        for part, end in zip(parts, [p["offset"] for p in parts[1:]] + [file["endOffset"]]):
+            assert last <= part["offset"] < end, (last, part)
+            last = end
+            piece = unzstd(blob[part["offset"]:end])
+            if len(parts) == 1:
+                assert "chunkSize" not in part and "chunkDigest" not in part, part
+            else:
+                assert part.get("chunkOffset", 0) == sum(map(len, pieces)), part
+                assert len(piece) == part["chunkSize"] and digest(piece) == part["chunkDigest"], part
+                assert part.get("chunkType") == (None if piece.strip(b"\0") else "zeros"), part
+            pieces.append(piece)
+            chunks += 1
+    data[name] = b"".join(pieces)
+    assert len(data[name]) == file.get("size", 0) and digest(data[name]) == file["digest"], file
+
+def crc(data):
+    sum = 2**64 - 1
+    for byte in data:
+        sum ^= byte
+        for _ in range(8):
+            sum = sum >> 1 ^ (0xD8 << 56 if sum & 1 else 0)
+    return (sum ^ 2**64 - 1).to_bytes(8, "big")
+
+made, names, padding, headers = [], [], 0, 0
+for position, line in enumerate(split.splitlines()):
+    line = json.loads(line)
+    assert line["position"] == position
+    payload = base64.b64decode(line["payload"] or "", validate=True)
+    if line["type"] == 2:
+        made.append(payload)
+        header = payload[padding:]
+        assert len(payload) >= padding and not payload[:padding].strip(b"\0")
+        members = [m for m in [untar(header + bytes(1024)).next()] if m]
+        assert len(members) == (1 if header.strip(b"\0") else 0)
+        padding = 0
+        for m in members:
+            # The table of Python has no slashes behind directories; Go's has.
+            name = m.name + "/" if m.isdir() else m.name
+            assert archived(m) == listed(entries[name]), (archived(m), entries[name])
+            padding, headers = -m.size % 512 if m.isreg() else 0, headers + 1
+    else:
+        assert line["type"] == 1 and line["name"] in entries
+        names.append(line["name"])
+        body = data.get(line["name"], b"")
+        assert line.get("size", 0) == len(body) and ("size" in line) == bool(body), line
+        assert payload == crc(body) if 0 < len(body) < 5000 else len(payload) == 8 * bool(body), line
+        made.append(body)
+assert names == list(entries) and headers == len(entries)
+assert b"".join(made) == stream, "the archive that is made again is another one"
+print(len(entries), sum(d == b"" for d in data.values()), chunks)
 "#;
 
 fn set_time(path: &Path, seconds: i64, nanoseconds: u32) {
@@ -192,24 +293,32 @@ fn python_reads() -> Result<(), Failed> {
         (&[older.as_os_str(), newer.as_os_str()], 3),
         (&[OsStr::new("--layer"), older.as_os_str(), upper.as_os_str()], 2),
     ] {
-        for kind in ["estargz", "zstdchunked"] {
-            let layer = scratch.path().join("layer");
-            let mut diff = host::plywood();
-            let diff = diff.args(["diff", "--user-xattr", "--json", "-t", kind, "-o"]);
-            let output = diff.arg(&layer).args(sides).env_remove("SOURCE_DATE_EPOCH").output()?;
+        for (kind, script, added) in
+            [("estargz", STARGZ, 1), ("zstdchunked", STARGZ, 1), ("zstd:chunked", CHUNKED, 0)]
+        {
+            let layer = scratch.path().join(kind);
+            let diff = |kind: &str, layer: &Path| {
+                let mut diff = host::plywood();
+                let diff = diff.args(["diff", "--user-xattr", "--json", "-t", kind, "-o"]);
+                diff.arg(layer).args(sides).env_remove("SOURCE_DATE_EPOCH").output()
+            };
+            let output = diff(kind, &layer)?;
             if !output.status.success() {
                 return Err(format!("{kind}, {sides:?}: {output:?}").into());
             }
-            let report = OsStr::from_bytes(&output.stdout);
+            let plain = scratch.path().join("plain");
+            assert!(diff("tar", &plain)?.status.success());
+            let script = [COMMON, script].concat();
             let mut python = Command::new("python3");
-            let said = host::run(python.args(["-c", PYTHON]).arg(&layer).arg(report))?;
+            python.args(["-c", &script]).arg(&layer).arg(OsStr::from_bytes(&output.stdout)).arg(&plain);
+            let said = host::run(&mut python)?;
             let report: Value = serde_json::from_slice(&output.stdout)?;
             assert_eq!(report["whiteouts"], whiteouts, "{kind}: {report}");
             let [entries, empty, chunks] = said.split_whitespace().collect::<Vec<_>>()[..] else {
                 return Err(said.into());
             };
-            // The landmark counts for no entry of the difference.
-            assert_eq!(entries.parse::<u64>()?, report["entries"].as_u64().unwrap() + 1, "{kind}");
+            // A landmark counts for no entry of the difference.
+            assert_eq!(entries.parse::<u64>()?, report["entries"].as_u64().unwrap() + added, "{kind}");
             println!("{kind}: {entries} entries, {empty} of files without data, {chunks} chunks");
         }
     }

@@ -15,7 +15,10 @@ use crate::{
     error::{Error, Kind, Result},
     format::{
         ReadAt as _, Sequential,
-        stargz::{Body, Chunk, Declared, Entry, Layout, StargzError, Toc, Verified, toc_in_archive, verify},
+        stargz::{
+            Body, Chunk, Declared, Entry, Layout, StargzError, Toc, Verified, toc_in_archive, verify,
+            verify_split,
+        },
     },
     limits,
     tree::Device,
@@ -34,6 +37,8 @@ pub struct Indexed {
     toc: Option<Toc>,
     /// Numbers of the chunks and their bytes, if they were read and are right.
     verified: Option<Verified>,
+    /// Whether the archive was compared with tar-split data; `None` when it was not looked at.
+    split: Option<bool>,
     size_bytes: u64,
 }
 
@@ -43,7 +48,7 @@ impl Indexed {
         let size_bytes = file.size_bytes();
         if is_json(file) {
             let toc = Toc::read(&json_of(file)?, UNKNOWN_END)?;
-            return Ok(Some(Self { layout: None, toc: Some(toc), verified: None, size_bytes }));
+            return Ok(Some(Self { layout: None, toc: Some(toc), verified: None, split: None, size_bytes }));
         }
         let declared = Declared::default();
         let Some(layout) = Layout::find(file, &declared)? else { return Ok(None) };
@@ -52,13 +57,15 @@ impl Indexed {
             None => layout.read_toc(file, &declared)?,
         };
         let toc = json.map(|json| Toc::read(&json, layout.payload_end)).transpose()?;
-        Ok(Some(Self { layout: Some(layout), toc, verified: None, size_bytes }))
+        Ok(Some(Self { layout: Some(layout), toc, verified: None, split: None, size_bytes }))
     }
 
     /// Decodes every chunk of the layer `file` and compares its digest.
     pub fn verify(mut self, file: &ImageFile, work: Work<'_>) -> Result<Self> {
         let (Some(layout), Some(toc)) = (&self.layout, &self.toc) else { return Ok(self) };
-        let total = all_chunks(toc).map(|chunk| chunk.size_bytes).fold(0, u64::saturating_add);
+        let chunks = all_chunks(toc).map(|chunk| chunk.size_bytes).fold(0, u64::saturating_add);
+        // Where there is tar-split data, the files are decoded once more.
+        let total = chunks.saturating_mul(if toc.tar_split().is_some() { 2 } else { 1 });
         work.progress.begin(Phase::Verify, Some(total));
         let mut done = 0_u64;
         let mut progress = |bytes| {
@@ -67,6 +74,7 @@ impl Indexed {
             Ok(work.cancel.check()?)
         };
         self.verified = Some(verify(file, layout, toc, &mut progress)?);
+        self.split = Some(verify_split(file, layout, toc, &mut progress)?);
         Ok(self)
     }
 
@@ -85,6 +93,9 @@ impl Indexed {
                 write!(text, ", {} entries, {} chunks", toc.entries().len(), verified.chunks)
             }
         };
+        if self.split == Some(true) {
+            text += ", archive and tar-split data equal";
+        }
         let _ = writeln!(text, ", {} bytes", self.size_bytes);
         text
     }
@@ -99,6 +110,7 @@ impl Indexed {
                 "entries": self.toc.as_ref().map(|toc| toc.entries().len()),
                 "chunks_verified": self.verified.map(|verified| verified.chunks),
                 "bytes_verified": self.verified.map(|verified| verified.bytes),
+                "tar_split_verified": self.split,
             },
         })
     }
@@ -135,6 +147,10 @@ impl Indexed {
             if let Some(place) = layout.toc {
                 add("toc-offset", "toc_offset", place.offset);
                 add("toc-size", "toc_bytes", place.len);
+            }
+            if let Some(place) = layout.tar_split {
+                add("tar-split-offset", "tar_split_offset", place.offset);
+                add("tar-split-size", "tar_split_bytes", place.len);
             }
         }
         if let Some(toc) = &self.toc {

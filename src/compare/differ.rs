@@ -365,12 +365,13 @@ mod tests {
         assert_eq!(media_type, zstd);
         let names: Vec<_> = annotations.keys().map(|name| name.strip_prefix(PREFIX).unwrap()).collect();
         assert_eq!(names, [".manifest-checksum", ".manifest-position", ".tarsplit-position"]);
-        let (bytes, declared) =
-            (fixture.store.bytes(&digest).unwrap(), Declared::of(&annotations).unwrap());
+        let (bytes, declared) = (fixture.store.bytes(&digest).unwrap(), Declared::of(&annotations).unwrap());
         let layout = Layout::find(&&*bytes, &declared).unwrap().unwrap();
         assert!(layout.read_toc(&&*bytes, &declared).unwrap().is_some());
 
-        for media_type in ["", "application/vnd.oci.image.layer.v1.tar", "application/vnd.erofs.layer.v1+zstd"] {
+        for media_type in
+            ["", "application/vnd.oci.image.layer.v1.tar", "application/vnd.erofs.layer.v1+zstd"]
+        {
             let error = compare(media_type, &[PREFIX]).unwrap_err();
             assert_eq!((error.kind(), error.reason()), (Kind::NotImplemented, "diff.media-type"));
         }

@@ -327,7 +327,9 @@ mod tests {
         for row in TABLE {
             let bytes = match (row.container, row.coding) {
                 (Container::Tar, coding) if row.indexed.is_some() => match (row.indexed, coding) {
-                    (Some(Index::Containers), _) => "tar, as [zstd:chunked](stargz.md) of the containers tools",
+                    (Some(Index::Containers), _) => {
+                        "tar, as [zstd:chunked](stargz.md) of the containers tools"
+                    }
                     (_, Coding::Zstd) => "tar, as [zstd:chunked](stargz.md) of the stargz tools",
                     _ => "tar, as [eStargz](stargz.md)",
                 },

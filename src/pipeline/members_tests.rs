@@ -139,7 +139,11 @@ fn every_member_stands_for_itself_and_begins_with_its_chunk() {
         assert_eq!(begun.len(), wanted.len());
         for (chunk, place) in wanted.into_iter().zip(begun) {
             if chunk > 0 {
-                assert_eq!(members[*place].digest, Some(Digest::sha256(&pieces[*place][..chunk])), "{chunk} bytes");
+                assert_eq!(
+                    members[*place].digest,
+                    Some(Digest::sha256(&pieces[*place][..chunk])),
+                    "{chunk} bytes"
+                );
                 assert!(pieces[*place].len() <= chunk + MEMBER_BYTES);
             }
         }

@@ -299,6 +299,7 @@ fn a_chunked_layer_of_the_containers_tools_is_the_archive_that_a_plain_one_is() 
         let found = json(&plywood(dir, &["check", "--json", "layer"]));
         assert_eq!(found[0]["indexed"]["form"], "zstd:chunked of the containers tools", "{found}");
         assert_eq!(found[0]["indexed"]["entries"], report["entries"], "{found}");
+        assert_eq!(found[0]["indexed"]["tar_split_verified"], true, "{found}");
         let applied = json(&plywood(dir, &["apply", "layer", "-o", "image", "--json"]));
         assert_eq!(applied["diff_id"], report["diff_id"], "{side}");
     }
@@ -315,7 +316,8 @@ fn what_a_table_cannot_spell_is_refused_and_leaves_no_file() {
     assert!(!dir.join("layer.esgz").exists());
     let output = plywood(dir, &["diff", "--user-xattr", "none", "tree", "-o", "layer.tar.gz"]);
     assert!(output.status.success(), "archives can: {output:?}");
-    let output = plywood(dir, &["diff", "--user-xattr", "none", "tree", "-t", "zstd:chunked", "-o", "l", "--json"]);
+    let output =
+        plywood(dir, &["diff", "--user-xattr", "none", "tree", "-t", "zstd:chunked", "-o", "l", "--json"]);
     assert!(!output.status.success() && text(&output.stdout).contains("stargz.write.name"), "{output:?}");
 
     fs::remove_dir_all(dir.join("tree")).unwrap();

@@ -157,7 +157,8 @@ impl<'e> Store<'e> {
             if directory.join("diff").is_dir() {
                 // Links to all layers below.
                 let lower = fs::read_to_string(directory.join("lower")).unwrap_or_default();
-                layers.push((lower.split(':').filter(|link| !link.is_empty()).count(), directory.join("diff")));
+                layers
+                    .push((lower.split(':').filter(|link| !link.is_empty()).count(), directory.join("diff")));
             }
         }
         layers.sort();
@@ -214,8 +215,7 @@ fn estargz_in_a_store(env: &mut Env) -> anyhow::Result<()> {
 
     // Without the option such a store fetches eStargz layers as a whole: their archive cannot be made again from the
     // files, and so its digest is not known.
-    let options =
-        r#"enable_partial_images = "true", insecure_allow_unpredictable_image_contents = "true""#;
+    let options = r#"enable_partial_images = "true", insecure_allow_unpredictable_image_contents = "true""#;
     let store = Store::new(env, options)?;
     let said = store.copy(&format!("docker://{reference}"), "containers-storage:localhost/made:1")?;
     anyhow::ensure!(said.contains("Retrieved partial blob"), "{said}");
@@ -238,13 +238,17 @@ fn chunked_in_a_store(env: &mut Env) -> anyhow::Result<()> {
     let stacked = (top.diff_id, env.push("stacked", &Image::oci(stacked))?, carried(&container.root())?);
     remove_odd_names(&container.root())?;
     let whole = indexed(&caller, &DiffRequest { left: Vec::new(), ..asked }, ZSTD, CHUNKED)?;
-    let whole = (whole.diff_id.clone(), env.push("whole", &Image::oci(vec![whole]))?, carried(&container.root())?);
+    let whole =
+        (whole.diff_id.clone(), env.push("whole", &Image::oci(vec![whole]))?, carried(&container.root())?);
 
     for (name, (diff_id, reference, want)) in [("stacked", stacked), ("whole", whole)] {
         let store = Store::new(env, r#"enable_partial_images = "true""#)?;
         let image = format!("containers-storage:localhost/{name}:1");
         let said = store.copy(&format!("docker://{reference}"), &image)?;
-        anyhow::ensure!(said.contains("Created zstd:chunked differ") && said.contains("Retrieved partial blob"), "{said}");
+        anyhow::ensure!(
+            said.contains("Created zstd:chunked differ") && said.contains("Retrieved partial blob"),
+            "{said}"
+        );
         let layers = store.layers()?;
         let tree = env.path("tree");
         fs::create_dir_all(&tree)?;

@@ -107,7 +107,8 @@ impl ChunkedToc {
         }
         let start = self.heads.len();
         let head_end = self.add_head(&written)?;
-        let listed = Listed { head_end, chunk_head_end: head_end, pieces_end: self.pieces.len(), digest: None };
+        let listed =
+            Listed { head_end, chunk_head_end: head_end, pieces_end: self.pieces.len(), digest: None };
         self.entries.push(listed);
         self.count(head_end.saturating_sub(start))?;
         Ok(written.name)

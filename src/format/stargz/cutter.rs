@@ -107,7 +107,8 @@ impl Cutter {
     fn settle<E>(&mut self, take: &mut dyn FnMut(Cut<'_>) -> Result<(), E>) -> Result<(), E> {
         let zeros = std::mem::take(&mut self.zeros);
         // A chunk that is too short before a hole takes the first zeros of it.
-        let short = if self.chunk.is_empty() { 0 } else { self.least.saturating_sub(self.chunk.len()) as u64 };
+        let short =
+            if self.chunk.is_empty() { 0 } else { self.least.saturating_sub(self.chunk.len()) as u64 };
         let (data, hole) = match zeros.checked_sub(short) {
             Some(hole) if hole >= HOLE_BYTES.max(self.least) as u64 => (short, hole),
             _ => (zeros, 0),
@@ -222,7 +223,8 @@ mod tests {
 
     #[test]
     fn chunks_do_not_depend_on_the_pieces_in_which_a_file_comes() {
-        let data = [noise(300_000, 1), vec![0; 5000], noise(3, 2), vec![0; 100_000], noise(70_000, 3)].concat();
+        let data =
+            [noise(300_000, 1), vec![0; 5000], noise(3, 2), vec![0; 100_000], noise(70_000, 3)].concat();
         let want = cuts(&data, data.len());
         assert!(want.len() > 5, "{want:?}");
         for step in [1, 63, 4096, 65_537] {

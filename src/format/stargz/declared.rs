@@ -32,6 +32,8 @@ pub(super) struct Manifest {
     pub(super) is_containers: bool,
     pub(super) checksum: Digest,
     pub(super) place: Position,
+    /// Place of the tar-split data.
+    pub(super) tar_split: Option<Position>,
 }
 
 impl Declared {
@@ -41,7 +43,13 @@ impl Declared {
     pub fn of(annotations: &BTreeMap<String, String>) -> Result<Self, StargzError> {
         let toc_digest = digest(annotations, TOC_DIGEST)?;
         let stargz = manifest(annotations, STARGZ_CHECKSUM, STARGZ_POSITION, false)?;
-        let containers = manifest(annotations, CONTAINERS_CHECKSUM, CONTAINERS_POSITION, true)?;
+        let mut containers = manifest(annotations, CONTAINERS_CHECKSUM, CONTAINERS_POSITION, true)?;
+        if let (Some(containers), Some(value)) = (&mut containers, annotations.get(CONTAINERS_TAR_SPLIT)) {
+            let Some([offset, compressed_bytes, uncompressed_bytes]) = numbers(value) else {
+                return Err(wrong(CONTAINERS_TAR_SPLIT, value, "offset:length:uncompressed length"));
+            };
+            containers.tar_split = Some(Position { offset, compressed_bytes, uncompressed_bytes });
+        }
         // A reader of one kind would see other files than a reader of the other.
         let first =
             if toc_digest.is_some() { Some(TOC_DIGEST) } else { stargz.as_ref().map(|_| STARGZ_CHECKSUM) };
@@ -83,14 +91,19 @@ fn manifest(
 ) -> Result<Option<Manifest>, StargzError> {
     let Some(checksum) = digest(annotations, checksum)? else { return Ok(None) };
     let Some(value) = annotations.get(position) else { return Ok(None) };
-    let numbers: Option<Vec<u64>> = value.split(':').map(number).collect();
-    match numbers.as_deref() {
-        Some(&[offset, compressed_bytes, uncompressed_bytes, Position::TOC_TYPE]) => {
+    match numbers(value) {
+        Some([offset, compressed_bytes, uncompressed_bytes, Position::TOC_TYPE]) => {
             let place = Position { offset, compressed_bytes, uncompressed_bytes };
-            Ok(Some(Manifest { is_containers, checksum, place }))
+            Ok(Some(Manifest { is_containers, checksum, place, tar_split: None }))
         }
         _ => Err(wrong(position, value, "offset:length:uncompressed length:1")),
     }
+}
+
+/// As many numbers as a position has.
+fn numbers<const N: usize>(text: &str) -> Option<[u64; N]> {
+    let numbers: Vec<u64> = text.split(':').map(number).collect::<Option<_>>()?;
+    numbers.try_into().ok()
 }
 
 /// A number in decimal, without a sign.
@@ -118,7 +131,10 @@ mod tests {
         let chunked = declared(&[(CONTAINERS_CHECKSUM, SUM), (CONTAINERS_POSITION, "9:8:7:1")]).unwrap();
         let manifest = chunked.manifest.unwrap();
         let place = Position { offset: 9, compressed_bytes: 8, uncompressed_bytes: 7 };
-        assert_eq!((manifest.is_containers, manifest.place), (true, place));
+        assert_eq!((manifest.is_containers, manifest.place, manifest.tar_split), (true, place, None));
+        let position =
+            [(CONTAINERS_CHECKSUM, SUM), (CONTAINERS_POSITION, "9:8:7:1"), (CONTAINERS_TAR_SPLIT, "9:8:7")];
+        assert_eq!(declared(&position).unwrap().manifest.unwrap().tar_split, Some(place));
         let both = [(TOC_DIGEST, SUM), (STARGZ_CHECKSUM, SUM), (STARGZ_POSITION, "9:8:7:1")];
         assert!(!declared(&both).unwrap().manifest.unwrap().is_containers);
     }
@@ -136,6 +152,8 @@ mod tests {
             &[containers[0], (CONTAINERS_POSITION, "9:8:7")],
             &[containers[0], (CONTAINERS_POSITION, "9:-8:7:1")],
             &[containers[0], (CONTAINERS_POSITION, "99999999999999999999:8:7:1")],
+            &[containers[0], containers[1], (CONTAINERS_TAR_SPLIT, "9:8:7:1")],
+            &[containers[0], containers[1], (CONTAINERS_TAR_SPLIT, "9:8:")],
         ] {
             assert_eq!(declared(pairs).unwrap_err().reason(), "stargz.annotation", "{pairs:?}");
         }

@@ -102,7 +102,10 @@ pub enum StargzError {
         bytes: Vec<u8>,
     },
     /// A table cannot spell a time.
-    #[error("{}: {seconds} seconds after 1970 are in none of the years 0 to 9999, and so have no place in a table of contents", Quoted(path))]
+    #[error(
+        "{}: {seconds} seconds after 1970 are in none of the years 0 to 9999, and so have no place in a table of contents",
+        Quoted(path)
+    )]
     WrittenTime {
         /// Name of the entry.
         path: Vec<u8>,
@@ -119,6 +122,30 @@ pub enum StargzError {
         size_bytes: u64,
         /// Largest size in bytes, [`crate::limits::STARGZ_TAR_SPLIT_BYTES`].
         limit: u64,
+    },
+    /// The tar-split data is not the one that the table names.
+    #[error("the digest of the tar-split data is {found} instead of {expected}")]
+    SplitDigest {
+        /// Digest in the table.
+        expected: Digest,
+        /// Digest of the bytes.
+        found: Digest,
+    },
+    /// A line of the tar-split data does not make the archive.
+    #[error("line {line} of the tar-split data: {fault}")]
+    Split {
+        /// Number of the line, from 0.
+        line: u64,
+        /// Fault found there.
+        fault: SplitFault,
+    },
+    /// The archive has another entry than the table.
+    #[error("entry {} of the archive is not the one of the table: {member}", Quoted(path))]
+    SplitEntry {
+        /// Name of the entry.
+        path: Vec<u8>,
+        /// Member that differs.
+        member: &'static str,
     },
     /// An entry breaks a rule.
     #[error("entry {}: {fault}", Quoted(path))]
@@ -220,6 +247,51 @@ pub enum EntryFault {
     Parent(Vec<u8>),
 }
 
+/// Why tar-split data does not make an archive.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitFault {
+    /// The table has its digest, and the footer no place.
+    #[error("nothing says where it is")]
+    NoPlace,
+    /// The line is not the JSON that it should be.
+    #[error("it is not the JSON it should be: {0}")]
+    Json(serde_json::Error),
+    /// The line is too long.
+    #[error("it has more than 4 MiB")]
+    Long,
+    /// There is more than the footer says.
+    #[error("the data is longer than the footer says")]
+    Longer,
+    /// Lines are missing, or come twice.
+    #[error("it says that it is line {found}")]
+    Position {
+        /// Number in the line.
+        found: u64,
+    },
+    /// Bytes that cannot be read.
+    #[error("its payload is not base64")]
+    Base64,
+    /// Neither a segment nor a file.
+    #[error("type {found} is neither 1 nor 2")]
+    Type {
+        /// Type in the line.
+        found: u8,
+    },
+    /// Another archive.
+    #[error("the archive has other bytes there")]
+    Bytes,
+    /// Another file.
+    #[error("the archive has a file with another CRC-64 there")]
+    Sum,
+    /// The archive ends too early.
+    #[error("the archive has ended")]
+    Short,
+    /// The archive goes on.
+    #[error("the lines have ended, and the archive has not")]
+    Rest,
+}
+
 /// Why a chunk cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -252,7 +324,7 @@ impl Classify for StargzError {
             Self::Io { source, .. } => disk_kind(source),
             Self::TocSize { .. } | Self::Entries { .. } | Self::TarSplitSize { .. } => Kind::Exhausted,
             Self::TocData(error) | Self::Encoder(error) => error.kind(),
-            Self::TocDigest { .. } => Kind::DataLoss,
+            Self::TocDigest { .. } | Self::SplitDigest { .. } => Kind::DataLoss,
             Self::Chunk { fault: ChunkFault::Digest { .. }, .. } => Kind::DataLoss,
             _ => Kind::Malformed,
         }
@@ -273,6 +345,9 @@ impl Classify for StargzError {
             Self::Spelling { .. } => "stargz.write.name",
             Self::WrittenTime { .. } => "stargz.write.time",
             Self::TarSplitSize { .. } => "limit.stargz.tar-split",
+            Self::SplitDigest { .. } => "stargz.tar-split.digest",
+            Self::Split { .. } => "stargz.tar-split.line",
+            Self::SplitEntry { .. } => "stargz.tar-split.entry",
             Self::Entry { fault, .. } => fault.reason(),
             Self::Chunk { fault, .. } => match fault {
                 ChunkFault::Data(_) => "stargz.chunk.data",

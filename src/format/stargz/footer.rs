@@ -47,6 +47,8 @@ pub(super) enum Footer {
 pub(super) struct ZstdFooter {
     pub(super) is_containers: bool,
     pub(super) place: Position,
+    /// Place of the tar-split data.
+    pub(super) tar_split: Option<Position>,
     /// Byte of the footer from the end of the blob on, its frame's header included.
     pub(super) footer_bytes: u64,
 }
@@ -144,12 +146,12 @@ fn hexadecimal(digits: [u8; 16]) -> Option<u64> {
 
 fn zstd_stargz(bytes: &[u8; 48]) -> Option<Footer> {
     let is_one = is_skippable(bytes, 40) && get::<40, 8, _>(bytes) == *b"GnUlInUx";
-    zstd(is_one, false, get::<8, 32, _>(bytes), 48)
+    zstd(is_one, get::<8, 32, _>(bytes), None, 48)
 }
 
 fn zstd_containers(bytes: &[u8; 72]) -> Option<Footer> {
     let is_one = is_skippable(bytes, 64) && get::<64, 8, _>(bytes) == *b"GNUlInUx";
-    zstd(is_one, true, get::<8, 32, _>(bytes), 72)
+    zstd(is_one, get::<8, 32, _>(bytes), Some(get::<40, 24, _>(bytes)), 72)
 }
 
 fn is_skippable<const N: usize>(bytes: &[u8; N], len: u32) -> bool {
@@ -168,14 +170,22 @@ pub(super) fn skippable_header(body: &[u8]) -> [u8; 8] {
     [m0, m1, m2, m3, l0, l1, l2, l3]
 }
 
-fn zstd(is_one: bool, is_containers: bool, fields: [u8; 32], footer_bytes: u64) -> Option<Footer> {
-    let place = Position {
+fn zstd(is_one: bool, fields: [u8; 32], tar_split: Option<[u8; 24]>, footer_bytes: u64) -> Option<Footer> {
+    let place = position(get::<0, 24, _>(&fields));
+    let is_toc = u64::from_le_bytes(get::<24, 8, _>(&fields)) == Position::TOC_TYPE;
+    // Layers from before there was such data have zeros there.
+    let tar_split = tar_split.map(position);
+    let is_containers = tar_split.is_some();
+    let tar_split = tar_split.filter(|place| place.offset > 0);
+    (is_one && is_toc).then_some(Footer::Zstd(ZstdFooter { is_containers, place, tar_split, footer_bytes }))
+}
+
+fn position(fields: [u8; 24]) -> Position {
+    Position {
         offset: u64::from_le_bytes(get::<0, 8, _>(&fields)),
         compressed_bytes: u64::from_le_bytes(get::<8, 8, _>(&fields)),
         uncompressed_bytes: u64::from_le_bytes(get::<16, 8, _>(&fields)),
-    };
-    let is_toc = u64::from_le_bytes(get::<24, 8, _>(&fields)) == Position::TOC_TYPE;
-    (is_one && is_toc).then_some(Footer::Zstd(ZstdFooter { is_containers, place, footer_bytes }))
+    }
 }
 
 #[cfg(test)]
@@ -206,8 +216,11 @@ mod tests {
         let place = Position { offset: 8, compressed_bytes: 3, uncompressed_bytes: 9 };
         let end = Footer::encode_zstd(b"abc", place);
         assert_eq!(end[..11], *b"\x50\x2a\x4d\x18\x03\0\0\0abc");
-        let found = Footer::Zstd(ZstdFooter { is_containers: false, place, footer_bytes: 48 });
-        assert_eq!(Footer::decode(&end), Some(found));
+        let found = ZstdFooter { is_containers: false, place, tar_split: None, footer_bytes: 48 };
+        assert_eq!(Footer::decode(&end), Some(Footer::Zstd(found)));
+        let split = Position { offset: 20, compressed_bytes: 4, uncompressed_bytes: 70 };
+        let found = ZstdFooter { is_containers: true, place, tar_split: Some(split), footer_bytes: 72 };
+        assert_eq!(Footer::decode(&Footer::encode_containers(place, split)), Some(Footer::Zstd(found)));
     }
 
     #[test]
@@ -239,11 +252,13 @@ mod tests {
             bytes
         };
         let place = Position { offset: 100, compressed_bytes: 20, uncompressed_bytes: 300 };
-        let found = |is_containers, footer_bytes| {
-            Some(Footer::Zstd(ZstdFooter { is_containers, place, footer_bytes }))
+        let nines = u64::from_le_bytes([9; 8]);
+        let split = Position { offset: nines, compressed_bytes: nines, uncompressed_bytes: nines };
+        let found = |is_containers, tar_split, footer_bytes| {
+            Some(Footer::Zstd(ZstdFooter { is_containers, place, tar_split, footer_bytes }))
         };
-        assert_eq!(Footer::decode(&footer(b"GnUlInUx", 0, 1)), found(false, 48));
-        assert_eq!(Footer::decode(&footer(b"GNUlInUx", 24, 1)), found(true, 72));
+        assert_eq!(Footer::decode(&footer(b"GnUlInUx", 0, 1)), found(false, None, 48));
+        assert_eq!(Footer::decode(&footer(b"GNUlInUx", 24, 1)), found(true, Some(split), 72));
         assert_eq!(Footer::decode(&footer(b"GNUlInUx", 0, 1)), None);
         assert_eq!(Footer::decode(&footer(b"GnUlInUx", 24, 1)), None);
         assert_eq!(Footer::decode(&footer(b"GnUlInUx", 0, 2)), None, "another type of table");

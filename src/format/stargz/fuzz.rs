@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::{
     declared::{Declared, TOC_DIGEST},
     layout::Layout,
+    split_check::verify_split,
     toc::{Body, Toc},
     verify::verify,
 };
@@ -32,6 +33,7 @@ pub fn fuzz(data: &[u8]) {
         None => Err(Error::new(Kind::Exhausted, "fuzz.limit", "too long")),
     };
     let _ = verify(&data, &layout, &toc, &mut progress);
+    let _ = verify_split(&data, &layout, &toc, &mut progress);
     let wrong = BTreeMap::from([(TOC_DIGEST.to_owned(), format!("sha256:{}", "0".repeat(64)))]);
     let wrong = Declared::of(&wrong).expect("it is a digest");
     assert!(layout.read_toc(&data, &wrong).is_err(), "a table is the one that was declared");

@@ -70,9 +70,11 @@ pub struct Layout {
     pub payload_end: u64,
     /// Place of the table, if it is in the blob: that of the member, or that of the compressed bytes in their frame.
     pub toc: Option<TocPlace>,
+    /// Place of the tar-split data, which layers of the containers tools have.
+    pub tar_split: Option<TocPlace>,
 }
 
-/// Place of a table in a blob.
+/// Place of a table, or of tar-split data, in a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TocPlace {
     /// First byte.
@@ -90,8 +92,8 @@ impl Layout {
     /// Errors: the place of the table makes no sense; reading fails.
     pub fn find(blob: &impl ReadAt, declared: &Declared) -> Result<Option<Self>, StargzError> {
         let size = blob.size_bytes();
-        if let Some(Manifest { is_containers, place, .. }) = declared.manifest {
-            return Self::zstd(blob, is_containers, place, size).map(Some);
+        if let Some(Manifest { is_containers, place, tar_split, .. }) = declared.manifest {
+            return Self::zstd(blob, is_containers, place, size).map(|found| Some(found.with(tar_split)));
         }
         let len = size.min(TAIL_BYTES as u64);
         let tail = read(blob, size - len, len)?;
@@ -99,12 +101,24 @@ impl Layout {
         Ok(match Footer::decode(&tail) {
             Some(Footer::Estargz(offset)) => Some(gzip(Form::Estargz, offset, Footer::ESTARGZ_BYTES)?),
             Some(Footer::Legacy(offset)) => Some(gzip(Form::Stargz, offset, Footer::LEGACY_BYTES)?),
-            Some(Footer::External) => Some(Self { form: Form::ExternalToc, payload_end: size, toc: None }),
-            Some(Footer::Zstd(ZstdFooter { is_containers, place, footer_bytes })) => {
-                Some(Self::zstd(blob, is_containers, place, size.saturating_sub(footer_bytes))?)
+            Some(Footer::External) => {
+                Some(Self { form: Form::ExternalToc, payload_end: size, toc: None, tar_split: None })
+            }
+            Some(Footer::Zstd(ZstdFooter { is_containers, place, tar_split, footer_bytes })) => {
+                let end = size.saturating_sub(footer_bytes);
+                Some(Self::zstd(blob, is_containers, place, end)?.with(tar_split))
             }
             None => None,
         })
+    }
+
+    fn with(self, tar_split: Option<Position>) -> Self {
+        let place = |Position { offset, compressed_bytes, uncompressed_bytes }| TocPlace {
+            offset,
+            len: compressed_bytes,
+            uncompressed_bytes: Some(uncompressed_bytes),
+        };
+        Self { tar_split: tar_split.map(place), ..self }
     }
 
     fn gzip(blob: &impl ReadAt, form: Form, offset: u64, footer_bytes: u64) -> Result<Self, StargzError> {
@@ -118,7 +132,7 @@ impl Layout {
             return Err(refuse("no gzip member is there"));
         }
         let toc = Some(TocPlace { offset, len, uncompressed_bytes: None });
-        Ok(Self { form, payload_end: offset, toc })
+        Ok(Self { form, payload_end: offset, toc, tar_split: None })
     }
 
     /// `end`: first byte behind everything that can be the table.
@@ -142,7 +156,7 @@ impl Layout {
         }
         let form = if is_containers { Form::ZstdContainers } else { Form::ZstdStargz };
         let toc = Some(TocPlace { offset, len, uncompressed_bytes: Some(uncompressed_bytes) });
-        Ok(Self { form, payload_end: frame, toc })
+        Ok(Self { form, payload_end: frame, toc, tar_split: None })
     }
 
     /// Reads the table; `None` when it is in another blob. Compares it with what the descriptor declares.

@@ -272,7 +272,8 @@ fn ordinary_layers_are_none_and_those_of_related_kinds_are_told_apart() {
     assert!(!stargz.entries().is_empty());
     let external = read("other/plain-external.esgz");
     let layout = Layout::find(&external.as_slice(), &none).unwrap().unwrap();
-    let want = Layout { form: Form::ExternalToc, payload_end: external.len() as u64, toc: None };
+    let want =
+        Layout { form: Form::ExternalToc, payload_end: external.len() as u64, toc: None, tar_split: None };
     assert_eq!(layout, want);
     assert_eq!(layout.read_toc(&external.as_slice(), &none).unwrap(), None);
     // The table is the only file of a layer of its own.
@@ -456,4 +457,100 @@ fn chunks_of_the_containers_tools_end_where_ours_do() {
         }
     }
     assert!(cut > 20, "{cut} chunks");
+}
+
+/// A layer of the containers tools with another table, and other lines of tar-split data.
+fn rewritten(change: impl FnOnce(&mut Value, &mut Vec<Value>)) -> Vec<u8> {
+    let (blob, _) = layer("zstdchunked/plain-containers.zc");
+    let blob = &blob[..];
+    let layout = Layout::find(&blob, &Declared::default()).unwrap().unwrap();
+    let json = layout.read_toc(&blob, &Declared::default()).unwrap().unwrap();
+    let mut table: Value = serde_json::from_slice(&json).unwrap();
+    let place = layout.tar_split.unwrap();
+    let start = usize::try_from(place.offset).unwrap();
+    let text = zstd::decode_all(&blob[start..start + usize::try_from(place.len).unwrap()]).unwrap();
+    let mut lines: Vec<_> =
+        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    change(&mut table, &mut lines);
+    let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let split = chunked::Split {
+        packed: zstd::encode_all(text.as_bytes(), 3).unwrap(),
+        size_bytes: text.len() as u64,
+    };
+    if table["tarSplitDigest"].is_string() {
+        table["tarSplitDigest"] = Digest::sha256(&split.packed).to_string().into();
+    }
+    let json = serde_json::to_vec(&table).unwrap();
+    let packed = zstd::encode_all(&json[..], 3).unwrap();
+    let payload = &blob[..usize::try_from(layout.payload_end).unwrap()];
+    let end = chunked::end(&json, packed, split, layout.payload_end);
+    let found = [payload, &end.parts.concat()].concat();
+    // What the annotations say is what the footer says.
+    let declared = Declared::of(&end.annotations).unwrap();
+    let [by_notes, by_footer] =
+        [&declared, &Declared::default()].map(|declared| Layout::find(&&found[..], declared).unwrap());
+    assert_eq!(by_notes, by_footer);
+    found
+}
+
+fn check_split(blob: &[u8]) -> Result<bool, Error> {
+    let (layout, toc) = open(blob, &Declared::default())?;
+    verify_split(&blob, &layout, &toc, &mut |_| Ok(()))
+}
+
+#[test]
+fn tar_split_data_makes_the_archive() {
+    for name in ["zstdchunked/l1-containers.zc", "zstdchunked/plain-containers.zc"] {
+        assert!(check_split(&layer(name).0).unwrap(), "{name}");
+    }
+    for name in ["zstdchunked/l1-stargz.zc", "estargz/l1.esgz"] {
+        assert!(!check_split(&layer(name).0).unwrap(), "{name} has none");
+    }
+    assert!(check_split(&rewritten(|_, _| ())).unwrap());
+    // Readers cannot trust such data.
+    assert!(!check_split(&rewritten(|table, _| table["tarSplitDigest"] = Value::Null)).unwrap());
+}
+
+/// A change of the table and the lines.
+type Change = fn(&mut Value, &mut Vec<Value>);
+
+#[test]
+fn tar_split_data_of_another_archive_or_table_is_refused() {
+    let wrong: [(&str, Change); 12] = [
+        ("stargz.tar-split.line", |_, lines| lines[2]["position"] = 7.into()),
+        ("stargz.tar-split.line", |_, lines| lines[2]["type"] = 3.into()),
+        ("stargz.tar-split.line", |_, lines| lines[0]["payload"] = "????".into()),
+        ("stargz.tar-split.line", |_, lines| lines[0]["payload"] = "AAAA".into()),
+        ("stargz.tar-split.line", |_, lines| {
+            lines.iter_mut().find(|line| line["size"] == 5000).unwrap()["payload"] = "AAAAAAAAAAA=".into();
+        }),
+        ("stargz.tar-split.line", |_, lines| {
+            lines.iter_mut().find(|line| line["size"] == 5000).unwrap()["size"] = 9_000_000.into();
+        }),
+        ("stargz.tar-split.line", |_, lines| lines.truncate(3)),
+        ("stargz.tar-split.entry", |table, _| table["entries"][0]["mode"] = 0o700.into()),
+        ("stargz.tar-split.entry", |table, _| table["entries"][1]["modtime"] = "2001-01-01T00:00:00Z".into()),
+        ("stargz.tar-split.entry", |table, _| {
+            table["entries"][1]["xattrs"] = serde_json::json!({"user.added": ""});
+        }),
+        ("stargz.tar-split.entry", |table, _| {
+            table["entries"]
+                .as_array_mut()
+                .unwrap()
+                .push(serde_json::json!({"type": "dir", "name": "more/"}));
+        }),
+        ("stargz.tar-split.entry", |table, _| {
+            table["entries"].as_array_mut().unwrap().pop();
+        }),
+    ];
+    for (number, (reason, change)) in wrong.into_iter().enumerate() {
+        let error = check_split(&rewritten(change)).unwrap_err();
+        assert_eq!(error.reason(), reason, "case {number}: {error}");
+    }
+    let mut damaged = layer("zstdchunked/plain-containers.zc").0;
+    let (layout, _) = open(&damaged, &Declared::default()).unwrap();
+    let at = usize::try_from(layout.tar_split.unwrap().offset + 50).unwrap();
+    damaged[at] ^= 1;
+    let error = check_split(&damaged).unwrap_err();
+    assert_eq!((error.kind(), error.reason()), (Kind::DataLoss, "stargz.tar-split.digest"));
 }

@@ -558,9 +558,10 @@ impl<'de> Visitor<'de> for Document<'_> {
                 "version" => self.0.version = map.next_value()?,
                 "entries" => map.next_value_seed(Entries(self.0))?,
                 "tarSplitDigest" => {
-                    let text = map.next_value::<Cow<'_, str>>()?;
-                    let digest = text::digest(&text).map_err(A::Error::custom)?;
-                    self.0.tar_split = Some(Digest::of_sha256(digest));
+                    let text = map.next_value::<Option<Cow<'_, str>>>()?;
+                    let text = text.filter(|text| !text.is_empty());
+                    let digest = text.map(|text| text::digest(&text)).transpose();
+                    self.0.tar_split = digest.map_err(A::Error::custom)?.map(Digest::of_sha256);
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;

@@ -41,8 +41,8 @@ pub const ZTOC_CHECKPOINTS: u64 = 1 << 18;
 pub const STARGZ_TOC_BYTES: u64 = 150 << 20;
 /// Most entries and chunks of such a table, at about 250 bytes each.
 pub const STARGZ_ENTRIES: usize = 2 << 20;
-/// Largest tar-split data of a layer, in bytes, compressed: readers hold it in memory beside the table, for which this is
-/// their limit. A layer with 300 000 files has some 10 MB.
+/// Largest tar-split data of a layer that is checked, in bytes, compressed: as much as a table may have, beside which it is
+/// smaller always. That of a layer with 300 000 files has some 10 MB.
 pub const STARGZ_TAR_SPLIT_BYTES: u64 = 150 << 20;
 /// Largest device major that EROFS and the kernel encode.
 pub const DEVICE_MAJOR: u32 = (1 << 12) - 1;

@@ -251,3 +251,99 @@ pub fn end(json: &[u8], packed: Vec<u8>, split: Split, payload_end: u64) -> End 
     let footer = Footer::encode_containers(toc, tar_split);
     End { parts: vec![toc_header, packed, split_header, split.packed, footer], annotations }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        error::Classify as _,
+        tree::{Attributes, Timestamp},
+    };
+
+    fn entry(path: String, body: Body) -> Entry {
+        let mtime = Timestamp { seconds: 0, nanoseconds: 500_000_000 };
+        let attributes = Attributes { mode: 0o640, mtime, ..Attributes::default() };
+        Entry { path: path.into_bytes(), attributes, xattrs: Vec::new(), body }
+    }
+
+    fn spelled(toc: ChunkedToc) -> serde_json::Value {
+        let digests: Vec<_> = (0..4_u8).map(|number| Digest::sha256(&[number])).collect();
+        let frame = |at: usize| {
+            let offset = 100 * (at as u64 + 1);
+            Some(Frame { offset, end: offset + 90, digest: digests.get(at)? })
+        };
+        let json = toc.finish(frame, &Digest::sha256(b"split")).unwrap();
+        serde_json::from_slice(&json).unwrap()
+    }
+
+    #[test]
+    fn a_table_spells_entries_and_chunks_as_the_containers_tools_do() {
+        let file = |size_bytes| Body::Regular { size_bytes, extents: None };
+        let mut toc = ChunkedToc::new(true);
+        assert_eq!(toc.entry(&entry("d".to_owned(), Body::Directory)).unwrap(), "d/");
+        toc.entry(&entry("empty".to_owned(), file(0))).unwrap();
+        toc.data("empty", &[], None).unwrap();
+        toc.entry(&entry("one".to_owned(), file(5))).unwrap();
+        let piece = |member, offset, is_hole| Piece { member, offset, size_bytes: 5, is_hole };
+        toc.data("one", &[piece(0, 0, true)], None).unwrap();
+        let name = toc.entry(&entry("s\"ome".to_owned(), file(10))).unwrap();
+        let digest = Digest::sha256(b"some");
+        toc.data(&name, &[piece(2, 0, false), piece(3, 5, true)], Some(digest.clone())).unwrap();
+        let of = |number: u8| Digest::sha256(&[number]).to_string();
+        let time = "1970-01-01T00:00:00.5Z";
+        let want = serde_json::json!({
+            "version": 1,
+            "entries": [
+                {"name": "d/", "type": "dir", "modtime": time, "mode": 0o640},
+                {"name": "empty", "type": "reg", "modtime": time, "mode": 0o640, "digest": Digest::sha256(b"").to_string()},
+                {"name": "one", "type": "reg", "modtime": time, "mode": 0o640, "size": 5, "digest": of(0), "offset": 100, "endOffset": 190},
+                {
+                    "name": "s\"ome", "type": "reg", "modtime": time, "mode": 0o640, "size": 10, "digest": digest.to_string(),
+                    "offset": 300, "endOffset": 490, "chunkSize": 5, "chunkDigest": of(2),
+                },
+                {
+                    "name": "s\"ome", "type": "chunk", "offset": 400, "chunkOffset": 5, "chunkSize": 5, "chunkDigest": of(3),
+                    "chunkType": "zeros",
+                },
+            ],
+            "tarSplitDigest": Digest::sha256(b"split").to_string(),
+        });
+        assert_eq!(spelled(toc), want);
+        assert_eq!(spelled(ChunkedToc::new(false))["entries"], serde_json::json!([]));
+        // Whole seconds, if those are asked for; the start of 1970 is a time as well.
+        let mut toc = ChunkedToc::new(false);
+        toc.entry(&entry("a".to_owned(), Body::Fifo)).unwrap();
+        assert_eq!(spelled(toc)["entries"][0]["modtime"], "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_table_beyond_what_readers_take_is_refused_before_it_is_complete() {
+        let mut toc = ChunkedToc::new(false);
+        let mut add =
+            || (0..100_000).try_for_each(|_| toc.entry(&entry("n".repeat(4000), Body::Fifo)).map(drop));
+        let error = add().unwrap_err();
+        assert!(matches!(error, StargzError::TocSize { .. }), "{error}");
+        assert_eq!(error.reason(), "limit.stargz.toc");
+        assert!(toc.entries.len() < 40_000 && toc.heads.len() < 151 << 20);
+
+        let mut toc = ChunkedToc::new(false);
+        let pieces = [Piece { member: 0, offset: 0, size_bytes: 1, is_hole: false }; 1000];
+        toc.entry(&entry("f".to_owned(), Body::Regular { size_bytes: 1000, extents: None })).unwrap();
+        let error = (0..3000).try_for_each(|_| toc.data("f", &pieces, None)).unwrap_err();
+        assert_eq!(error.reason(), "limit.stargz.toc");
+        assert!(toc.pieces.len() < 1_500_000);
+    }
+
+    #[test]
+    fn what_a_table_cannot_spell_is_refused() {
+        let mut toc = ChunkedToc::new(false);
+        let mut odd = entry(String::new(), Body::Fifo);
+        odd.path = b"caf\xe9".to_vec();
+        assert_eq!(toc.entry(&odd).unwrap_err().reason(), "stargz.write.name");
+        let mut late = entry("late".to_owned(), Body::Fifo);
+        late.attributes.mtime.seconds = 253_402_300_799;
+        toc.entry(&late).unwrap();
+        late.attributes.mtime.seconds += 1;
+        assert_eq!(toc.entry(&late).unwrap_err().reason(), "stargz.write.time");
+    }
+}

@@ -56,21 +56,17 @@ impl Cutter {
         mut bytes: &[u8],
         take: &mut dyn FnMut(Cut<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        while let Some(first) = bytes.first() {
-            if *first == 0 {
-                let zeros = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
-                self.zeros = self.zeros.saturating_add(zeros as u64);
-                bytes = bytes.get(zeros..).unwrap_or_default();
-                continue;
+        while !bytes.is_empty() {
+            let zeros = leading_zeros(bytes);
+            self.zeros = self.zeros.saturating_add(zeros as u64);
+            let (_, rest) = bytes.split_at_checked(zeros).unwrap_or((bytes, &[]));
+            if rest.is_empty() {
+                break;
             }
             self.settle(take)?;
-            let (len, ends) = self.reach(bytes);
-            let (data, rest) = bytes.split_at_checked(len).unwrap_or((bytes, &[]));
-            self.chunk.extend_from_slice(data);
+            let (data, rest) = rest.split_at_checked(start_of_zeros(rest)).unwrap_or((rest, &[]));
+            self.data(data, take)?;
             bytes = rest;
-            if ends {
-                self.cut(take)?;
-            }
         }
         Ok(())
     }
@@ -84,23 +80,21 @@ impl Cutter {
         Ok(self.chunk)
     }
 
-    /// How many of `bytes` belong to the chunk, up to the next zero, and whether it ends there.
-    fn reach(&mut self, bytes: &[u8]) -> (usize, bool) {
-        let len = self.chunk.len();
-        let mut sum = self.sum;
-        let mut reached = (bytes.len(), false);
-        for (at, byte) in bytes.iter().enumerate() {
-            if *byte == 0 {
-                reached = (at, false);
-                break;
-            }
-            if (sum.roll(*byte) && len + at + 1 >= self.least) || len + at + 1 >= CHUNK_BYTES {
-                reached = (at + 1, true);
-                break;
+    /// Adds data to the chunk, and hands over the chunks that end in it.
+    fn data<E>(&mut self, mut bytes: &[u8], take: &mut dyn FnMut(Cut<'_>) -> Result<(), E>) -> Result<(), E> {
+        while !bytes.is_empty() {
+            let room = CHUNK_BYTES.saturating_sub(self.chunk.len());
+            let fitting = bytes.get(..room.min(bytes.len())).unwrap_or_default();
+            let least = self.least.saturating_sub(self.chunk.len());
+            let end = self.sum.roll(fitting, least);
+            let (data, rest) = bytes.split_at_checked(end.unwrap_or(fitting.len())).unwrap_or((bytes, &[]));
+            self.chunk.extend_from_slice(data);
+            bytes = rest;
+            if end.is_some() || self.chunk.len() >= CHUNK_BYTES {
+                self.cut(take)?;
             }
         }
-        self.sum = sum;
-        reached
+        Ok(())
     }
 
     /// Decides about the zeros that came: they are a hole, or data.
@@ -113,25 +107,14 @@ impl Cutter {
             Some(hole) if hole >= HOLE_BYTES.max(self.least) as u64 => (short, hole),
             _ => (zeros, 0),
         };
-        for _ in 0..data {
-            let ends = self.sum.roll(0) && self.chunk.len() + 1 >= self.least;
-            self.chunk.push(0);
-            if ends || self.chunk.len() >= CHUNK_BYTES {
-                self.cut(take)?;
-            }
-        }
+        pieces_of_zeros(data, &mut |zeros| self.data(zeros, take))?;
         if hole == 0 {
             return Ok(());
         }
         self.cut(take)?;
-        self.sum.roll_zeros();
-        let mut left = hole;
-        while left > 0 {
-            let step = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-            take(Cut { bytes: ZEROS.get(..step).unwrap_or_default(), is_hole: true })?;
-            left -= step as u64;
-        }
-        Ok(())
+        // There are as many zeros as the sum is over.
+        self.sum = RollingSum::default();
+        pieces_of_zeros(hole, &mut |bytes| take(Cut { bytes, is_hole: true }))
     }
 
     /// Ends the chunk, if there is anything in it.
@@ -144,6 +127,41 @@ impl Cutter {
     }
 }
 
+/// Hands over `left` zeros, in pieces of a chunk at most.
+fn pieces_of_zeros<E>(mut left: u64, take: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    while left > 0 {
+        let step = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        take(ZEROS.get(..step).unwrap_or_default())?;
+        left -= step as u64;
+    }
+    Ok(())
+}
+
+fn leading_zeros(bytes: &[u8]) -> usize {
+    bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len())
+}
+
+fn trailing_zeros(bytes: &[u8]) -> usize {
+    bytes.iter().rev().position(|byte| *byte != 0).unwrap_or(bytes.len())
+}
+
+/// Where the first zeros begin that are a hole, or may be one with what comes behind `bytes`.
+fn start_of_zeros(bytes: &[u8]) -> usize {
+    // A hole has one of any bytes that are so far apart.
+    let mut probe = HOLE_BYTES - 1;
+    while let Some((before, from)) = bytes.split_at_checked(probe).filter(|(_, from)| !from.is_empty()) {
+        let behind = leading_zeros(from);
+        if behind > 0 {
+            let zeros = behind + trailing_zeros(before);
+            if zeros >= HOLE_BYTES || behind == from.len() {
+                return probe + behind - zeros;
+            }
+        }
+        probe += behind + HOLE_BYTES;
+    }
+    bytes.len() - trailing_zeros(bytes)
+}
+
 /// Bytes that the sum is over.
 const WINDOW: usize = 64;
 /// Added to every byte, so that zeros count.
@@ -154,38 +172,65 @@ const OFFSET: u32 = 31;
 struct RollingSum {
     /// Sum of the bytes.
     plain: u32,
-    /// Sum of the bytes, the newest 64 times and the oldest once.
+    /// Sum of the bytes, the oldest 64 times and the newest once.
     weighted: u32,
+    /// The bytes, the oldest first.
     window: [u8; WINDOW],
-    at: usize,
 }
 
 impl Default for RollingSum {
     fn default() -> Self {
-        let window = 64;
-        Self { plain: window * OFFSET, weighted: window * (window - 1) * OFFSET, window: [0; WINDOW], at: 0 }
+        Self { plain: 64 * OFFSET, weighted: 64 * 63 * OFFSET, window: [0; WINDOW] }
     }
 }
 
 impl RollingSum {
-    /// Adds a byte; whether a chunk may end behind it.
-    #[inline]
-    fn roll(&mut self, byte: u8) -> bool {
-        let oldest = match self.window.get_mut(self.at) {
-            Some(place) => u32::from(std::mem::replace(place, byte)),
-            None => 0,
+    /// Adds bytes up to the first behind which a chunk may end, and that is not among the first `least - 1`; their number.
+    /// `None`: all were added, and there is none.
+    fn roll(&mut self, bytes: &[u8], least: usize) -> Option<usize> {
+        let (mut plain, mut weighted) = (self.plain, self.weighted);
+        let mut may_end = |(oldest, newest): (&u8, &u8)| {
+            let oldest = u32::from(*oldest);
+            plain = plain.wrapping_add(u32::from(*newest)).wrapping_sub(oldest);
+            weighted = weighted.wrapping_add(plain).wrapping_sub(64 * (oldest + OFFSET));
+            weighted & 0xffff == 0xffff
         };
-        self.at = (self.at + 1) % WINDOW;
-        self.plain = self.plain.wrapping_add(byte.into()).wrapping_sub(oldest);
-        self.weighted = self.weighted.wrapping_add(self.plain).wrapping_sub(64 * (oldest + OFFSET));
-        self.weighted & 0xffff == 0xffff
-    }
-
-    /// Adds at least as many zeros as the window holds. More of them change nothing.
-    fn roll_zeros(&mut self) {
-        for _ in 0..WINDOW {
-            self.roll(0);
+        let mut end = None;
+        let mut searched = 0;
+        while end.is_none() && searched < bytes.len() {
+            // The bytes that leave the window are those in it, and behind them those that came into it.
+            let rest = bytes.get(searched..).unwrap_or_default();
+            let found = match searched.checked_sub(WINDOW) {
+                None => {
+                    let leaving = self.window.get(searched..).unwrap_or_default();
+                    let pairs = leaving.len().min(rest.len());
+                    let found = leaving.iter().zip(rest).position(&mut may_end);
+                    found.map_or(Err(pairs), Ok)
+                }
+                Some(leaving) => {
+                    let leaving = bytes.get(leaving..).unwrap_or_default();
+                    leaving.iter().zip(rest).position(&mut may_end).map_or(Err(rest.len()), Ok)
+                }
+            };
+            match found {
+                Ok(at) => {
+                    searched += at + 1;
+                    end = Some(searched).filter(|end| *end >= least);
+                }
+                Err(all) => searched += all,
+            }
         }
+        (self.plain, self.weighted) = (plain, weighted);
+        let added = bytes.get(..searched).unwrap_or_default();
+        match added.last_chunk() {
+            Some(window) => self.window = *window,
+            None => {
+                self.window.rotate_left(added.len());
+                let places = self.window.iter_mut().rev().zip(added.iter().rev());
+                places.for_each(|(place, byte)| *place = *byte);
+            }
+        }
+        end
     }
 }
 
@@ -195,8 +240,12 @@ mod tests {
 
     use super::*;
 
-    /// Sizes of the chunks of `data`, and whether each is a hole; checks that they are the data.
     fn cuts(data: &[u8], step: usize) -> Vec<(usize, bool)> {
+        cuts_of(data.len() as u64, data, step)
+    }
+
+    /// Sizes of the chunks of `data`, in a file of `size` bytes, and whether each is a hole; checks that they are the data.
+    fn cuts_of(size: u64, data: &[u8], step: usize) -> Vec<(usize, bool)> {
         let (mut found, mut seen) = (Vec::new(), Vec::new());
         let mut take = |cut: Cut<'_>| -> Result<(), Infallible> {
             found.push((cut.bytes.len(), cut.is_hole));
@@ -204,7 +253,7 @@ mod tests {
             assert!(!cut.is_hole || cut.bytes.iter().all(|byte| *byte == 0));
             Ok(())
         };
-        let mut cutter = Cutter::new(data.len() as u64, Vec::new());
+        let mut cutter = Cutter::new(size, Vec::new());
         for piece in data.chunks(step) {
             cutter.push(piece, &mut take).unwrap();
         }
@@ -268,16 +317,63 @@ mod tests {
     fn the_chunks_of_a_large_file_are_longer_so_that_there_are_no_more_of_them() {
         let data = noise(2_000_000, 5);
         for (size, least, most) in [(1_u64 << 26, 10, 100), (1 << 34, 1, 8), (1 << 40, 1, 1)] {
-            let mut cutter = Cutter::new(size, Vec::new());
-            let mut count = 0;
-            let mut take = |_: Cut<'_>| -> Result<(), Infallible> {
-                count += 1;
-                Ok(())
-            };
-            cutter.push(&data, &mut take).unwrap();
-            cutter.end(&mut take).unwrap();
+            let count = cuts_of(size, &data, 50_000).len();
             assert!((least..=most).contains(&count), "{count} chunks in a file of {size} bytes");
         }
+        // Where the least size is the largest as well, runs of zeros are longer than it that are no holes.
+        let most = CHUNK_BYTES;
+        let data = [vec![b'x'; 5], vec![0; 2 * most - 6], vec![b'x'; 5]].concat();
+        assert_eq!(cuts_of(1 << 40, &data, 777_777), [(most, false), (most, false), (4, false)]);
+        let data = [vec![b'x'; 5], vec![0; 2 * most], vec![b'x'; 5]].concat();
+        assert_eq!(cuts_of(1 << 40, &data, 777_777), [(most, false), (most, true), (5, true), (5, false)]);
+    }
+
+    /// The sum, the holes and the least size as they are defined, byte by byte.
+    #[test]
+    fn chunks_end_where_the_definition_says() {
+        let mut data = Vec::new();
+        for round in 0..60 {
+            data.extend(noise(round * 997 % 30_000, round as u64));
+            data.extend(vec![0; [0, 1, 63, 64, 65, 1000, 1023, 1024, 1025, 5000][round % 10]]);
+        }
+        let (mut want, mut start) = (Vec::new(), 0);
+        let mut window = std::collections::VecDeque::from([0_u8; 64]);
+        let mut at = 0;
+        while at < data.len() {
+            let zeros = data[at..].iter().take_while(|byte| **byte == 0).count();
+            let short = if at == start { 0 } else { 1024_usize.saturating_sub(at - start) };
+            let is_run = zeros > 0 && (at == 0 || data[at - 1] != 0);
+            if is_run && zeros >= short + 1024 {
+                if short == 0 {
+                    if at > start {
+                        want.push((at - start, false));
+                    }
+                } else {
+                    want.push((at - start + short, false));
+                }
+                want.push((zeros - short, true));
+                at += zeros;
+                start = at;
+                window = std::collections::VecDeque::from([0; 64]);
+                continue;
+            }
+            window.pop_front();
+            window.push_back(data[at]);
+            at += 1;
+            let weigh = |(age, byte): (u32, &u8)| (64 - age) * (u32::from(*byte) + 31);
+            let sum: u32 = (0..).zip(&window).map(weigh).sum();
+            // For zeros the sum is 64 * 63 * 31 by definition, not 64 * 65 / 2 * 31.
+            let sum = sum + 64 * 63 * 31 - 64 * 65 / 2 * 31;
+            if sum & 0xffff == 0xffff && at - start >= 1024 {
+                want.push((at - start, false));
+                start = at;
+            }
+        }
+        if start < data.len() {
+            want.push((data.len() - start, false));
+        }
+        assert!(want.len() > 30, "{}", want.len());
+        assert_eq!(cuts(&data, 4096), want);
     }
 
     /// Data in which every byte could end a chunk, if that had no least size.

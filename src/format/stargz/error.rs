@@ -115,10 +115,10 @@ pub enum StargzError {
     /// Compressing failed.
     #[error(transparent)]
     Encoder(CodecError),
-    /// The record of the archive for Podman and others is too large.
+    /// The tar-split data is too large.
     #[error("the tar-split data has {size_bytes} compressed bytes, more than {limit}")]
     TarSplitSize {
-        /// Size in bytes, as far as it was written.
+        /// Size in bytes.
         size_bytes: u64,
         /// Largest size in bytes, [`crate::limits::STARGZ_TAR_SPLIT_BYTES`].
         limit: u64,

@@ -9,13 +9,16 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::{crc64::Crc64, error::StargzError};
-use crate::{codec::encode::Compression, limits};
+use crate::codec::encode::Compression;
 
 /// Bytes of text that are compressed at a time, in a frame of their own: the text is more than ten times the result, and
 /// is not kept.
 const BLOCK_BYTES: usize = 4 << 20;
 
 /// Writes tar-split data while an archive is written.
+///
+/// It needs no limit of its own: the table spells in plain text whatever does not compress, names, targets and attributes, and
+/// has a digest of each file besides. So its limit is met first.
 #[derive(Debug)]
 pub struct TarSplit {
     compression: Compression,
@@ -83,7 +86,7 @@ impl TarSplit {
 
     /// Ends the headers of an entry.
     ///
-    /// Errors: there is more data than readers take.
+    /// Errors: no memory to compress with.
     pub fn end_headers(&mut self) -> Result<(), StargzError> {
         let segment = std::mem::take(&mut self.segment);
         let payload = STANDARD.encode(&segment);
@@ -95,7 +98,7 @@ impl TarSplit {
 
     /// Ends the entry `name`, whose data has `size_bytes`.
     ///
-    /// Errors: there is more data than readers take.
+    /// Errors: no memory to compress with.
     pub fn end_entry(&mut self, name: &str, size_bytes: u64) -> Result<(), StargzError> {
         let crc = std::mem::take(&mut self.crc).finish();
         let sum = (size_bytes > 0).then(|| STANDARD.encode(crc.to_be_bytes()));
@@ -105,7 +108,7 @@ impl TarSplit {
 
     /// Ends the archive.
     ///
-    /// Errors: there is more data than readers take.
+    /// Errors: no memory to compress with.
     pub fn finish(mut self) -> Result<Split, StargzError> {
         self.end_headers()?;
         self.pack()?;
@@ -125,10 +128,6 @@ impl TarSplit {
         self.packed.extend(self.compression.whole(&self.text).map_err(StargzError::Encoder)?);
         self.size_bytes = self.size_bytes.saturating_add(self.text.len() as u64);
         self.text.clear();
-        let (size_bytes, limit) = (self.packed.len() as u64, limits::STARGZ_TAR_SPLIT_BYTES);
-        if size_bytes > limit {
-            return Err(StargzError::TarSplitSize { size_bytes, limit });
-        }
         Ok(())
     }
 }

@@ -20,11 +20,7 @@ use super::{
     footer::{Footer, Position, skippable_header},
     writer::Written,
 };
-use crate::{
-    digest::Digest,
-    limits,
-    tree::{Body, Entry},
-};
+use crate::{digest::Digest, limits, tree::Entry};
 
 /// Least bytes that the data of a file or chunk adds to a table: a digest and two offsets.
 const DATA_BYTES: usize = 110;
@@ -100,11 +96,7 @@ impl ChunkedToc {
     /// Errors: a name is not UTF-8, which JSON cannot spell; a time has no year that RFC 3339 can spell; the table becomes
     /// larger than readers take.
     pub fn entry(&mut self, entry: &Entry) -> Result<String, StargzError> {
-        let mut written = Written::of(entry, self.nanoseconds)?;
-        if matches!(entry.body, Body::Regular { size_bytes: 0, .. }) {
-            // The containers tools write none, but need one to make a layer for composefs.
-            written.digest = Digest::sha256(&[]).to_string();
-        }
+        let written = Written::of(entry, self.nanoseconds)?;
         let start = self.heads.len();
         let head_end = self.add_head(&written)?;
         let listed =
@@ -257,7 +249,7 @@ mod tests {
     use super::*;
     use crate::{
         error::Classify as _,
-        tree::{Attributes, Timestamp},
+        tree::{Attributes, Body, Timestamp},
     };
 
     fn entry(path: String, body: Body) -> Entry {
@@ -295,7 +287,7 @@ mod tests {
             "version": 1,
             "entries": [
                 {"name": "d/", "type": "dir", "modtime": time, "mode": 0o640},
-                {"name": "empty", "type": "reg", "modtime": time, "mode": 0o640, "digest": Digest::sha256(b"").to_string()},
+                {"name": "empty", "type": "reg", "modtime": time, "mode": 0o640},
                 {"name": "one", "type": "reg", "modtime": time, "mode": 0o640, "size": 5, "digest": of(0), "offset": 100, "endOffset": 190},
                 {
                     "name": "s\"ome", "type": "reg", "modtime": time, "mode": 0o640, "size": 10, "digest": digest.to_string(),

@@ -85,7 +85,7 @@ pub(super) struct Written {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     xattrs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) digest: String,
+    digest: String,
     #[serde(rename = "chunkOffset", skip_serializing_if = "is_zero")]
     chunk_offset: u64,
     #[serde(rename = "chunkSize", skip_serializing_if = "is_zero")]

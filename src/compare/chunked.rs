@@ -188,3 +188,130 @@ impl Write for Frames<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        call::{Cancel, Progress, Work},
+        codec::encode::Compression,
+        error::Kind,
+        limits::Limits,
+        pipeline::{AheadOptions, Pipeline, Resources, Source, buffer::Chunk, encode::Facts, stage::Stage},
+        tree::{Attributes, Extent},
+    };
+
+    fn file(path: &str, size_bytes: u64, extents: Option<Vec<Extent>>) -> Entry {
+        let body = Body::Regular { size_bytes, extents };
+        Entry { path: path.into(), attributes: Attributes::default(), xattrs: Vec::new(), body }
+    }
+
+    /// What `work` returns, with `helpers` that decode ahead whatever the size of a layer.
+    fn with_plan<T>(helpers: usize, work: impl FnOnce(Plan<'_>) -> T) -> T {
+        let ahead =
+            AheadOptions { from_bytes: Some(0), members_from_bytes: 0, distance: 128 << 10, yields: false };
+        let (resources, cancel) = (Resources::with_ahead(Limits::default(), helpers, ahead), Cancel::new());
+        let lease = resources.budget.lease(&cancel).unwrap();
+        let progress = Progress::default();
+        work(Plan {
+            resources: &resources,
+            lease: &lease,
+            work: Work { cancel: &cancel, progress: &progress },
+        })
+    }
+
+    type Changes<'a> = &'a dyn Fn(&mut dyn Output) -> Result<()>;
+
+    fn chunked(helpers: usize, changes: Changes<'_>) -> Result<(Vec<u8>, Facts)> {
+        let mut blob = Vec::new();
+        let mut deliver = |piece: &[u8]| {
+            blob.extend_from_slice(piece);
+            Ok(())
+        };
+        let options = tar::Options { compression: Compression::ZSTD, nanoseconds: false };
+        let written = with_plan(helpers, |plan| write(plan, options, &mut deliver, changes))?;
+        Ok((blob, written.facts))
+    }
+
+    fn plain(changes: Changes<'_>) -> Vec<u8> {
+        let mut archive = Vec::new();
+        let mut deliver = |piece: &[u8]| {
+            archive.extend_from_slice(piece);
+            Ok(())
+        };
+        let options = tar::Options { compression: Compression::PLAIN, nanoseconds: false };
+        with_plan(0, |plan| tar::write(plan, options, &mut deliver, changes)).unwrap();
+        archive
+    }
+
+    /// Text and noise, and a sparse file.
+    fn changes(output: &mut dyn Output) -> Result<()> {
+        let mut state = 1_u32;
+        let mut byte = move |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Half of the bits of noise.
+            state.to_le_bytes()[3] & 0x5a
+        };
+        for number in 0..60_u32 {
+            let data: Vec<u8> = (0..number * 5000).map(&mut byte).collect();
+            output.entry(&file(&format!("file-{number}"), data.len() as u64, None))?;
+            data.chunks(1 + 777 * number as usize)
+                .try_fold(0, |at, piece| output.data(at, piece).map(|()| at + piece.len() as u64))?;
+            output.end_entry()?;
+        }
+        output.entry(&file("sparse", 9 << 20, Some(vec![Extent { offset: 3 << 20, len: 1 }])))?;
+        output.data(3 << 20, b"x")?;
+        output.end_entry()
+    }
+
+    struct Collect(Vec<u8>);
+
+    impl Stage for Collect {
+        type Output = Vec<u8>;
+
+        /// Slower than those who decode ahead.
+        fn push(&mut self, chunk: Chunk) -> Result<()> {
+            std::thread::sleep(Duration::from_millis(5));
+            self.0.extend_from_slice(&chunk);
+            Ok(())
+        }
+
+        fn finish(self) -> Result<Vec<u8>> {
+            Ok(self.0)
+        }
+    }
+
+    #[test]
+    fn frames_of_such_a_layer_are_decoded_ahead_and_give_the_plain_archive() {
+        let want = plain(&changes);
+        let (blob, facts) = chunked(0, &changes).unwrap();
+        assert_eq!((facts.diff_id, facts.stream_bytes), (Digest::sha256(&want), want.len() as u64));
+        for helpers in [1, 4] {
+            assert!(chunked(helpers, &changes).unwrap().0 == blob, "{helpers} helpers");
+        }
+        let ran = with_plan(4, |plan| {
+            let (size_bytes, digest) = (Some(blob.len() as u64), Some(facts.blob));
+            let source = Source { reader: &mut &blob[..], size_bytes, digest };
+            Pipeline::new(source, plan).run(Collect(Vec::new()))
+        });
+        let ran = ran.unwrap();
+        assert!(ran.output == want);
+        let ahead = ran.facts.ahead;
+        assert!(ahead.used > 0 && ahead.missed == 0, "{ahead:?} of {} bytes", blob.len());
+    }
+
+    #[test]
+    fn errors_keep_their_class() {
+        let huge = file("huge", 1 << 62, Some(Vec::new()));
+        let error = chunked(0, &|output| output.entry(&huge)).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"));
+        let error = chunked(0, &|output| output.entry(&file("a/", 0, None))).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "tar.name.slash"));
+        let mut odd = file("a", 0, None);
+        odd.path = b"caf\xe9".to_vec();
+        let error = chunked(2, &|output| output.entry(&odd)).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (Kind::Malformed, "stargz.write.name"));
+    }
+}

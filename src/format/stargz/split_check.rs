@@ -6,7 +6,7 @@
 //! Source: as for [`super::tar_split`]; containers/storage `pkg/chunked/compression_linux.go`; `docs/formats/stargz.md`,
 //! "Verification".
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
@@ -61,6 +61,12 @@ pub fn verify_split(
         parser: Parser::new(),
         listed: toc.entries().iter(),
         toc,
+        links: toc
+            .entries()
+            .iter()
+            .filter(|entry| is_link(entry))
+            .map(|entry| entry.path.as_slice())
+            .collect(),
     };
     let mut space = Vec::new();
     while let Some(text) = lines.next()? {
@@ -221,6 +227,8 @@ struct Archive<'a, R> {
     parser: Parser,
     listed: std::slice::Iter<'a, toc::Entry>,
     toc: &'a Toc,
+    /// Paths of all hard links in the table.
+    links: HashSet<&'a [u8]>,
 }
 
 /// What is wrong with the archive.
@@ -267,7 +275,7 @@ impl<R: ReadAt> Archive<'_, R> {
 
     fn compare(&mut self, entry: &tree::Entry) -> Result<(), StargzError> {
         let differs = match self.listed.next() {
-            Some(listed) => difference(entry, listed, self.toc),
+            Some(listed) => self.difference(entry, listed),
             None => Some("place: it has no more entries"),
         };
         match differs {
@@ -289,46 +297,46 @@ impl<R: ReadAt> Archive<'_, R> {
             None => Ok(()),
         }
     }
-}
 
-/// The first member in which an entry of the archive is not the one of the table.
-fn difference(entry: &tree::Entry, listed: &toc::Entry, toc: &Toc) -> Option<&'static str> {
-    let clean = |name: &[u8]| text::path(std::str::from_utf8(name).ok()?).ok();
-    if clean(&entry.path).as_ref() != Some(&listed.path) {
-        return Some("name");
-    }
-    if entry.attributes != listed.attributes {
-        return Some("mode, owner or time");
-    }
-    let kept = |xattrs: &[Xattr]| -> Vec<Xattr> {
-        let mut kept: Vec<_> = xattrs.iter().filter(|xattr| xattr::is_kept(&xattr.name)).cloned().collect();
-        kept.sort_by(|a, b| a.name.cmp(&b.name));
-        kept
-    };
-    if kept(&entry.xattrs) != kept(&listed.xattrs) {
-        return Some("extended attributes");
-    }
-    let is_same = match (&entry.body, &listed.body) {
-        (
-            tree::Body::Regular { size_bytes, extents: None },
-            toc::Body::Regular { size_bytes: listed, .. },
-        ) => size_bytes == listed,
-        (tree::Body::Symlink { target }, toc::Body::Symlink { target: listed }) => target == listed,
-        // The table leads through links to links, which an archive may have as well.
-        (tree::Body::HardLink { target }, toc::Body::HardLink { target: listed }) => {
-            let found = toc.entries().get(*listed);
-            let names_it = found.is_some_and(|found| clean(target).as_ref() == Some(&found.path));
-            names_it || clean(target).is_some_and(|path| is_hard_link(toc, &path))
+    /// The first member in which an entry of the archive is not the one of the table.
+    fn difference(&self, entry: &tree::Entry, listed: &toc::Entry) -> Option<&'static str> {
+        let clean = |name: &[u8]| text::path(std::str::from_utf8(name).ok()?).ok();
+        if clean(&entry.path).as_ref() != Some(&listed.path) {
+            return Some("name");
         }
-        (tree::Body::CharDevice(device), toc::Body::CharDevice(listed))
-        | (tree::Body::BlockDevice(device), toc::Body::BlockDevice(listed)) => device == listed,
-        (tree::Body::Directory, toc::Body::Directory) | (tree::Body::Fifo, toc::Body::Fifo) => true,
-        _ => false,
-    };
-    (!is_same).then_some("type, size, target or device")
+        if entry.attributes != listed.attributes {
+            return Some("mode, owner or time");
+        }
+        let kept = |xattrs: &[Xattr]| -> Vec<Xattr> {
+            let mut kept: Vec<_> =
+                xattrs.iter().filter(|xattr| xattr::is_kept(&xattr.name)).cloned().collect();
+            kept.sort_by(|a, b| a.name.cmp(&b.name));
+            kept
+        };
+        if kept(&entry.xattrs) != kept(&listed.xattrs) {
+            return Some("extended attributes");
+        }
+        let is_same = match (&entry.body, &listed.body) {
+            (
+                tree::Body::Regular { size_bytes, extents: None },
+                toc::Body::Regular { size_bytes: listed, .. },
+            ) => size_bytes == listed,
+            (tree::Body::Symlink { target }, toc::Body::Symlink { target: listed }) => target == listed,
+            // The table leads through links to links, which an archive may have as well.
+            (tree::Body::HardLink { target }, toc::Body::HardLink { target: listed }) => {
+                let found = self.toc.entries().get(*listed);
+                let names_it = found.is_some_and(|found| clean(target).as_ref() == Some(&found.path));
+                names_it || clean(target).is_some_and(|path| self.links.contains(path.as_slice()))
+            }
+            (tree::Body::CharDevice(device), toc::Body::CharDevice(listed))
+            | (tree::Body::BlockDevice(device), toc::Body::BlockDevice(listed)) => device == listed,
+            (tree::Body::Directory, toc::Body::Directory) | (tree::Body::Fifo, toc::Body::Fifo) => true,
+            _ => false,
+        };
+        (!is_same).then_some("type, size, target or device")
+    }
 }
 
-fn is_hard_link(toc: &Toc, path: &[u8]) -> bool {
-    let mut entries = toc.entries().iter();
-    entries.any(|entry| entry.path == path && matches!(entry.body, toc::Body::HardLink { .. }))
+fn is_link(entry: &toc::Entry) -> bool {
+    matches!(entry.body, toc::Body::HardLink { .. })
 }

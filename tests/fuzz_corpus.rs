@@ -202,6 +202,7 @@ fn read_stargz(data: &[u8]) -> Result<&'static str, Error> {
     if let Some(json) = layout.read_toc(&data, &declared)? {
         let toc = stargz::Toc::read(&json, layout.payload_end)?;
         stargz::verify(&data, &layout, &toc, &mut |_| Ok(()))?;
+        stargz::verify_split(&data, &layout, &toc, &mut |_| Ok(()))?;
     }
     Ok("ok")
 }
@@ -223,8 +224,8 @@ fn tables_of_contents_are_refused_for_the_reason_in_their_name() {
 fn every_reason_in_the_rules_of_indexed_layers_has_an_input() {
     let rules = include_str!("../docs/formats/stargz.md");
     let ids = rules.split('`').filter(|word| word.starts_with("stargz.") && *word != "stargz.index.json");
-    // These are about descriptors.
-    let others = ["stargz.annotation", "stargz.toc.digest", "stargz.write.name"];
+    // These are about descriptors, and about what is written.
+    let others = ["stargz.annotation", "stargz.toc.digest", "stargz.write.name", "stargz.write.time"];
     let rules: BTreeSet<_> = ids.filter(|id| !others.contains(id)).map(str::to_owned).collect();
     let found = reasons("stargz").into_iter().filter(|id| id.starts_with("stargz.")).collect();
     assert_eq!(rules, found);

@@ -4,6 +4,7 @@
 Every input is made by hand here, so that no other program's idea of a format is in it.
 """
 
+import base64
 import bz2
 import gzip
 import hashlib
@@ -806,6 +807,46 @@ def chunked_layer(*entries, kind=1, magic=b"GnUlInUx", length=None, claimed=None
     return payload + skippable(packed) + skippable(fields + magic)
 
 
+def crc64(data):
+    """CRC-64 of ISO 3309."""
+    value = 2**64 - 1
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0xD8 << 56 if value & 1 else 0)
+    return (value ^ 2**64 - 1).to_bytes(8, "big")
+
+
+def containers_layer(uid=0, split=lambda lines: lines, digest=None, length=None):
+    """One file in frames of zstd, and tar-split data: the form of the containers tools."""
+    archive = file() + bytes(2 * BLOCK)
+    header, data, rest = archive[:512], archive[512:516], archive[516:]
+    frames = [frame(0xA0, struct.pack("<I", len(part)), part) for part in (header, data, rest)]
+    payload = b"".join(frames)
+    line = lambda position, kind, payload, **members: {"type": kind, **members, "payload": base64.b64encode(payload).decode(), "position": position}
+    lines = [line(0, 2, header), line(1, 1, crc64(data), name="a", size=4), line(2, 2, rest)]
+    text = "".join(json.dumps(line) + "\n" for line in split(lines)).encode()
+    packed = frame(0xA0, struct.pack("<I", len(text)), text)
+    start = len(frames[0])
+    reg = entry("reg", size=4, mode=0o644, uid=uid, digest="sha256:" + hashlib.sha256(data).hexdigest(),
+                offset=start, endOffset=start + len(frames[1]))
+    table = toc(reg, tarSplitDigest=digest or "sha256:" + hashlib.sha256(packed).hexdigest())
+    packed_table = frame(0xA0, struct.pack("<I", len(table)), table)
+    place = len(payload) + 8
+    split_place = place + len(packed_table) + 8
+    fields = struct.pack("<7Q", place, len(packed_table), len(table), 1,
+                         split_place, len(packed) if length is None else length, len(text))
+    return payload + skippable(packed_table) + skippable(packed) + skippable(fields + b"GNUlInUx")
+
+
+def without_last(lines):
+    return lines[:-1]
+
+
+def other_sum(lines):
+    return [line | {"payload": "AAAAAAAAAAA="} if line["type"] == 1 else line for line in lines]
+
+
 STARGZ = {
     "ok@every-type": toc(entry("dir", "d/", mode=0o755), entry("reg", "d/empty", size=0), data_at(), entry("fifo", "p"),
                          entry("char", "c", devMajor=1, devMinor=70000), entry("block", "b", devMajor=7),
@@ -816,6 +857,7 @@ STARGZ = {
                                   entry("chunk", offset=9, chunkOffset=4, chunkDigest=SUM)),
     "ok@layer": indexed_layer(data_at()),
     "ok@zstd": chunked_layer(data_at()),
+    "ok@containers": containers_layer(),
     "ok@external": indexed_layer(footer=b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x15\0SG\x11\0STARGZEXTERNALTOC\1\0\0\xff\xff" + bytes(8)),
     "none@no-footer": indexed_layer(data_at())[:-1],
     "none@capital-offset": indexed_layer(footer=b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x1a\0SG\x16\0" + b"0" * 15 + b"ASTARGZ\1\0\0\xff\xff" + bytes(8)),
@@ -858,6 +900,11 @@ STARGZ = {
     "stargz.chunk.place@short": indexed_layer(data_at(inner=5000)),
     "stargz.chunk.place@overlap": indexed_layer(data_at(), entry("reg", "b", size=5, offset=0, innerOffset=514, digest=SUM)),
     "stargz.chunk.data@no-member": indexed_layer(data_at(offset=1)),
+    "limit.stargz.tar-split@length": containers_layer(length=1 << 62),
+    "stargz.tar-split.digest@other": containers_layer(digest=SUM),
+    "stargz.tar-split.line@missing": containers_layer(split=without_last),
+    "stargz.tar-split.line@sum": containers_layer(split=other_sum),
+    "stargz.tar-split.entry@owner": containers_layer(uid=1),
 }
 
 def ztoc(points=((10, 0, 0),), blob=1000, algorithm=None, spans=None, have=None, short=0, info=True, lists=True, window=WINDOW):

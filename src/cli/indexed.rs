@@ -269,7 +269,7 @@ fn entry_as_json(toc: &Toc, entry: &Entry) -> Value {
     let mut value = json!({
         "path": format!("/{}", text(&entry.path)),
         "type": type_name(&entry.body),
-        "hidden": entry.is_of_the_format(),
+        "hidden": toc.is_of_the_format(entry),
         "mode": attributes.mode,
         "uid": attributes.uid,
         "gid": attributes.gid,

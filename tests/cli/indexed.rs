@@ -300,6 +300,8 @@ fn a_chunked_layer_of_the_containers_tools_is_the_archive_that_a_plain_one_is() 
         assert_eq!(found[0]["indexed"]["form"], "zstd:chunked of the containers tools", "{found}");
         assert_eq!(found[0]["indexed"]["entries"], report["entries"], "{found}");
         assert_eq!(found[0]["indexed"]["tar_split_verified"], true, "{found}");
+        let dump = plywood(dir, &["dump", "--json", "--tree", "layer"]);
+        assert!(!text(&dump.stdout).contains("\"hidden\":true"), "{dump:?}");
         let applied = json(&plywood(dir, &["apply", "layer", "-o", "image", "--json"]));
         assert_eq!(applied["diff_id"], report["diff_id"], "{side}");
     }

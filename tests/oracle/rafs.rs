@@ -620,7 +620,7 @@ fn chunks(name: &str, blob: &[u8]) -> Vec<(String, u64, u64)> {
     let layout = Layout::find(&blob, &declared).unwrap().unwrap();
     let json = layout.read_toc(&blob, &declared).unwrap().unwrap();
     let toc = Toc::read(&json, layout.payload_end).unwrap();
-    let entries = toc.entries().iter().filter(|entry| !entry.is_of_the_format());
+    let entries = toc.entries().iter().filter(|entry| !toc.is_of_the_format(entry));
     let chunks = entries.flat_map(|entry| {
         let path = String::from_utf8(entry.path.clone()).unwrap();
         toc.chunks_of(entry).iter().map(move |chunk| (path.clone(), chunk.blob_offset, chunk.blob_end))

@@ -65,7 +65,7 @@ fn tree_of<'t>(toc: &'t Toc, plan: &Plan) -> Result<Tree<'t>, RafsError> {
     let mut found: HashMap<usize, usize> = HashMap::new();
     let mut links = Vec::new();
     let entries = toc.entries().iter().enumerate();
-    for (number, entry) in entries.filter(|(_, entry)| !entry.is_of_the_format()) {
+    for (number, entry) in entries.filter(|(_, entry)| !toc.is_of_the_format(entry)) {
         let body = match &entry.body {
             stargz::Body::Directory => {
                 let node = directories.at(&entry.path);

@@ -41,7 +41,7 @@ impl Plan {
     /// Numbers the chunks of all files in the order of the table.
     pub fn of(toc: &Toc) -> Result<Self, RafsError> {
         let mut plan = Self { chunk_bytes: chunk_bytes(toc), ..Self::default() };
-        for entry in toc.entries().iter().filter(|entry| !entry.is_of_the_format()) {
+        for entry in toc.entries().iter().filter(|entry| !toc.is_of_the_format(entry)) {
             for (number, chunk) in (0_u64..).zip(toc.chunks_of(entry)) {
                 plan.add(&entry.path, number, chunk, toc.chunks_of(entry).len())?;
             }

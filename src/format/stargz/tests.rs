@@ -45,7 +45,7 @@ fn check(blob: &[u8], declared: &Declared) -> Result<(Toc, Verified), Error> {
 /// The table as a listing spells it.
 fn listed(toc: &Toc) -> Vec<Value> {
     let mut links = BTreeMap::new();
-    let shown = |entry: &&Entry| !entry.is_of_the_format();
+    let shown = |entry: &&Entry| !toc.is_of_the_format(entry);
     let inode = |at: usize| match toc.entries()[at].body {
         Body::HardLink { target } => target,
         _ => at,

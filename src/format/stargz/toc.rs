@@ -99,13 +99,6 @@ pub struct Chunk {
     pub digest: [u8; 32],
 }
 
-impl Entry {
-    /// Whether it is the table itself, or a landmark for prefetching: files at the root that a reader of the table hides.
-    pub fn is_of_the_format(&self) -> bool {
-        is_own_name(&self.path)
-    }
-}
-
 /// Whether a path is one of those that the format itself adds: the table, and landmarks for prefetching.
 pub fn is_own_name(path: &[u8]) -> bool {
     OWN_NAMES.contains(&path)
@@ -138,6 +131,12 @@ impl Toc {
     /// SHA-256 of the compressed tar-split data of the layer, if the table has it.
     pub fn tar_split(&self) -> Option<&Digest> {
         self.tar_split.as_ref()
+    }
+
+    /// Whether an entry is the table itself, or a landmark for prefetching: files at the root that a reader of the table
+    /// hides. The containers tools write none: in their layers such a name is that of an ordinary file.
+    pub fn is_of_the_format(&self, entry: &Entry) -> bool {
+        self.tar_split.is_none() && is_own_name(&entry.path)
     }
 
     /// The chunks of a file in their order; none of anything else.

@@ -1,4 +1,4 @@
-//! Refusals of zTOCs, and of layers that they do not fit.
+//! Refusals of zTOCs, and of layers that they do not fit. The caller names the file.
 //!
 //! Reasons are listed in `docs/formats/ztoc.md`.
 
@@ -11,7 +11,7 @@ use crate::error::{Classify, Kind, disk_kind, disk_reason};
 #[non_exhaustive]
 pub enum ZtocError {
     /// Reading the file failed.
-    #[error("zTOC: reading {what} at byte {offset} failed")]
+    #[error("reading {what} at byte {offset} failed")]
     Io {
         /// Part of the zTOC, in words.
         what: &'static str,
@@ -21,9 +21,7 @@ pub enum ZtocError {
         source: io::Error,
     },
     /// A part is not within the file.
-    #[error(
-        "zTOC: {len} bytes at byte {offset} for {what} are not within the {size_bytes} bytes of the file"
-    )]
+    #[error("{len} bytes at byte {offset} for {what} are not within the {size_bytes} bytes of the file")]
     Bounds {
         /// Part of the zTOC, in words.
         what: &'static str,
@@ -35,31 +33,31 @@ pub enum ZtocError {
         size_bytes: u64,
     },
     /// A part is not there.
-    #[error("zTOC: {what} is missing")]
+    #[error("{what} is missing")]
     Missing {
         /// Part of the zTOC, in words.
         what: &'static str,
     },
     /// The size of the blob is negative.
-    #[error("zTOC: the blob cannot have {found} bytes")]
+    #[error("the blob cannot have {found} bytes")]
     Size {
         /// Size as it stands there.
         found: i64,
     },
     /// A compression that is not known.
-    #[error("zTOC: compression {found} is neither 1, gzip, nor 2, none")]
+    #[error("compression {found} is neither 1, gzip, nor 2, none")]
     Compression {
         /// Number of the compression.
         found: i8,
     },
     /// The number of checkpoints is negative.
-    #[error("zTOC: the number of checkpoints is {found}")]
+    #[error("the number of checkpoints is {found}")]
     Count {
         /// Number as it stands there.
         found: i32,
     },
     /// More checkpoints than are read.
-    #[error("zTOC: {found} checkpoints, more than {limit}")]
+    #[error("{found} checkpoints, more than {limit}")]
     Limit {
         /// Number of checkpoints.
         found: u64,
@@ -67,9 +65,7 @@ pub enum ZtocError {
         limit: u64,
     },
     /// The checkpoints are longer or shorter than their number says.
-    #[error(
-        "zTOC: {bytes} bytes are neither {count} checkpoints of 32785 and 12 bytes before them, nor one less"
-    )]
+    #[error("{bytes} bytes are neither {count} checkpoints of 32785 and 12 bytes before them, nor one less")]
     Checkpoints {
         /// Length of all checkpoints in bytes.
         bytes: u64,
@@ -77,7 +73,7 @@ pub enum ZtocError {
         count: u64,
     },
     /// There is not one span for each checkpoint.
-    #[error("zTOC: {checkpoints} checkpoints for {spans} spans")]
+    #[error("{checkpoints} checkpoints for {spans} spans")]
     Spans {
         /// Number of spans.
         spans: i64,
@@ -85,7 +81,7 @@ pub enum ZtocError {
         checkpoints: u64,
     },
     /// A field of a checkpoint has a value that it cannot have.
-    #[error("zTOC: {field} {found} of checkpoint {number} is not within {least} to {most}")]
+    #[error("{field} {found} of checkpoint {number} is not within {least} to {most}")]
     Range {
         /// Number of the checkpoint.
         number: u64,
@@ -99,7 +95,7 @@ pub enum ZtocError {
         most: u64,
     },
     /// Checkpoints do not go on.
-    #[error("zTOC: {field} {found} of checkpoint {number} is not above {before} of the one before it")]
+    #[error("{field} {found} of checkpoint {number} is not above {before} of the one before it")]
     Order {
         /// Number of the checkpoint.
         number: u64,
@@ -111,7 +107,7 @@ pub enum ZtocError {
         before: u64,
     },
     /// The zTOC belongs to a blob of another size.
-    #[error("zTOC: the layer has {found} bytes, the zTOC belongs to one of {stored}")]
+    #[error("it belongs to a blob of {stored} bytes, and the layer has {found}")]
     BlobSize {
         /// Size in the zTOC.
         stored: u64,
@@ -120,7 +116,7 @@ pub enum ZtocError {
     },
     /// Checkpoints are not in the layer.
     #[error(
-        "zTOC: no block of the layer begins at bit {bit} behind the bytes that the zTOC has before it, nor at two places before"
+        "at bit {bit}, the third checkpoint in a row, no block of the layer begins behind the bytes of its window"
     )]
     Place {
         /// First bit of the block, from the start of the layer.

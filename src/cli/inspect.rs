@@ -1,5 +1,7 @@
 //! `plywood inspect`: shows which images files hold, layer by layer.
 
+use std::path::{Path, PathBuf};
+
 use indicatif::HumanBytes;
 use serde_json::json;
 
@@ -9,7 +11,7 @@ use super::{
 };
 use crate::{
     call::Cancel,
-    error::Result,
+    error::{Error, Kind, Result},
     image::{
         error::ImageError,
         inspect::{self, Described, Layer, OfPlatform},
@@ -56,7 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(output::usage("neither a file nor --set nor --image is given"));
     }
     let cancel = Cancel::new();
-    let pool = inputs.open(&cancel)?;
+    let pool = inputs.open(&cancel).map_err(|error| with_hint(error, &inputs.files))?;
     let options = Options { nameless: true, ..inputs.options() };
     if !ask && images.is_empty() {
         return print(&load::plan(&pool, None, &options)?, &pool, None, *json);
@@ -75,6 +77,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         described.extend(inspect::describe(&plan, &pool, Some(&store))?);
     }
     write(&described, *json)
+}
+
+/// Adds the option to an error about a file that is not there and whose name is one of an image.
+fn with_hint(error: Error, files: &[PathBuf]) -> Error {
+    let is_image = |text: &&str| !Path::new(text).exists() && name::full(text).is_ok();
+    match files.iter().filter_map(|file| file.to_str()).find(is_image) {
+        Some(text) if error.kind() == Kind::NotFound => {
+            let message = format!("{error}; an image that containerd has is shown with --image {text}");
+            Error::new(error.kind(), error.reason(), message)
+        }
+        _ => error,
+    }
 }
 
 /// Prints a plan.

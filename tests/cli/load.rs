@@ -32,6 +32,7 @@ pub fn add(suite: &mut Suite) {
         a_layer_that_lies_about_its_digest_leaves_nothing,
         a_load_into_a_layout_keeps_what_is_in_it,
         nothing_to_load_is_wrong_usage,
+        the_name_of_an_image_in_the_place_of_a_file_is_told_its_option,
         progress_is_a_json_line_for_each_change_of_an_object,
         an_image_without_a_name_is_shown_all_the_same,
         hostile_archives_are_refused_at_a_bounded_cost_of_memory,
@@ -490,6 +491,17 @@ fn a_load_into_a_layout_keeps_what_is_in_it() {
     fs::create_dir(&occupied).unwrap();
     fs::write(occupied.join("precious"), "x").unwrap();
     assert_eq!(load(&occupied, &["--set", text(&set), APP1]), Err("store.refused".to_owned()));
+}
+
+fn the_name_of_an_image_in_the_place_of_a_file_is_told_its_option() {
+    for (name, hint) in [
+        ("docker.io/library/no-such:1", "shown with --image docker.io/library/no-such:1 [image.missing]\n"),
+        ("/no/such/file", "/no/such/file: the file is missing [image.missing]\n"),
+    ] {
+        let done = plywood(&["inspect", name]);
+        let error = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.code() == Some(1) && error.ends_with(hint), "{error}");
+    }
 }
 
 fn nothing_to_load_is_wrong_usage() {

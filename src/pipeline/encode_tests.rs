@@ -2,9 +2,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
-    call::{Cancel, Progress, Seen, Work},
+    call::Seen,
     limits::Limits,
-    pipeline::{Resources, decode::Meter},
+    pipeline::{
+        decode::Meter,
+        test_setup::{Setup, setup},
+    },
 };
 
 /// Half noise, half words, so that blocks differ and compress.
@@ -17,33 +20,7 @@ fn sample(len: usize) -> Vec<u8> {
     (0..len).map(step).collect()
 }
 
-struct Setup {
-    helpers: usize,
-    limits: Limits,
-    cancel: Cancel,
-    progress: Progress,
-}
-
-fn setup(helpers: usize) -> Setup {
-    Setup { helpers, limits: Limits::default(), cancel: Cancel::new(), progress: Progress::default() }
-}
-
 impl Setup {
-    fn run<T>(
-        &self,
-        compression: Compression,
-        deliver: Deliver<'_>,
-        produce: impl FnOnce(&mut dyn Feed) -> Result<T>,
-    ) -> Result<(T, Facts)> {
-        let resources = Resources::new(self.limits.clone(), self.helpers);
-        let lease = resources.budget.lease(&Cancel::new()).unwrap();
-        let work = Work { cancel: &self.cancel, progress: &self.progress };
-        let plan = Plan { resources: &resources, lease: &lease, work };
-        let outcome = run(plan, compression, deliver, produce);
-        assert_eq!(resources.helpers.free(), self.helpers, "all permits are back");
-        outcome
-    }
-
     /// The blob that `bytes`, written in pieces of `step` bytes, become.
     fn blob(&self, compression: Compression, bytes: &[u8], step: usize) -> (Vec<u8>, Facts) {
         let mut blob = Vec::new();
@@ -55,7 +32,7 @@ impl Setup {
             bytes.chunks(step).try_for_each(|piece| feed.write_all(piece)).unwrap();
             Ok(())
         };
-        let ((), facts) = self.run(compression, &mut deliver, produce).unwrap();
+        let ((), facts) = self.run(|plan| run(plan, compression, &mut deliver, produce)).unwrap();
         let Seen { phase, done_bytes, .. } = self.progress.look();
         assert_eq!((phase, done_bytes), (Phase::Transfer, bytes.len() as u64));
         (blob, facts)
@@ -148,7 +125,11 @@ fn one_block_uses_the_callers_thread_alone() {
             Ok(())
         };
         let bytes = sample(blocks * compression.block_bytes());
-        setup(3).run(compression, &mut deliver, |feed| feed.write_all(&bytes).map_err(Error::disk)).unwrap();
+        setup(3)
+            .run(|plan| {
+                run(plan, compression, &mut deliver, |feed| feed.write_all(&bytes).map_err(Error::disk))
+            })
+            .unwrap();
         assert_eq!(elsewhere, blocks > 1, "{compression:?}");
     }
 }
@@ -174,7 +155,7 @@ fn what_is_under_way_is_bounded() {
             }
             Ok(())
         };
-        setup(3).run(compression, &mut deliver, produce).unwrap();
+        setup(3).run(|plan| run(plan, compression, &mut deliver, produce)).unwrap();
     }
 }
 
@@ -196,12 +177,16 @@ fn an_error_of_the_producer_or_of_the_store_ends_the_run() {
             pieces += 1;
             if pieces == 3 { Err(refuse()) } else { Ok(()) }
         };
-        let error = setup.run(compression, &mut deliver, endless).unwrap_err();
+        let error = setup.run(|plan| run(plan, compression, &mut deliver, endless)).unwrap_err();
         assert_eq!(error.reason(), "test.refused", "{compression:?}, {helpers} helpers");
 
         // At the very end: only `finish` can return the error.
         let error = setup
-            .run(compression, &mut |_: &[u8]| Err(refuse()), |feed| feed.write_all(b"x").map_err(Error::disk))
+            .run(|plan| {
+                run(plan, compression, &mut |_: &[u8]| Err(refuse()), |feed| {
+                    feed.write_all(b"x").map_err(Error::disk)
+                })
+            })
             .unwrap_err();
         assert_eq!(error.reason(), "test.refused");
 
@@ -209,7 +194,7 @@ fn an_error_of_the_producer_or_of_the_store_ends_the_run() {
             feed.write_all(&sample(2 * block)).unwrap();
             Err(refuse())
         };
-        let error = setup.run(compression, &mut |_| Ok(()), failing).unwrap_err();
+        let error = setup.run(|plan| run(plan, compression, &mut |_| Ok(()), failing)).unwrap_err();
         assert_eq!(error.reason(), "test.refused");
     }
 }
@@ -219,8 +204,10 @@ fn a_panic_of_the_store_on_a_thread_is_an_internal_error() {
     for compression in ALL {
         let mut deliver = |_: &[u8]| panic!("the store is broken");
         let error = setup(4)
-            .run(compression, &mut deliver, |feed| {
-                feed.write_all(&sample(3 * compression.block_bytes())).map_err(Error::disk)
+            .run(|plan| {
+                run(plan, compression, &mut deliver, |feed| {
+                    feed.write_all(&sample(3 * compression.block_bytes())).map_err(Error::disk)
+                })
             })
             .unwrap_err();
         assert_eq!((error.kind(), error.reason()), (Kind::Internal, "internal.panic"));
@@ -237,7 +224,7 @@ fn a_cancelled_run_ends_at_the_next_block() {
             setup.cancel.cancel();
             feed.write_all(&block).map_err(Error::disk)
         };
-        let error = setup.run(compression, &mut |_| Ok(()), produce).unwrap_err();
+        let error = setup.run(|plan| run(plan, compression, &mut |_| Ok(()), produce)).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled);
     }
 }
@@ -252,12 +239,16 @@ fn the_limit_on_the_stream_holds_before_and_while_it_is_written() {
         feed.announce(601)
     };
     let unannounced = |feed: &mut dyn Feed| feed.write_all(&[0; 1001]).map_err(Error::disk);
-    let error = setup.run(Compression::GZIP, &mut |_| Ok(()), announced).unwrap_err();
+    let error = setup.run(|plan| run(plan, Compression::GZIP, &mut |_| Ok(()), announced)).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"));
-    let error = setup.run(Compression::GZIP, &mut |_| Ok(()), unannounced).unwrap_err();
+    let error = setup.run(|plan| run(plan, Compression::GZIP, &mut |_| Ok(()), unannounced)).unwrap_err();
     assert_eq!((error.kind(), error.reason()), (Kind::Exhausted, "limit.stream"));
     setup
-        .run(Compression::GZIP, &mut |_| Ok(()), |feed| feed.write_all(&[0; 1000]).map_err(Error::disk))
+        .run(|plan| {
+            run(plan, Compression::GZIP, &mut |_| Ok(()), |feed| {
+                feed.write_all(&[0; 1000]).map_err(Error::disk)
+            })
+        })
         .unwrap();
 }
 
@@ -298,5 +289,5 @@ fn no_thread_that_is_started_here_may_read_what_the_producer_may() {
         }
         Ok(())
     };
-    setup(3).run(Compression::GZIP, &mut |_| Ok(()), produce).unwrap();
+    setup(3).run(|plan| run(plan, Compression::GZIP, &mut |_| Ok(()), produce)).unwrap();
 }

@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
-    call::{Cancel, Progress, Seen, Work},
+    call::Seen,
     codec::Coding,
     limits::Limits,
-    pipeline::Resources,
+    pipeline::test_setup::{Setup, setup},
 };
 
 /// A part of a stream: a chunk of so many bytes, which begins a member, and so many bytes behind it.
@@ -13,35 +13,6 @@ type Part = (Option<usize>, usize);
 fn sample(len: usize) -> Vec<u8> {
     let byte = |at: usize| (at / 1000 * 7 + at % 13).to_le_bytes()[0];
     (0..len).map(byte).collect()
-}
-
-struct Setup {
-    helpers: usize,
-    limits: Limits,
-    cancel: Cancel,
-    progress: Progress,
-}
-
-fn setup(helpers: usize) -> Setup {
-    Setup { helpers, limits: Limits::default(), cancel: Cancel::new(), progress: Progress::default() }
-}
-
-impl Setup {
-    fn run<T>(
-        &self,
-        compression: Compression,
-        deliver: Deliver<'_>,
-        produce: impl FnOnce(&mut dyn Members) -> Result<T>,
-        end: impl FnOnce(&mut T, Delivering<'_>) -> Result<Vec<Ending>>,
-    ) -> Result<(T, Facts)> {
-        let resources = Resources::new(self.limits.clone(), self.helpers);
-        let lease = resources.budget.lease(&Cancel::new()).unwrap();
-        let work = Work { cancel: &self.cancel, progress: &self.progress };
-        let plan = Plan { resources: &resources, lease: &lease, work };
-        let outcome = run(plan, compression, deliver, produce, end);
-        assert_eq!(resources.helpers.free(), self.helpers, "all permits are back");
-        outcome
-    }
 }
 
 /// A blob, where its members are, and the places that [`Members::begin`] returned.
@@ -82,7 +53,7 @@ fn made(helpers: usize, compression: Compression, parts: &[Part], step: usize) -
         let skipped = delivering.blob_bytes.to_le_bytes();
         Ok(vec![Ending::Member(TAIL.to_vec()), Ending::Raw(skipped.to_vec())])
     };
-    let (begun, facts) = setup.run(compression, &mut deliver, produce, end).unwrap();
+    let (begun, facts) = setup.run(|plan| run(plan, compression, &mut deliver, produce, end)).unwrap();
     let Seen { phase, done_bytes, .. } = setup.progress.look();
     assert_eq!((phase, done_bytes), (Phase::Transfer, bytes.len() as u64));
     assert_eq!((&facts.blob, facts.blob_bytes), (&Digest::sha256(&blob), blob.len() as u64));
@@ -167,8 +138,9 @@ fn a_stream_without_anything_is_its_ending() {
         let made = made(helpers, Compression::GZIP, &[], 1);
         assert_eq!((made.members, made.stream_bytes), (Vec::new(), TAIL.len() as u64));
         let nothing: Vec<Ending> = Vec::new();
-        let ((), facts) =
-            setup(helpers).run(Compression::ZSTD, &mut |_| Ok(()), |_| Ok(()), |(), _| Ok(nothing)).unwrap();
+        let ((), facts) = setup(helpers)
+            .run(|plan| run(plan, Compression::ZSTD, &mut |_| Ok(()), |_| Ok(()), |(), _| Ok(nothing)))
+            .unwrap();
         assert_eq!((facts.blob_bytes, facts.blob), (0, Digest::sha256(b"")));
     }
 }
@@ -199,23 +171,23 @@ fn an_error_of_any_step_ends_the_others() {
             feed.write_all(&sample(100_000)).unwrap();
             Ok(())
         };
-        let run = |deliver: Deliver<'_>, produce: fn(&mut dyn Members) -> Result<()>| {
-            setup.run(Compression::GZIP, deliver, produce, no_ending).unwrap_err()
+        let error_of = |deliver: Deliver<'_>, produce: fn(&mut dyn Members) -> Result<()>| {
+            setup.run(|plan| run(plan, Compression::GZIP, deliver, produce, no_ending)).unwrap_err()
         };
-        let error = run(&mut |_| Err(refused()), endless);
+        let error = error_of(&mut |_| Err(refused()), endless);
         assert_eq!(error.reason(), "test.refused", "of the store, {helpers} helpers");
-        let error = run(&mut |_| Ok(()), |feed| {
+        let error = error_of(&mut |_| Ok(()), |feed| {
             feed.write_all(&sample(9_000_000)).unwrap();
             Err(refused())
         });
         assert_eq!(error.reason(), "test.refused", "of the producer, {helpers} helpers");
         let end = |(): &mut (), _: Delivering<'_>| Err(refused());
-        let error = setup.run(Compression::GZIP, &mut |_| Ok(()), few, end).unwrap_err();
+        let error = setup.run(|plan| run(plan, Compression::GZIP, &mut |_| Ok(()), few, end)).unwrap_err();
         assert_eq!(error.reason(), "test.refused", "of the end, {helpers} helpers");
         // The store fails at the very last bytes.
         let mut deliver = |piece: &[u8]| if piece == b"end" { Err(refused()) } else { Ok(()) };
         let end = |(): &mut (), _: Delivering<'_>| Ok(vec![Ending::Raw(b"end".to_vec())]);
-        let error = setup.run(Compression::GZIP, &mut deliver, few, end).unwrap_err();
+        let error = setup.run(|plan| run(plan, Compression::GZIP, &mut deliver, few, end)).unwrap_err();
         assert_eq!(error.reason(), "test.refused", "at the end, {helpers} helpers");
     }
 }
@@ -232,7 +204,8 @@ fn a_cancelled_call_ends_within_a_member() {
             }
             Ok(())
         };
-        let error = setup.run(Compression::ZSTD, &mut deliver, endless, no_ending).unwrap_err();
+        let error =
+            setup.run(|plan| run(plan, Compression::ZSTD, &mut deliver, endless, no_ending)).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled, "{helpers} helpers: {error}");
     }
 }
@@ -242,22 +215,22 @@ fn a_stream_ends_at_the_limit_of_its_length_the_ending_included() {
     let limits = Limits { stream_bytes: 1000, ..Limits::default() };
     for helpers in [0, 2] {
         let setup = Setup { limits: limits.clone(), ..setup(helpers) };
-        let run = |len: usize, tail: usize| {
+        let ended = |len: usize, tail: usize| {
             let produce = |feed: &mut dyn Members| {
                 feed.begin(1)?;
                 let outcome = feed.write_all(&sample(len));
                 outcome.map_err(|error| Error::from_io(error, Kind::Internal, "test"))
             };
             let end = |(): &mut (), _: Delivering<'_>| Ok(vec![Ending::Member(vec![0; tail])]);
-            setup.run(Compression::GZIP, &mut |_| Ok(()), produce, end)
+            setup.run(|plan| run(plan, Compression::GZIP, &mut |_| Ok(()), produce, end))
         };
-        assert_eq!(run(900, 100).unwrap().1.stream_bytes, 1000);
+        assert_eq!(ended(900, 100).unwrap().1.stream_bytes, 1000);
         for (len, tail) in [(1001, 0), (900, 101)] {
-            let error = run(len, tail).unwrap_err();
+            let error = ended(len, tail).unwrap_err();
             assert_eq!(error.kind(), Kind::Exhausted, "{len} and {tail} bytes: {error}");
         }
         let announce = |feed: &mut dyn Members| feed.announce(1001);
-        let announced = setup.run(Compression::GZIP, &mut |_| Ok(()), announce, no_ending);
+        let announced = setup.run(|plan| run(plan, Compression::GZIP, &mut |_| Ok(()), announce, no_ending));
         assert_eq!(announced.unwrap_err().kind(), Kind::Exhausted);
     }
 }

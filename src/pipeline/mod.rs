@@ -41,6 +41,8 @@ pub mod zfile;
 mod ordered;
 mod resources;
 mod source;
+#[cfg(test)]
+mod test_setup;
 
 pub use ahead::{AheadFacts, AheadOptions, fuzz_ahead, fuzz_ahead_zstd};
 pub use builder::{Facts, Pipeline, Ran, StageTimes};

@@ -155,6 +155,13 @@ pub struct Limits {
     pub stall: Duration,
 }
 
+impl Limits {
+    /// The limits of commands, which keep no part of the disk free: it is the caller's to fill.
+    pub fn without_reserve() -> Self {
+        Self { reserve_bytes: 0, reserve_percent: 0, ..Self::default() }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -42,7 +42,7 @@ fn fixture() -> Fixture {
         fs::create_dir_all(scratch.path().join("snapshots").join(id).join("fs")).unwrap();
         fs::write(scratch.path().join("snapshots").join(id).join(".erofslayer"), "").unwrap();
     }
-    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
+    let limits = Limits::without_reserve();
     let options = Options { durability: Durability::Never, ..Options::default() };
     Fixture { scratch, store: Memory::new(), options, limits, helper_threads: Helpers::default_threads() }
 }

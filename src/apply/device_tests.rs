@@ -63,7 +63,7 @@ fn fixture() -> Fixture {
         }
     }
     let overlaybd = Overlaybd { virtual_bytes: 1 << 30, ..Overlaybd::default() };
-    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
+    let limits = Limits::without_reserve();
     Fixture { scratch, store: Memory::new(), overlaybd, limits, known: Arc::default() }
 }
 

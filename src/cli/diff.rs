@@ -214,9 +214,8 @@ fn diff(arguments: &Arguments) -> Result<Written> {
     }
     let sides = Sides { lower, upper };
 
-    // No reserve: users may fill their disk, with an image as with an archive.
-    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let resources = Resources::new(limits, arguments.threads.unwrap_or_else(Helpers::default_threads));
+    let resources =
+        Resources::new(Limits::without_reserve(), arguments.threads.unwrap_or_else(Helpers::default_threads));
     let composer = Composer::new(options, resources);
     let (cancel, progress) = (Cancel::new(), Progress::default());
     let work = Work { cancel: &cancel, progress: &progress };

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    files::{directory, require_other},
     image::{ImageFile, open_file},
     indexed, output,
     report::Bar,
@@ -95,6 +96,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn from_file(arguments: &Arguments, path: &Path, cancel: &Cancel) -> Result<String> {
     let file = open_file(path)?;
+    if let Some(whole) = &arguments.whole {
+        require_other(whole, [path].into_iter().chain(arguments.toc.as_deref()))?;
+    }
     let is_table = indexed::is_json(&file);
     let id = match &arguments.blob_id {
         Some(hex) => BlobId::parse(hex).ok_or_else(|| {
@@ -183,9 +187,9 @@ fn from_store(arguments: &Arguments, digest: &Digest, cancel: &Cancel) -> Result
 
 /// A blob of a store that has no file for it, in a file without a name where the output will be.
 fn downloaded(arguments: &Arguments, blob: &mut impl io::Read, digest: &Digest) -> Result<NewFile> {
-    let beside = arguments.whole.as_deref().and_then(Path::parent);
-    let directory = arguments.output.as_deref().or(beside).filter(|path| !path.as_os_str().is_empty());
-    let mut file = NewFile::scratch(directory.unwrap_or(Path::new(".")), &Limits::default())?;
+    let beside = arguments.whole.as_deref().map_or(Path::new("."), directory);
+    let room = arguments.output.as_deref().unwrap_or(beside);
+    let mut file = NewFile::scratch(room, &Limits::without_reserve())?;
     let (mut hasher, mut piece, mut at) = (Hasher::new(Algorithm::Sha256), vec![0; PIECE], 0);
     loop {
         let read = blob.read(&mut piece);
@@ -217,13 +221,13 @@ fn make<R: ReadAt + Sync>(
     let progress = Progress::default();
     let work = Work { cancel, progress: &progress };
     let mut text = String::new();
-    if let Some(directory) = &arguments.output {
+    if let Some(storage) = &arguments.output {
         let (prepared, device_bytes) = match arguments.data {
             true => {
                 let _bar = Bar::show(&progress);
-                prepare_with_device(layer, id, directory, &resources, work)?
+                prepare_with_device(layer, id, storage, &resources, work)?
             }
-            false => (prepare_stargz_meta_layer(layer, id, directory, None)?, None),
+            false => (prepare_stargz_meta_layer(layer, id, storage, None)?, None),
         };
         match prepared {
             Some(made) => {

@@ -139,7 +139,7 @@ impl Fixture {
 
     fn differ(&self, sink: Arc<dyn BlobSink>, helpers: usize) -> Differ {
         let roots = Roots::open(&[]).unwrap().with_overlaybd(&[self.scratch.path().to_owned()]).unwrap();
-        let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
+        let limits = Limits::without_reserve();
         let options = Options::in_directory(self.scratch.path().to_owned());
         Differ::new(sink, Arc::new(roots), Composer::new(options, Resources::new(limits, helpers)))
     }

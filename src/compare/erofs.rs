@@ -248,7 +248,7 @@ mod tests {
 
     const RUN: fn() -> Run = || Run {
         helpers: 0,
-        limits: Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() },
+        limits: Limits::without_reserve(),
         compression: Compression::PLAIN,
         piece: 1000,
     };

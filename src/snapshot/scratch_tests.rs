@@ -11,7 +11,7 @@ use crate::{limits::Limits, sys::dir::Dir};
 
 /// Limits that leave the test machine's disk alone.
 pub(super) fn limits() -> Limits {
-    Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() }
+    Limits::without_reserve()
 }
 
 pub(super) struct Scratch {

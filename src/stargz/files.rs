@@ -27,8 +27,7 @@ impl NewFiles {
         mode: Option<u32>,
         fill: impl FnOnce(NewFile) -> Result<(NewFile, T)>,
     ) -> Result<T> {
-        let (made, is_new) =
-            make(path, mode, fill).map_err(|error| error.context(path.display().to_string()))?;
+        let (made, is_new) = make(path, mode, fill)?;
         if is_new {
             self.0.push(path.to_owned());
         }
@@ -55,10 +54,13 @@ fn make<T>(
     mode: Option<u32>,
     fill: impl FnOnce(NewFile) -> Result<(NewFile, T)>,
 ) -> Result<(T, bool)> {
+    // Errors of the publication name the file themselves.
+    let named = |error: Error| error.context(path.display().to_string());
     let publication = Publication::beside(path)?;
-    let (file, made) = fill(publication.file(LAYER_NAME)?)?;
+    let (file, made) = fill(publication.file(LAYER_NAME)?).map_err(named)?;
     if let Some(mode) = mode {
-        file.file().set_permissions(Permissions::from_mode(mode)).map_err(Error::disk)?;
+        let set = file.file().set_permissions(Permissions::from_mode(mode));
+        set.map_err(|error| named(Error::disk(error)))?;
     }
     let is_new = path.symlink_metadata().is_err();
     publication.commit([file], Durability::Always, false)?;

@@ -17,6 +17,7 @@ pub fn add(suite: &mut Suite) {
     testkit::tests![suite, &[];
         the_files_of_a_layer_have_the_names_and_modes_of_the_nydus_snapshotter,
         layers_without_such_metadata_are_refused,
+        a_layer_is_not_replaced_and_a_missing_directory_is_named_once,
         a_layer_of_the_content_store_is_compared_with_what_its_image_says,
         metadata_and_data_of_a_layer_in_the_content_store_are_sound,
     ];
@@ -80,6 +81,22 @@ fn layers_without_such_metadata_are_refused() {
         assert!(error.trim_end().ends_with(&format!("[{reason}]")), "{output:?}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+}
+
+fn a_layer_is_not_replaced_and_a_missing_directory_is_named_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = dir.path().join("layer.esgz");
+    fs::copy(fixture("estargz/eqsize.esgz"), &layer).unwrap();
+    let name = layer.to_str().unwrap();
+    let output = plywood(&[name, "--whole", name]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("[cli.same-file]"), "{error}");
+    assert!(fs::read(&layer).unwrap() == fs::read(fixture("estargz/eqsize.esgz")).unwrap());
+
+    let missing = dir.path().join("missing");
+    let output = plywood(&[name, "-o", missing.to_str().unwrap()]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.matches("missing").count() == 1, "{error}");
 }
 
 /// Runs the command on a node, with the output in a directory of it.

@@ -226,9 +226,7 @@ fn shown(tar: &Path, applied: &Applied) -> Result<()> {
 /// Opens the archive at `tar`, and passes it to `work` with what a command may use.
 fn with_archive<T>(tar: &Path, work: impl FnOnce(Source<'_>, Plan<'_>) -> Result<T>) -> Result<T> {
     let (mut input, size_bytes) = open(tar)?;
-    // Scratch files are as large as what is applied, and the disk is the caller's to fill.
-    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let resources = Resources::new(limits, Helpers::default_threads());
+    let resources = Resources::new(Limits::without_reserve(), Helpers::default_threads());
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let lease = resources.budget.lease(&cancel)?;
     let plan =

@@ -91,9 +91,7 @@ fn export(arguments: &Arguments) -> Result<TurboLayer> {
         File::open(&arguments.layer).map_err(|error| output::unreadable(&error, "overlaybd.input"))?;
     let metadata = input.metadata().map_err(Error::disk)?;
     let size_bytes = metadata.is_file().then_some(metadata.len());
-    // Scratch files are as large as what is made, and the disk is the caller's to fill.
-    let limits = Limits { reserve_bytes: 0, reserve_percent: 0, ..Limits::default() };
-    let resources = Resources::new(limits, Helpers::default_threads());
+    let resources = Resources::new(Limits::without_reserve(), Helpers::default_threads());
     let (cancel, progress) = (Cancel::new(), Progress::expecting(size_bytes));
     let lease = resources.budget.lease(&cancel)?;
     let plan =

@@ -208,7 +208,7 @@ mod tests {
         Entry { path: path.into(), attributes: Attributes::default(), xattrs: Vec::new(), body }
     }
 
-    /// What `work` returns, with `helpers` that decode ahead whatever the size of a layer.
+    /// Runs `work` with `helpers` that decode ahead whatever the size of a layer.
     fn with_plan<T>(helpers: usize, work: impl FnOnce(Plan<'_>) -> T) -> T {
         let ahead =
             AheadOptions { from_bytes: Some(0), members_from_bytes: 0, distance: 128 << 10, yields: false };

@@ -234,7 +234,7 @@ fn a_writable_layer_without_a_size_takes_that_of_the_device_below() {
             byte[0]
         };
         assert_eq!((byte(60 * MIB), byte(0), byte(8 * MIB)), (5, 0, if turbo { 9 } else { 0 }), "{kind:?}");
-        // What is written of a block leaves the rest of it as it was.
+        // Writing a part of a block leaves the rest of it as it was.
         let around = [0, 512, 1024, 1536].map(|at| byte(40 * MIB + at));
         assert_eq!(around, [2, 2, 6, 2], "{kind:?}");
     }

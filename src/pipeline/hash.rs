@@ -27,7 +27,7 @@ pub struct Hash {
     hasher: Hasher,
     size_bytes: u64,
     busy: Duration,
-    /// What it takes along.
+    /// Hash that it takes along.
     beside: Option<Arc<Waiting>>,
 }
 

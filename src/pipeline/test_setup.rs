@@ -6,7 +6,7 @@ use crate::{
     limits::Limits,
 };
 
-/// What a run gets, and what is looked at afterwards.
+/// Things that a run gets, and that are looked at afterwards.
 pub(super) struct Setup {
     pub(super) helpers: usize,
     pub(super) limits: Limits,

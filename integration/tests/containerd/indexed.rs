@@ -174,7 +174,7 @@ impl Drop for Store<'_> {
     }
 }
 
-/// What of a tree that store makes when it fetches files by themselves: no devices and pipes, no owners of symlinks, and
+/// The part of a tree that such a store makes when it fetches files by themselves: no devices and pipes, no owners of symlinks, and
 /// no times but those of files.
 fn files(mut tree: Tree) -> Tree {
     let is_made = |kind: &Kind| matches!(kind, Kind::Regular { .. } | Kind::Directory | Kind::Symlink { .. });
@@ -224,7 +224,7 @@ fn estargz_in_a_store(env: &mut Env) -> anyhow::Result<()> {
     tree::ensure_equal(&files(want), &files(carried(found)?))
 }
 
-/// The same without an option that allows less. The store computes the digest of the archive, which it makes again of the
+/// A store that fetches zstd:chunked, without the option that allows less, does so too. It computes the digest of the archive, which it makes again of the
 /// files, and refuses a layer whose digest is not the one in the image's configuration.
 fn chunked_in_a_store(env: &mut Env) -> anyhow::Result<()> {
     let pulled = Pulled::new(env, "erofs")?;

@@ -573,7 +573,7 @@ fn a_full_disk_does_not_tear_what_a_layer_with_data_in_its_place_holds() {
 
 #[test]
 fn whole_blocks_of_a_sparse_file_are_written_as_the_device_has_them() {
-    // What a file system with such blocks has of the file, once one sector at 200 is written.
+    // A file system with such blocks has these of the file, once one sector at 200 is written.
     for (block_bytes, want) in [(512, 102_400..106_496), (4096, 102_400..106_496), (16384, 94_208..110_592)] {
         let virtual_size = MIB;
         let new =

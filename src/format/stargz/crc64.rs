@@ -2,65 +2,37 @@
 //!
 //! Source: ISO 3309; Go `hash/crc64`, table `ISO`.
 
-use std::sync::LazyLock;
+use std::fmt;
 
-/// The polynomial x^64 + x^4 + x^3 + x + 1, lowest power first.
-const POLYNOMIAL: u64 = 0xD800_0000_0000_0000;
-/// Bytes taken at a time.
-const LANES: usize = 8;
+use crc::{CRC_64_GO_ISO, Crc, Digest, Table};
 
-/// What each value of a byte adds to the sum.
-type Table = [u64; 256];
-
-/// The table for a byte with 7 others behind it, with 6, and so on.
-static TABLES: LazyLock<[Table; LANES]> = LazyLock::new(|| {
-    let step = |crc: u64, _bit| if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
-    let last: Table = std::array::from_fn(|byte| (0..8).fold(byte as u64, step));
-    let mut tables = [last; LANES];
-    let mut table = last;
-    for place in tables.iter_mut().rev().skip(1) {
-        table = table.map(|crc| next(&last, crc, 0));
-        *place = table;
-    }
-    tables
-});
-
-fn next(last: &Table, crc: u64, byte: u8) -> u64 {
-    let [low, ..] = crc.to_le_bytes();
-    (crc >> 8) ^ of(last, low ^ byte)
-}
-
-fn of(table: &Table, byte: u8) -> u64 {
-    table.get(usize::from(byte)).copied().unwrap_or_default()
-}
+static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_GO_ISO);
 
 /// A running sum.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Crc64(u64);
+#[derive(Clone)]
+pub(super) struct Crc64(Digest<'static, u64, Table<16>>);
 
 impl Default for Crc64 {
     fn default() -> Self {
-        Self(u64::MAX)
+        Self(CRC.digest())
+    }
+}
+
+impl fmt::Debug for Crc64 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Crc64").finish_non_exhaustive()
     }
 }
 
 impl Crc64 {
     /// Adds bytes.
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        let tables: &[Table; LANES] = &TABLES;
-        let [.., last] = tables;
-        let (lanes, rest) = bytes.as_chunks::<LANES>();
-        let mut crc = self.0;
-        for lane in lanes {
-            let mixed = (crc ^ u64::from_le_bytes(*lane)).to_le_bytes();
-            crc = tables.iter().zip(mixed).fold(0, |sum, (table, byte)| sum ^ of(table, byte));
-        }
-        self.0 = rest.iter().fold(crc, |crc, byte| next(last, crc, *byte));
+        self.0.update(bytes);
     }
 
     /// The sum of all bytes.
     pub(super) fn finish(self) -> u64 {
-        !self.0
+        self.0.finalize()
     }
 }
 

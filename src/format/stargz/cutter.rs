@@ -22,7 +22,7 @@ static ZEROS: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
 /// A chunk of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut<'a> {
-    /// Its data, at most [`CHUNK_BYTES`].
+    /// Data, at most [`CHUNK_BYTES`].
     pub bytes: &'a [u8],
     /// Whether it is a hole, or a part of one.
     pub is_hole: bool,

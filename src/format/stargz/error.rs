@@ -109,7 +109,7 @@ pub enum StargzError {
     WrittenTime {
         /// Name of the entry.
         path: Vec<u8>,
-        /// Its time.
+        /// Time of the entry.
         seconds: i64,
     },
     /// Compressing failed.

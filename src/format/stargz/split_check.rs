@@ -136,7 +136,7 @@ struct Line<'a> {
     position: u64,
 }
 
-/// What frames in a range of a blob decode to.
+/// Bytes that frames in a range of a blob decode to.
 struct Plain<'a, R> {
     blob: &'a R,
     at: u64,
@@ -231,7 +231,7 @@ struct Archive<'a, R> {
     links: HashSet<&'a [u8]>,
 }
 
-/// What is wrong with the archive.
+/// Fault of the archive.
 enum Fault {
     Whole(StargzError),
     Line(SplitFault),

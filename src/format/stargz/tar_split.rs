@@ -52,7 +52,7 @@ struct Line<'a> {
     name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
-    /// Of a segment its bytes, of a file with data its sum, the highest byte first; in base64.
+    /// Bytes of a segment, or sum of a file with data, the highest byte first; in base64.
     payload: Option<&'a str>,
     position: u64,
 }

@@ -485,7 +485,7 @@ fn rewritten(change: impl FnOnce(&mut Value, &mut Vec<Value>)) -> Vec<u8> {
     let payload = &blob[..usize::try_from(layout.payload_end).unwrap()];
     let end = chunked::end(&json, packed, split, layout.payload_end);
     let found = [payload, &end.parts.concat()].concat();
-    // What the annotations say is what the footer says.
+    // Annotations and footer say the same.
     let declared = Declared::of(&end.annotations).unwrap();
     let [by_notes, by_footer] =
         [&declared, &Declared::default()].map(|declared| Layout::find(&&found[..], declared).unwrap());

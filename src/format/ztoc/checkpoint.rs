@@ -42,7 +42,7 @@ impl Checkpoint {
             Ok(value) if (least..=most).contains(&value) => Ok(value),
             _ => Err(ZtocError::Range { number, field, found, least, most }),
         };
-        // Its first bit in bits must be a number of 64 bits.
+        // The place of the first bit, counted in bits, has to fit 64 bits.
         let byte = within("in", i64::from_le_bytes(get::<0, _, _>(head)), 1, blob_bytes.min(1 << 60))?;
         // The size of the stream in the zTOC ends with the archive; zeros behind that may go on.
         let plain = within("out", i64::from_le_bytes(get::<8, _, _>(head)), 0, i64::MAX.unsigned_abs())?;

@@ -27,7 +27,7 @@ pub enum ZtocError {
         what: &'static str,
         /// Byte of the file at which it should begin.
         offset: u64,
-        /// Its length in bytes.
+        /// Length in bytes.
         len: u64,
         /// Size of the file.
         size_bytes: u64,

@@ -566,7 +566,7 @@ fn a_full_disk_does_not_tear_what_a_layer_with_data_in_its_place_holds() {
             data.end = end;
             let mut upper = Upper::open(&mut data, &mut index, kind == Writable::Turbo, 0).unwrap();
             assert_eq!(upper.write(&newer, &zeros).unwrap_err().kind(), Kind::Exhausted);
-            assert!(data.bytes[..MIB as usize] == before.0[..MIB as usize] && index == before.1, "{kind:?}");
+            assert!(data.bytes[..1 << 20] == before.0[..1 << 20] && index == before.1, "{kind:?}");
         }
     }
 }

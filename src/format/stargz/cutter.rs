@@ -205,11 +205,11 @@ impl RollingSum {
                     let leaving = self.window.get(searched..).unwrap_or_default();
                     let pairs = leaving.len().min(rest.len());
                     let found = leaving.iter().zip(rest).position(&mut may_end);
-                    found.map_or(Err(pairs), Ok)
+                    found.ok_or(pairs)
                 }
                 Some(leaving) => {
                     let leaving = bytes.get(leaving..).unwrap_or_default();
-                    leaving.iter().zip(rest).position(&mut may_end).map_or(Err(rest.len()), Ok)
+                    leaving.iter().zip(rest).position(&mut may_end).ok_or(rest.len())
                 }
             };
             match found {

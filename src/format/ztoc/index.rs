@@ -41,7 +41,7 @@ impl<'f> Ztoc<'f> {
         let what = "the size of the blob";
         let size = root.number(COMPRESSED_ARCHIVE_SIZE, what)?.ok_or(ZtocError::Missing { what })?;
         let size = i64::from_le_bytes(size);
-        let blob_bytes = u64::try_from(size).map_err(|_| ZtocError::Size { found: size })?;
+        let blob_bytes = u64::try_from(size).map_err(|_negative| ZtocError::Size { found: size })?;
         let info = root.table(COMPRESSION_INFO, "the table of the compression")?;
         let found = info.number(COMPRESSION_ALGORITHM, "the compression")?.map_or(GZIP, i8::from_le_bytes);
         let checkpoints = match found {
@@ -87,7 +87,7 @@ fn checkpoints(file: &File<'_>, info: &Table<'_>, blob_bytes: u64) -> Result<Vec
     }
     let header: [u8; 12] = read(file, offset, "the checkpoints")?;
     let claimed = i32::from_le_bytes(get::<0, _, _>(&header));
-    let claimed = u64::try_from(claimed).map_err(|_| ZtocError::Count { found: claimed })?;
+    let claimed = u64::try_from(claimed).map_err(|_negative| ZtocError::Count { found: claimed })?;
     if claimed > ZTOC_CHECKPOINTS {
         return Err(ZtocError::Limit { found: claimed, limit: ZTOC_CHECKPOINTS });
     }

@@ -144,7 +144,7 @@ impl<'s, 'p> Pipeline<'s, 'p> {
         let whole = is_stream.then_some(&spare);
         let size_bytes = source.size_bytes;
         let ztoc = ztoc.filter(|_| chain.is_none());
-        let blob = Waiting::new(source.algorithm());
+        let blob = Waiting::new(source.algorithm(), &plan.resources.helpers);
         let manner =
             Manner { plan, is_small: source.is_small(), size_bytes, ztoc, coding, whole, blob: &blob };
         let _at_work = plan.resources.helpers.begin_layer();

@@ -188,7 +188,7 @@ fn the_coding_is_that_of_the_bytes_that_reach_the_detection() {
                 let work = Work { cancel: &cancel, progress: &Progress::default() };
                 let plan = Plan { resources: &resources, lease: &lease, work };
                 let source = Source { reader: &mut &blob[..], size_bytes, digest };
-                let hash = Waiting::new(Algorithm::Sha256);
+                let hash = Waiting::new(Algorithm::Sha256, &resources.helpers);
                 let (is_small, size_bytes) = (false, None);
                 let (ztoc, coded, whole) = (None, None, None);
                 let manner = Manner { plan, is_small, size_bytes, ztoc, coding: coded, whole, blob: &hash };

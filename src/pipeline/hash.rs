@@ -1,7 +1,7 @@
 //! Hashes and counts the bytes that pass.
 //!
-//! The bytes of a blob wait for those of its stream ([`Waiting`]), because both hashes in turns take less time than one
-//! after the other ([`Hasher::update_both`]).
+//! While processors are few, the bytes of a blob wait for those of its stream ([`Waiting`]), because both hashes in turns
+//! take less time than one after the other ([`Hasher::update_both`]).
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{buffer::Chunk, stage::Stage};
+use super::{buffer::Chunk, helpers::Helpers, stage::Stage};
 use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::Result,
@@ -20,6 +20,9 @@ use crate::{
 
 /// Most chunks of a blob that wait to be hashed. Helpers that decode ahead hold about as many of them anyway.
 const WAITING_MAX: usize = 32;
+/// Processors for a layer, beside one, from which on each hash has one of its own. The hash of the stream is what takes
+/// longest then, and must not do the work of the other.
+const PROCESSORS_ENOUGH: usize = 3;
 
 /// Hashes everything that passes.
 #[derive(Debug)]
@@ -94,6 +97,7 @@ pub(super) struct Waiting {
     hash: Mutex<Hash>,
     chunks: Mutex<VecDeque<Part>>,
     has_taker: AtomicBool,
+    helpers: Arc<Helpers>,
 }
 
 /// A chunk from the byte on that was not hashed.
@@ -104,9 +108,15 @@ struct Part {
 }
 
 impl Waiting {
-    pub(super) fn new(algorithm: Algorithm) -> Arc<Self> {
-        let has_taker = AtomicBool::new(false);
-        Arc::new(Self { hash: Mutex::new(Hash::new(algorithm)), chunks: Mutex::default(), has_taker })
+    /// A hash of nothing yet. `helpers` know how many processors there are.
+    pub(super) fn new(algorithm: Algorithm, helpers: &Arc<Helpers>) -> Arc<Self> {
+        let (hash, chunks) = (Mutex::new(Hash::new(algorithm)), Mutex::default());
+        let (has_taker, helpers) = (AtomicBool::new(false), Arc::clone(helpers));
+        Arc::new(Self { hash, chunks, has_taker, helpers })
+    }
+
+    fn are_processors_few(&self) -> bool {
+        self.helpers.idle_processors() < PROCESSORS_ENOUGH
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Part>> {
@@ -129,6 +139,9 @@ impl Waiting {
 
     /// Hashes the start of `bytes` for `other`, together with what waits here. Returns how many that were.
     fn take_along(&self, other: &mut Hash, bytes: &[u8]) -> usize {
+        if !self.are_processors_few() {
+            return 0;
+        }
         let mut hash = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;
         while let Some(theirs) = bytes.get(done..).filter(|theirs| !theirs.is_empty())
@@ -156,7 +169,8 @@ impl Stage for Arc<Waiting> {
     type Output = Hashed;
 
     fn push(&mut self, chunk: Chunk) -> Result<()> {
-        let most = if self.has_taker.load(Ordering::Relaxed) { WAITING_MAX } else { 0 };
+        let may_wait = self.has_taker.load(Ordering::Relaxed) && self.are_processors_few();
+        let most = if may_wait { WAITING_MAX } else { 0 };
         let mut chunks = self.lock();
         chunks.push_back(Part { chunk, from: 0 });
         let are_many = chunks.len() > most;
@@ -191,7 +205,7 @@ mod tests {
     fn both_digests_are_right_however_the_bytes_come() {
         let (blob, stream) = (bytes(30_000, 1), bytes(70_001, 2));
         for (blob_piece, stream_piece) in [(1, 1000), (128, 512), (1000, 130), (4096, 70_001), (30_000, 1)] {
-            let mut waiting = Waiting::new(Algorithm::Sha256);
+            let mut waiting = Waiting::new(Algorithm::Sha256, &Helpers::new(0));
             let mut hash = Hash::new(Algorithm::Sha256).beside(&waiting);
             let mut pieces = blob.chunks(blob_piece);
             for piece in stream.chunks(stream_piece) {
@@ -209,7 +223,7 @@ mod tests {
 
     #[test]
     fn digests_of_other_algorithms_are_right_too() {
-        let mut waiting = Waiting::new(Algorithm::Sha512);
+        let mut waiting = Waiting::new(Algorithm::Sha512, &Helpers::new(0));
         let mut hash = Hash::new(Algorithm::Sha256).beside(&waiting);
         push(&mut waiting, &bytes(999, 1));
         push(&mut hash, &bytes(1000, 2));
@@ -221,12 +235,17 @@ mod tests {
 
     #[test]
     fn few_chunks_wait_and_none_for_a_hash_that_is_not_there() {
-        let mut waiting = Waiting::new(Algorithm::Sha256);
+        let mut waiting = Waiting::new(Algorithm::Sha256, &Helpers::new(0));
         push(&mut waiting, &[1; 100]);
         assert_eq!(waiting.lock().len(), 0, "nobody takes it along");
         let hash = Hash::new(Algorithm::Sha256).beside(&waiting);
         (0..100).for_each(|_| push(&mut waiting, &[1; 100]));
         assert_eq!(waiting.lock().len(), WAITING_MAX);
+        let mut alone = Waiting::new(Algorithm::Sha256, &Helpers::new(5));
+        let mut taker = Hash::new(Algorithm::Sha256).beside(&alone);
+        push(&mut alone, &[1; 100]);
+        push(&mut taker, &[1; 100]);
+        assert_eq!(alone.lock().len(), 0, "there are processors for both");
         // Refused bytes end the stream; the blob is still hashed.
         drop(hash);
         (0..99).for_each(|_| push(&mut waiting, &[1; 100]));
@@ -236,7 +255,7 @@ mod tests {
     #[test]
     fn both_are_right_on_two_threads() {
         let (blob, stream) = (bytes(300_000, 1), bytes(700_000, 2));
-        let mut waiting = Waiting::new(Algorithm::Sha256);
+        let mut waiting = Waiting::new(Algorithm::Sha256, &Helpers::new(0));
         let mut hash = Hash::new(Algorithm::Sha256).beside(&waiting);
         thread::scope(|scope| {
             let taker = scope.spawn(|| {

@@ -10,7 +10,8 @@
 //!                     └──> detect ──> consumer
 //! ```
 //!
-//! The digest of a compressed blob is computed beside that of its stream, in turns: [`hash`] says why.
+//! While processors are few, the digest of a compressed blob is computed in turns with that of its stream: [`hash`] says
+//! why.
 //!
 //! The result does not depend on the threads. A small blob is done on the caller's thread alone. The other direction,
 //! from a stream that is produced here to a blob, is [`encode`], or [`members`] for a blob of many.

@@ -198,6 +198,7 @@ mod tests {
         call::{Cancel, Progress, Work},
         codec::encode::Compression,
         error::Kind,
+        format::stargz::{Declared, Layout, Toc, verify_split},
         limits::Limits,
         pipeline::{AheadOptions, Pipeline, Resources, Source, buffer::Chunk, encode::Facts, stage::Stage},
         tree::{Attributes, Extent},
@@ -300,6 +301,26 @@ mod tests {
         assert!(ran.output == want);
         let ahead = ran.facts.ahead;
         assert!(ahead.used > 0 && ahead.missed == 0, "{ahead:?} of {} bytes", blob.len());
+    }
+
+    #[test]
+    fn a_link_to_a_link_is_checked_like_others() {
+        let link = |path: &str, target: &str| Entry {
+            body: Body::HardLink { target: target.into() },
+            ..file(path, 0, None)
+        };
+        let links = [link("b", "a"), link("c", "b"), link("d", "a")];
+        let changes = |output: &mut dyn Output| {
+            output.entry(&file("a", 0, None))?;
+            output.end_entry()?;
+            links.iter().try_for_each(|link| output.entry(link))
+        };
+        let (blob, _) = chunked(0, &changes).unwrap();
+        let (blob, declared) = (&blob[..], Declared::default());
+        let layout = Layout::find(&blob, &declared).unwrap().unwrap();
+        let json = layout.read_toc(&blob, &declared).unwrap().unwrap();
+        let toc = Toc::read(&json, layout.payload_end).unwrap();
+        assert!(verify_split(&blob, &layout, &toc, &mut |_| Ok(())).unwrap());
     }
 
     #[test]

@@ -85,6 +85,10 @@ pub struct Arguments {
 
 /// Runs the command. Errors: those of the layer, with its name, and of the output.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(whole) = &arguments.whole {
+        let read = [&arguments.layer, &arguments.toc];
+        require_other(whole, read.into_iter().flatten().map(PathBuf::as_path))?;
+    }
     let cancel = Cancel::new();
     let (name, text) = match (&arguments.content, &arguments.layer) {
         (Some(digest), _) => (digest.to_string(), from_store(arguments, digest, &cancel)),
@@ -96,9 +100,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn from_file(arguments: &Arguments, path: &Path, cancel: &Cancel) -> Result<String> {
     let file = open_file(path)?;
-    if let Some(whole) = &arguments.whole {
-        require_other(whole, [path].into_iter().chain(arguments.toc.as_deref()))?;
-    }
     let is_table = indexed::is_json(&file);
     let id = match &arguments.blob_id {
         Some(hex) => BlobId::parse(hex).ok_or_else(|| {
